@@ -1,0 +1,217 @@
+"""Every number of FASeg, typed, with its source.
+
+"Reference" is the released FASeg training configuration; "Mask2Former" is transformers' `Mask2FormerConfig`, whose
+names and defaults are kept.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+@strict
+class FASegConfig(PreTrainedConfig):
+    r"""
+    Configuration of `FASegModel` and `FASegForUniversalSegmentation` ("Dynamic Focus-aware Positional Queries for
+    Semantic Segmentation", CVPR 2023).
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to Swin-S):
+            Configuration of a backbone with four feature maps of strides 4, 8, 16 and 32.
+        feature_size (`int`, *optional*, defaults to 256):
+            Channels of the pixel decoder's maps and positional encodings; equal to `hidden_dim` (Mask2Former).
+        mask_feature_size (`int`, *optional*, defaults to 256):
+            Channels of the stride-4 map that mask embeddings are multiplied with (Mask2Former).
+        hidden_dim (`int`, *optional*, defaults to 256):
+            Width of the transformer decoder (Mask2Former).
+        encoder_layers (`int`, *optional*, defaults to 6):
+            Deformable encoder layers of the pixel decoder (Mask2Former).
+        encoder_feedforward_dim (`int`, *optional*, defaults to 1024):
+            Feed-forward width of the deformable encoder (Mask2Former).
+        decoder_layers (`int`, *optional*, defaults to 13):
+            Layers of the transformer decoder, their true number (reference: DEC_LAYERS = 14 counts predictions).
+        dim_feedforward (`int`, *optional*, defaults to 2048):
+            Feed-forward width of the transformer decoder (Mask2Former).
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Heads of every attention (Mask2Former).
+        num_queries (`int`, *optional*, defaults to 100):
+            Queries, that is the largest number of segments in a picture (Mask2Former).
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout of attention weights, residual branches and feed-forwards (reference: 0).
+        enforce_input_projection (`bool`, *optional*, defaults to `False`):
+            Whether each decoder level gets a 1x1 convolution (Mask2Former).
+        positional_encoding_type (`str`, *optional*, defaults to `"conditional"`):
+            The paper's K_p: `"conditional"` (depthwise 3x3 convolution of the features), `"sine"` or `"learned"`.
+        use_dynamic_positional_queries (`bool`, *optional*, defaults to `True`):
+            DFPQ (paper Sec. 3.2); `False` keeps Mask2Former's learned positional queries.
+        use_high_resolution_cross_attention (`bool`, *optional*, defaults to `True`):
+            HRCA (paper Sec. 3.3); `False` attends to the three coarse levels only.
+        high_resolution_reduction (`int`, *optional*, defaults to 32):
+            Omega: HRCA keeps one window in so many (reference: a constructor default).
+        high_resolution_min_windows (`int`, *optional*, defaults to 0):
+            Windows that HRCA keeps at least; the reference keeps none on pictures of fewer than
+            `high_resolution_reduction` coarse tokens.
+        attention_mask_threshold (`float`, *optional*, defaults to 0.15):
+            Mask probability below which a query may not attend to a position (reference; Mask2Former has 0.5).
+        mask_padding (`bool`, *optional*, defaults to `False`):
+            Whether `pixel_mask` keeps padding out of attention, DFPQ and HRCA; the reference treats padding as image.
+        ignore_value (`int`, *optional*, defaults to 255):
+            Label id that belongs to no class (Mask2Former).
+        exclude_ignored_pixels (`bool`, *optional*, defaults to `False`):
+            Whether the loss draws no points on unlabelled and padded pixels; the reference teaches them as outside
+            every mask. For `task="instance"`, where uncovered means background, only padding is left out.
+        task (`str`, *optional*, defaults to `"semantic"`):
+            What the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
+        no_object_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the no-object class in the classification loss (Mask2Former).
+        class_weight (`float`, *optional*, defaults to 2.0):
+            Weight of the classification term in loss and matching (Mask2Former).
+        mask_weight (`float`, *optional*, defaults to 5.0):
+            Weight of the binary cross-entropy of masks in loss and matching (Mask2Former).
+        dice_weight (`float`, *optional*, defaults to 5.0):
+            Weight of the dice term in loss and matching (Mask2Former).
+        train_num_points (`int`, *optional*, defaults to 12544):
+            Points per mask that loss and matching look at (Mask2Former: 112 x 112).
+        oversample_ratio (`float`, *optional*, defaults to 3.0):
+            Candidates drawn per kept point when uncertain points are sought (Mask2Former).
+        importance_sample_ratio (`float`, *optional*, defaults to 0.75):
+            Share of the points taken where the prediction is least certain (Mask2Former).
+        use_auxiliary_loss (`bool`, *optional*, defaults to `True`):
+            Whether every decoder layer's prediction is trained (Mask2Former).
+        output_auxiliary_logits (`bool`, *optional*):
+            Whether the predictions of all decoder layers are returned (Mask2Former).
+        auxiliary_semantic_weight (`float`, *optional*, defaults to 0.4):
+            Weight of the loss on a backbone's own semantic maps, where it returns some (SeMask).
+        freeze_backbone_batch_norm (`bool`, *optional*, defaults to `False`):
+            Whether the backbone's batch norms are constants (reference: ADE20K ResNets; Cityscapes trains them).
+        timm_backbone_kwargs (`dict`, *optional*):
+            What a timm backbone's constructor needs beyond its own configuration, `{"pad_type": "same"}` for instance.
+        init_std (`float`, *optional*, defaults to 0.02):
+            Standard deviation for modules without an initialisation of their own (Mask2Former).
+        init_xavier_std (`float`, *optional*, defaults to 1.0):
+            Gain of the Xavier initialisation (Mask2Former).
+    """
+
+    model_type = "faseg"
+    attribute_map = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="swin",
+            init_kwargs={
+                "depths": [2, 2, 18, 2],
+                "drop_path_rate": 0.3,
+                "out_features": ["stage1", "stage2", "stage3", "stage4"],
+            },
+        ),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    feature_size: int = 256
+    mask_feature_size: int = 256
+    hidden_dim: int = 256
+    encoder_layers: int = 6
+    encoder_feedforward_dim: int = 1024
+    decoder_layers: int = 13
+    dim_feedforward: int = 2048
+    num_attention_heads: int = 8
+    num_queries: int = 100
+    dropout: float | int = 0.0
+    enforce_input_projection: bool = False
+    positional_encoding_type: Literal["conditional", "sine", "learned"] = "conditional"
+    use_dynamic_positional_queries: bool = True
+    use_high_resolution_cross_attention: bool = True
+    high_resolution_reduction: int = 32
+    high_resolution_min_windows: int = 0
+    attention_mask_threshold: float | int = 0.15
+    mask_padding: bool = False
+    ignore_value: int = 255
+    exclude_ignored_pixels: bool = False
+    task: Literal["semantic", "instance", "panoptic"] = "semantic"
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float | int = 3.0
+    importance_sample_ratio: float | int = 0.75
+    use_auxiliary_loss: bool = True
+    output_auxiliary_logits: bool | None = None
+    auxiliary_semantic_weight: float | int = 0.4
+    freeze_backbone_batch_norm: bool = False
+    timm_backbone_kwargs: dict[str, Any] | None = None
+    init_std: float | int = 0.02
+    init_xavier_std: float | int = 1.0
+
+    def validate_architecture(self) -> None:
+        """Check fields against each other and their ranges.
+
+        Raises:
+            ValueError: naming the field, its value and the fix. `@strict` runs this on construction; the model's
+                constructor runs it again because assigning a field does not.
+        """
+        super().validate_architecture()
+        for name in (
+            "feature_size",
+            "mask_feature_size",
+            "hidden_dim",
+            "encoder_layers",
+            "encoder_feedforward_dim",
+            "decoder_layers",
+            "dim_feedforward",
+            "num_attention_heads",
+            "num_queries",
+            "high_resolution_reduction",
+            "train_num_points",
+        ):
+            self._require(name, getattr(self, name) >= 1, "set it to at least 1")
+        for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight", "auxiliary_semantic_weight"):
+            self._require(name, getattr(self, name) >= 0, "set it to 0 or more")
+        for name in ("dropout", "attention_mask_threshold", "importance_sample_ratio"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "set it between 0 and 1")
+        self._require("high_resolution_min_windows", self.high_resolution_min_windows >= 0, "set it to 0 or more")
+        self._require("oversample_ratio", self.oversample_ratio >= 1, "set it to 1 or more")
+        self._require(
+            "feature_size",
+            self.feature_size == self.hidden_dim,
+            f"set it to hidden_dim={self.hidden_dim}: the pixel decoder's positional encodings enter the "
+            "transformer decoder as they are",
+        )
+        self._require("feature_size", self.feature_size % 32 == 0, "set it to a multiple of 32 (group norm)")
+        self._require(
+            "num_attention_heads",
+            self.hidden_dim % self.num_attention_heads == 0,
+            f"set it to a divisor of hidden_dim={self.hidden_dim}",
+        )
+        if not self.use_high_resolution_cross_attention:
+            self._require(
+                "high_resolution_min_windows",
+                self.high_resolution_min_windows == 0,
+                "set it to 0: use_high_resolution_cross_attention=False keeps no windows",
+            )
+        if self.timm_backbone_kwargs:
+            backbone_type = getattr(self.backbone_config, "model_type", None)
+            self._require(
+                "timm_backbone_kwargs",
+                backbone_type == "timm_backbone",
+                f"set it to None: backbone_config is of type {backbone_type!r}, not 'timm_backbone'",
+            )
+        self._require(
+            "ignore_value",
+            self.ignore_value not in (self.id2label or {}),
+            f"choose an id that is no class: id2label has {len(self.id2label or {})} classes",
+        )
+
+    @property
+    def reads_high_resolution_level(self) -> bool:
+        """Whether any decoder layer attends to the stride-4 level: layer i reads level i mod 4."""
+        return self.use_high_resolution_cross_attention and self.decoder_layers >= 4
+
+    def _require(self, name: str, condition: bool, fix: str) -> None:
+        if not condition:
+            raise ValueError(f"{name}={getattr(self, name)!r}: {fix}")
+
+
+__all__ = ["FASegConfig"]

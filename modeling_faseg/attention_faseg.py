@@ -1,0 +1,97 @@
+"""Multi-head attention through transformers' attention interface.
+
+Notation: B batch, N heads, C channels, Q queries, L keys.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_faseg import FASegConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention by two matrix products; returns its weights, which DFPQ needs."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
+
+
+class FASegAttention(nn.Module):
+    """Attention with separate query, key and value inputs."""
+
+    def __init__(self, config: FASegConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_dim // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.k_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.v_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.o_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        blocked: Tensor | None = None,
+        need_weights: bool = False,
+        output_scale: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            queries: `(B, Q, C)`, with their positions added.
+            keys: `(B, L, C)`, with their positions added. With L = 0 nothing is attended to and the output is the
+                bias of the output projection, as torch's multi-head attention has it.
+            values: `(B, L, C)`.
+            blocked: `(B, 1, Q or 1, L)`, `True` where a query may not look; None blocks nothing.
+            need_weights: whether the weights are wanted, which only eager attention gives.
+            output_scale: `(B, 1, 1)` factor of what was attended to; 0 stands for no keys at all.
+        Returns:
+            `(B, Q, C)` and the weights `(B, N, Q, L)`, None if the attention implementation gives none.
+        """
+        if keys.shape[1] == 0:
+            return self.o_proj(torch.zeros_like(queries)), None
+        attention = eager_attention_forward
+        if not need_weights:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+        query = self._split_heads(self.q_proj(queries))
+        attention_mask = None
+        if blocked is not None:
+            # The lowest finite number: a row without any key left stays finite too.
+            attention_mask = torch.zeros_like(blocked, dtype=query.dtype)
+            attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min)
+        output, weights = attention(
+            self,
+            query,
+            self._split_heads(self.k_proj(keys)),
+            self._split_heads(self.v_proj(values)),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        output = output.flatten(2)
+        if output_scale is not None:
+            output = output * output_scale
+        return self.o_proj(output), weights
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """`(B, L, C)` to `(B, N, L, C / N)`."""
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

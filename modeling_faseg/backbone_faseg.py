@@ -1,0 +1,77 @@
+"""The backbone: any four-scale `AutoBackbone`, brought to the reference's behaviour where transformers differs."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoBackbone, PreTrainedModel
+
+from .configuration_faseg import FASegConfig
+
+STRIDES = (4, 8, 16, 32)
+PROBE_SIZE = 64
+ALL_STAGES = "['stage1', 'stage2', 'stage3', 'stage4']"
+
+
+def build_backbone(config: FASegConfig) -> PreTrainedModel:
+    """The backbone of `config.backbone_config` with random weights.
+
+    Raises:
+        ValueError: unless it returns four maps of strides 4, 8, 16 and 32, naming what it returns and the fix.
+    """
+    backbone = AutoBackbone.from_config(config.backbone_config, **(config.timm_backbone_kwargs or {}))
+    _match_reference_swin(backbone)
+    check_strides(backbone)
+    if config.freeze_backbone_batch_norm:
+        for module in batch_norms(backbone):
+            module.requires_grad_(False)
+    return backbone
+
+
+def batch_norms(backbone: nn.Module) -> list[nn.Module]:
+    """The batch norms of a backbone, of torch or timm."""
+    return [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def check_strides(backbone: PreTrainedModel) -> None:
+    """Raise a `ValueError` unless a forward of a small picture gives four maps of strides 4, 8, 16 and 32."""
+    kind = backbone.config.model_type
+    channels = getattr(backbone.config, "num_channels", 3)
+    reference = next(backbone.parameters())
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        picture = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device=reference.device, dtype=reference.dtype)
+        maps = backbone(picture).feature_maps
+    backbone.train(was_training)
+    if len(maps) != len(STRIDES):
+        raise ValueError(
+            f"backbone_config of type {kind!r} returns {len(maps)} feature map(s), need 4 (strides 4, 8, 16, 32): "
+            f"set its out_features={ALL_STAGES} (for timm_backbone: out_indices of the four scales)"
+        )
+    strides = tuple(PROBE_SIZE // feature_map.shape[-1] for feature_map in maps)
+    if strides != STRIDES:
+        raise ValueError(
+            f"backbone_config of type {kind!r} has strides {strides}, need {STRIDES}: choose a pyramid backbone "
+            "(resnet, swin, convnextv2, dinov3_convnext, a timm features_only network) or other out_features"
+        )
+
+
+def _match_reference_swin(backbone: nn.Module) -> None:
+    """Drop path on both branches of a Swin block, and no final norm, which transformers builds but no map reads.
+
+    Deviation: transformers drops the attention branch only, and the unused norm would make distributed training
+    wait for a gradient (guarded by tests/modeling_faseg/test_backbone.py).
+    """
+    swin = getattr(backbone, "swin", backbone)
+    if backbone.config.model_type != "swin":
+        return
+    if hasattr(swin, "layernorm"):
+        swin.layernorm = nn.Identity()
+    for stage in swin.encoder.layers:
+        for block in stage.blocks:
+            feed_forward = block.mlp if hasattr(block, "mlp") else block.output
+            feed_forward.drop_path = block.drop_path
+            feed_forward.register_forward_hook(_drop_path)
+
+
+def _drop_path(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return module.drop_path(output)

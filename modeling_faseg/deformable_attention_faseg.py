@@ -1,0 +1,125 @@
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021).
+
+Notation: B batch, L = sum of H*W tokens over levels, N heads, C channels, P points per level and head.
+Valid masks are `True` on the picture and `False` on padding.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.integrations import use_kernel_forward_from_hub
+
+
+@use_kernel_forward_from_hub("MultiScaleDeformableAttention")
+class FASegMultiScaleDeformableAttention(nn.Module):
+    """Bilinear samples of `value` at `sampling_locations`, summed with `attention_weights`.
+
+    The signature is the one transformers' other deformable models use, so that the same Hub kernel can take over.
+    Sampling runs in float32 whatever the dtype of `value`: coordinates of large pictures need it.
+    """
+
+    def forward(
+        self,
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int,
+    ) -> Tensor:
+        """
+        Args:
+            value: `(B, L, N, C / N)` projected tokens, levels one after another.
+            value_spatial_shapes: `(levels, 2)` heights and widths; a kernel's form of the next argument.
+            value_spatial_shapes_list: height and width of each level.
+            level_start_index: `(levels,)` first token of each level, for kernels.
+            sampling_locations: `(B, L, N, levels, P, 2)` x and y as shares of the level's width and height.
+            attention_weights: `(B, L, N, levels, P)`; they sum to 1 over levels and points.
+            im2col_step: images per kernel launch, for kernels.
+        Returns:
+            `(B, L, C)` in the dtype of `value`.
+        """
+        batch_size, _, num_heads, head_dim = value.shape
+        num_tokens = sampling_locations.shape[1]
+        grids = 2 * sampling_locations.float() - 1
+        weights = attention_weights.float()
+        levels = value.float().split([height * width for height, width in value_spatial_shapes_list], dim=1)
+        output = value.new_zeros((), dtype=torch.float32)
+        for level, (height, width) in enumerate(value_spatial_shapes_list):
+            feature_map = levels[level].permute(0, 2, 3, 1).reshape(batch_size * num_heads, head_dim, height, width)
+            grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+            samples = nn.functional.grid_sample(
+                feature_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            )
+            level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+            output = output + (samples * level_weights).sum(-1)
+        output = output.view(batch_size, num_heads * head_dim, num_tokens).transpose(1, 2)
+        return output.contiguous().to(value.dtype)
+
+
+class FASegDeformableSelfAttention(nn.Module):
+    """Each token gathers from a few learned places around itself, on every level."""
+
+    def __init__(self, hidden_dim: int, num_heads: int, num_levels: int, num_points: int = 4):
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(hidden_dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(hidden_dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.attn = FASegMultiScaleDeformableAttention()
+
+    def reset_parameters(self) -> None:
+        """Start with zero queries' influence: head n looks along direction n, point p at distance p + 1."""
+        init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2.0 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().max(-1, keepdim=True)[0]
+        distances = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None, :] * distances[None, None, :, None]
+        init.copy_(self.sampling_offsets.bias, offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        init.zeros_(self.attention_weights.weight)
+        init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            init.xavier_uniform_(projection.weight)
+            init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            hidden_states: `(B, L, C)` tokens; values come from them alone.
+            position_embeddings: `(B, L, C)`, added where offsets and weights are predicted.
+            reference_points: `(L, 2)` centres of the tokens as shares of width and height, float32.
+            spatial_shapes: height and width of each level.
+            valid: `(B, L)`; padding gives no value. None: all tokens are picture.
+        Returns:
+            `(B, L, C)`.
+        """
+        batch_size, num_tokens, hidden_dim = hidden_states.shape
+        queries = hidden_states + position_embeddings
+        value = self.value_proj(hidden_states)
+        if valid is not None:
+            value = value * valid[..., None]
+        value = value.view(batch_size, num_tokens, self.num_heads, hidden_dim // self.num_heads)
+        grouped = (batch_size, num_tokens, self.num_heads, self.num_levels * self.num_points)
+        weights = self.attention_weights(queries).view(grouped).softmax(-1)
+        weights = weights.view(*grouped[:-1], self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(queries).view(*weights.shape, 2).float()
+        shapes = torch.tensor(spatial_shapes, device=value.device)
+        widths_heights = shapes.flip(-1).float()
+        locations = reference_points[:, None, None, None, :] + offsets / widths_heights[:, None, :]
+        starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
+        output = self.attn(value, shapes, spatial_shapes, starts, locations, weights, 64)
+        return self.output_proj(output)

@@ -1,0 +1,362 @@
+"""FASeg: Mask2Former with dynamic focus-aware positional queries (DFPQ) and high-resolution cross-attention (HRCA).
+
+Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) picture.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention_faseg import FASegAttention
+from .backbone_faseg import STRIDES, batch_norms, build_backbone
+from .configuration_faseg import FASegConfig
+from .deformable_attention_faseg import FASegDeformableSelfAttention
+from .loss_faseg import FASegLoss
+from .pixel_decoder_faseg import FASegPixelDecoder, FASegPixelDecoderLayer
+from .position_encoding_faseg import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
+from .transformer_decoder_faseg import (
+    FASegFocusQueries,
+    FASegMLP,
+    FASegTransformerDecoder,
+    FASegTransformerDecoderLayer,
+)
+
+
+@dataclass
+class FASegModelOutput(ModelOutput):
+    """Output of `FASegModel`; the fields of transformers' `Mask2FormerModelOutput`, and the focus.
+
+    Args:
+        encoder_last_hidden_state: `(B, C5, H/32, W/32)`, the backbone's coarsest map.
+        pixel_decoder_last_hidden_state: `(B, M, H/4, W/4)` mask features.
+        transformer_decoder_last_hidden_state: `(B, Q, C)` queries after the last layer.
+        encoder_hidden_states: the backbone's four maps, fine to coarse (`output_hidden_states=True`).
+        pixel_decoder_hidden_states: the four decoded maps, coarse to fine (`output_hidden_states=True`).
+        transformer_decoder_hidden_states: `(B, Q, C)` per prediction (`output_hidden_states=True`).
+        transformer_decoder_intermediate_states: `(B, Q, C)` per prediction after the final norm.
+        masks_queries_logits: `(B, Q, H/4, W/4)` per prediction with `output_auxiliary_logits`, else the last alone.
+        attentions: `(B, heads, Q, Q)` self-attention weights per layer (`output_attentions=True`, eager attention).
+        focus_maps: per layer `(B, Q, H/s, W/s)`, where each query looked (`output_focus=True`).
+        positional_queries: per layer `(B, Q, C)`, the positional queries this led to (`output_focus=True`).
+        hrca_windows: per layer None or the windows `(B, W)` that HRCA read and their side (`output_focus=True`).
+    """
+
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
+    masks_queries_logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    focus_maps: tuple[Tensor, ...] | None = None
+    positional_queries: tuple[Tensor, ...] | None = None
+    hrca_windows: tuple | None = None
+
+
+@dataclass
+class FASegForUniversalSegmentationOutput(ModelOutput):
+    """Output of `FASegForUniversalSegmentation`; the fields of transformers' Mask2Former, and the focus.
+
+    Args:
+        loss: scalar, the weighted sum of `loss_dict` (with labels).
+        class_queries_logits: `(B, Q, K + 1)`, the last class being "no object".
+        masks_queries_logits: `(B, Q, H/4, W/4)`.
+        auxiliary_logits: the earlier predictions, one dictionary of both logits each (`output_auxiliary_logits`).
+        loss_dict: the unweighted terms of the loss (with labels).
+
+    The other fields are those of `FASegModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    auxiliary_logits: list[dict[str, Tensor]] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    focus_maps: tuple[Tensor, ...] | None = None
+    positional_queries: tuple[Tensor, ...] | None = None
+    hrca_windows: tuple | None = None
+    loss_dict: dict[str, Tensor] | None = None
+
+
+class FASegPreTrainedModel(PreTrainedModel):
+    """Loading, saving and the reference's initialisation."""
+
+    config: FASegConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FASegPixelDecoderLayer", "FASegTransformerDecoderLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"attentions": OutputRecorder(FASegAttention, index=1, layer_name="self_attn")}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        gain = self.config.init_xavier_std
+        if isinstance(module, (FASegDeformableSelfAttention, FASegLoss, FASegLearnedPositionEncoding)):
+            module.reset_parameters()
+        elif isinstance(module, FASegTransformerDecoderLayer):
+            _init_linears(module, gain)
+            for attention in (module.cross_attn, module.self_attn):
+                # The reference draws query, key and value as one matrix of three times the rows.
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                    init.xavier_uniform_(projection.weight, gain=gain * 0.5**0.5)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+                    init.zeros_(projection.bias)
+        elif isinstance(module, FASegPixelDecoderLayer):
+            _init_linears(module, gain)
+            module.self_attn.reset_parameters()
+        elif isinstance(module, FASegPixelDecoder):
+            for projection in module.input_projections:
+                init.xavier_uniform_(projection.conv.weight, gain=gain)
+                init.zeros_(projection.conv.bias)
+            for conv in (module.lateral_projection.conv, module.output_projection.conv, module.mask_projection):
+                init.kaiming_uniform_(conv.weight, a=1)
+            init.zeros_(module.mask_projection.bias)
+            init.normal_(module.level_embed)
+        elif isinstance(module, FASegTransformerDecoder):
+            for projection in module.input_projections:
+                init.kaiming_uniform_(projection.weight, a=1)
+                init.zeros_(projection.bias)
+        elif isinstance(module, (FASegFocusQueries, FASegMLP)):
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    _init_as_torch(linear)
+        elif isinstance(module, FASegConditionalPositionEncoding):
+            _init_as_torch(module)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, FASegForUniversalSegmentation):
+            _init_as_torch(module.class_predictor)
+        else:
+            super()._init_weights(module)
+
+
+class FASegModel(FASegPreTrainedModel):
+    """Backbone, pixel decoder and transformer decoder: pictures to queries and their masks."""
+
+    def __init__(self, config: FASegConfig):
+        super().__init__(config)
+        config.validate()
+        self.backbone = build_backbone(config)
+        self.pixel_decoder = FASegPixelDecoder(config, list(self.backbone.channels))
+        self.transformer_decoder = FASegTransformerDecoder(config)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "FASegModel":
+        """As torch's, but frozen batch norms of the backbone keep their statistics."""
+        super().train(mode)
+        if self.config.freeze_backbone_batch_norm:
+            for module in batch_norms(self.backbone):
+                module.eval()
+        return self
+
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_focus: bool = False,
+        output_hidden_states: bool | None = None,
+        output_auxiliary_logits: bool | None = None,
+        **kwargs,
+    ) -> FASegModelOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)` normalised pictures; H and W multiples of 32.
+            pixel_mask: `(B, H, W)`, 1 on the picture and 0 on padding; read with `config.mask_padding`.
+            output_focus: whether to return where the queries looked.
+            output_hidden_states: whether to return the maps and queries of every stage.
+            output_auxiliary_logits: whether to return the masks of every layer.
+        Raises:
+            ValueError: for pictures whose sides are not multiples of 32.
+        """
+        _check_picture_size(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
+        valid = None
+        if self.config.mask_padding and pixel_mask is not None:
+            valid = level_masks(pixel_mask)
+        backbone_maps = self.backbone(pixel_values).feature_maps
+        decoded = self.pixel_decoder(list(backbone_maps), valid)
+        queries = self.transformer_decoder(
+            decoded.feature_maps, decoded.positions, decoded.mask_features, valid, output_auxiliary_logits, output_focus
+        )
+        focus = queries.focus
+        return FASegModelOutput(
+            encoder_last_hidden_state=backbone_maps[-1],
+            pixel_decoder_last_hidden_state=decoded.mask_features,
+            transformer_decoder_last_hidden_state=queries.hidden_states[-1],
+            encoder_hidden_states=tuple(backbone_maps) if output_hidden_states else None,
+            pixel_decoder_hidden_states=tuple(decoded.feature_maps) if output_hidden_states else None,
+            transformer_decoder_hidden_states=tuple(queries.hidden_states) if output_hidden_states else None,
+            transformer_decoder_intermediate_states=tuple(queries.intermediate_states),
+            masks_queries_logits=tuple(queries.masks_queries_logits),
+            focus_maps=tuple(focus.focus_maps) if focus else None,
+            positional_queries=tuple(focus.positional_queries) if focus else None,
+            hrca_windows=tuple(focus.hrca_windows) if focus else None,
+        )
+
+
+class FASegForUniversalSegmentation(FASegPreTrainedModel):
+    """FASeg with its class head and loss, for semantic, instance and panoptic segmentation."""
+
+    def __init__(self, config: FASegConfig):
+        super().__init__(config)
+        self.model = FASegModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.criterion = FASegLoss(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        output_focus: bool = False,
+        output_hidden_states: bool | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> FASegForUniversalSegmentationOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)` normalised pictures; H and W multiples of 32.
+            mask_labels: per picture `(T, H, W)` masks of 0 and 1; T may be 0.
+            class_labels: per picture `(T,)` classes in 0..K-1.
+            pixel_mask: `(B, H, W)`, 1 on the picture and 0 on padding; read with `config.mask_padding` and
+                `config.exclude_ignored_pixels`.
+            output_focus: whether to return where the queries looked.
+            output_hidden_states: whether to return the maps and queries of every stage.
+            output_auxiliary_logits: whether to return the predictions of every layer.
+            output_attentions: whether to return self-attention weights (needs `attn_implementation="eager"`).
+        Raises:
+            ValueError: for pictures whose sides are not multiples of 32, and labels that do not fit them.
+        """
+        has_labels = mask_labels is not None and class_labels is not None
+        if has_labels:
+            _check_label_sizes(pixel_values, mask_labels)
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
+        train_auxiliary = has_labels and self.config.use_auxiliary_loss
+        if output_attentions is not None:
+            kwargs["output_attentions"] = output_attentions
+        outputs = self.model(
+            pixel_values,
+            pixel_mask,
+            output_focus,
+            output_hidden_states,
+            output_auxiliary_logits or train_auxiliary,
+            **kwargs,
+        )
+
+        auxiliary_logits = None
+        if output_auxiliary_logits or train_auxiliary:
+            earlier = zip(outputs.transformer_decoder_intermediate_states[:-1], outputs.masks_queries_logits[:-1])
+            auxiliary_logits = [
+                {"masks_queries_logits": masks, "class_queries_logits": self.class_predictor(queries)}
+                for queries, masks in earlier
+            ]
+        class_queries_logits = self.class_predictor(outputs.transformer_decoder_intermediate_states[-1])
+        masks_queries_logits = outputs.masks_queries_logits[-1]
+
+        loss, loss_dict = None, None
+        if has_labels:
+            loss_dict = self.criterion(
+                masks_queries_logits,
+                class_queries_logits,
+                mask_labels,
+                class_labels,
+                auxiliary_logits if train_auxiliary else None,
+                pixel_mask,
+            )
+            loss = self.criterion.weighted_sum(loss_dict)
+        return FASegForUniversalSegmentationOutput(
+            loss=loss,
+            class_queries_logits=class_queries_logits,
+            masks_queries_logits=masks_queries_logits,
+            auxiliary_logits=auxiliary_logits if output_auxiliary_logits else None,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
+            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
+            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
+            attentions=outputs.attentions,
+            focus_maps=outputs.focus_maps,
+            positional_queries=outputs.positional_queries,
+            hrca_windows=outputs.hrca_windows,
+            loss_dict=loss_dict,
+        )
+
+
+def level_masks(pixel_mask: Tensor) -> list[Tensor]:
+    """`(B, H, W)` pixel mask to one `(B, 1, H/s, W/s)` bool mask per level, coarse to fine.
+
+    A cell counts as picture if its top left pixel does: padding lies right and below, so no picture is lost.
+    """
+    return [pixel_mask[:, None, ::stride, ::stride] > 0 for stride in reversed(STRIDES)]
+
+
+def _check_picture_size(pixel_values: Tensor) -> None:
+    height, width = pixel_values.shape[-2:]
+    if height % STRIDES[-1] or width % STRIDES[-1]:
+        raise ValueError(
+            f"pixel_values are {height}x{width}, need multiples of {STRIDES[-1]}: pad them as FASegImageProcessor does"
+        )
+
+
+def _check_label_sizes(pixel_values: Tensor, mask_labels: list[Tensor]) -> None:
+    if len(mask_labels) != len(pixel_values):
+        raise ValueError(f"{len(pixel_values)} pictures but mask_labels of {len(mask_labels)}: give one per picture")
+    size = tuple(pixel_values.shape[-2:])
+    for image, masks in enumerate(mask_labels):
+        if tuple(masks.shape[-2:]) != size:
+            raise ValueError(
+                f"mask_labels of image {image} of the batch are {tuple(masks.shape[-2:])}, pixel_values {size}: "
+                "resize and pad both alike, as FASegImageProcessor does with segmentation_maps"
+            )
+
+
+def _init_linears(module: nn.Module, gain: float) -> None:
+    """Xavier weights for every linear layer inside; biases as torch draws them."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            _init_as_torch(linear)
+            init.xavier_uniform_(linear.weight, gain=gain)
+
+
+def _init_as_torch(module: nn.Linear | nn.Conv2d) -> None:
+    """torch's default initialisation of a linear layer or convolution."""
+    init.kaiming_uniform_(module.weight, a=5**0.5)
+    if module.bias is not None:
+        bound = module.weight[0].numel() ** -0.5
+        init.uniform_(module.bias, -bound, bound)
+
+
+__all__ = [
+    "FASegForUniversalSegmentation",
+    "FASegForUniversalSegmentationOutput",
+    "FASegModel",
+    "FASegModelOutput",
+    "FASegPreTrainedModel",
+]

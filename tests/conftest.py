@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of recorded reference outputs and real data: `FASEG_SHARED`, or `../shared` beside the checkout."""
+    folder = Path(os.environ.get("FASEG_SHARED", ROOT.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no reference outputs at {folder}: set FASEG_SHARED to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test starts from the same random numbers."""
+    torch.manual_seed(0)

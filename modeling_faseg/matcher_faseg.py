@@ -75,9 +75,8 @@ class FASegHungarianMatcher(nn.Module):
         targets = sample_points(masks.float(), points.expand(len(masks), -1, -1))
 
         cost_class = -class_logits.float().softmax(-1)[:, classes]
-        positive = nn.functional.softplus(-logits)
-        negative = nn.functional.softplus(logits)
-        cost_mask = (positive @ targets.T + negative @ (1 - targets).T) / self.num_points
+        # Binary cross-entropy against every target: softplus(x) - x * t, summed over the points.
+        cost_mask = (nn.functional.softplus(logits).sum(-1, keepdim=True) - logits @ targets.T) / self.num_points
         probs = logits.sigmoid()
         overlap = 2 * probs @ targets.T
         cost_dice = 1 - (overlap + 1) / (probs.sum(-1)[:, None] + targets.sum(-1)[None] + 1)

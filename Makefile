@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Tests and the demo make their own data: after installation nothing reaches for the network.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test test-slow test-hf lint types format clean
+
+help:
+	@echo "make demo       train, evaluate and use a small FASeg on generated data; leaves a picture and an HTML report"
+	@echo "make test       the default tests (no network after installation)"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-hf    transformers' own common tests on the model and both processors"
+	@echo "make lint types ruff and mypy"
+	@echo "make format     apply ruff's fixes and formatting"
+	@echo "make clean      remove the environment, caches and outputs"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d found, 3.11 or newer needed: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(OFFLINE) $(BIN)/python scripts/demo.py
+
+test: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m pytest -m slow --timeout 1800
+
+test-hf: $(STAMP)
+	$(BIN)/python tests/transformers_common/run.py
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/python -m mypy
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist outputs *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""FASeg's image processor on Pillow and NumPy, for machines without torchvision."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import PilBackend
+
+from .preprocessing_faseg import FASegImageProcessorBase, FASegImageProcessorKwargs
+
+
+if TYPE_CHECKING:
+    # Never runs: save_pretrained copies the files named like this, and a checkpoint carries both backends.
+    from .image_processing_faseg import FASegImageProcessor  # noqa: F401
+
+
+class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: ignore[misc]
+    """`FASegImageProcessor` on Pillow: the reference's own resizing, on the CPU. All settings are the same."""
+
+    valid_kwargs = FASegImageProcessorKwargs
+
+    def to_backend(self, image: Any, device: Any) -> np.ndarray:
+        """A NumPy array; `device` is for the torchvision backend."""
+        return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+
+    def scale(self, image: np.ndarray, kwargs: dict[str, Any]) -> np.ndarray:
+        """Rescale, then normalise."""
+        if kwargs["do_rescale"]:
+            image = self.rescale(image, kwargs["rescale_factor"])
+        if kwargs["do_normalize"]:
+            image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
+        return image
+
+    def pad_to(self, image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+        """Zeros at the right and bottom up to `canvas`."""
+        return np.pad(image, ((0, 0), (0, canvas[0] - image.shape[1]), (0, canvas[1] - image.shape[2])))
+
+
+__all__ = ["FASegImageProcessorPil"]

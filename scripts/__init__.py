@@ -1,0 +1,1 @@
+"""Commands of the project: train, eval, predict, convert_checkpoint, demo."""

@@ -1,0 +1,1 @@
+"""Official checkpoints: names, files, download."""

@@ -1,0 +1,310 @@
+"""Official FASeg state dicts as this project's, by name.
+
+Every parameter of this project's model has one official source: a whole tensor, or a third of a packed query-key-value
+tensor. The rules below read from this project's name to the official one; a rule replaces the start of a name and what
+follows (`weight`, `bias`, `running_mean`, ...) stays.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot become this model; the message is one line and says what to do."""
+
+
+class Source(NamedTuple):
+    """Where a tensor comes from: an official name, and which third of it (0 query, 1 key, 2 value; None: all)."""
+
+    name: str
+    third: int | None = None
+
+
+_HEAD_RULES = (
+    (r"model\.pixel_decoder\.input_projections\.(\d+)\.conv\.", r"sem_seg_head.pixel_decoder.input_proj.\1.0."),
+    (r"model\.pixel_decoder\.input_projections\.(\d+)\.norm\.", r"sem_seg_head.pixel_decoder.input_proj.\1.1."),
+    (r"model\.pixel_decoder\.position_encodings\.", r"sem_seg_head.pixel_decoder.pos_linear."),
+    (r"model\.pixel_decoder\.level_embed", r"sem_seg_head.pixel_decoder.transformer.level_embed"),
+    (
+        r"model\.pixel_decoder\.layers\.(\d+)\.self_attn\.",
+        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.self_attn.",
+    ),
+    (
+        r"model\.pixel_decoder\.layers\.(\d+)\.self_attn_layer_norm\.",
+        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm1.",
+    ),
+    (
+        r"model\.pixel_decoder\.layers\.(\d+)\.final_layer_norm\.",
+        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm2.",
+    ),
+    (
+        r"model\.pixel_decoder\.layers\.(\d+)\.fc([12])\.",
+        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.linear\2.",
+    ),
+    (r"model\.pixel_decoder\.lateral_projection\.(?:conv\.)?", r"sem_seg_head.pixel_decoder.adapter_1."),
+    (r"model\.pixel_decoder\.output_projection\.(?:conv\.)?", r"sem_seg_head.pixel_decoder.layer_1."),
+    (r"model\.pixel_decoder\.mask_projection\.", r"sem_seg_head.pixel_decoder.mask_features."),
+    (r"model\.transformer_decoder\.queries_features\.", r"sem_seg_head.predictor.query_feat."),
+    (r"model\.transformer_decoder\.queries_embedder\.", r"sem_seg_head.predictor.query_embed."),
+    (r"model\.transformer_decoder\.level_embed\.", r"sem_seg_head.predictor.level_embed."),
+    (r"model\.transformer_decoder\.input_projections\.", r"sem_seg_head.predictor.input_proj."),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.cross_attn\.o_proj\.",
+        r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn.out_proj.",
+    ),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.cross_attn_layer_norm\.",
+        r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.norm.",
+    ),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.self_attn\.o_proj\.",
+        r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn.out_proj.",
+    ),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.self_attn_layer_norm\.",
+        r"sem_seg_head.predictor.transformer_self_attention_layers.\1.norm.",
+    ),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.fc([12])\.",
+        r"sem_seg_head.predictor.transformer_ffn_layers.\1.linear\2.",
+    ),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.final_layer_norm\.",
+        r"sem_seg_head.predictor.transformer_ffn_layers.\1.norm.",
+    ),
+    (r"model\.transformer_decoder\.layernorm\.", r"sem_seg_head.predictor.decoder_norm."),
+    (r"model\.transformer_decoder\.focus_queries\.fc1\.", r"sem_seg_head.predictor.adapt_pos2d.0."),
+    (r"model\.transformer_decoder\.focus_queries\.fc2\.", r"sem_seg_head.predictor.adapt_pos2d.2."),
+    (r"model\.transformer_decoder\.mask_embedder\.", r"sem_seg_head.predictor.mask_embed."),
+    (r"class_predictor\.", r"sem_seg_head.predictor.class_embed."),
+    (r"criterion\.", r"criterion."),
+)
+
+_RESNET_RULES = (
+    (r"model\.backbone\.embedder\.embedder\.convolution\.", r"backbone.stem.conv1."),
+    (r"model\.backbone\.embedder\.embedder\.normalization\.", r"backbone.stem.conv1.norm."),
+    (
+        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution\.",
+        r"backbone.res{\1+2}.\2.shortcut.",
+    ),
+    (
+        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization\.",
+        r"backbone.res{\1+2}.\2.shortcut.norm.",
+    ),
+    (
+        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.convolution\.",
+        r"backbone.res{\1+2}.\2.conv{\3+1}.",
+    ),
+    (
+        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.normalization\.",
+        r"backbone.res{\1+2}.\2.conv{\3+1}.norm.",
+    ),
+)
+
+# transformers renamed Swin's modules in the 5.x series: both spellings are read.
+_SWIN_BLOCK = r"model\.backbone\.(?:swin\.)?encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+_SWIN_RULES = (
+    (r"model\.backbone\.(?:swin\.)?embeddings\.patch_embeddings\.projection\.", r"backbone.patch_embed.proj."),
+    (r"model\.backbone\.(?:swin\.)?embeddings\.norm\.", r"backbone.patch_embed.norm."),
+    (_SWIN_BLOCK + r"layernorm_before\.", r"backbone.layers.\1.blocks.\2.norm1."),
+    (_SWIN_BLOCK + r"layernorm_after\.", r"backbone.layers.\1.blocks.\2.norm2."),
+    (
+        _SWIN_BLOCK + r"attention\.(?:self\.|relative_position_bias\.)(?=relative_)",
+        r"backbone.layers.\1.blocks.\2.attn.",
+    ),
+    (_SWIN_BLOCK + r"attention\.(?:o_proj|output\.dense)\.", r"backbone.layers.\1.blocks.\2.attn.proj."),
+    (_SWIN_BLOCK + r"(?:mlp\.fc1|intermediate\.dense)\.", r"backbone.layers.\1.blocks.\2.mlp.fc1."),
+    (_SWIN_BLOCK + r"(?:mlp\.fc2|output\.dense)\.", r"backbone.layers.\1.blocks.\2.mlp.fc2."),
+    (
+        r"model\.backbone\.(?:swin\.)?encoder\.layers\.(\d+)\.downsample\.",
+        r"backbone.layers.\1.downsample.",
+    ),
+    (r"model\.backbone\.hidden_states_norms\.stage(\d+)\.", r"backbone.norm{\1-1}."),
+)
+
+# (this project's name, the official packed tensor): `{q,k,v}_proj.weight` are the three thirds of one weight.
+_PACKED_RULES = (
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.cross_attn\.([qkv])_proj\.(weight|bias)",
+        r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn.in_proj_\3",
+    ),
+    (
+        r"model\.transformer_decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)",
+        r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn.in_proj_\3",
+    ),
+    (
+        r"model\.backbone\.(?:swin\.)?encoder\.layers\.(\d+\.blocks\.\d+)\.attention\."
+        r"(?:self\.)?(q|k|v)(?:_proj|uery|ey|alue)\.(weight|bias)",
+        r"backbone.layers.\1.attn.qkv.\3",
+    ),
+)
+
+# Official entries that carry no trained value: constants that the model computes, and the picture normalisation, which
+# the processor does.
+_IGNORED = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked|pixel_mean|pixel_std)")
+
+# (official tensor, axis, amount to subtract, config field): read from a checkpoint, they must be what the config says.
+_SIZES = (
+    ("sem_seg_head.predictor.class_embed.weight", 0, 1, "num_labels"),
+    ("sem_seg_head.predictor.query_feat.weight", 1, 0, "hidden_dim"),
+    ("sem_seg_head.predictor.query_feat.weight", 0, 0, "num_queries"),
+    ("sem_seg_head.pixel_decoder.mask_features.weight", 0, 0, "mask_feature_size"),
+    ("sem_seg_head.pixel_decoder.transformer.encoder.layers.0.linear1.weight", 0, 0, "encoder_feedforward_dim"),
+    ("sem_seg_head.predictor.transformer_ffn_layers.0.linear1.weight", 0, 0, "dim_feedforward"),
+)
+_DEPTHS = (
+    (r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.", "encoder_layers"),
+    (r"sem_seg_head\.predictor\.transformer_ffn_layers\.(\d+)\.", "decoder_layers"),
+)
+
+
+def official_source(name: str) -> Source:
+    """The official tensor that fills `name` of this project's model.
+
+    Raises:
+        ConversionError: where the official model has no such tensor.
+    """
+    for pattern, template in _PACKED_RULES:
+        if match := re.fullmatch(pattern, name):
+            return Source(match.expand(template), "qkv".index(match.group(2)))
+    for pattern, template in (*_HEAD_RULES, *_RESNET_RULES, *_SWIN_RULES):
+        if match := re.match(pattern, name):
+            return Source(_expand(match, template) + name[match.end() :])
+    raise ConversionError(
+        f"{name} has no counterpart in an official checkpoint: these have a ResNet or Swin backbone, conditional "
+        "positional encodings, DFPQ and HRCA; check the config"
+    )
+
+
+def official_parameter_names(config: Any) -> dict[str, str]:
+    """`{this project's name: official name}` of every tensor in the state dict of the model that `config` describes.
+
+    Query, key and value projections share one official name.
+    """
+    return {name: official_source(name).name for name in _expected(config)}
+
+
+def convert_state_dict(official: dict[str, Tensor], config: Any, head_only: bool = False) -> dict[str, Tensor]:
+    """This project's state dict of an official one.
+
+    Args:
+        official: official names and tensors (meta tensors are fine).
+        config: `FASegConfig` of the same architecture.
+        head_only: the official dict holds no backbone and no `criterion.*`, and neither will the answer.
+    Raises:
+        ConversionError: for a checkpoint of another model, other sizes, missing or unexpected names.
+    """
+    _refuse_other_models(official)
+    _check_sizes(official, config)
+    expected = _expected(config)
+    if head_only:
+        expected = {name: value for name, value in expected.items() if _is_head(name)}
+    sources = {name: official_source(name) for name in expected}
+    has_counters = any(name.endswith(".num_batches_tracked") for name in official)
+
+    missing = sorted(
+        {
+            source.name
+            for source in sources.values()
+            if source.name not in official
+            # Frozen batch norms of the reference count nothing.
+            and not (source.name.endswith(".num_batches_tracked") and not has_counters)
+        }
+    )
+    consumed = {source.name for source in sources.values()}
+    unexpected = sorted(name for name in official if name not in consumed and not _IGNORED.fullmatch(name))
+    if missing or unexpected:
+        raise ConversionError(
+            "the checkpoint and the config describe different models"
+            + (f"; missing from the checkpoint: {_listed(missing)}" if missing else "")
+            + (f"; unknown to the config: {_listed(unexpected)}" if unexpected else "")
+        )
+
+    converted = {}
+    for name, target in expected.items():
+        source = sources[name]
+        if source.name not in official:
+            converted[name] = torch.zeros_like(target, device="cpu")
+            continue
+        value = official[source.name]
+        if source.third is not None:
+            if value.shape[0] % 3:
+                raise ConversionError(f"{source.name} has shape {tuple(value.shape)}: not three equal parts")
+            value = value.chunk(3)[source.third].clone()
+        if source.name.endswith("relative_position_index"):
+            value = value.reshape(target.shape)
+        if value.shape != target.shape:
+            raise ConversionError(
+                f"{source.name} has shape {tuple(official[source.name].shape)}, but {name} of the config's model "
+                f"{tuple(target.shape)}: is it the checkpoint of another config?"
+            )
+        converted[name] = value.to(target.dtype)
+    return converted
+
+
+def _expected(config: Any) -> dict[str, Tensor]:
+    """Names and (meta) tensors of the model's state dict."""
+    from modeling_faseg import FASegForUniversalSegmentation
+
+    with torch.device("meta"):
+        return FASegForUniversalSegmentation(config).state_dict()
+
+
+def _is_head(name: str) -> bool:
+    return not name.startswith(("model.backbone.", "criterion."))
+
+
+def _expand(match: re.Match[str], template: str) -> str:
+    r"""`match.expand` that also computes `{\1+2}` and `{\1-1}` (the two sides count stages from different numbers)."""
+    shifted = re.sub(
+        r"\{\\(\d)([+-]\d)\}", lambda number: str(int(match.group(int(number[1]))) + int(number[2])), template
+    )
+    return match.expand(shifted)
+
+
+def _refuse_other_models(official: dict[str, Tensor]) -> None:
+    if not official:
+        raise ConversionError("the checkpoint holds no tensors")
+    if not any(name.startswith("sem_seg_head.predictor.") for name in official):
+        if any(name.startswith("decode_head.") for name in official):
+            raise ConversionError("the checkpoint is of a decode_head model (SeMask, QLSeg or another), not of FASeg")
+        raise ConversionError(
+            "the checkpoint has no head weights (sem_seg_head.predictor.*): a backbone alone, or another "
+            f"model; its names start {_listed(sorted(official))}"
+        )
+    lacking = [
+        part
+        for part in ("sem_seg_head.pixel_decoder.pos_linear", "sem_seg_head.predictor.adapt_pos2d")
+        if not any(name.startswith(part + ".") for name in official)
+    ]
+    if lacking:
+        raise ConversionError(
+            f"the checkpoint has no {' and no '.join(lacking)}: it looks like Mask2Former, not FASeg, of which "
+            "these are the positional encoding and the dynamic queries"
+        )
+
+
+def _check_sizes(official: dict[str, Tensor], config: Any) -> None:
+    """Compare sizes that have a name of their own before tensors are compared: the error then names the field."""
+    for name, axis, offset, field in _SIZES:
+        value = official.get(name)
+        if value is not None and value.ndim > axis:
+            _same(field, value.shape[axis] - offset, getattr(config, field))
+    for pattern, field in _DEPTHS:
+        indices = [int(match.group(1)) for name in official if (match := re.match(pattern, name))]
+        _same(field, max(indices, default=-1) + 1, getattr(config, field))
+
+
+def _same(field: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ConversionError(
+            f"the checkpoint has {field}={found}, the config {field}={wanted}: use that checkpoint's config"
+        )
+
+
+def _listed(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,0 +1,141 @@
+"""Mean IoU by detectron2's rule, as an `evaluate.Metric` that keeps a confusion matrix and no maps.
+
+`evaluate.load("scripts/evaluation/mean_iou.py")` loads this file alone, so it imports nothing of the project, and each
+import stands on its own line because `evaluate` reads them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+
+MAX_ID = 65535
+
+_DESCRIPTION = """
+Mean intersection over union of label maps: the mean over the classes present in the references of
+true positives / (pixels of the reference + pixels of the prediction - true positives). Ignored pixels count nowhere.
+"""
+_INPUTS = """
+Args:
+    predictions: label maps, integer arrays of shape (height, width).
+    references: label maps of the same shapes.
+    num_labels: number of classes, 0..num_labels - 1.
+    ignore_index: reference id whose pixels are left out, 255 by default.
+    reduce_labels: whether reference 0 is ignored and the classes start at 1 there, False by default.
+Returns:
+    mean_iou, mean_accuracy, overall_accuracy, per_category_iou, per_category_accuracy (nan: class not in references).
+"""
+
+
+def confusion_matrix(prediction: Any, reference: Any, size: int) -> np.ndarray:
+    """`(size, size)` int64 counts of pixels by (reference id, predicted id); ids are below `size`.
+
+    Raises:
+        ValueError: shapes differ, or an id is not in 0..size-1.
+    """
+    prediction, reference = np.asarray(prediction), np.asarray(reference)
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction of shape {prediction.shape} but reference of shape {reference.shape}")
+    for name, ids in (("prediction", prediction), ("reference", reference)):
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise ValueError(f"{name} holds ids {ids.min()}..{ids.max()}, need 0..{size - 1}")
+    pairs = reference.astype(np.int64).ravel() * size + prediction.astype(np.int64).ravel()
+    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def valid_part(
+    counts: np.ndarray, num_labels: int, ignore_index: int = 255, reduce_labels: bool = False
+) -> np.ndarray:
+    """`(num_labels, num_labels + 1)` matrix of valid pixels; the last column holds predictions outside the classes.
+
+    Args:
+        counts: square matrix of (reference id, predicted id) counts.
+    Raises:
+        ValueError: a reference id is neither a class nor ignored.
+    """
+    first = 1 if reduce_labels else 0
+    present = np.flatnonzero(counts.sum(axis=1))
+    outside = [i for i in present if i != ignore_index and not first <= i < first + num_labels and not i < first]
+    if outside:
+        raise ValueError(f"reference id {outside[0]} but {num_labels} classes ({first}..{first + num_labels - 1})")
+    size = max(counts.shape[0], num_labels + 2)
+    grown = np.zeros((size, size), dtype=np.int64)
+    grown[: counts.shape[0], : counts.shape[1]] = counts
+    if ignore_index >= 0 and ignore_index < size:
+        grown[ignore_index] = 0
+    rows = grown[first : first + num_labels]
+    return np.concatenate([rows[:, :num_labels], rows[:, num_labels:].sum(axis=1, keepdims=True)], axis=1)
+
+
+def scores_from_confusion(valid: np.ndarray) -> dict[str, Any]:
+    """Scores of a `valid_part`, or of a square matrix whose predictions are all classes.
+
+    Returns:
+        The five scores; classes without reference pixels are nan and in no mean.
+    """
+    num_labels = valid.shape[0]
+    true_positives = np.diag(valid[:, :num_labels]).astype(np.float64)
+    reference = valid.sum(axis=1).astype(np.float64)
+    predicted = valid[:, :num_labels].sum(axis=0).astype(np.float64)
+    present = reference > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = np.where(present, true_positives / (reference + predicted - true_positives), np.nan)
+        accuracy = np.where(present, true_positives / reference, np.nan)
+    return {
+        "mean_iou": float(iou[present].mean()) if present.any() else float("nan"),
+        "mean_accuracy": float(accuracy[present].mean()) if present.any() else float("nan"),
+        "overall_accuracy": float(true_positives.sum() / reference.sum()) if present.any() else float("nan"),
+        "per_category_iou": iou.tolist(),
+        "per_category_accuracy": accuracy.tolist(),
+    }
+
+
+class MeanIoU(evaluate.Metric):
+    """Counts pixels as maps are added, so memory does not grow with their number."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        rows = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": rows, "references": rows}),
+        )
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Square matrix of (reference id, predicted id) counts of all that was added."""
+        return self.__dict__.setdefault("_counts", np.zeros((256, 256), dtype=np.int64))
+
+    @counts.setter
+    def counts(self, value: np.ndarray) -> None:
+        self.__dict__["_counts"] = value
+
+    def add(self, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Adds one pair of maps."""
+        prediction, reference = np.asarray(prediction), np.asarray(reference)
+        largest = max(int(prediction.max(initial=0)), int(reference.max(initial=0)))
+        if largest > MAX_ID:
+            raise ValueError(f"id {largest}: ids above {MAX_ID} are no classes")
+        size = max(self.counts.shape[0], largest + 1)
+        grown = np.zeros((size, size), dtype=np.int64)
+        grown[: self.counts.shape[0], : self.counts.shape[1]] = self.counts
+        self.counts = grown + confusion_matrix(prediction, reference, size)
+
+    def add_batch(self, predictions: Iterable[Any] = (), references: Iterable[Any] = (), **kwargs: Any) -> None:
+        """Adds pairs of maps."""
+        for prediction, reference in zip(predictions, references, strict=True):
+            self.add(prediction=prediction, reference=reference)
+
+    def compute(self, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Scores of all that was added, and of `predictions` and `references` if given; starts anew after."""
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        counts, self.counts = self.counts, np.zeros((256, 256), dtype=np.int64)
+        return scores_from_confusion(valid_part(counts, **kwargs))
+
+    def _compute(self, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return self.compute(predictions=predictions, references=references, **kwargs)

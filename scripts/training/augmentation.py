@@ -1,0 +1,184 @@
+"""Training augmentation of the reference, joint over image and label map, in `torchvision.transforms.v2`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+
+IMAGE_FILL = 128  # before normalisation; the reference pads with mid-grey
+LABEL_FILL = 255  # ignored
+
+
+def uniform(low: float, high: float) -> float:
+    """One number drawn from [low, high) with torch's generator, which each sample seeds."""
+    return low + (high - low) * torch.rand(()).item()
+
+
+def shortest_edge_size(height: int, width: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:
+    """Size whose shorter side is `shortest_edge`, or whose longer side is `longest_edge` if that would pass it.
+
+    Rounds as the reference: `int(x + 0.5)`.
+    """
+    scale = shortest_edge / min(height, width)
+    if max(height, width) * scale > longest_edge:
+        scale = longest_edge / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+class RandomShortestEdge(v2.Transform):
+    """Resizes so that the shorter side is one of `sizes`, each as likely, and the longer at most `longest_edge`."""
+
+    def __init__(self, sizes: Sequence[int], longest_edge: int) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        self.longest_edge = longest_edge
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        size = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        return {"size": shortest_edge_size(height, width, size, self.longest_edge)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(inpt, list(params["size"]), antialias=True)
+
+
+class RandomScale(v2.Transform):
+    """Scales both sides by a factor drawn uniformly from `[low, high]`."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low = low
+        self.high = high
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        factor = uniform(self.low, self.high)
+        return {"size": (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(inpt, list(params["size"]), antialias=True)
+
+
+class RandomCrop(v2.Transform):
+    """Cuts a random window of `min(size, height) x min(size, width)`."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height = height
+        self.width = width
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        top = int(torch.randint(max(0, height - self.height) + 1, ()))
+        left = int(torch.randint(max(0, width - self.width) + 1, ()))
+        return {"top": top, "left": left, "height": min(height, self.height), "width": min(width, self.width)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+class PadTo(v2.Transform):
+    """Pads on the right and below to at least `height x width`: images with `IMAGE_FILL`, maps with `LABEL_FILL`."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height = height
+        self.width = width
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = inpt.shape[-2:]
+        padding = [0, 0, max(0, self.width - width), max(0, self.height - height)]
+        fill = LABEL_FILL if isinstance(inpt, tv_tensors.Mask) else IMAGE_FILL
+        return F.pad(inpt, padding, fill=fill) if any(padding) else inpt
+
+
+class RandomColour(v2.Transform):
+    """Colour distortion of SSD, as detectron2 applies it: each of the four with probability one half.
+
+    Brightness adds up to 32 of 255, contrast multiplies all values and saturation that of HSV by 0.5 to 1.5, hue turns
+    by up to a tenth of the circle. Contrast comes before or after saturation and hue, either as likely.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        def maybe(low: float, high: float) -> float | None:
+            value = uniform(low, high)
+            return value if torch.rand(()).item() < 0.5 else None
+
+        return {
+            "brightness": maybe(-32, 32),
+            "contrast_first": torch.rand(()).item() < 0.5,
+            "contrast": maybe(0.5, 1.5),
+            "saturation": maybe(0.5, 1.5),
+            "hue": maybe(-0.1, 0.1),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        image = inpt.as_subclass(torch.Tensor)
+        if params["brightness"] is not None:
+            image = to_uint8(image.float() + params["brightness"])
+        if params["contrast"] is not None and params["contrast_first"]:
+            image = to_uint8(image.float() * params["contrast"])
+        if params["saturation"] is not None:
+            image = scale_saturation(image, params["saturation"])
+        if params["hue"] is not None:
+            image = F.adjust_hue(image, params["hue"])
+        if params["contrast"] is not None and not params["contrast_first"]:
+            image = to_uint8(image.float() * params["contrast"])
+        return tv_tensors.wrap(image, like=inpt)
+
+
+def to_uint8(image: torch.Tensor) -> torch.Tensor:
+    """Float image on the 0..255 scale, rounded and clipped to uint8."""
+    return image.round().clamp(0, 255).to(torch.uint8)
+
+
+def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """Multiplies the saturation of HSV by `factor` (clipped to 1), hue and value unchanged; `(3, H, W)` uint8."""
+    pixels = image.float()
+    value = pixels.amax(dim=0, keepdim=True)
+    chroma = value - pixels.amin(dim=0, keepdim=True)
+    # The new chroma is at most `value`; both are zero where the pixel is black.
+    ratio = torch.minimum(torch.full_like(chroma, factor), value / chroma.clamp(min=1e-6))
+    return to_uint8(value - (value - pixels) * ratio)
+
+
+def reference_sizes(base: int) -> list[int]:
+    """The reference's 16 shortest edges: `int(0.1 * k * base)` for k = 5..20."""
+    return [int(0.1 * k * base) for k in range(5, 21)]
+
+
+def training_augmentation(
+    crop_height: int,
+    crop_width: int,
+    shortest_edges: Sequence[int] | None = None,
+    longest_edge: int | None = None,
+    scale_range: Sequence[float] | None = None,
+    colour_jitter: bool = True,
+    horizontal_flip: float = 0.5,
+) -> v2.Compose:
+    """Scale, crop, colour, flip and padding of the reference (spec of FASeg, section 5), on (Image, Mask) pairs.
+
+    Args:
+        shortest_edges: shorter sides to choose from; `reference_sizes(min(crop))` by default.
+        longest_edge: bound of the longer side; four times the crop's shorter side by default.
+        scale_range: (low, high) factor on the picture's own size, drawn uniformly, in place of `shortest_edges`.
+    """
+    base = min(crop_height, crop_width)
+    scale = (
+        RandomScale(*scale_range)
+        if scale_range
+        else RandomShortestEdge(shortest_edges or reference_sizes(base), longest_edge or 4 * base)
+    )
+    steps: list[v2.Transform] = [scale, RandomCrop(crop_height, crop_width)]
+    if colour_jitter:
+        steps.append(RandomColour())
+    steps += [v2.RandomHorizontalFlip(horizontal_flip), PadTo(crop_height, crop_width)]
+    return v2.Compose(steps)

@@ -1,0 +1,151 @@
+"""One dataclass of arguments per command, filled from flags and, under them, a YAML recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser
+
+
+Arguments = TypeVar("Arguments")
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+RECIPES = PROJECT_ROOT / "scripts" / "recipes"
+
+
+class UserError(Exception):
+    """Something the user can put right: printed as one line, exit code 2, no traceback."""
+
+
+class OneLineParser(HfArgumentParser):
+    """`HfArgumentParser` whose errors are one line without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(" ".join(message.split()))
+
+
+def project_path(name: str) -> str:
+    """`name` as it stands if it exists, else the same path below the project, else `name` (a Hub id, perhaps)."""
+    below_project = PROJECT_ROOT / name
+    return str(below_project) if not Path(name).exists() and below_project.exists() else name
+
+
+def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
+    """The mapping in recipe `name` (a YAML file, or the name of one in `scripts/recipes`).
+
+    Raises:
+        UserError: no such file, not a mapping, or a key that is none of `fields`.
+    """
+    candidates = [Path(name), RECIPES / name, RECIPES / f"{name}.yaml"]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise UserError(f"recipe {name!r} not found: give a YAML file or one of {shipped}")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: {error}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"recipe {path} holds {type(recipe).__name__}: write `key: value` lines")
+    for key in recipe:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see --help for the keys"
+            raise UserError(f"recipe {path}: unknown key {key!r}: {hint}")
+    return recipe
+
+
+def recipe_flags(recipe: dict[str, Any]) -> list[str]:
+    """`recipe` as command-line flags, so that argparse checks its types like those of flags."""
+    flags: list[str] = []
+    for key, value in recipe.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            values = [f"{name}={json.dumps(item)}" for name, item in value.items()]
+        elif isinstance(value, list):
+            values = [str(item) for item in value]
+        else:
+            values = [str(value)]
+        # `--key=value` keeps a value that starts with a dash from being read as a flag.
+        flags += [f"--{key}={values[0]}"] if len(values) == 1 else [f"--{key}", *values]
+    return flags
+
+
+def parse_arguments(
+    arguments_class: type[Arguments], argv: Sequence[str] | None = None, **positional: str
+) -> Arguments:
+    """Fills `arguments_class` from a recipe and flags; flags win.
+
+    Args:
+        arguments_class: dataclass whose field `recipe`, if it has one, is also the optional first positional argument.
+        argv: command line without the program's name; `sys.argv[1:]` by default.
+        positional: name of a list field -> help text: filled from positional arguments.
+    Raises:
+        UserError: unknown flag or recipe key, or a value of the wrong type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    fields = [field.name for field in dataclasses.fields(arguments_class)]  # type: ignore[arg-type]
+    parser = OneLineParser(arguments_class, allow_abbrev=False, description=arguments_class.__doc__)  # type: ignore[arg-type]
+    for name, help_text in positional.items():
+        parser.add_argument(f"positional_{name}", metavar=name.upper(), nargs="*", help=help_text)
+    if "recipe" in fields:
+        parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="the same as --recipe")
+    namespace = parser.parse_args(argv)
+    recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
+    if recipe_name:
+        flags = recipe_flags(read_recipe(recipe_name, [field for field in fields if field != "recipe"]))
+        try:
+            parser.parse_args(flags)
+        except UserError as error:
+            raise UserError(f"recipe {recipe_name}: {error}") from error
+        namespace = parser.parse_args([*flags, *argv])
+        namespace.recipe = recipe_name
+    for name in positional:
+        setattr(namespace, name, getattr(namespace, f"positional_{name}") or getattr(namespace, name))
+    return arguments_class(**{field: getattr(namespace, field) for field in fields})
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`["a=1", "b.c=[1, 2]"]` -> `{"a": 1, "b": {"c": [1, 2]}}`; values are YAML, later ones win.
+
+    Raises:
+        UserError: an item without `=` or with a value that is not YAML.
+    """
+    result: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--config_overrides {item!r}: write key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--config_overrides {item!r}: {error}") from error
+        *parents, leaf = key.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--config_overrides {item!r}: {parent!r} was given a plain value before")
+        place[leaf] = value
+    return result
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Runs `main` and leaves with its exit code; user errors become one line and exit code 2."""
+    try:
+        sys.exit(main() or 0)
+    except (UserError, StrictDataclassError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)

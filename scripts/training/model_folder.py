@@ -1,0 +1,223 @@
+"""From arguments to a model and its processor, and from those to a folder that `from_pretrained` reads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+import image_processing  # noqa: F401 - registers the processors
+import modeling_faseg  # noqa: F401 - registers the models
+from scripts.training.command_line import UserError, parse_overrides, project_path
+
+
+# What a classification checkpoint has and a backbone has not (timm's and transformers' names).
+CLASSIFICATION_HEAD = re.compile(r"^(conv_head|bn2|classifier|head|fc|pooler|layernorm|norm)\.")
+# What a backbone has and a classification checkpoint may lack: output norms and batch counters.
+BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|num_batches_tracked$|relative_position_index$)")
+# What changes with the classes.
+LABEL_DEPENDENT = re.compile(r"(class_predictor\.|criterion\.empty_weight$)")
+
+
+@dataclass
+class ModelArguments:
+    """The flags that name a model, shared by the commands."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint folder or Hub id."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a config.json: its architecture, new weights."}
+    )
+    model_type: str = field(default="faseg", metadata={"help": "Configuration used when neither of the two is given."})
+    config_overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "key=value of any configuration field; dots reach into it.", "action": "extend"},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+
+
+def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = None) -> PreTrainedConfig:
+    """Configuration of the arguments with overrides and classes put in.
+
+    Raises:
+        UserError: it cannot be read, or an override names no field.
+        StrictDataclassError: a field's value is wrong.
+    """
+    name = arguments.model_name_or_path or arguments.config_name
+    if name:
+        try:
+            base = AutoConfig.from_pretrained(project_path(name), trust_remote_code=arguments.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            flag = "--model_name_or_path" if arguments.model_name_or_path else "--config_name"
+            raise UserError(f"{flag} {name}: {error}") from error
+        values = {key: value for key, value in base.to_dict().items() if key != "transformers_version"}
+        config_class = type(base)
+    else:
+        if arguments.model_type not in CONFIG_MAPPING:
+            raise UserError(f"--model_type {arguments.model_type}: unknown to transformers; 'faseg' is this project's")
+        values, config_class = {}, CONFIG_MAPPING[arguments.model_type]
+    known = [key for key in config_class().to_dict() if key != "transformers_version"]
+    for key, value in parse_overrides(arguments.config_overrides).items():
+        if key not in known and key not in values:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise UserError(
+                f"--config_overrides: {config_class.__name__} has no field {key!r}"
+                + (f": did you mean {close[0]!r}?" if close else "")
+            )
+        same_backbone = isinstance(value, dict) and value.get("model_type") in (None, _model_type(values.get(key)))
+        values[key] = {**values[key], **value} if same_backbone and isinstance(values.get(key), dict) else value
+    if id2label is not None:
+        values["id2label"] = id2label
+        values["label2id"] = {label: index for index, label in id2label.items()}
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"configuration: {error}") from error
+
+
+def _model_type(value: Any) -> Any:
+    return value.get("model_type") if isinstance(value, dict) else None
+
+
+def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes: bool = True) -> PreTrainedModel:
+    """Model of `config`, with the weights of `model_name_or_path` if that is given.
+
+    Args:
+        new_classes: whether the class head may start anew where the checkpoint has other classes.
+    Raises:
+        UserError: the checkpoint is unreadable, or is not one of this model.
+    """
+    if not arguments.model_name_or_path:
+        try:
+            return AutoModelForUniversalSegmentation.from_config(config)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"model: {error}") from error
+    name = project_path(arguments.model_name_or_path)
+    try:
+        model, info = AutoModelForUniversalSegmentation.from_pretrained(
+            name,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--model_name_or_path {name}: {error}") from error
+    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    renewed = {key for key in lacking if new_classes and LABEL_DEPENDENT.search(key)}
+    if lacking - renewed:
+        raise UserError(
+            f"--model_name_or_path {name}: {len(lacking - renewed)} tensors are missing or of another shape, first "
+            f"{min(lacking - renewed)}: it is a checkpoint of another model"
+        )
+    if renewed:
+        print(f"new class head for {config.num_labels} classes: {', '.join(sorted(renewed))}")
+    return model
+
+
+def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **settings: Any) -> Any:
+    """Processor stored with the model or configuration, else a new one of the configuration's kind.
+
+    Args:
+        settings: attributes to set, such as `size` and `do_reduce_labels`.
+    """
+    name = arguments.model_name_or_path or arguments.config_name
+    if name:
+        try:
+            return AutoImageProcessor.from_pretrained(
+                project_path(name), trust_remote_code=arguments.trust_remote_code, **settings
+            )
+        except (OSError, ValueError) as error:
+            if arguments.model_name_or_path:
+                raise UserError(f"--model_name_or_path {name}: no image processor: {error}") from error
+    processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
+    return processor_classes["torchvision"](task=getattr(config, "task", "semantic"), **settings)
+
+
+def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:
+    """Refuses crops on which high-resolution cross-attention would keep no window at all.
+
+    Raises:
+        UserError: with the least change that keeps one.
+    """
+    if not getattr(config, "use_high_resolution_cross_attention", False) or config.high_resolution_min_windows:
+        return
+    tokens = -(-height // 32) * -(-width // 32)
+    if tokens // config.high_resolution_reduction == 0:
+        raise UserError(
+            f"crops of {height}x{width} have {tokens} coarse tokens, so high_resolution_reduction="
+            f"{config.high_resolution_reduction} keeps no window: set high_resolution_reduction to at most {tokens}, "
+            "or high_resolution_min_windows=1"
+        )
+
+
+def load_backbone_weights(model: PreTrainedModel, file: str) -> str:
+    """Loads pretrained weights, under timm's or transformers' names, into the model's backbone.
+
+    A prefix that all of a model's keys share ("resnet.", "swin.") is taken off. A classification head is ignored.
+
+    Returns:
+        One line that says what was loaded and what was ignored.
+    Raises:
+        UserError: unreadable, nothing matches, a shape differs, or tensors are left over or lacking.
+    """
+    backbone = cast(nn.Module, model.base_model.backbone)
+    try:
+        weights = load_file(project_path(file))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--backbone_weights {file}: {error}") from error
+    expected = backbone.state_dict()
+    prefixes = {""} | {key.split(".", 1)[0] + "." for key in weights}
+    inner = {""} | {key.split(".", 1)[0] + "." for key in expected}  # TimmBackbone keeps its net in `_backbone.`
+
+    def renamed(prefix: str, target: str) -> dict[str, torch.Tensor]:
+        return {target + key.removeprefix(prefix): value for key, value in weights.items()}
+
+    candidates = [renamed(prefix, target) for prefix in sorted(prefixes) for target in sorted(inner)]
+    best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
+    loaded = {key: value for key, value in best.items() if key in expected}
+    if not loaded:
+        raise UserError(
+            f"--backbone_weights {file}: none of its {len(weights)} tensors ({min(weights, default='none')}, ...) is one "
+            f"of the backbone's ({min(expected)}, ...): weights of another architecture"
+        )
+    for key, value in loaded.items():
+        if value.shape != expected[key].shape:
+            raise UserError(
+                f"--backbone_weights {file}: {key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
+            )
+    plain = re.compile(r"^_backbone\.")
+    ignored = sorted(plain.sub("", key) for key in best.keys() - expected.keys())
+    left_over = [key for key in ignored if not CLASSIFICATION_HEAD.match(key)]
+    lacking = sorted(key for key in expected.keys() - best.keys() if not BACKBONE_ONLY.search(key))
+    for what, keys in (("is not in the backbone", left_over), ("is lacking", lacking)):
+        if keys:
+            raise UserError(
+                f"--backbone_weights {file}: {keys[0]} {what} (and {len(keys) - 1} more): another architecture?"
+            )
+    backbone.load_state_dict(loaded, strict=False)
+    heads = ", ".join(sorted({key.split(".")[0] for key in ignored})) or "nothing"
+    return (
+        f"backbone weights: {len(loaded)} of {len(expected)} tensors loaded from {Path(file).name}, ignored: {heads}"
+    )
+
+
+def save_model_folder(model: PreTrainedModel, processor: Any, folder: Path, state_dict: dict | None = None) -> None:
+    """Writes weights, configuration, processor and their code."""
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)

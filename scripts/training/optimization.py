@@ -1,0 +1,71 @@
+"""AdamW groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+
+NORM_LAYERS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
+
+
+def build_parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, backbone_lr_multiplier: float = 0.1
+) -> list[dict[str, Any]]:
+    """Trainable parameters in the reference's four groups: backbone or not, decayed or not.
+
+    Norms, `nn.Embedding`s (queries and level embedding of the transformer decoder) and position tables do not decay;
+    biases and the pixel decoder's level embedding, a bare parameter, do. Frozen parameters are left out.
+
+    Returns:
+        Groups for `torch.optim.AdamW` with `params`, `lr`, `weight_decay`, `name` and `parameter_names`; empty ones
+        are left out.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for part, rate in (("backbone", learning_rate * backbone_lr_multiplier), ("head", learning_rate)):
+        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0)):
+            name = part + suffix
+            groups[name] = {"name": name, "params": [], "parameter_names": [], "lr": rate, "weight_decay": decay}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            full_name = f"{module_name}.{parameter_name}" if module_name else parameter_name
+            part = "backbone" if "backbone" in full_name.split(".") else "head"
+            spared = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or parameter_name in POSITION_TABLES
+            group = groups[part + ("_no_decay" if spared else "")]
+            group["params"].append(parameter)
+            group["parameter_names"].append(full_name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, name: str, max_train_steps: int, num_warmup_steps: int = 0, power: float = 0.9
+) -> Any:
+    """Learning-rate schedule, stepped once per optimiser step.
+
+    `poly` is the reference's `lr * (1 - step / max_train_steps) ** power`, after a linear warm-up if there is one;
+    other names are those of `transformers.get_scheduler`.
+    """
+    if name != "poly":
+        return get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=max_train_steps)
+
+    def factor(step: int) -> float:
+        warm_up = min(1.0, (step + 1) / (num_warmup_steps + 1))
+        return warm_up * max(0.0, 1.0 - step / max_train_steps) ** power
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,436 @@
+"""Pictures and label maps to model inputs: the resize rule, both backends, awkward pictures, label maps, errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers.image_utils import SizeDict
+
+from image_processing import FASegImageProcessor, FASegImageProcessorPil
+from image_processing.label_maps_faseg import resize_label_map
+from image_processing.preprocessing_faseg import network_size
+
+
+BACKENDS = [FASegImageProcessor, FASegImageProcessorPil]
+RESIZE_CASES = json.loads((Path(__file__).parent.parent / "golden" / "resize_shortest_edge.json").read_text())
+SMALL = {"size": {"shortest_edge": 48, "longest_edge": 192}}
+
+
+def picture(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    return PIL.Image.fromarray(values).convert(mode) if mode != "RGBA" else PIL.Image.fromarray(values)
+
+
+def assert_backends_agree(images, maps=None, **kwargs):
+    """Floats within 0.1 and 5e-3 on average (8 bits rounded once or not), integers exactly; returns one of them."""
+    first, second = (backend(**kwargs)(images, maps, return_tensors="pt") for backend in BACKENDS)
+    assert first.keys() == second.keys()
+    for key in first:
+        for left, right in zip(first[key], second[key], strict=True):
+            assert left.dtype == right.dtype and left.shape == right.shape, key
+            if key == "pixel_values":
+                difference = (left - right).abs()
+                assert difference.max() < 0.1 and difference.mean() < 5e-3
+            else:
+                assert torch.equal(left, right), key
+    return first
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", RESIZE_CASES, ids=lambda case: f"{case['h']}x{case['w']}-{case['shortest']}")
+def test_resize_rule_is_the_references(case):
+    size = SizeDict(shortest_edge=case["shortest"], longest_edge=case["max_size"])
+    assert network_size(case["h"], case["w"], size) == tuple(case["out"])
+
+
+def test_copied_resize_cases_are_the_recorded_ones(shared):
+    recorded = json.loads((shared / "golden" / "faseg" / "resize_shortest_edge.json").read_text())
+    assert recorded == RESIZE_CASES
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 64), st.integers(1, 64))
+def test_resized_pictures_respect_every_bound(height, width, pad_rows, pad_columns):
+    size = SizeDict(shortest_edge=512, longest_edge=2048)
+    new_height, new_width = network_size(height, width, size)
+    assert 1 <= min(new_height, new_width) <= 512 and max(new_height, new_width) <= 2048
+    assert min(new_height, new_width) == 512 or max(new_height, new_width) == 2048
+    pad_size = SizeDict(height=32 * pad_rows, width=32 * pad_columns)
+    fitted = network_size(height, width, size, pad_size)
+    assert 1 <= fitted[0] <= pad_size.height and 1 <= fitted[1] <= pad_size.width
+    if new_height <= pad_size.height and new_width <= pad_size.width:
+        assert fitted == (new_height, new_width)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"height": 64, "width": 96}, (64, 96)),
+        ({"shortest_edge": 60}, (60, 180)),
+        ({"longest_edge": 90}, (30, 90)),
+        ({"max_height": 50, "max_width": 60}, (20, 60)),
+        (40, (40, 120)),
+    ],
+)
+def test_other_sizes(size, expected):
+    inputs = FASegImageProcessor(size=size)(picture(20, 60), return_tensors="pt")
+    assert inputs.input_sizes.tolist() == [list(expected)]
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_the_references():
+    """Pillow's bilinear on 8 bits, then (x - mean) / std on 0..255, then zeros up to a multiple of 32."""
+    image = picture(50, 83)
+    resized = np.asarray(image.resize((80, 48), PIL.Image.Resampling.BILINEAR), dtype=np.float32)
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    expected = torch.from_numpy(((resized - mean) / std).transpose(2, 0, 1)).float()
+    for backend in BACKENDS:
+        inputs = backend(**SMALL)(image, return_tensors="pt")
+        assert inputs.pixel_values.shape == (1, 3, 64, 96)
+        difference = (inputs.pixel_values[0, :, :48, :80] - expected).abs()
+        # torchvision rounds one pixel in a hundred to the next of the 255 levels.
+        assert difference.max() < (1e-5 if backend is FASegImageProcessorPil else 0.02) and difference.mean() < 5e-4
+        assert not inputs.pixel_values[0, :, 48:].any() and not inputs.pixel_values[0, :, :, 80:].any()
+        assert inputs.pixel_mask.sum() == 48 * 80 and inputs.pixel_mask[0, :48, :80].all()
+        assert inputs.input_sizes.tolist() == [[48, 80]]
+
+
+def test_backends_agree_on_a_batch_of_sizes():
+    images = [picture(50, 83), picture(100, 30), picture(48, 48)]
+    maps = [np.random.default_rng(1).integers(0, 5, image.size[::-1]) for image in images]
+    inputs = assert_backends_agree(images, maps, **SMALL)
+    assert inputs.pixel_values.shape == (3, 3, 160, 96)
+    assert inputs.pixel_mask.flatten(1).sum(1).tolist() == [h * w for h, w in inputs.input_sizes.tolist()]
+    assert all(masks.shape[1:] == (160, 96) for masks in inputs.mask_labels)
+
+
+def test_photos(shared):
+    """Every photo of the manifest, as opened and by path; by path they are upright."""
+    folder = shared / "data" / "photos"
+    for entry in json.loads((folder / "manifest.json").read_text()):
+        with PIL.Image.open(folder / entry["file"]) as image:
+            inputs = assert_backends_agree(image, **SMALL)
+            upright = PIL.ImageOps.exif_transpose(image)
+            assert torch.isfinite(inputs.pixel_values).all()
+            width, height = image.size
+            assert tuple(inputs.input_sizes[0].tolist()) == network_size(height, width, SizeDict(**SMALL["size"]))
+            by_path = assert_backends_agree(str(folder / entry["file"]), **SMALL)
+            expected = FASegImageProcessor(**SMALL)(upright.convert("RGB"), return_tensors="pt")
+            assert torch.equal(by_path.pixel_values, expected.pixel_values)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1", "YCbCr"])
+def test_modes_become_rgb(mode):
+    image = picture(40, 60, mode)
+    inputs = assert_backends_agree(image, **SMALL)
+    expected = FASegImageProcessor(**SMALL)(image.convert("RGB"), return_tensors="pt")
+    assert torch.equal(inputs.pixel_values, expected.pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(1, 1, (48, 48)), (23, 17, (65, 48)), (100, 1352, (14, 192)), (1, 3000, (1, 192)), (3, 4, (48, 64))],
+)
+def test_extreme_sizes(height, width, expected):
+    image = picture(height, width)
+    inputs = assert_backends_agree(image, **SMALL)
+    assert inputs.input_sizes.tolist() == [list(expected)]
+    for form in (np.asarray(image), torch.from_numpy(np.array(image))):
+        same = FASegImageProcessor(**SMALL)(form, input_data_format="channels_last", return_tensors="pt")
+        assert torch.equal(same.pixel_values, inputs.pixel_values)
+    if 3 not in (height, width):
+        assert torch.equal(
+            FASegImageProcessor(**SMALL)(np.asarray(image), return_tensors="pt").pixel_values, inputs.pixel_values
+        )
+
+
+def test_array_forms_are_the_same_picture():
+    array = np.asarray(picture(40, 60))
+    grey = np.asarray(picture(40, 60, "L"))
+    alpha = np.dstack([array, np.full((40, 60), 7, np.uint8)])
+    for backend in BACKENDS:
+        processor = backend(**SMALL)
+        expected = processor(PIL.Image.fromarray(array), return_tensors="pt").pixel_values
+        for form in (array, array.transpose(2, 0, 1), alpha, torch.from_numpy(array.copy()), array.astype(np.int64)):
+            assert torch.equal(processor(form, return_tensors="pt").pixel_values, expected)
+        expected = processor(PIL.Image.fromarray(grey), return_tensors="pt").pixel_values
+        for form in (grey, grey[None], grey[..., None], [grey]):
+            assert torch.equal(processor(form, return_tensors="pt").pixel_values, expected)
+        batch = np.stack([array, array])
+        assert processor(batch, return_tensors="pt").pixel_values.shape[0] == 2
+        assert processor([batch, [array]], return_tensors="pt").pixel_values.shape[0] == 3
+
+
+def test_exif_picture_stays_as_stored_and_is_warned_about(tmp_path, monkeypatch):
+    """Its label map and `image.size` are as stored; by path it is upright."""
+    messages: list[str] = []
+    monkeypatch.setattr("image_processing.preprocessing_faseg.logger.warning_once", messages.append)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    picture(40, 60).save(tmp_path / "turned.png", exif=exif)
+    with PIL.Image.open(tmp_path / "turned.png") as image:
+        inputs = FASegImageProcessor(**SMALL)(image, np.zeros((40, 60), int), return_tensors="pt")
+    assert inputs.input_sizes.tolist() == [[48, 72]]
+    assert len(messages) == 1 and "EXIF orientation 6" in messages[0]
+    upright = FASegImageProcessor(**SMALL)(tmp_path / "turned.png", return_tensors="pt")
+    assert upright.input_sizes.tolist() == [[72, 48]]
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (PIL.Image.new("I;16", (40, 40)), "mode 'I;16', more than 8 bits"),
+        (PIL.Image.new("F", (40, 40)), "mode 'F', more than 8 bits"),
+        (np.full((40, 40, 3), 3000, np.uint16), "dtype uint16 holds 3000..3000: pass 8 bits"),
+        (np.zeros((40, 40), bool), "dtype bool"),
+        (np.zeros((40, 40, 5), np.uint8), r"shape \(40, 40, 5\): pass"),
+        (np.zeros((0, 40, 3), np.uint8), r"shape \(0, 40, 3\): pass"),
+        (np.zeros((7,), np.uint8), r"shape \(7,\): pass"),
+    ],
+)
+def test_pictures_that_cannot_be_right_are_refused(backend, image, message):
+    with pytest.raises(ValueError, match=message):
+        backend()([image])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_channels_and_scales_are_checked(backend, monkeypatch):
+    with pytest.raises(ValueError, match="image 0 has 1 channels but image_mean has 3: set do_convert_rgb=True"):
+        backend(do_convert_rgb=False)(picture(40, 40, "L"))
+    messages: list[str] = []
+    monkeypatch.setattr("image_processing.preprocessing_faseg.logger.warning_once", messages.append)
+    backend(**SMALL)(np.random.rand(40, 40, 3).astype(np.float32))
+    assert len(messages) == 1 and "do_rescale=False" in messages[0]
+    backend(do_rescale=False, **SMALL)(np.random.rand(40, 40, 3).astype(np.float32))
+    assert len(messages) == 1
+
+
+# ---- padding ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fixed_pad_size_gives_one_size_to_all_pictures(backend):
+    """What pipeline(batch_size=2) needs: a picture that would be larger is resized to fit, its shape kept."""
+    processor = backend(pad_size={"height": 64, "width": 96}, **SMALL)
+    images = [picture(40, 60), picture(100, 40), picture(40, 400), picture(1, 1)]
+    for image in images:
+        assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 64, 96)
+    inputs = processor(images, [np.zeros(i.size[::-1], int) for i in images], return_tensors="pt")
+    assert inputs.input_sizes.tolist() == [[48, 72], [64, 26], [10, 96], [48, 48]]
+    assert [tuple(m.shape) for m in inputs.mask_labels] == [(1, 64, 96)] * 4
+    with pytest.raises(ValueError, match=r"\(100, 40\) does not fit pad_size \(64, 96\): set do_resize=True"):
+        processor(images[1], do_resize=False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_padding_and_resizing(backend):
+    image = picture(40, 60)
+    inputs = backend(do_pad=False, do_resize=False)(image, np.zeros((40, 60), int), return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 40, 60) and inputs.pixel_mask.all()
+    assert inputs.mask_labels[0].shape == (1, 40, 60)
+    padded = backend(do_resize=False)(image, return_tensors="pt")
+    assert padded.pixel_values.shape == (1, 3, 64, 64)
+    assert torch.equal(padded.pixel_values[..., :40, :60], inputs.pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"pad_size": {"height": 500, "width": 512}}, r"no multiple of size_divisor=32: use \(512, 512\)"),
+        ({"size_divisor": -1}, "size_divisor=-1: pass 0 for none, or a whole number"),
+        ({"do_reduce_labels": True, "ignore_index": None}, "set ignore_index=255"),
+    ],
+)
+def test_contradictory_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        FASegImageProcessor(**setting)
+
+
+def test_cropping_is_refused():
+    with pytest.raises(ValueError, match="do_center_crop=True is not offered"):
+        FASegImageProcessor()(picture(8, 8), do_center_crop=True, crop_size={"height": 4, "width": 4})
+
+
+# ---- label maps ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 80), st.integers(1, 80))
+def test_label_map_resize_is_centred(height, width, new_height, new_width):
+    label_map = np.arange(height * width).reshape(height, width)
+    expected = F.interpolate(
+        torch.from_numpy(label_map)[None, None].double(), (new_height, new_width), mode="nearest-exact"
+    )
+    resized = resize_label_map(label_map, (new_height, new_width))
+    # torch rounds the ratio to single precision: a centre exactly between two pixels may fall either way there.
+    assert resized.shape == (new_height, new_width)
+    assert (resized == expected[0, 0].long().numpy()).mean() > 0.8
+    if new_height % height == 0 and new_width % width == 0:
+        repeated = label_map.repeat(new_height // height, 0).repeat(new_width // width, 1)
+        assert (resized == repeated).all()
+
+
+LABEL_MAP = np.array([[0, 1, 1, 255], [2, 2, 0, 0], [2, 2, 0, 0], [255, 2, 0, 0]])
+AS_IS = {"do_resize": False}
+
+
+def targets(label_map, mapping=None, **kwargs):
+    """Masks and classes from both backends, which must be equal; the picture is as large as the map."""
+    shape = np.asarray(label_map).shape[:2]
+    image = picture(*shape)
+    results = [backend(**AS_IS, **kwargs)(image, [label_map], mapping, return_tensors="pt") for backend in BACKENDS]
+    assert torch.equal(results[0].mask_labels[0], results[1].mask_labels[0])
+    assert torch.equal(results[0].class_labels[0], results[1].class_labels[0])
+    masks = results[0].mask_labels[0]
+    assert masks.dtype == torch.float32 and results[0].class_labels[0].dtype == torch.int64
+    assert not masks[:, shape[0] :].any() and not masks[:, :, shape[1] :].any()
+    return masks[:, : shape[0], : shape[1]], results[0].class_labels[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        LABEL_MAP,
+        LABEL_MAP.astype(np.uint8),
+        LABEL_MAP.astype(np.float32),
+        LABEL_MAP[None],
+        LABEL_MAP[..., None],
+        torch.from_numpy(LABEL_MAP),
+        PIL.Image.fromarray(LABEL_MAP.astype(np.uint8)),
+        PIL.Image.fromarray(LABEL_MAP.astype(np.int32)),
+    ],
+)
+def test_semantic_map(form):
+    image = picture(4, 4)
+    for backend in BACKENDS:
+        for maps in (form, [form]):
+            inputs = backend(**AS_IS)(image, maps, return_tensors="pt")
+            assert inputs.class_labels[0].tolist() == [0, 1, 2]
+            for mask, label in zip(inputs.mask_labels[0], (0, 1, 2), strict=True):
+                assert np.array_equal(mask[:4, :4].numpy() == 1, LABEL_MAP == label)
+                assert mask.sum() == (LABEL_MAP == label).sum()
+
+
+def test_palette_map_holds_indices_not_colours(tmp_path):
+    image = PIL.Image.fromarray(LABEL_MAP.astype(np.uint8)).convert("P")
+    image.putpalette([7, 9, 200] * 256)
+    image.save(tmp_path / "map.png")
+    with PIL.Image.open(tmp_path / "map.png") as opened:
+        assert opened.mode == "P"
+        assert targets(opened_map := opened.copy())[1] == [0, 1, 2]
+    by_path = FASegImageProcessor(**AS_IS)(picture(4, 4), str(tmp_path / "map.png"), return_tensors="pt")
+    assert by_path.class_labels[0].tolist() == [0, 1, 2]
+    assert np.array_equal(np.asarray(opened_map), LABEL_MAP)
+
+
+def test_reduced_labels():
+    """0 is unlabelled, the others go down by one, and 255 stays unlabelled (HF makes it class 254)."""
+    masks, classes = targets(LABEL_MAP, do_reduce_labels=True, num_labels=2)
+    assert classes == [0, 1]
+    assert np.array_equal(masks[0].numpy() == 1, LABEL_MAP == 1)
+    assert np.array_equal(masks[1].numpy() == 1, LABEL_MAP == 2)
+
+
+def test_ade20k_maps(shared):
+    """The three official validation maps: raw 0..150, reduced they are classes 0..149."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.load_dataset("parquet", data_files=str(shared / "data/ade20k_mini/data/*.parquet"), split="train")
+    processor = FASegImageProcessorPil(do_reduce_labels=True, num_labels=150)
+    for row in rows:
+        raw = np.asarray(row["label"])
+        inputs = processor(row["image"], row["label"], return_tensors="pt")
+        present = set(np.unique(raw).tolist()) - {0}
+        assert set(inputs.class_labels[0].tolist()) <= {k - 1 for k in present}
+        height, width = inputs.input_sizes[0].tolist()
+        covered = inputs.mask_labels[0].sum() / (height * width)
+        assert abs(covered - (raw != 0).mean()) < 0.01
+
+
+@pytest.mark.parametrize("do_reduce_labels", [False, True])
+def test_unlabelled_picture_has_no_targets(do_reduce_labels):
+    masks, classes = targets(np.full((4, 6), 255), do_reduce_labels=do_reduce_labels)
+    assert masks.shape == (0, 4, 6) and classes == []
+
+
+def test_instance_map():
+    """Two instances of one class are two masks; 255 is an instance like any other where the mapping names it."""
+    masks, classes = targets(LABEL_MAP, {0: 7, 1: 3, 2: 3, 255: 0}, num_labels=8)
+    assert classes == [7, 3, 3, 0]
+    assert np.array_equal(masks[3].numpy() == 1, LABEL_MAP == 255)
+    masks, classes = targets(LABEL_MAP, {0: 7, 1: 3, 2: 3})
+    assert classes == [7, 3, 3]
+    masks, classes = targets(LABEL_MAP * 1000, {1000: 4, 2000: 5}, do_reduce_labels=True, ignore_index=255000)
+    assert classes == [3, 4]
+
+
+def test_one_mapping_per_picture():
+    images = [picture(4, 4)] * 2
+    maps = np.stack([LABEL_MAP, LABEL_MAP])
+    mappings = [{0: 0, 1: 1, 2: 1}, {0: 2, 1: 2, 2: 0}]
+    inputs = FASegImageProcessor(**AS_IS)(images, maps, mappings, return_tensors="pt")
+    assert [c.tolist() for c in inputs.class_labels] == [[0, 1, 1], [2, 2, 0]]
+    with pytest.raises(ValueError, match="has 1 entries for 2 images"):
+        FASegImageProcessor(**AS_IS)(images, maps, mappings[:1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("label_map", "kwargs", "message"),
+    [
+        (np.zeros((4, 5), int), {}, r"map 0 has size \(4, 5\) but its image has \(4, 4\)"),
+        (
+            np.full((4, 4), 3),
+            {"num_labels": 3},
+            r"label 3 in segmentation map 0 but 3 classes \(0..2.*do_reduce_labels",
+        ),
+        (np.full((4, 4), 9), {"num_labels": 3}, r"label 9 in segmentation map 0 but 3 classes .* id2label"),
+        (
+            np.full((4, 4), 5),
+            {"num_labels": 3, "do_reduce_labels": True},
+            r"label 5 in segmentation map 0 but 3 classes \(1..3",
+        ),
+        (np.full((4, 4), -1), {}, "label -1 in segmentation map 0 is negative"),
+        (np.full((4, 4), 0.5), {}, "map 0 holds 0.5: pass whole numbers"),
+        (np.full((4, 4), np.nan), {}, "map 0 holds nan: pass whole numbers"),
+        (np.zeros((4, 4, 3), np.uint8), {}, r"R \+ 256 \* G"),
+        (PIL.Image.new("RGB", (4, 4)), {}, r"shape \(4, 4, 3\): pass one id per pixel"),
+        (np.full((4, 4), "a"), {}, "pass integers"),
+    ],
+)
+def test_maps_that_cannot_be_right_are_refused(backend, label_map, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        backend(**AS_IS, **kwargs)(picture(4, 4), [label_map])
+
+
+def test_instance_errors():
+    processor = FASegImageProcessor(num_labels=3, **AS_IS)
+    image = picture(4, 4)
+    with pytest.raises(ValueError, match="id 2 of segmentation map 0 is not in instance_id_to_semantic_id"):
+        processor(image, LABEL_MAP, {0: 0, 1: 1})
+    with pytest.raises(ValueError, match=r"label 3 in segmentation map 0 \(id 2\) but 3 classes"):
+        processor(image, LABEL_MAP, {0: 0, 1: 1, 2: 3})
+    with pytest.raises(ValueError, match="2 segmentation maps for 1 images"):
+        processor(image, [LABEL_MAP, LABEL_MAP])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_result_types(backend):
+    processor = backend(**AS_IS)
+    own = torch.Tensor if backend is FASegImageProcessor else np.ndarray
+    for return_tensors, expected in (("pt", torch.Tensor), ("np", np.ndarray), (None, own)):
+        inputs = processor([picture(4, 4)], [LABEL_MAP], return_tensors=return_tensors)
+        for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels"):
+            assert isinstance(inputs[key][0], expected), (key, return_tensors)

@@ -4,6 +4,7 @@ from transformers import AutoConfig
 
 from .configuration_faseg import FASegConfig
 
+
 AutoConfig.register("faseg", FASegConfig, exist_ok=True)
 
 __all__ = ["FASegConfig"]

@@ -214,4 +214,6 @@ class FASegConfig(PreTrainedConfig):
             raise ValueError(f"{name}={getattr(self, name)!r}: {fix}")
 
 
+FASegConfig.register_for_auto_class()
+
 __all__ = ["FASegConfig"]

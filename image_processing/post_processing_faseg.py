@@ -24,7 +24,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 LOGITS_STRIDE = 4
-QUERY_CHUNK = 16
+QUERY_CHUNK = 25
 CLASS_CHUNK = 16
 
 
@@ -58,12 +58,11 @@ def semantic_scores(
             instance models); otherwise the scores are at the input size.
     """
     class_probs = class_logits.float().softmax(dim=-1)[:, :-1]
-    scores: Tensor | None = None
+    height, width = input_size if target_size is None else target_size
+    scores = class_probs.new_zeros(class_probs.shape[1], height * width)
     for chunk, masks in upsampled_masks(mask_logits, input_size, target_size):
-        part = torch.einsum("qk,qhw->khw", class_probs[chunk], masks.sigmoid())
-        scores = part if scores is None else scores.add_(part)
-    assert scores is not None, "a model has at least one query"
-    return scores
+        scores.addmm_(class_probs[chunk].T, masks.sigmoid().flatten(1))
+    return scores.view(-1, height, width)
 
 
 def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,6 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
 )
-from transformers.models.auto import modeling_auto
 
 import configuration  # noqa: F401  (registers the configurations)
 
@@ -19,6 +18,7 @@ from .modeling_faseg import (
     FASegPreTrainedModel,
 )
 
+
 AutoModel.register(FASegConfig, FASegModel, exist_ok=True)
 for _auto_class in (
     AutoModelForUniversalSegmentation,
@@ -26,8 +26,6 @@ for _auto_class in (
     AutoModelForImageSegmentation,
 ):
     _auto_class.register(FASegConfig, FASegForUniversalSegmentation, exist_ok=True)
-# The image-segmentation pipeline looks models up here and otherwise logs that FASeg is not supported.
-modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["faseg"] = "FASegForUniversalSegmentation"
 
 __all__ = [
     "FASegForUniversalSegmentation",

@@ -6,6 +6,7 @@ from transformers import AutoBackbone, PreTrainedModel
 
 from .configuration_faseg import FASegConfig
 
+
 STRIDES = (4, 8, 16, 32)
 PROBE_SIZE = 64
 ALL_STAGES = "['stage1', 'stage2', 'stage3', 'stage4']"
@@ -17,7 +18,13 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
     Raises:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, naming what it returns and the fix.
     """
+    backbone_class = AutoBackbone._model_mapping[type(config.backbone_config)]
+    if not backbone_class._supports_sdpa:
+        # The attention asked for is that of the decoder; transformers hands it down and convolutions would refuse it.
+        config.backbone_config._attn_implementation = "eager"
     backbone = AutoBackbone.from_config(config.backbone_config, **(config.timm_backbone_kwargs or {}))
+    if not backbone.has_attentions:
+        backbone._supports_sdpa = True
     _match_reference_swin(backbone)
     check_strides(backbone)
     if config.freeze_backbone_batch_norm:

@@ -3,12 +3,14 @@
 Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) picture.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto import modeling_auto
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -105,6 +107,21 @@ class FASegPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"attentions": OutputRecorder(FASegAttention, index=1, layer_name="self_attn")}
 
+    _auto_classes = ("AutoModel",)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As transformers', but the saved configuration names every auto class that can load the code with it."""
+        if self._auto_class is not None:
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            names = dict.fromkeys(self._auto_classes, f"modeling_faseg.{self.__class__.__name__}")
+            self.config.auto_map = {**auto_map, "AutoModel": "modeling_faseg.FASegModel", **names}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside of transformers it skips every module that holds no parameter itself, in case an
+        # initialisation overwrites loaded weights. Ours goes through transformers.initialization, which does not.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         gain = self.config.init_xavier_std
@@ -197,7 +214,12 @@ class FASegModel(FASegPreTrainedModel):
         backbone_maps = self.backbone(pixel_values).feature_maps
         decoded = self.pixel_decoder(list(backbone_maps), valid)
         queries = self.transformer_decoder(
-            decoded.feature_maps, decoded.positions, decoded.mask_features, valid, output_auxiliary_logits, output_focus
+            decoded.feature_maps,
+            decoded.positions,
+            decoded.mask_features,
+            valid,
+            output_auxiliary_logits,
+            output_focus,
         )
         focus = queries.focus
         return FASegModelOutput(
@@ -217,6 +239,12 @@ class FASegModel(FASegPreTrainedModel):
 
 class FASegForUniversalSegmentation(FASegPreTrainedModel):
     """FASeg with its class head and loss, for semantic, instance and panoptic segmentation."""
+
+    _auto_classes = (
+        "AutoModelForUniversalSegmentation",
+        "AutoModelForSemanticSegmentation",
+        "AutoModelForImageSegmentation",
+    )
 
     def __init__(self, config: FASegConfig):
         super().__init__(config)
@@ -352,6 +380,12 @@ def _init_as_torch(module: nn.Linear | nn.Conv2d) -> None:
         bound = module.weight[0].numel() ** -0.5
         init.uniform_(module.bias, -bound, bound)
 
+
+# Saved models carry their code. The image-segmentation pipeline looks models up in transformers' own list, and logs an
+# error for those it does not find there.
+FASegModel.register_for_auto_class("AutoModel")
+FASegForUniversalSegmentation.register_for_auto_class("AutoModelForUniversalSegmentation")
+modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["faseg"] = "FASegForUniversalSegmentation"
 
 __all__ = [
     "FASegForUniversalSegmentation",

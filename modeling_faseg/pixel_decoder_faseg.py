@@ -15,6 +15,7 @@ from .configuration_faseg import FASegConfig
 from .deformable_attention_faseg import FASegDeformableSelfAttention
 from .position_encoding_faseg import build_position_encoding
 
+
 NUM_ENCODER_LEVELS = 3  # the deformable encoder works on 1/32, 1/16 and 1/8
 
 

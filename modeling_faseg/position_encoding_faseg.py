@@ -61,9 +61,7 @@ class FASegLearnedPositionEncoding(nn.Module):
         """`(B, C, H, W)` features, looked at for their size alone, to a `(B, C, H, W)` encoding."""
         rows, columns = relative_coordinates(features, valid, centred=True)
         height, width = features.shape[-2:]
-        grid = torch.stack(
-            (columns[:, None].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=-1
-        )
+        grid = torch.stack((columns[:, None].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=-1)
         table = self.table.float().expand(grid.shape[0], -1, -1, -1)
         encoding = nn.functional.grid_sample(
             table, 2 * grid - 1, mode="bilinear", padding_mode="border", align_corners=False

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_faseg import FASegAttention
 from .configuration_faseg import FASegConfig
 
+
 POOLING_THRESHOLD = 0.5
 HIGH_RESOLUTION_LEVEL = 3
 

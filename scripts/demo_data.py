@@ -21,15 +21,14 @@ HEIGHT, WIDTH = 128, 160
 
 
 def texture(rng: np.random.Generator) -> Image.Image:
-    """RGB background: two smooth colours, stripes and grain."""
+    """RGB background: smooth colours under stripes."""
     coarse = rng.integers(40, 216, size=(4, 5, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
     pixels = np.asarray(smooth, dtype=np.float32)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     angle, period = rng.uniform(0, math.pi), rng.uniform(6, 24)
     stripes = np.sin((rows * math.sin(angle) + columns * math.cos(angle)) * 2 * math.pi / period)
-    noise = rng.normal(0, 12, size=pixels.shape)
-    return Image.fromarray((pixels + 18 * stripes[..., None] + noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((pixels + 18 * stripes[..., None]).clip(0, 255).astype(np.uint8))
 
 
 def outline(shape: int, x: float, y: float, radius: float, angle: float) -> list[tuple[float, float]]:
@@ -68,23 +67,21 @@ def draw_sample(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
             draw.polygon(outline(shape, x, y, radius, angle), fill=255)
         hue = HUES[shape] + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
         colour = colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.35, 0.9), rng.uniform(0.4, 1.0))
-        fill = Image.fromarray(
-            (np.array(colour) * 255 + rng.normal(0, 14, size=(HEIGHT, WIDTH, 3))).clip(0, 255).astype(np.uint8)
-        )
-        image.paste(fill, mask=mask)
+        image.paste(tuple(round(255 * channel) for channel in colour), mask=mask)
         label.paste(shape, mask=mask)
         # One pixel around some shapes belongs to no class, as in real label maps.
         if rng.random() < 0.3:
             edge = np.asarray(mask.filter(ImageFilter.MaxFilter(3))) != np.asarray(mask)
             label.paste(255, mask=Image.fromarray(edge))
-    return image, label
+    grain = rng.normal(0, 14, size=(HEIGHT, WIDTH, 1)).astype(np.float32)
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8)), label
 
 
-def png(image: Image.Image) -> bytes:
-    """PNG file of a picture."""
+def encoded(image: Image.Image, kind: str) -> dict[str, bytes]:
+    """A picture as a row of an `Image` column holds it; `kind` is PNG or JPEG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    image.save(buffer, kind, quality=92)
+    return {"bytes": buffer.getvalue()}
 
 
 def write_dataset(folder: Path, sizes: dict[str, int], shards: int = 2, seed: int = 0) -> None:
@@ -98,7 +95,8 @@ def write_dataset(folder: Path, sizes: dict[str, int], shards: int = 2, seed: in
         for index in range(size):
             image, label = draw_sample(np.random.default_rng([seed, number, index]))
             name = f"{split}_{index:05d}"
-            rows.append({"image": {"bytes": png(image)}, "label": {"bytes": png(label)}, "image_id": name})
+            row = {"image": encoded(image, "JPEG"), "label": encoded(label, "PNG"), "image_id": name}
+            rows.append(row)
         data = datasets.Dataset.from_list(rows, features=features)
         for shard in range(shards):
             file = folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"

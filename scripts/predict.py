@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from image_processing.preprocessing_faseg import pil_to_array
 from scripts.evaluation.inference import SingleScale
 from scripts.training.command_line import UserError, parse_arguments, run_command
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
@@ -72,7 +73,7 @@ def output_names(pictures: list[Path]) -> list[str]:
 def read_picture(path: Path) -> Image.Image:
     """RGB picture, upright by its EXIF orientation."""
     with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
 
 
 def predict(arguments: PredictArguments) -> int:

@@ -224,6 +224,11 @@ class Run:
         return iter(good_batches(loader))
 
 
+def frozen_batch_norm(config: Any) -> bool:
+    """Whether the backbone's batch norms are constants, which need no synchronising."""
+    return bool(getattr(config, "freeze_backbone_batch_norm", False))
+
+
 def set_up(arguments: TrainArguments) -> Run:
     """Everything before the first step; raises every user error that can be known by then."""
     check_arguments(arguments)
@@ -250,8 +255,11 @@ def set_up(arguments: TrainArguments) -> Run:
         size={"shortest_edge": shortest, "longest_edge": arguments.eval_longest_edge or 4 * shortest},
         do_reduce_labels=arguments.do_reduce_labels,
         ignore_index=IGNORE_INDEX,
+        num_labels=config.num_labels,
     )
     model = build_model(arguments, config)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and not frozen_batch_norm(config):
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if arguments.backbone_weights:
         accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
 

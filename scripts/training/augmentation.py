@@ -9,6 +9,9 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from transformers.image_utils import SizeDict
+
+from image_processing.preprocessing_faseg import network_size
 
 
 IMAGE_FILL = 128  # before normalisation; the reference pads with mid-grey
@@ -21,14 +24,8 @@ def uniform(low: float, high: float) -> float:
 
 
 def shortest_edge_size(height: int, width: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:
-    """Size whose shorter side is `shortest_edge`, or whose longer side is `longest_edge` if that would pass it.
-
-    Rounds as the reference: `int(x + 0.5)`.
-    """
-    scale = shortest_edge / min(height, width)
-    if max(height, width) * scale > longest_edge:
-        scale = longest_edge / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    """Size whose shorter side is `shortest_edge`, unless its longer side would pass `longest_edge`."""
+    return network_size(height, width, SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge))
 
 
 class RandomShortestEdge(v2.Transform):

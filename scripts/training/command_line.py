@@ -97,17 +97,17 @@ def parse_arguments(
     parser = OneLineParser(arguments_class, allow_abbrev=False, description=arguments_class.__doc__)  # type: ignore[arg-type]
     for name, help_text in positional.items():
         parser.add_argument(f"positional_{name}", metavar=name.upper(), nargs="*", help=help_text)
-    if "recipe" in fields:
+    if "recipe" in fields and not positional:
         parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="the same as --recipe")
-    namespace = parser.parse_args(argv)
+    namespace = parser.parse_intermixed_args(argv)
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
     if recipe_name:
         flags = recipe_flags(read_recipe(recipe_name, [field for field in fields if field != "recipe"]))
         try:
-            parser.parse_args(flags)
+            below = parser.parse_intermixed_args(flags)
         except UserError as error:
             raise UserError(f"recipe {recipe_name}: {error}") from error
-        namespace = parser.parse_args([*flags, *argv])
+        namespace = parser.parse_intermixed_args(argv, below)
         namespace.recipe = recipe_name
     for name in positional:
         setattr(namespace, name, getattr(namespace, f"positional_{name}") or getattr(namespace, name))

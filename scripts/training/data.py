@@ -19,8 +19,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
+from image_processing.preprocessing_faseg import pil_to_array
 from scripts.training.command_line import UserError, project_path
 
 
@@ -142,7 +142,7 @@ def decode_image(value: Any, name: str) -> torch.Tensor:
     """`(3, H, W)` uint8 RGB of an undecoded picture, turned upright by its EXIF orientation."""
     try:
         image = datasets.Image().decode_example(value)
-        return F.pil_to_tensor(image.convert("RGB"))
+        return torch.from_numpy(pil_to_array(image, do_convert_rgb=True)).permute(2, 0, 1).contiguous()
     except Exception as error:  # PIL raises many kinds on a broken file
         raise UserError(f"image of sample {name}: cannot be read: {error}") from error
 

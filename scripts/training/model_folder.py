@@ -117,7 +117,8 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
             trust_remote_code=arguments.trust_remote_code,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model_name_or_path {name}: {error}") from error
+        hint = " (for new weights give --config_name)" if isinstance(error, OSError) else ""
+        raise UserError(f"--model_name_or_path {name}: {error}{hint}") from error
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     renewed = {key for key in lacking if new_classes and LABEL_DEPENDENT.search(key)}
     if lacking - renewed:
@@ -193,8 +194,8 @@ def load_backbone_weights(model: PreTrainedModel, file: str) -> str:
     loaded = {key: value for key, value in best.items() if key in expected}
     if not loaded:
         raise UserError(
-            f"--backbone_weights {file}: none of its {len(weights)} tensors ({min(weights, default='none')}, ...) is one "
-            f"of the backbone's ({min(expected)}, ...): weights of another architecture"
+            f"--backbone_weights {file}: none of its {len(weights)} tensors is one of the backbone's "
+            f"({min(expected)}, ...): weights of another architecture"
         )
     for key, value in loaded.items():
         if value.shape != expected[key].shape:

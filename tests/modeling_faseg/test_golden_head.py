@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden_cases import HEAD_CASES, LOCAL_CASES, head_inputs, head_state_dict, load_case, tiny_config
 
+from golden_cases import HEAD_CASES, LOCAL_CASES, head_inputs, head_state_dict, load_case, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.conversion.parameter_names import official_parameter_names
 

@@ -1,10 +1,9 @@
 """The loss against the reference's recorded losses, matchings and gradients, with its random numbers."""
 
 import pytest
-import torch
-from golden_cases import CRITERION_CASES, LOCAL_CASES, indexed, load_case, random_numbers, replayed_random_numbers
 
 from configuration import FASegConfig
+from golden_cases import CRITERION_CASES, LOCAL_CASES, indexed, load_case, random_numbers, replayed_random_numbers
 from modeling_faseg.loss_faseg import FASegLoss
 
 
@@ -36,7 +35,9 @@ def check_criterion(tensors, meta):
     masks = [masks.float() for masks in indexed(tensors, "in/target_masks_")]
     labels = indexed(tensors, "in/target_labels_")
     with replayed_random_numbers(random_numbers(tensors)):
-        losses = criterion(**predictions[0], mask_labels=masks, class_labels=labels, auxiliary_predictions=predictions[1:])
+        losses = criterion(
+            **predictions[0], mask_labels=masks, class_labels=labels, auxiliary_predictions=predictions[1:]
+        )
     total = criterion.weighted_sum(losses)
 
     expected = {name.replace("loss_ce", "loss_cross_entropy"): v for name, v in meta["losses_unweighted"].items()}

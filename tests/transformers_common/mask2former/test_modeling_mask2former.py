@@ -27,6 +27,7 @@ class Mask2FormerModelTester(UniversalSegmentationModelTester):
             encoder_feedforward_dim=16,
             decoder_layers=2,
             dim_feedforward=32,
+            train_num_points=256,
         )
 
 

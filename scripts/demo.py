@@ -1,0 +1,173 @@
+"""The main job on generated data, end to end: stream, train, evaluate, save, segment through `pipeline`, report.
+
+`python scripts/demo.py` leaves in `outputs/demo`: `data/` (parquet shards), `model/` (a folder for the Hub),
+`results.json`, `example.png`, `prediction.png` and `report.html`. Exit code 1 if the validation mIoU is below three
+times that of the best constant map.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import set_seed
+
+from scripts.demo_data import write_dataset
+from scripts.demo_report import write_report
+from scripts.eval import EvaluateArguments, evaluate
+from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
+from scripts.train import TrainArguments, train
+from scripts.training.command_line import parse_arguments, run_command
+from scripts.training.data import DatasetArguments, decode_image, decode_label, load_classes, load_split
+from scripts.visualization import with_legend
+
+
+MARGIN = 3.0
+
+# Hides an editable installation of the project, so that all code comes from the model's folder.
+PIPELINE_PROGRAM = """
+import importlib.util
+import json
+import sys
+from pathlib import Path
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.path = [place for place in sys.path if not (Path(place) / "modeling_faseg").is_dir()]
+found = [name for name in ("configuration", "image_processing", "modeling_faseg") if importlib.util.find_spec(name)]
+if found:
+    sys.exit(f"the project can still be imported: {found}")
+from transformers import pipeline
+model, picture, masks = sys.argv[1:]
+segment = pipeline("image-segmentation", model=model, trust_remote_code=True)
+names = []
+for number, region in enumerate(segment(picture)):
+    region["mask"].save(f"{masks}/{number}.png")
+    names.append(region["label"])
+print(json.dumps(names))
+"""
+
+
+@dataclass
+class DemoArguments:
+    """Generate data, train, evaluate, save, segment a picture, and write a report."""
+
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder that is written anew."})
+    max_train_steps: int | None = field(default=None, metadata={"help": "In place of the recipe's."})
+    train_samples: int = field(default=400, metadata={"help": "Pictures to train on."})
+    validation_samples: int = field(default=60, metadata={"help": "Pictures to evaluate on."})
+    seed: int = field(default=0, metadata={"help": "Of data, weights, order and loss points."})
+
+
+def validation_samples(data: DatasetArguments) -> list[tuple[Image.Image, np.ndarray]]:
+    """All (picture, label map) pairs of the validation split."""
+    return [
+        (
+            Image.fromarray(decode_image(row["image"], row["image_id"]).permute(1, 2, 0).numpy()),
+            decode_label(row["label"], row["image_id"]).numpy(),
+        )
+        for row in load_split(data, "validation")
+    ]
+
+
+def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels: int) -> tuple[int, float]:
+    """The class that, given to every pixel, reaches the highest mIoU, and that mIoU."""
+    scores = []
+    for label in range(num_labels):
+        counts = sum(confusion_matrix(np.full_like(truth, label), truth, 256) for _, truth in samples)
+        scores.append(scores_from_confusion(valid_part(np.asarray(counts), num_labels))["mean_iou"])
+    best = int(np.argmax(scores))
+    return best, scores[best]
+
+
+def segment_elsewhere(model: Path, picture: Path, id2label: dict[int, str]) -> np.ndarray:
+    """Label map that `pipeline("image-segmentation")` gives in a process that cannot import the project."""
+    label2id = {name: index for index, name in id2label.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-I", "-c", PIPELINE_PROGRAM, str(model.resolve()), str(picture.resolve()), folder]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"pipeline in a clean process failed:\n{done.stderr}")
+        names = json.loads(done.stdout.strip().splitlines()[-1])
+        with Image.open(picture) as image:
+            labels = np.full((image.height, image.width), 255, dtype=np.uint8)
+        for number, name in enumerate(names):
+            labels[np.asarray(Image.open(Path(folder) / f"{number}.png")) > 0] = label2id[name]
+    return labels
+
+
+def run_demo(arguments: DemoArguments) -> int:
+    """The whole demo; returns the exit code."""
+    started = time.perf_counter()
+    output_dir = Path(arguments.output_dir)
+    shutil.rmtree(output_dir, ignore_errors=True)
+    output_dir.mkdir(parents=True)
+    model_dir, data_dir = output_dir / "model", output_dir / "dataset"
+    set_seed(arguments.seed)
+
+    # ---- data
+    print(f"[1/5] generating {arguments.train_samples} + {arguments.validation_samples} samples in {data_dir}")
+    sizes = {"train": arguments.train_samples, "validation": arguments.validation_samples}
+    write_dataset(data_dir, sizes, seed=arguments.seed)
+    data = DatasetArguments(dataset_name=str(data_dir))
+    id2label = load_classes(data) or {}
+    samples = validation_samples(data)
+    constant, constant_miou = best_constant_map(samples, len(id2label))
+
+    # ---- train
+    print(f"[2/5] training FASeg on the stream, model in {model_dir}")
+    flags = ["demo", "--dataset_name", str(data_dir), "--output_dir", str(model_dir), "--seed", str(arguments.seed)]
+    if arguments.max_train_steps:
+        flags += ["--max_train_steps", str(arguments.max_train_steps)]
+    train(parse_arguments(TrainArguments, flags))
+
+    # ---- evaluate
+    print("[3/5] evaluating on samples not trained on")
+    flags = ["--model_name_or_path", str(model_dir), "--dataset_name", str(data_dir)]
+    results = evaluate(parse_arguments(EvaluateArguments, [*flags, "--output_file", str(output_dir / "results.json")]))
+
+    # ---- use
+    print("[4/5] segmenting a picture through pipeline() in a process that cannot import the project")
+    picture, truth = samples[0]
+    picture.save(output_dir / "example.png")
+    labels = segment_elsewhere(model_dir, output_dir / "example.png", id2label)
+    with_legend(picture, labels, id2label).save(output_dir / "prediction.png")
+
+    # ---- report
+    seconds = time.perf_counter() - started
+    facts: dict[str, Any] = {
+        "validation mIoU": f"{results['mean_iou']:.1f}",
+        "best constant map": f"{100 * constant_miou:.1f} ({id2label[constant]} everywhere)",
+        "times the constant map": f"{results['mean_iou'] / (100 * constant_miou):.1f}",
+        "parameters": f"{results['parameters'] / 1e6:.2f} M",
+        "seconds": f"{seconds:.0f}",
+    }
+    write_report(output_dir, facts, results, model_dir / "train_log.jsonl", (picture, truth, labels), id2label)
+    print(f"[5/5] report in {output_dir / 'report.html'}")
+    for name, text in facts.items():
+        print(f"{name:<24}{text}")
+    if results["mean_iou"] < MARGIN * 100 * constant_miou:
+        print(f"mIoU is below {MARGIN:g} times the constant map's: the model has not learnt", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Entry point."""
+    return run_demo(parse_arguments(DemoArguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,96 @@
+"""Backbones: strides, Swin as the reference has it, frozen batch norms, timm."""
+
+import pytest
+import torch
+from tiny_models import TINY_RESNET, TINY_SWIN, tiny_batch, tiny_config, tiny_model
+
+from modeling_faseg import FASegForUniversalSegmentation
+from modeling_faseg.backbone_faseg import batch_norms
+
+
+TIMM = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+DINOV2 = {
+    "model_type": "dinov2",
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "patch_size": 16,
+    "image_size": 64,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+
+
+@pytest.mark.parametrize("backbone", [TINY_RESNET, TINY_SWIN, TIMM], ids=lambda config: config["model_type"])
+def test_pyramid_backbones_train(backbone):
+    model = tiny_model(backbone_config=dict(backbone)).train()
+    model(**tiny_batch()).loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    # 64x96 has six coarse tokens, enough for one HRCA window at a reduction of four
+    assert not unused
+
+
+def test_wrong_strides_are_refused_with_the_fix():
+    with pytest.raises(ValueError, match=r"'dinov2' has strides \(16, 16, 16, 16\), need \(4, 8, 16, 32\): choose"):
+        FASegForUniversalSegmentation(tiny_config(backbone_config=DINOV2))
+
+
+def test_too_few_maps_are_refused_with_the_fix():
+    one_map = {**TINY_RESNET, "out_features": ["stage4"]}
+    with pytest.raises(ValueError, match=r"returns 1 feature map\(s\), need 4 .*set its out_features"):
+        FASegForUniversalSegmentation(tiny_config(backbone_config=one_map))
+
+
+def test_swin_has_no_unread_final_norm():
+    model = tiny_model(backbone_config=dict(TINY_SWIN))
+    assert not [name for name, _ in model.named_parameters() if name.startswith("model.backbone.swin.layernorm")]
+
+
+def test_swin_drops_both_branches():
+    """With every path of a block dropped, the block returns its input; transformers' own keeps the feed-forward."""
+    model = tiny_model(backbone_config=dict(TINY_SWIN)).train()
+    block = model.model.backbone.swin.encoder.layers[3].blocks[1]
+    assert block.drop_path.drop_prob == pytest.approx(0.5)
+    block.drop_path.drop_prob = 1 - 1e-7
+    tokens = torch.randn(3, 16, 128)
+    output = block(tokens, (4, 4), always_partition=True)
+    assert output[0].equal(tokens)
+    block.eval()
+    assert not block(tokens, (4, 4), always_partition=True)[0].equal(tokens)
+
+
+def test_swin_drop_path_survives_deepcopy():
+    import copy
+
+    model = copy.deepcopy(tiny_model(backbone_config=dict(TINY_SWIN)))
+    block = model.model.backbone.swin.encoder.layers[3].blocks[1]
+    feed_forward = block.mlp if hasattr(block, "mlp") else block.output
+    assert feed_forward.drop_path is block.drop_path
+
+
+def test_frozen_batch_norms_keep_weights_and_statistics():
+    model = tiny_model(freeze_backbone_batch_norm=True).train()
+    norms = batch_norms(model.model.backbone)
+    before = [norm.running_mean.clone() for norm in norms]
+    model(**tiny_batch()).loss.backward()
+    assert norms and all(norm.running_mean.equal(mean) for norm, mean in zip(norms, before))
+    assert all(parameter.grad is None for norm in norms for parameter in norm.parameters())
+
+
+def test_trained_batch_norms_learn():
+    model = tiny_model().train()
+    norm = batch_norms(model.model.backbone)[0]
+    before = norm.running_mean.clone()
+    model(**tiny_batch()).loss.backward()
+    assert not norm.running_mean.equal(before)
+    assert norm.weight.grad is not None
+
+
+def test_timm_backbone_kwargs_survive_saving(tmp_path):
+    mobilenet = {"model_type": "timm_backbone", "backbone": "mobilenetv2_035", "out_indices": [1, 2, 3, 4]}
+    model = tiny_model(backbone_config=mobilenet, timm_backbone_kwargs={"pad_type": "same"})
+    paddings = {type(module).__name__ for module in model.model.backbone.modules()}
+    assert "Conv2dSame" in paddings
+    model.save_pretrained(tmp_path)
+    loaded = FASegForUniversalSegmentation.from_pretrained(tmp_path)
+    pictures = tiny_batch()["pixel_values"]
+    assert loaded(pictures).masks_queries_logits.equal(model(pictures).masks_queries_logits)

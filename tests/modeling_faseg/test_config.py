@@ -1,0 +1,63 @@
+"""FASegConfig: defaults, errors that name field, value and fix, saving."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from tiny_models import tiny_config
+from transformers import AutoConfig, Mask2FormerConfig
+
+from configuration import FASegConfig
+from modeling_faseg import FASegForUniversalSegmentation
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"feature_size": 64}, "feature_size=64: set it to hidden_dim=32"),
+        (
+            {"hidden_dim": 48, "feature_size": 48, "num_attention_heads": 4},
+            "feature_size=48: set it to a multiple of 32",
+        ),
+        ({"num_attention_heads": 5}, "num_attention_heads=5: set it to a divisor of hidden_dim=32"),
+        ({"num_queries": 0}, "num_queries=0: set it to at least 1"),
+        ({"attention_mask_threshold": 1.5}, "attention_mask_threshold=1.5: set it between 0 and 1"),
+        ({"oversample_ratio": 0.5}, "oversample_ratio=0.5: set it to 1 or more"),
+        ({"num_labels": 300}, "ignore_value=255: choose an id that is no class"),
+        ({"timm_backbone_kwargs": {"pad_type": "same"}}, "timm_backbone_kwargs=.*: set it to None"),
+        (
+            {"use_high_resolution_cross_attention": False, "high_resolution_min_windows": 1},
+            "high_resolution_min_windows=1: set it to 0",
+        ),
+        ({"task": "depth"}, "task"),
+        ({"positional_encoding_type": "rotary"}, "positional_encoding_type"),
+        ({"num_queries": "100"}, "num_queries"),
+    ],
+)
+def test_contradictions_are_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        tiny_config(**fields)
+
+
+def test_the_model_checks_fields_that_were_assigned_later():
+    config = tiny_config()
+    config.num_attention_heads = 5
+    with pytest.raises(StrictDataclassError, match="num_attention_heads=5"):
+        FASegForUniversalSegmentation(config)
+
+
+def test_fields_shared_with_mask2former_have_its_defaults():
+    ours, theirs = FASegConfig(), Mask2FormerConfig()
+    shared = (set(FASegConfig.__annotations__) & set(Mask2FormerConfig.__annotations__)) - {"backbone_config"}
+    assert len(shared) > 20
+    differing = {name for name in shared if getattr(ours, name) != getattr(theirs, name)}
+    assert differing == {"decoder_layers"}
+    assert ours.decoder_layers == 13
+
+
+def test_saved_and_loaded(tmp_path):
+    config = tiny_config(task="panoptic", high_resolution_reduction=7)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is FASegConfig
+    assert loaded.to_dict() == config.to_dict() | {"_name_or_path": str(tmp_path)} or (
+        loaded.to_diff_dict() == config.to_diff_dict()
+    )

@@ -1,0 +1,50 @@
+"""`torch.export` and `torch.compile` of the released ResNet-50 architecture equal eager."""
+
+import pytest
+import torch
+from torch.export import Dim
+
+from configuration import FASegConfig
+from modeling_faseg import FASegForUniversalSegmentation
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    torch.manual_seed(0)
+    config = FASegConfig.from_pretrained("hub_cards/faseg-resnet50-ade20k")
+    return FASegForUniversalSegmentation(config).eval()
+
+
+def check(ours, theirs):
+    torch.testing.assert_close(theirs.class_queries_logits, ours.class_queries_logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs.masks_queries_logits, ours.masks_queries_logits, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_static_export(resnet50):
+    pictures = torch.randn(1, 3, 512, 512)
+    exported = torch.export.export(resnet50, (pictures,), strict=False)
+    check(resnet50(pictures), exported.module()(pictures))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_dynamic_export(resnet50):
+    """Sides from 256 to 1024, batch 1 to 2. Below two HRCA windows (256x256) the graph does not hold."""
+    height, width = Dim("height", min=8, max=32), Dim("width", min=8, max=32)
+    shapes = {"pixel_values": {0: Dim("batch", min=1, max=2), 2: 32 * height, 3: 32 * width}}
+    exported = torch.export.export(
+        resnet50, (torch.randn(2, 3, 512, 512),), dynamic_shapes=shapes, strict=False
+    ).module()
+    for size in [(1, 3, 512, 512), (2, 3, 256, 320), (1, 3, 256, 256), (1, 3, 1024, 768), (1, 3, 1024, 1024)]:
+        pictures = torch.randn(size)
+        check(resnet50(pictures), exported(pictures))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compile(resnet50):
+    pictures = torch.randn(1, 3, 512, 512)
+    compiled = torch.compile(resnet50, fullgraph=True)
+    check(resnet50(pictures), compiled(pictures))

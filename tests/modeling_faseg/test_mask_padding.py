@@ -1,0 +1,112 @@
+"""`mask_padding=True`: what lies in the padding does not reach the picture."""
+
+import pytest
+import torch
+from tiny_models import tiny_batch, tiny_model
+
+from modeling_faseg.modeling_faseg import level_masks
+
+
+SIZE, PADDED = (64, 96), (128, 160)
+
+
+def padded_batch(fill=0.0):
+    """One picture of 64x96 and one of 128x160, padded to the latter with `fill`."""
+    small = tiny_batch(SIZE, (1,))["pixel_values"]
+    large = torch.randn(1, 3, *PADDED, generator=torch.Generator().manual_seed(2))
+    canvas = torch.full((1, 3, *PADDED), fill)
+    canvas[..., : SIZE[0], : SIZE[1]] = small
+    pixel_mask = torch.ones(2, *PADDED)
+    pixel_mask[0, SIZE[0] :] = 0
+    pixel_mask[0, :, SIZE[1] :] = 0
+    return small, torch.cat((canvas, large)), pixel_mask
+
+
+def run_head(model, maps, pixel_mask):
+    """Class logits, masks and kept windows that follow from backbone maps."""
+    valid = level_masks(pixel_mask) if model.config.mask_padding else None
+    decoded = model.model.pixel_decoder(list(maps), valid)
+    queries = model.model.transformer_decoder(
+        decoded.feature_maps, decoded.positions, decoded.mask_features, valid, output_focus=True
+    )
+    masks = queries.masks_queries_logits[-1][0, :, : SIZE[0] // 4, : SIZE[1] // 4]
+    return model.class_predictor(queries.intermediate_states[-1])[0], masks, queries.focus
+
+
+@pytest.mark.parametrize("encoding", ["conditional", "sine", "learned"])
+@torch.no_grad()
+def test_head_does_not_read_the_padding(encoding):
+    model = tiny_model(mask_padding=True, positional_encoding_type=encoding)
+    _, pictures, pixel_mask = padded_batch()
+    maps = model.model.backbone(pictures).feature_maps
+    dirty = [
+        torch.where(mask, level, 10 * torch.randn_like(level))
+        for level, mask in zip(maps, reversed(level_masks(pixel_mask)))
+    ]
+    clean_classes, clean_masks, _ = run_head(model, maps, pixel_mask)
+    dirty_classes, dirty_masks, _ = run_head(model, dirty, pixel_mask)
+    torch.testing.assert_close(clean_classes, dirty_classes, atol=1e-4, rtol=0)
+    torch.testing.assert_close(clean_masks, dirty_masks, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("encoding", ["conditional", "sine", "learned"])
+@torch.no_grad()
+def test_head_gives_what_the_picture_gives_alone(encoding):
+    """Also the number of HRCA windows is that of the picture, not of the canvas."""
+    model = tiny_model(mask_padding=True, positional_encoding_type=encoding)
+    small, pictures, pixel_mask = padded_batch()
+    alone_maps = model.model.backbone(small).feature_maps
+    canvas_maps = []
+    for alone, canvas in zip(alone_maps, model.model.backbone(pictures).feature_maps):
+        canvas = canvas.clone()
+        canvas[:1, :, : alone.shape[2], : alone.shape[3]] = alone
+        canvas_maps.append(canvas)
+    classes, masks, _ = run_head(model, alone_maps, torch.ones(1, *SIZE))
+    padded_classes, padded_masks, _ = run_head(model, canvas_maps, pixel_mask)
+    torch.testing.assert_close(classes, padded_classes, atol=1e-4, rtol=0)
+    torch.testing.assert_close(masks, padded_masks, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_padding_changes_whole_pictures_less():
+    small, pictures, pixel_mask = padded_batch()
+    changes = {}
+    for mask_padding in (False, True):
+        model = tiny_model(mask_padding=mask_padding)
+        alone = model(small, pixel_mask=torch.ones(1, *SIZE)).masks_queries_logits[0]
+        padded = model(pictures, pixel_mask=pixel_mask).masks_queries_logits[0, :, : SIZE[0] // 4, : SIZE[1] // 4]
+        changes[mask_padding] = (alone - padded).abs().mean()
+    assert changes[True] < 0.5 * changes[False]
+
+
+@torch.no_grad()
+def test_without_padding_the_mask_changes_nothing():
+    pictures = tiny_batch()["pixel_values"]
+    plain, masked = tiny_model(), tiny_model(mask_padding=True)
+    expected = plain(pictures).masks_queries_logits
+    output = masked(pictures, pixel_mask=torch.ones(2, 64, 96)).masks_queries_logits
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_picture_too_small_for_a_window_reads_none_beside_a_large_one():
+    """Omega 10: 6 coarse tokens keep no window, 20 keep two."""
+    model = tiny_model(mask_padding=True, high_resolution_reduction=10)
+    _, pictures, pixel_mask = padded_batch()
+    maps = model.model.backbone(pictures).feature_maps
+    _, _, focus = run_head(model, maps, pixel_mask)
+    assert focus.hrca_windows[3][0].shape == (2, 2)
+    decoder = model.model.transformer_decoder
+    decoded = model.model.pixel_decoder(list(maps), level_masks(pixel_mask))
+    _, _, blocked, attended_share = decoder._read_windows(
+        focus.hrca_windows[3][0], decoded.feature_maps, decoded.positions, level_masks(pixel_mask)
+    )
+    assert attended_share.flatten().tolist() == [0.0, 1.0]
+    assert blocked[0].all() and not blocked[1].any()
+
+
+@torch.no_grad()
+def test_a_batch_that_is_all_padding_stays_finite():
+    model = tiny_model(mask_padding=True)
+    output = model(torch.zeros(1, 3, 64, 64), pixel_mask=torch.zeros(1, 64, 64))
+    assert output.masks_queries_logits.isfinite().all()

@@ -16,12 +16,10 @@ if not __package__:  # started as a file: import the project from its root, neve
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import Accelerator
-
 from scripts.evaluation.inference import MultiScale, evaluate_split
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.results import build_results, results_table, weights_sha256, write_results
-from scripts.training.command_line import UserError, parse_arguments, project_path, run_command
+from scripts.training.command_line import UserError, build_accelerator, parse_arguments, project_path, run_command
 from scripts.training.data import DatasetArguments
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
 
@@ -57,7 +55,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluates, prints the table and writes the results file; returns its content."""
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = build_accelerator(arguments.mixed_precision)
 
     # ---- model
     config = build_config(arguments)
@@ -67,6 +65,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         longest = arguments.eval_longest_edge or 4 * arguments.eval_shortest_edge
         settings["size"] = {"shortest_edge": arguments.eval_shortest_edge, "longest_edge": longest}
     processor = build_processor(arguments, config, **settings)
+    # A model trained on reduced labels is compared with reduced labels.
+    arguments.do_reduce_labels |= bool(processor.do_reduce_labels)
 
     # ---- protocol
     base = (processor.size["shortest_edge"], processor.size["longest_edge"])

@@ -16,13 +16,12 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 from dataclasses import dataclass, field
 
-from accelerate import Accelerator
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from image_processing.preprocessing_faseg import pil_to_array
 from scripts.evaluation.inference import SingleScale
-from scripts.training.command_line import UserError, parse_arguments, run_command
+from scripts.training.command_line import UserError, build_accelerator, parse_arguments, run_command
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
 from scripts.visualization import label_image, with_legend
 
@@ -83,7 +82,7 @@ def predict(arguments: PredictArguments) -> int:
     if not arguments.output_dir:
         raise UserError("no output folder: give --output_dir")
     pictures = find_pictures(arguments.images)
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     segment = SingleScale(model, build_processor(arguments, config), accelerator.device)

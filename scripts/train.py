@@ -30,8 +30,8 @@ from tqdm import tqdm
 from scripts.evaluation.inference import evaluate_split
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.training.augmentation import training_augmentation
-from scripts.training.checkpointing import Progress, find_checkpoint, save_checkpoint
-from scripts.training.command_line import UserError, parse_arguments, run_command
+from scripts.training.checkpointing import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from scripts.training.command_line import UserError, build_accelerator, parse_arguments, run_command
 from scripts.training.data import (
     IGNORE_INDEX,
     DatasetArguments,
@@ -129,8 +129,6 @@ def check_arguments(arguments: TrainArguments) -> None:
         raise UserError("no output folder: give --output_dir")
     if arguments.scale_range and (len(arguments.scale_range) != 2 or not 0 < min(arguments.scale_range)):
         raise UserError(f"--scale_range {arguments.scale_range}: give two positive factors, LOW HIGH")
-    if arguments.mixed_precision not in (None, "no", "bf16", "fp16"):
-        raise UserError(f"--mixed_precision {arguments.mixed_precision}: choose no, bf16 or fp16")
     positive = (
         "crop_height",
         "crop_width",
@@ -165,7 +163,7 @@ def planned_steps(arguments: TrainArguments, data: datasets.IterableDataset, tot
         return arguments.max_train_steps
     if arguments.num_train_epochs is None:
         raise UserError("no length: give --max_train_steps or --num_train_epochs")
-    examples = number_of_examples(data)
+    examples = number_of_examples(data, arguments.train_split_name)
     if examples is None:
         raise UserError("--num_train_epochs: the stream does not tell its size: give --max_train_steps")
     return max(1, arguments.num_train_epochs * examples // total_batch)
@@ -232,7 +230,7 @@ def frozen_batch_norm(config: Any) -> bool:
 def set_up(arguments: TrainArguments) -> Run:
     """Everything before the first step; raises every user error that can be known by then."""
     check_arguments(arguments)
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = build_accelerator(arguments.mixed_precision)
     accelerator.gradient_accumulation_steps = accumulation_steps(arguments, accelerator.num_processes)
     set_seed(arguments.seed)
 
@@ -277,12 +275,14 @@ def set_up(arguments: TrainArguments) -> Run:
     )
     # Stepped here once per optimiser step; prepared by accelerate it would be stepped once per process.
     model, optimizer = accelerator.prepare(model, optimizer)
+    # Weights began alike on all processes; loss points and dropped paths are each process's own.
+    set_seed(arguments.seed, device_specific=True)
     progress = Progress(seed=arguments.seed)
     accelerator.register_for_checkpointing(scheduler, progress)
     run = Run(arguments, accelerator, data, model, processor, optimizer, scheduler, progress, max_steps, total_batch)
     if arguments.resume_from_checkpoint:
         folder = find_checkpoint(arguments.resume_from_checkpoint, run.output_dir)
-        accelerator.load_state(str(folder))
+        load_checkpoint(accelerator, folder)
         if progress.seed != arguments.seed:
             raise UserError(f"{folder} was trained with --seed {progress.seed}, not {arguments.seed}")
         accelerator.print(f"resumed from {folder} at step {progress.step}")
@@ -293,7 +293,7 @@ def describe(run: Run) -> str:
     """The run in one table, before it starts."""
     arguments, accelerator = run.arguments, run.accelerator
     names = list(accelerator.unwrap_model(run.model).config.id2label.values())
-    examples = number_of_examples(run.data)
+    examples = number_of_examples(run.data, arguments.train_split_name)
     groups = run.optimizer.param_groups
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     rows = [

@@ -210,7 +210,7 @@ def evaluate_split(
     size = max(256, num_labels + 2)
     counts = np.zeros((size, size), dtype=np.int64)
     images = 0
-    examples = number_of_examples(data)
+    examples = number_of_examples(data, split)
     total = min(examples, limit) if examples and limit else examples or limit
     share = None if total is None else -(-total // accelerator.num_processes)
     bar = tqdm(total=share, desc="evaluate", unit="image", dynamic_ncols=True, disable=not accelerator.is_main_process)

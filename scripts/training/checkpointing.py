@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from scripts.training.command_line import UserError
 
@@ -59,6 +61,18 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Puts the state saved in `folder` into all that was prepared and registered.
+
+    Raises:
+        UserError: a file is missing or damaged, or the checkpoint is of another model.
+    """
+    try:
+        accelerator.load_state(str(folder))
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise UserError(f"--resume_from_checkpoint {folder}: {error}") from error
 
 
 def find_checkpoint(name: str, output_dir: Path) -> Path:

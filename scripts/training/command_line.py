@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
+from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
@@ -137,6 +138,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"--config_overrides {item!r}: {parent!r} was given a plain value before")
         place[leaf] = value
     return result
+
+
+def build_accelerator(mixed_precision: str | None) -> Accelerator:
+    """Accelerate on this machine; None leaves the precision to its own settings.
+
+    Raises:
+        UserError: a precision that does not exist or that the device cannot do.
+    """
+    try:
+        return Accelerator(mixed_precision=mixed_precision)
+    except ValueError as error:
+        raise UserError(f"--mixed_precision {mixed_precision}: {error}") from error
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

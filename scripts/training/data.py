@@ -71,7 +71,9 @@ def load_split(arguments: DatasetArguments, split: str) -> datasets.IterableData
     except (FileNotFoundError, ValueError, HFValidationError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"--dataset_name {arguments.dataset_name}, split {split!r}: {error}") from error
     if not isinstance(data, datasets.IterableDataset):
+        splits = data.info.splits
         data = data.to_iterable_dataset()
+        data.info.splits = splits
     columns = data.column_names
     if columns is None:
         columns = list(next(iter(data), {}))
@@ -87,11 +89,10 @@ def load_split(arguments: DatasetArguments, split: str) -> datasets.IterableData
     return data
 
 
-def number_of_examples(data: datasets.IterableDataset) -> int | None:
+def number_of_examples(data: datasets.IterableDataset, split: str) -> int | None:
     """Rows of the split as its card tells, None where it does not."""
-    splits = data.info.splits or {}
-    split = splits.get(str(data.split)) if data.split is not None else None
-    return split.num_examples if split is not None and split.num_examples else None
+    info = (data.info.splits or {}).get(split)
+    return info.num_examples if info is not None and info.num_examples else None
 
 
 def load_classes(arguments: DatasetArguments, data: datasets.IterableDataset | None = None) -> dict[int, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -170,7 +171,7 @@ def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:
 def load_backbone_weights(model: PreTrainedModel, file: str) -> str:
     """Loads pretrained weights, under timm's or transformers' names, into the model's backbone.
 
-    A prefix that all of a model's keys share ("resnet.", "swin.") is taken off. A classification head is ignored.
+    A prefix that most keys share ("resnet.", "swin.") is taken off. A classification head is ignored.
 
     Returns:
         One line that says what was loaded and what was ignored.
@@ -183,7 +184,8 @@ def load_backbone_weights(model: PreTrainedModel, file: str) -> str:
     except (OSError, SafetensorError) as error:
         raise UserError(f"--backbone_weights {file}: {error}") from error
     expected = backbone.state_dict()
-    prefixes = {""} | {key.split(".", 1)[0] + "." for key in weights}
+    first_parts = Counter(key.split(".", 1)[0] + "." for key in weights)
+    prefixes = {""} | {part for part, count in first_parts.items() if 2 * count > len(weights)}
     inner = {""} | {key.split(".", 1)[0] + "." for key in expected}  # TimmBackbone keeps its net in `_backbone.`
 
     def renamed(prefix: str, target: str) -> dict[str, torch.Tensor]:

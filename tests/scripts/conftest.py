@@ -1,9 +1,11 @@
 """A tiny generated data set and a tiny model's flags, for the tests of the commands."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.demo_data import write_dataset
 
@@ -39,6 +41,15 @@ learning_rate: 1e-3
 max_grad_norm: 1.0
 logging_steps: 1
 """
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread() -> Iterator[None]:
+    """Bit-equal runs need a fixed number of threads, and tiny models are slower on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,9 @@ def test_crop_reaches_every_corner_and_never_leaves_the_picture():
 
 
 def test_padding_is_at_the_right_and_bottom():
-    image, label = PadTo(5, 6)(tv_tensors.Image(torch.zeros(3, 3, 4, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(3, 4)))
+    image, label = PadTo(5, 6)(
+        tv_tensors.Image(torch.zeros(3, 3, 4, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(3, 4))
+    )
     assert image.shape == (3, 5, 6) and image[:, :3, :4].sum() == 0 and (image[:, 3:] == IMAGE_FILL).all()
     assert label[:3, :4].sum() == 0 and (label[:, 4:] == LABEL_FILL).all()
 

@@ -64,7 +64,7 @@ def test_bad_recipes(tmp_path, text, message):
 
 
 def test_missing_recipe_names_the_shipped_ones():
-    with pytest.raises(UserError, match="recipe 'nowhere' not found.*faseg-mobilenetv2-camvid"):
+    with pytest.raises(UserError, match=r"recipe 'nowhere' not found.*faseg-mobilenetv2-camvid"):
         parse_arguments(Arguments, ["nowhere"])
 
 

@@ -55,7 +55,7 @@ def test_reference_outside_the_classes_is_an_error():
         scores([0], [2], 2)
     with pytest.raises(ValueError, match="shape"):
         confusion_matrix(np.zeros((2, 2)), np.zeros((2, 3)), 4)
-    with pytest.raises(ValueError, match="0..3"):
+    with pytest.raises(ValueError, match=r"need 0\.\.3"):
         confusion_matrix(np.array([4]), np.array([0]), 4)
 
 

@@ -1,6 +1,8 @@
 """Optimiser groups and schedule against the reference's."""
 
 import json
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +21,10 @@ CARDS = {
 COUNTS = {"ade20k_r50": [53, 261, 119], "ade20k_swin_tiny": [101, 76, 261, 119], "cityscapes_r50": [53, 106, 261, 119]}
 
 
-def official_groups(pytestconfig, variant):
-    """`{"lr=... wd=...": official names}` of the released architecture, and its number of groups."""
-    config = FASegConfig.from_pretrained(pytestconfig.rootpath / "hub_cards" / CARDS[variant])
+@cache
+def official_groups(variant):
+    """`{"lr=... wd=...": official names}` of the released architecture."""
+    config = FASegConfig.from_pretrained(Path(__file__).parents[2] / "hub_cards" / CARDS[variant])
     with torch.device("meta"):
         model = FASegForUniversalSegmentation(config)
     names = official_parameter_names(config)
@@ -33,16 +36,16 @@ def official_groups(pytestconfig, variant):
 
 
 @pytest.mark.parametrize("variant", sorted(CARDS))
-def test_groups_have_the_reference_sizes(pytestconfig, variant):
-    groups = official_groups(pytestconfig, variant)
+def test_groups_have_the_reference_sizes(variant):
+    groups = official_groups(variant)
     assert sorted(map(len, groups.values())) == sorted(COUNTS[variant])
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("variant", sorted(CARDS))
-def test_groups_are_the_reference_groups(pytestconfig, shared, variant):
+def test_groups_are_the_reference_groups(shared, variant):
     recorded = json.loads((shared / "golden" / "faseg" / f"optimizer_groups_{variant}.json").read_text())["groups"]
-    found = official_groups(pytestconfig, variant)
+    found = dict(official_groups(variant))
     for key, names in recorded.items():
         rate, decay = (float(part.partition("=")[2]) for part in key.split())
         assert found.pop(f"lr={rate:g} wd={decay}") == set(names), key

@@ -26,7 +26,6 @@ NEWLY_PASSED = (
     "test_eager_matches_sdpa_inference_00_fp16_pad_left_sdpa_kernels",
     "test_eager_matches_sdpa_inference_09_fp32_pad_left",
     "test_can_set_attention_dynamically",
-    "test_enable_input_require_grads_with_gradient_checkpointing",
     "test_training_gradient_checkpointing",
     "test_training_gradient_checkpointing_use_reentrant_true",
     "test_capture_outputs_decorator",

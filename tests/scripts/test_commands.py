@@ -1,0 +1,199 @@
+"""The commands from end to end on a tiny stream: train, resume, evaluate, predict, and their errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from scripts import eval as eval_command
+from scripts import predict as predict_command
+from scripts import train as train_command
+from scripts.train import TrainArguments, train
+from scripts.training.command_line import parse_arguments
+
+
+ROOT = Path(__file__).parents[2]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def train_here(recipe, shapes, output_dir, *flags):
+    flags = [str(recipe), "--dataset_name", str(shapes), "--output_dir", str(output_dir), *map(str, flags)]
+    return train(parse_arguments(TrainArguments, flags))
+
+
+def launch(*argv, cwd=ROOT):
+    environment = {**os.environ, **OFFLINE}
+    return subprocess.run(
+        [sys.executable, *map(str, argv)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_recipe, shapes, tmp_path_factory):
+    """Folder of a model trained for four steps in its own process, as a user would."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = ["--dataset_name", shapes, "--output_dir", folder, "--max_train_steps", 4, "--checkpointing_steps", 1]
+    done = launch(ROOT / "scripts" / "train.py", tiny_recipe, *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "group" not in done.stderr and "4/4" in done.stderr
+    return folder
+
+
+def test_training_leaves_a_model_a_log_and_the_newest_checkpoints(trained):
+    log = [json.loads(line) for line in (trained / "train_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert all(np.isfinite(row["loss"]) and row["loss_dice"] > 0 for row in log)
+    assert log[0]["learning_rate"] == 1e-3 > log[3]["learning_rate"] > 0
+    kept = sorted(path.name for path in trained.iterdir() if "checkpoint" in path.name)
+    assert kept == ["checkpoint-3", "checkpoint-4"]
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "recipe.yaml"} <= set(os.listdir(trained))
+    again = parse_arguments(TrainArguments, [str(trained / "recipe.yaml")])
+    assert (again.max_train_steps, again.crop_height) == (4, 64)
+
+
+def test_resumed_run_equals_the_run_never_stopped(tiny_recipe, shapes, tmp_path):
+    flags = ["--max_train_steps", 4, "--checkpointing_steps", 2, "--gradient_accumulation_steps", 2]
+    whole = train_here(tiny_recipe, shapes, tmp_path / "whole", *flags)
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    resumed = train_here(
+        tiny_recipe, shapes, tmp_path / "resumed", *flags,
+        "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-2",
+    )  # fmt: skip
+    timed = ("images_per_second", "data_wait_seconds")
+    assert {k: v for k, v in resumed.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
+    for name, value in load_file(tmp_path / "resumed" / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+    first = load_file(tmp_path / "whole" / "checkpoint-2" / "model.safetensors")
+    assert any(not torch.equal(value, weights[name]) for name, value in first.items() if name in weights)
+
+
+def test_resuming_a_finished_run_trains_no_step(trained, tiny_recipe, shapes):
+    before = load_file(trained / "model.safetensors")
+    train_here(tiny_recipe, shapes, trained, "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
+    after = load_file(trained / "model.safetensors")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert len((trained / "train_log.jsonl").read_text().splitlines()) == 4
+
+
+def test_evaluation_writes_what_it_prints(trained, shapes, tmp_path, command):
+    file = tmp_path / "results" / "tiny.json"
+    flags = ["--model_name_or_path", trained, "--dataset_name", shapes, "--output_file", file]
+    code, out, _ = command(eval_command, *flags, "--dataloader_num_workers", 0)
+    results = json.loads(file.read_text())
+    assert code == 0 and f"{results['mean_iou']:.2f}" in out
+    assert results["images"] == 3 and results["split"] == "validation"
+    assert len(results["weights_sha256"]) == 64 and results["checkpoint"] == trained.name
+    assert list(results["per_class"]) == ["background", "disc", "square", "triangle", "ring", "cross"]
+    present = [row["iou"] for row in results["per_class"].values() if row["iou"] is not None]
+    assert results["mean_iou"] == pytest.approx(np.mean(present), abs=0.01)
+    code, out, _ = command(eval_command, *flags, "--tta", "--tta_shortest_edges", 32, 64, "--max_eval_samples", 1)
+    assert code == 0 and json.loads(file.read_text())["protocol"]["tta_shortest_edges"] == [32, 64]
+
+
+def test_evaluation_in_training_equals_evaluation_after(trained, tiny_recipe, shapes, tmp_path, command):
+    flags = ["--max_train_steps", 1, "--eval_steps", 1]
+    last = train_here(tiny_recipe, shapes, tmp_path, *flags)
+    _, _, _ = command(
+        eval_command, "--model_name_or_path", tmp_path, "--dataset_name", shapes, "--output_file", tmp_path / "r.json"
+    )
+    assert json.loads((tmp_path / "r.json").read_text())["mean_iou"] == pytest.approx(
+        100 * last["mean_iou"], abs=0.006
+    )
+
+
+def test_prediction(trained, tmp_path, command):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 61, 3), dtype=np.uint8)).save(pictures / "plain.png")
+    Image.fromarray(rng.integers(0, 256, (30, 50), dtype=np.uint8)).save(pictures / "gray.png")
+    turned = Image.fromarray(rng.integers(0, 256, (20, 50, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(pictures / "turned.jpg", exif=exif)
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    (pictures / "notes.txt").write_text("not one either")
+    out = tmp_path / "out"
+    code, _, errors = command(predict_command, pictures, "--model_name_or_path", trained, "--output_dir", out)
+    assert code == 1
+    assert any("broken.jpg: skipped" in line for line in errors) and "1 of 4 pictures" in errors[-1]
+    sizes = {"plain": (61, 40), "gray": (50, 30), "turned": (20, 50)}
+    assert {path.name for path in out.iterdir()} == {f"{n}_{k}.png" for n in sizes for k in ("labels", "overlay")}
+    for name, size in sizes.items():
+        labels = Image.open(out / f"{name}_labels.png")
+        assert labels.size == size and labels.mode == "P" and np.asarray(labels).max() < 6
+        overlay = Image.open(out / f"{name}_overlay.png")
+        assert overlay.height > size[1] and overlay.width >= size[0]
+    code, _, _ = command(
+        predict_command, pictures / "plain.png", "--model_name_or_path", trained, "--output_dir", tmp_path / "o"
+    )
+    assert code == 0
+
+
+def one_line(result, message):
+    code, _, errors = result
+    errors = [line for line in errors if "Loading weights" not in line]
+    assert code == 2 and len(errors) == 1 and message in errors[0], errors
+
+
+def test_errors_are_one_line_with_exit_code_2(tiny_recipe, shapes, tmp_path, command):
+    data = ["--dataset_name", shapes]
+    out = ["--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    recipe = [tiny_recipe, *data, *out]
+    one_line(command(train_command, tiny_recipe, *data), "give --output_dir")
+    one_line(command(train_command, *recipe, "--learning_rate", "fast"), "invalid float value: 'fast'")
+    one_line(command(train_command, *recipe, "--learning_rat", "1"), "unrecognized arguments: --learning_rat")
+    one_line(command(train_command, *recipe, "--config_overrides", "hidden_dim=30"), "hidden_dim")
+    one_line(command(train_command, *recipe, "--config_overrides", "num_queries=many"), "num_queries")
+    one_line(command(train_command, *recipe, "--crop_height", 32, "--crop_width", 32), "high_resolution_reduction")
+    one_line(command(train_command, *recipe, "--total_train_batch_size", 3), "no multiple of 1 processes")
+    one_line(command(train_command, *recipe, "--resume_from_checkpoint", "latest"), "no checkpoint-<step>")
+    one_line(command(train_command, *recipe, "--resume_from_checkpoint", shapes), "--resume_from_checkpoint")
+    one_line(command(train_command, *recipe, "--mixed_precision", "fp61"), "--mixed_precision fp61")
+    one_line(command(train_command, *recipe, "--do_reduce_labels", "--id2label", write_names(tmp_path, 4)), "label 5")
+    one_line(command(train_command, *recipe, "--id2label", write_names(tmp_path, 3)), "but 3 classes (0..2)")
+    one_line(command(train_command, tiny_recipe, *data, "--output_dir", tmp_path / "o"), "give --max_train_steps")
+    one_line(command(eval_command, *data), "give --model_name_or_path")
+    one_line(command(eval_command, "--model_name_or_path", tmp_path, *data), "--model_name_or_path")
+    one_line(command(predict_command, "--model_name_or_path", tmp_path, "--output_dir", tmp_path), "no picture")
+    assert not (tmp_path / "o").exists()
+
+
+def write_names(folder, count):
+    file = folder / f"names{count}.json"
+    file.write_text(json.dumps({str(index): f"class {index}" for index in range(count)}))
+    return file
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "predict"])
+def test_commands_start_as_file_and_as_module(name, tmp_path):
+    """Without arguments each says in one line what it lacks; the working folder does not matter for the file."""
+    as_file = launch(ROOT / "scripts" / f"{name}.py", cwd=tmp_path)
+    as_module = launch("-m", f"scripts.{name}")
+    for done in (as_file, as_module):
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1 and f"{name}.py: error: no " in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(trained, tiny_recipe, shapes, tmp_path):
+    """Evaluation to the digit; training runs and shares the samples."""
+    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
+    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = ["--model_name_or_path", trained, "--dataset_name", shapes, "--output_file"]
+    for number, start in enumerate([[], accelerate]):
+        done = launch(*start, ROOT / "scripts" / "eval.py", *flags, tmp_path / f"{number}.json")
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
+    assert one["per_class"] == two["per_class"] and one["images"] == two["images"]
+    flags = ["--dataset_name", shapes, "--output_dir", tmp_path / "two", "--max_train_steps", 2]
+    done = launch(*accelerate, ROOT / "scripts" / "train.py", tiny_recipe, *flags)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "two" / "train_log.jsonl").read_text().splitlines()) == 2

@@ -1,8 +1,10 @@
 """The backbone: any four-scale `AutoBackbone`, brought to the reference's behaviour where transformers differs."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 
 from .configuration_faseg import FASegConfig
 
@@ -18,11 +20,12 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
     Raises:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, naming what it returns and the fix.
     """
-    backbone_class = AutoBackbone._model_mapping[type(config.backbone_config)]
+    backbone_config = cast(PreTrainedConfig, config.backbone_config)
+    backbone_class: Any = AutoBackbone._model_mapping[type(backbone_config)]
     if not backbone_class._supports_sdpa:
         # The attention asked for is that of the decoder; transformers hands it down and convolutions would refuse it.
-        config.backbone_config._attn_implementation = "eager"
-    backbone = AutoBackbone.from_config(config.backbone_config, **(config.timm_backbone_kwargs or {}))
+        backbone_config._attn_implementation = "eager"
+    backbone = AutoBackbone.from_config(backbone_config, **(config.timm_backbone_kwargs or {}))
     if not backbone.has_attentions:
         backbone._supports_sdpa = True
     _match_reference_swin(backbone)
@@ -62,7 +65,7 @@ def check_strides(backbone: PreTrainedModel) -> None:
         )
 
 
-def _match_reference_swin(backbone: nn.Module) -> None:
+def _match_reference_swin(backbone: Any) -> None:
     """Drop path on both branches of a Swin block, and no final norm, which transformers builds but no map reads.
 
     Deviation: transformers drops the attention branch only, and the unused norm would make distributed training
@@ -80,5 +83,5 @@ def _match_reference_swin(backbone: nn.Module) -> None:
             feed_forward.register_forward_hook(_drop_path)
 
 
-def _drop_path(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+def _drop_path(module: Any, args: tuple, output: Tensor) -> Tensor:
     return module.drop_path(output)

@@ -3,6 +3,8 @@
 Notation: B batch, Q queries, K classes, T targets of an image, N matched masks of the batch, P points.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -23,7 +25,7 @@ class FASegLoss(nn.Module):
 
     def __init__(self, config: FASegConfig):
         super().__init__()
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.no_object_weight = config.no_object_weight
         self.weights = {
             "loss_cross_entropy": config.class_weight,
@@ -38,13 +40,17 @@ class FASegLoss(nn.Module):
         self.matcher = FASegHungarianMatcher(
             config.class_weight, config.mask_weight, config.dice_weight, config.train_num_points
         )
-        self.register_buffer("empty_weight", torch.empty(config.num_labels + 1))
+        self.register_buffer("empty_weight", self._class_weights())
 
     def reset_parameters(self) -> None:
-        """Class weights: 1, and `no_object_weight` for the no-object class."""
+        """Fill the buffer again, as a model made on the meta device needs."""
+        init.copy_(self.empty_weight, self._class_weights())
+
+    def _class_weights(self) -> Tensor:
+        """`(K + 1,)`: 1, and `no_object_weight` for the no-object class."""
         weights = torch.ones(self.num_labels + 1)
         weights[-1] = self.no_object_weight
-        init.copy_(self.empty_weight, weights)
+        return weights
 
     def forward(
         self,

@@ -5,13 +5,14 @@ Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) pic
 
 import os
 from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto import modeling_auto
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -20,7 +21,7 @@ from .backbone_faseg import STRIDES, batch_norms, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention_faseg import FASegDeformableSelfAttention
 from .loss_faseg import FASegLoss
-from .pixel_decoder_faseg import FASegPixelDecoder, FASegPixelDecoderLayer
+from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
 from .position_encoding_faseg import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
 from .transformer_decoder_faseg import (
     FASegFocusQueries,
@@ -28,6 +29,9 @@ from .transformer_decoder_faseg import (
     FASegTransformerDecoder,
     FASegTransformerDecoderLayer,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -43,6 +47,8 @@ class FASegModelOutput(ModelOutput):
         transformer_decoder_hidden_states: `(B, Q, C)` per prediction (`output_hidden_states=True`).
         transformer_decoder_intermediate_states: `(B, Q, C)` per prediction after the final norm.
         masks_queries_logits: `(B, Q, H/4, W/4)` per prediction with `output_auxiliary_logits`, else the last alone.
+        hidden_states: the same as `transformer_decoder_hidden_states`, under the name that Transformers' tools read;
+            `output_hidden_states=[0, -1]` keeps those two and has None for the others.
         attentions: `(B, heads, Q, Q)` self-attention weights per layer (`output_attentions=True`, eager attention).
         focus_maps: per layer `(B, Q, H/s, W/s)`, where each query looked (`output_focus=True`).
         positional_queries: per layer `(B, Q, C)`, the positional queries this led to (`output_focus=True`).
@@ -57,6 +63,7 @@ class FASegModelOutput(ModelOutput):
     transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
     transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
     masks_queries_logits: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     focus_maps: tuple[Tensor, ...] | None = None
     positional_queries: tuple[Tensor, ...] | None = None
@@ -87,6 +94,7 @@ class FASegForUniversalSegmentationOutput(ModelOutput):
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
     transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     focus_maps: tuple[Tensor, ...] | None = None
     positional_queries: tuple[Tensor, ...] | None = None
@@ -100,14 +108,14 @@ class FASegPreTrainedModel(PreTrainedModel):
     config: FASegConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _no_split_modules = ["FASegPixelDecoderLayer", "FASegTransformerDecoderLayer"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {"attentions": OutputRecorder(FASegAttention, index=1, layer_name="self_attn")}
 
-    _auto_classes = ("AutoModel",)
+    _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As transformers', but the saved configuration names every auto class that can load the code with it."""
@@ -134,22 +142,22 @@ class FASegPreTrainedModel(PreTrainedModel):
                 for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                     init.xavier_uniform_(projection.weight, gain=gain * 0.5**0.5)
                 for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
-                    init.zeros_(projection.bias)
+                    _zero_bias(projection)
         elif isinstance(module, FASegPixelDecoderLayer):
             _init_linears(module, gain)
             module.self_attn.reset_parameters()
         elif isinstance(module, FASegPixelDecoder):
-            for projection in module.input_projections:
-                init.xavier_uniform_(projection.conv.weight, gain=gain)
-                init.zeros_(projection.conv.bias)
+            for level in cast(list[FASegConvNorm], module.input_projections):
+                init.xavier_uniform_(level.conv.weight, gain=gain)
+                _zero_bias(level.conv)
             for conv in (module.lateral_projection.conv, module.output_projection.conv, module.mask_projection):
                 init.kaiming_uniform_(conv.weight, a=1)
-            init.zeros_(module.mask_projection.bias)
+            _zero_bias(module.mask_projection)
             init.normal_(module.level_embed)
         elif isinstance(module, FASegTransformerDecoder):
-            for projection in module.input_projections:
-                init.kaiming_uniform_(projection.weight, a=1)
-                init.zeros_(projection.bias)
+            for conv in cast(list[nn.Conv2d], module.input_projections):
+                init.kaiming_uniform_(conv.weight, a=1)
+                _zero_bias(conv)
         elif isinstance(module, (FASegFocusQueries, FASegMLP)):
             for linear in module.modules():
                 if isinstance(linear, nn.Linear):
@@ -171,7 +179,7 @@ class FASegModel(FASegPreTrainedModel):
         super().__init__(config)
         config.validate()
         self.backbone = build_backbone(config)
-        self.pixel_decoder = FASegPixelDecoder(config, list(self.backbone.channels))
+        self.pixel_decoder = FASegPixelDecoder(config, list(cast(Any, self.backbone).channels))
         self.transformer_decoder = FASegTransformerDecoder(config)
         self.post_init()
 
@@ -189,9 +197,10 @@ class FASegModel(FASegPreTrainedModel):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         output_focus: bool = False,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         output_auxiliary_logits: bool | None = None,
-        **kwargs,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> FASegModelOutput:
         """
         Args:
@@ -200,6 +209,7 @@ class FASegModel(FASegPreTrainedModel):
             output_focus: whether to return where the queries looked.
             output_hidden_states: whether to return the maps and queries of every stage.
             output_auxiliary_logits: whether to return the masks of every layer.
+            output_attentions: read by `capture_outputs`, which records self-attention weights (eager attention).
         Raises:
             ValueError: for pictures whose sides are not multiples of 32.
         """
@@ -208,6 +218,11 @@ class FASegModel(FASegPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
+        if output_attentions and self.config._attn_implementation != "eager":
+            logger.warning_once(
+                f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
+                'use model.set_attn_implementation("eager")'
+            )
         valid = None
         if self.config.mask_padding and pixel_mask is not None:
             valid = level_masks(pixel_mask)
@@ -231,6 +246,7 @@ class FASegModel(FASegPreTrainedModel):
             transformer_decoder_hidden_states=tuple(queries.hidden_states) if output_hidden_states else None,
             transformer_decoder_intermediate_states=tuple(queries.intermediate_states),
             masks_queries_logits=tuple(queries.masks_queries_logits),
+            hidden_states=_selected(queries.hidden_states, output_hidden_states),
             focus_maps=tuple(focus.focus_maps) if focus else None,
             positional_queries=tuple(focus.positional_queries) if focus else None,
             hrca_windows=tuple(focus.hrca_windows) if focus else None,
@@ -249,7 +265,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
     def __init__(self, config: FASegConfig):
         super().__init__(config)
         self.model = FASegModel(config)
-        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.class_predictor = nn.Linear(config.hidden_dim, cast(int, config.num_labels) + 1)
         self.criterion = FASegLoss(config)
         self.post_init()
 
@@ -261,10 +277,10 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
         class_labels: list[Tensor] | None = None,
         pixel_mask: Tensor | None = None,
         output_focus: bool = False,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         output_auxiliary_logits: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> FASegForUniversalSegmentationOutput:
         """
         Args:
@@ -281,7 +297,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             ValueError: for pictures whose sides are not multiples of 32, and labels that do not fit them.
         """
         has_labels = mask_labels is not None and class_labels is not None
-        if has_labels:
+        if mask_labels is not None:
             _check_label_sizes(pixel_values, mask_labels)
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
@@ -329,6 +345,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             encoder_hidden_states=outputs.encoder_hidden_states,
             pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
             transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
+            hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             focus_maps=outputs.focus_maps,
             positional_queries=outputs.positional_queries,
@@ -343,6 +360,16 @@ def level_masks(pixel_mask: Tensor) -> list[Tensor]:
     A cell counts as picture if its top left pixel does: padding lies right and below, so no picture is lost.
     """
     return [pixel_mask[:, None, ::stride, ::stride] > 0 for stride in reversed(STRIDES)]
+
+
+def _selected(hidden_states: list[Tensor], wanted: bool | list[int] | None) -> tuple[Tensor | None, ...] | None:
+    """All hidden states, or None in place of those that a list of indices does not name."""
+    if not wanted:
+        return None
+    if wanted is True:
+        return tuple(hidden_states)
+    kept = {index % len(hidden_states) for index in wanted}
+    return tuple(state if index in kept else None for index, state in enumerate(hidden_states))
 
 
 def _check_picture_size(pixel_values: Tensor) -> None:
@@ -371,6 +398,11 @@ def _init_linears(module: nn.Module, gain: float) -> None:
         if isinstance(linear, nn.Linear):
             _init_as_torch(linear)
             init.xavier_uniform_(linear.weight, gain=gain)
+
+
+def _zero_bias(module: nn.Linear | nn.Conv2d) -> None:
+    if module.bias is not None:
+        init.zeros_(module.bias)
 
 
 def _init_as_torch(module: nn.Linear | nn.Conv2d) -> None:

@@ -6,6 +6,7 @@ Valid masks are `True` on the picture and `False` on padding; blocked masks are 
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +204,7 @@ class FASegTransformerDecoder(nn.Module):
             level = index % self.num_levels
             mask_embeddings = self._predict(hidden_states, mask_features, output, output_all_masks)
             if level == HIGH_RESOLUTION_LEVEL:
-                windows = self._keep_windows(coarse_attention, feature_maps, valid)
+                windows = self._keep_windows(cast(Tensor, coarse_attention), feature_maps, valid)
                 key, value, blocked, attended_share = self._read_windows(windows, feature_maps, positions, valid)
                 hidden_states, attention = layer(
                     hidden_states,
@@ -277,7 +278,7 @@ class FASegTransformerDecoder(nn.Module):
         if valid is not None:
             outside = outside & valid
         shares = outside.float() / (outside.sum(-1, keepdim=True) + 1e-6)
-        return self.focus_queries(shares, positions, self.queries_embedder.weight)
+        return cast(FASegFocusQueries, self.focus_queries)(shares, positions, self.queries_embedder.weight)
 
     def _keep_windows(self, attention: Tensor, feature_maps: list[Tensor], valid: list[Tensor] | None) -> Tensor:
         """`(B, W)` level-0 tokens that all queries together attended to most, best first."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,8 +1,8 @@
 """Multiply-adds of the released architectures against those counted on the reference.
 
-The reference's count takes in semantic inference (it depends on the number of classes as that does) and leaves out what
-its code does by elementwise products. So two counts bracket it: our forward as users run it lies below, and with every
-layer's prediction computed, as in training, it comes within three per cent.
+The reference's count takes in semantic inference (it depends on the number of classes as that does) and leaves out
+what its code does by elementwise products. So two counts bracket it: our forward as users run it lies below, and with
+every layer's prediction computed, as in training, it comes within three per cent.
 """
 
 import pytest

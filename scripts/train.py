@@ -135,6 +135,7 @@ def check_arguments(arguments: TrainArguments) -> None:
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "logging_steps",
+        "shuffle_buffer_size",
     )
     for name in positive:
         if getattr(arguments, name) < 1:

@@ -7,7 +7,7 @@ Rows are read, undecoded, in each process; DataLoader workers decode and augment
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,20 +192,6 @@ class BadSample:
     message: str
 
 
-def shuffled(rows: Iterable[Any], buffer_size: int, rng: np.random.Generator) -> Iterator[Any]:
-    """`rows` in random order, as far as a buffer of so many rows allows."""
-    buffer: list[Any] = []
-    for row in rows:
-        if len(buffer) < buffer_size:
-            buffer.append(row)
-            continue
-        slot = int(rng.integers(buffer_size))
-        yield buffer[slot]
-        buffer[slot] = row
-    for slot in rng.permutation(len(buffer)):
-        yield buffer[slot]
-
-
 class StreamBatches(Sampler[list[StreamRow]]):
     """Endless batches of one process: global batch after global batch, of each of which it takes its own part.
 
@@ -240,13 +226,11 @@ class StreamBatches(Sampler[list[StreamRow]]):
         """All rows of all epochs from `start` on, in the order that every process agrees on."""
         epoch, skip = self.start
         while True:
-            # A buffer of one shuffles the shards alone. Rows are shuffled here: with a larger buffer `datasets` 5.2
-            # sleeps for five seconds at each end of the stream.
-            data = self.data.shuffle(seed=self.seed, buffer_size=1)
+            # One shard at a time: after reading several at once `datasets` 5.2 sleeps five seconds, in every epoch.
+            data = self.data.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer_size, max_buffer_input_shards=1)
             data.set_epoch(epoch)
-            rng = np.random.default_rng([self.seed, epoch])
             index = -1
-            for index, row in enumerate(shuffled(data, self.shuffle_buffer_size, rng)):
+            for index, row in enumerate(data):
                 if index >= skip:
                     yield StreamRow(epoch, index, row)
             if index < 0:

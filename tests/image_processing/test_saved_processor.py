@@ -1,13 +1,12 @@
 """A saved folder carries both backends and loads where this project cannot be imported."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoImageProcessor
 
+from clean_process import run_clean
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
 
 
@@ -22,13 +21,7 @@ FILES = {
 SETTINGS = {"task": "instance", "num_labels": 7, "pad_size": {"height": 64, "width": 96}, "do_reduce_labels": True}
 
 CLEAN_PROCESS = """
-import json, sys
-try:
-    import image_processing
-except ImportError:
-    pass
-else:
-    sys.exit("the project can be imported here")
+import json
 folder, again, without_torchvision = sys.argv[1:]
 if without_torchvision == "yes":
     sys.modules["torchvision"] = None
@@ -75,11 +68,8 @@ def test_clean_process(without_torchvision, tmp_path):
     (FASegImageProcessor if without_torchvision == "yes" else FASegImageProcessorPil)(**SETTINGS).save_pretrained(
         tmp_path / "saved"
     )
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(tmp_path / "saved"), str(tmp_path), without_torchvision]
-    environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    names = json.loads(result.stdout.splitlines()[-1])
+    output = run_clean(CLEAN_PROCESS, [str(tmp_path / "saved"), str(tmp_path), without_torchvision], tmp_path)
+    names = json.loads(output.splitlines()[-1])
     pil, torchvision = "FASegImageProcessorPil", "FASegImageProcessor"
     assert names == ([pil, pil] if without_torchvision == "yes" else [torchvision, pil, torchvision])
     for backend in ("None", "pil"):

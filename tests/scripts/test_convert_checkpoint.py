@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clean_process import run_clean
 from golden_cases import indexed, load_case, normalized_batch, official_state_dict, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import convert_checkpoint
@@ -330,19 +331,8 @@ assert not any(info.values()), info
 processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 print(type(model).__name__, type(processor).__name__)
 """
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    # An editable installation of the project would be found too: its finders are taken out.
-    program = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n" + (
-        f"sys.path = [p for p in sys.path if p != {str(ROOT)!r}]\n" + program
-    )
-    command = [sys.executable, "-I", "-c", program, str(converted)]
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.split() == ["FASegForUniversalSegmentation", "FASegImageProcessor"]
+    output = run_clean(program, [str(converted)], tmp_path)
+    assert output.split() == ["FASegForUniversalSegmentation", "FASegImageProcessor"]
 
 
 def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, monkeypatch, capsys):

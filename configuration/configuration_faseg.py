@@ -4,10 +4,11 @@
 names and defaults are kept.
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
@@ -145,6 +146,16 @@ class FASegConfig(PreTrainedConfig):
     init_std: float | int = 0.02
     init_xavier_std: float | int = 1.0
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.backbone_config, dict):
+            kind = self.backbone_config.get("model_type")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config has model_type={kind!r}, unknown to transformers: set it to 'resnet', 'swin', "
+                    "'convnextv2', 'timm_backbone', ..."
+                )
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self) -> None:
         """Check fields against each other and their ranges.
 
@@ -167,12 +178,20 @@ class FASegConfig(PreTrainedConfig):
             "train_num_points",
         ):
             self._require(name, getattr(self, name) >= 1, "set it to at least 1")
-        for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight", "auxiliary_semantic_weight"):
-            self._require(name, getattr(self, name) >= 0, "set it to 0 or more")
+        for name in (
+            "no_object_weight",
+            "class_weight",
+            "mask_weight",
+            "dice_weight",
+            "auxiliary_semantic_weight",
+            "init_std",
+            "init_xavier_std",
+        ):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
         for name in ("dropout", "attention_mask_threshold", "importance_sample_ratio"):
             self._require(name, 0 <= getattr(self, name) <= 1, "set it between 0 and 1")
         self._require("high_resolution_min_windows", self.high_resolution_min_windows >= 0, "set it to 0 or more")
-        self._require("oversample_ratio", self.oversample_ratio >= 1, "set it to 1 or more")
+        self._require("oversample_ratio", 1 <= self.oversample_ratio < math.inf, "set it to 1 or more")
         self._require(
             "feature_size",
             self.feature_size == self.hidden_dim,
@@ -198,6 +217,11 @@ class FASegConfig(PreTrainedConfig):
                 backbone_type == "timm_backbone",
                 f"set it to None: backbone_config is of type {backbone_type!r}, not 'timm_backbone'",
             )
+        self._require(
+            "id2label",
+            sorted(self.id2label or {}) == list(range(len(self.id2label or {}))) and bool(self.id2label),
+            "number the classes 0, 1, 2, ... without a gap, at least one",
+        )
         self._require(
             "ignore_value",
             self.ignore_value not in (self.id2label or {}),

@@ -75,9 +75,9 @@ class FASegAttention(nn.Module):
         query = self._split_heads(self.q_proj(queries))
         attention_mask = None
         if blocked is not None:
-            # The lowest finite number: a row without any key left stays finite too.
+            # Finite, with room for the score it is added to: a row without any key left stays finite too.
             attention_mask = torch.zeros_like(blocked, dtype=query.dtype)
-            attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min)
+            attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min / 2)
         output, weights = attention(
             self,
             query,

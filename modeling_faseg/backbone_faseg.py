@@ -21,16 +21,31 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, naming what it returns and the fix.
     """
     backbone_config = cast(PreTrainedConfig, config.backbone_config)
+    kind = backbone_config.model_type
+    if type(backbone_config) not in AutoBackbone._model_mapping:
+        raise ValueError(
+            f"backbone_config of type {kind!r} is no backbone: choose resnet, swin, convnextv2, timm_backbone, ..."
+        )
     backbone_class: Any = AutoBackbone._model_mapping[type(backbone_config)]
     if not backbone_class._supports_sdpa:
         # The attention asked for is that of the decoder; transformers hands it down and convolutions would refuse it.
         backbone_config._attn_implementation = "eager"
-    backbone = AutoBackbone.from_config(backbone_config, **(config.timm_backbone_kwargs or {}))
+    try:
+        backbone = AutoBackbone.from_config(backbone_config, **(config.timm_backbone_kwargs or {}))
+    except (IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"backbone_config of type {kind!r} with timm_backbone_kwargs={config.timm_backbone_kwargs} cannot be "
+            f"built: {error}"
+        ) from error
     if not backbone.has_attentions:
         backbone._supports_sdpa = True
     _match_reference_swin(backbone)
     check_strides(backbone)
     if config.freeze_backbone_batch_norm:
+        if not batch_norms(backbone):
+            raise ValueError(
+                f"freeze_backbone_batch_norm=True but the backbone of type {kind!r} has no batch norm: set it to False"
+            )
         for module in batch_norms(backbone):
             module.requires_grad_(False)
     return backbone

@@ -74,8 +74,9 @@ class FASegLoss(nn.Module):
         Raises:
             ValueError: for labels that do not fit each other or the classes, or a matching cost that is not finite.
         """
-        self._check_labels(mask_labels, class_labels)
         mask_labels = [masks.to(masks_queries_logits.device, torch.float32) for masks in mask_labels]
+        class_labels = [classes.long() for classes in class_labels]
+        self._check_labels(mask_labels, class_labels)
         num_masks = count_masks(class_labels, masks_queries_logits.device)
         valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
         predictions = [{"masks_queries_logits": masks_queries_logits, "class_queries_logits": class_queries_logits}]
@@ -152,11 +153,20 @@ class FASegLoss(nn.Module):
         return valid
 
     def _check_labels(self, mask_labels: list[Tensor], class_labels: list[Tensor]) -> None:
+        if len(mask_labels) != len(class_labels):
+            raise ValueError(
+                f"mask_labels of {len(mask_labels)} images and class_labels of {len(class_labels)}: give both for each"
+            )
         for image, (masks, classes) in enumerate(zip(mask_labels, class_labels)):
             if len(masks) != len(classes):
                 raise ValueError(
                     f"image {image} of the batch has {len(masks)} mask_labels and {len(classes)} class_labels: "
                     "give one class per mask"
+                )
+            if masks.numel() and not 0 <= masks.amin() <= masks.amax() <= 1:
+                raise ValueError(
+                    f"mask_labels of image {image} of the batch lie in {masks.amin():g}..{masks.amax():g}: "
+                    "give masks of 0 and 1, divide by 255?"
                 )
             lowest, highest = (int(classes.min()), int(classes.max())) if len(classes) else (0, 0)
             if lowest < 0 or highest >= self.num_labels:

@@ -213,7 +213,7 @@ class FASegModel(FASegPreTrainedModel):
         Raises:
             ValueError: for pictures whose sides are not multiples of 32.
         """
-        _check_picture_size(pixel_values)
+        _check_picture_size(pixel_values, pixel_mask)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_auxiliary_logits is None:
@@ -296,7 +296,10 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
         Raises:
             ValueError: for pictures whose sides are not multiples of 32, and labels that do not fit them.
         """
-        has_labels = mask_labels is not None and class_labels is not None
+        if (mask_labels is None) != (class_labels is None):
+            given, lacking = ("mask", "class") if class_labels is None else ("class", "mask")
+            raise ValueError(f"{given}_labels without {lacking}_labels: give both, or neither for no loss")
+        has_labels = mask_labels is not None
         if mask_labels is not None:
             _check_label_sizes(pixel_values, mask_labels)
         if output_auxiliary_logits is None:
@@ -372,8 +375,13 @@ def _selected(hidden_states: list[Tensor], wanted: bool | list[int] | None) -> t
     return tuple(state if index in kept else None for index, state in enumerate(hidden_states))
 
 
-def _check_picture_size(pixel_values: Tensor) -> None:
-    height, width = pixel_values.shape[-2:]
+def _check_picture_size(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+    batch_size, _, height, width = pixel_values.shape
+    if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
+        raise ValueError(
+            f"pixel_mask is of shape {tuple(pixel_mask.shape)}, need {(batch_size, height, width)}: "
+            "one value per pixel"
+        )
     if height % STRIDES[-1] or width % STRIDES[-1]:
         raise ValueError(
             f"pixel_values are {height}x{width}, need multiples of {STRIDES[-1]}: pad them as FASegImageProcessor does"

@@ -40,6 +40,21 @@ def test_too_few_maps_are_refused_with_the_fix():
         FASegForUniversalSegmentation(tiny_config(backbone_config=one_map))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"backbone_config": {"model_type": "bert"}}, "'bert' is no backbone: choose"),
+        ({"backbone_config": {**TIMM, "out_indices": [1, 2, 3, 9]}}, "cannot be built"),
+        ({"backbone_config": {**TIMM, "backbone": "nonet"}}, r"cannot be built: Unknown model \(nonet\)"),
+        ({"backbone_config": TIMM, "timm_backbone_kwargs": {"a": 1}}, "timm_backbone_kwargs={'a': 1} cannot be built"),
+        ({"backbone_config": TINY_SWIN, "freeze_backbone_batch_norm": True}, "has no batch norm: set it to False"),
+    ],
+)
+def test_backbones_that_cannot_be_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        FASegForUniversalSegmentation(tiny_config(**overrides))
+
+
 def test_swin_has_no_unread_final_norm():
     model = tiny_model(backbone_config=dict(TINY_SWIN))
     assert not [name for name, _ in model.named_parameters() if name.startswith("model.backbone.swin.layernorm")]

@@ -20,6 +20,7 @@ from modeling_faseg import FASegForUniversalSegmentation
         ({"num_attention_heads": 5}, "num_attention_heads=5: set it to a divisor of hidden_dim=32"),
         ({"num_queries": 0}, "num_queries=0: set it to at least 1"),
         ({"attention_mask_threshold": 1.5}, "attention_mask_threshold=1.5: set it between 0 and 1"),
+        ({"init_std": -1.0}, "init_std=-1.0: set it to 0 or more"),
         ({"oversample_ratio": 0.5}, "oversample_ratio=0.5: set it to 1 or more"),
         ({"num_labels": 300}, "ignore_value=255: choose an id that is no class"),
         ({"timm_backbone_kwargs": {"pad_type": "same"}}, "timm_backbone_kwargs=.*: set it to None"),
@@ -35,6 +36,17 @@ from modeling_faseg import FASegForUniversalSegmentation
 def test_contradictions_are_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         tiny_config(**fields)
+
+
+@pytest.mark.parametrize("backbone", [{"model_type": "nope"}, {"depths": [1]}])
+def test_unknown_backbone_types_are_named(backbone):
+    with pytest.raises(ValueError, match=r"backbone_config has model_type=('nope'|None), unknown to transformers"):
+        tiny_config(backbone_config=backbone)
+
+
+def test_class_ids_have_no_gap():
+    with pytest.raises(StrictDataclassError, match=r"id2label={0: 'a', 2: 'b'}: number the classes"):
+        FASegConfig(id2label={0: "a", 2: "b"})
 
 
 def test_the_model_checks_fields_that_were_assigned_later():

@@ -61,6 +61,21 @@ def test_a_class_per_mask_is_needed():
         tiny_model()(**batch)
 
 
+def test_masks_of_255_are_refused():
+    batch = tiny_batch()
+    batch["mask_labels"][1] = 255 * batch["mask_labels"][1]
+    with pytest.raises(ValueError, match=r"mask_labels of image 1 of the batch lie in 0\.\.255: .*divide by 255"):
+        tiny_model()(**batch)
+
+
+def test_labels_come_in_pairs():
+    batch = tiny_batch()
+    with pytest.raises(ValueError, match="mask_labels without class_labels"):
+        tiny_model()(batch["pixel_values"], mask_labels=batch["mask_labels"])
+    with pytest.raises(ValueError, match="mask_labels of 2 images and class_labels of 1"):
+        tiny_model()(**{**batch, "class_labels": batch["class_labels"][:1]})
+
+
 def test_points_move_to_valid_pixels_alone_and_evenly():
     valid = torch.zeros(10, 20, dtype=torch.bool)
     valid[2:5, 3:7] = True

@@ -105,6 +105,11 @@ def test_a_picture_too_small_for_a_window_reads_none_beside_a_large_one():
     assert blocked[0].all() and not blocked[1].any()
 
 
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"pixel_mask is of shape \(1, 64, 96\), need \(2, 64, 96\)"):
+        tiny_model()(tiny_batch()["pixel_values"], pixel_mask=torch.ones(1, 64, 96))
+
+
 @torch.no_grad()
 def test_a_batch_that_is_all_padding_stays_finite():
     model = tiny_model(mask_padding=True)

@@ -20,7 +20,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.utils import logging
 
 from configuration import FASegConfig
 from image_processing import FASegImageProcessor
@@ -145,7 +144,12 @@ def _config_and_processor(arguments: ConvertArguments) -> tuple[Any, Any]:
     if config.model_type != FASegConfig.model_type:
         raise UserError(f"{config_file}: model_type is {config.model_type!r}, not 'faseg'")
     beside = config_file.with_name("preprocessor_config.json")
-    processor = FASegImageProcessor.from_pretrained(beside.parent) if beside.is_file() else FASegImageProcessor()
+    if beside.is_file():
+        processor = FASegImageProcessor.from_pretrained(beside.parent)
+    else:
+        processor = FASegImageProcessor(
+            task=config.task, num_labels=config.num_labels, ignore_index=config.ignore_value
+        )
     return config, processor
 
 
@@ -162,5 +166,4 @@ __all__ = ["ConversionError", "convert_state_dict", "official_parameter_names", 
 
 
 if __name__ == "__main__":
-    logging.set_verbosity_error()
     run_command(main)

@@ -19,8 +19,16 @@ from typing import Any
 from scripts.evaluation.inference import MultiScale, evaluate_split
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.results import build_results, results_table, weights_sha256, write_results
-from scripts.training.command_line import UserError, build_accelerator, parse_arguments, project_path, run_command
-from scripts.training.data import DatasetArguments
+from scripts.training.command_line import (
+    UserError,
+    build_accelerator,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    project_path,
+    run_command,
+)
+from scripts.training.data import DatasetArguments, check_ignored_id
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
 
 
@@ -51,14 +59,28 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode."})
 
 
-def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Evaluates, prints the table and writes the results file; returns its content."""
+def check_arguments(arguments: EvaluateArguments) -> None:
+    """Raises `UserError` at values that cannot work, before anything is loaded."""
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
+    edges = ("eval_shortest_edge", "eval_longest_edge", "tta_shortest_edges", "tta_longest_edge")
+    check_at_least(arguments, 1, *edges, "max_eval_samples")
+    check_at_least(arguments, 0, "dataloader_num_workers")
+    if arguments.output_file:
+        file = Path(arguments.output_file)
+        if file.is_dir():
+            raise UserError(f"--output_file {file} is a folder: name a file")
+        check_folder("--output_file", file.parent)
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Evaluates, prints the table and writes the results file; returns its content."""
+    check_arguments(arguments)
     accelerator = build_accelerator(arguments.mixed_precision)
 
     # ---- model
     config = build_config(arguments)
+    check_ignored_id(config)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device)
     settings = {}
     if arguments.eval_shortest_edge:
@@ -104,7 +126,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if accelerator.is_main_process:
         print(results_table(results))
         if arguments.output_file:
-            write_results(results, Path(arguments.output_file))
+            try:
+                write_results(results, Path(arguments.output_file))
+            except OSError as error:
+                raise UserError(f"--output_file {arguments.output_file}: {error}") from error
             print(f"results in {arguments.output_file}")
     accelerator.end_training()
     return results

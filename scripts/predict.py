@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from image_processing.preprocessing_faseg import pil_to_array
 from scripts.evaluation.inference import SingleScale
-from scripts.training.command_line import UserError, build_accelerator, parse_arguments, run_command
+from scripts.training.command_line import UserError, build_accelerator, check_folder, parse_arguments, run_command
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
 from scripts.visualization import label_image, with_legend
 
@@ -81,6 +81,7 @@ def predict(arguments: PredictArguments) -> int:
         raise UserError("no checkpoint: give --model_name_or_path")
     if not arguments.output_dir:
         raise UserError("no output folder: give --output_dir")
+    check_folder("--output_dir", Path(arguments.output_dir))
     pictures = find_pictures(arguments.images)
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)

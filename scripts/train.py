@@ -31,13 +31,22 @@ from scripts.evaluation.inference import evaluate_split
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.training.augmentation import training_augmentation
 from scripts.training.checkpointing import Progress, find_checkpoint, load_checkpoint, save_checkpoint
-from scripts.training.command_line import UserError, build_accelerator, parse_arguments, run_command
+from scripts.training.command_line import (
+    UserError,
+    build_accelerator,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    project_path,
+    run_command,
+)
 from scripts.training.data import (
     IGNORE_INDEX,
     DatasetArguments,
     StreamBatches,
     TrainingCollator,
     TrainingSamples,
+    check_ignored_id,
     good_batches,
     load_classes,
     load_split,
@@ -53,7 +62,7 @@ from scripts.training.model_folder import (
     refuse_dead_hrca,
     save_model_folder,
 )
-from scripts.training.optimization import build_parameter_groups, build_scheduler
+from scripts.training.optimization import SCHEDULES, build_parameter_groups, build_scheduler
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
@@ -129,20 +138,22 @@ def check_arguments(arguments: TrainArguments) -> None:
         raise UserError("no output folder: give --output_dir")
     if arguments.scale_range and (len(arguments.scale_range) != 2 or not 0 < min(arguments.scale_range)):
         raise UserError(f"--scale_range {arguments.scale_range}: give two positive factors, LOW HIGH")
-    positive = (
-        "crop_height",
-        "crop_width",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "shuffle_buffer_size",
-    )
-    for name in positive:
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: give at least 1")
-    for name in ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: give at least 1")
+    check_folder("--output_dir", Path(arguments.output_dir))
+    sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
+    batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
+    lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
+    check_at_least(arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit")
+    rates = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_epsilon", "max_grad_norm", "lr_power")
+    check_at_least(arguments, 0, *rates, "num_warmup_steps", "dataloader_num_workers", "seed")
+    if not arguments.learning_rate > 0:
+        raise UserError(f"--learning_rate {arguments.learning_rate}: give a number above 0")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: give a number from 0 to below 1")
+    if arguments.seed >= 2**31:
+        raise UserError(f"--seed {arguments.seed}: give less than {2**31}")
+    if arguments.lr_scheduler_type not in SCHEDULES:
+        raise UserError(f"--lr_scheduler_type {arguments.lr_scheduler_type!r}: give one of {', '.join(SCHEDULES)}")
 
 
 def accumulation_steps(arguments: TrainArguments, num_processes: int) -> int:
@@ -246,6 +257,7 @@ def set_up(arguments: TrainArguments) -> Run:
 
     # ---- model
     config = build_config(arguments, id2label)
+    check_ignored_id(config)
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
     processor = build_processor(
@@ -446,14 +458,27 @@ def loop(run: Run) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- save
 
 
+def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
+    """What is kept beside the model: the settings without this machine's folders."""
+    places = ("output_dir", "recipe", "resume_from_checkpoint")
+    recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
+    for key in ("backbone_weights", "config_name", "dataset_name", "id2label", "model_name_or_path"):
+        if key in recipe and Path(project_path(recipe[key])).exists():
+            recipe[key] = Path(recipe[key]).resolve().name
+    return recipe
+
+
 def train(arguments: TrainArguments) -> dict[str, Any]:
     """The whole run; returns the last line of the log."""
     run = set_up(arguments)
     accelerator, output_dir = run.accelerator, run.output_dir
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key != "recipe"}
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        recipe = yaml.safe_dump(saved_recipe(arguments), sort_keys=False)
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output_dir {output_dir}: {error}") from error
         print(describe(run), flush=True)
     accelerator.wait_for_everyone()
     last = loop(run)

@@ -30,6 +30,7 @@ from scripts.training.data import (
     good_batches,
     load_split,
     number_of_examples,
+    readable,
     sample_name,
     worker_loader,
 )
@@ -104,7 +105,7 @@ class EvaluationRows(Sampler[list[StreamRow]]):
         self.limit = limit
 
     def __iter__(self) -> Iterator[list[StreamRow]]:
-        for index, row in enumerate(self.data):
+        for index, row in enumerate(readable(self.data)):
             if self.limit is not None and index >= self.limit:
                 return
             if index % self.num_processes == self.process_index:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import datasets
 import yaml
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 
 Arguments = TypeVar("Arguments")
@@ -140,6 +142,30 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def check_at_least(arguments: Any, minimum: float, *names: str) -> None:
+    """Refuses values, or items of lists, below `minimum`; None is left to the default.
+
+    Raises:
+        UserError: names the flag and its value.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(item >= minimum for item in items):
+            raise UserError(f"--{name} {value}: give at least {minimum}")
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuses a folder that cannot be made.
+
+    Raises:
+        UserError: it, or what is to hold it, is a file.
+    """
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"{flag} {folder}: {existing} is a file: name another folder")
+
+
 def build_accelerator(mixed_precision: str | None) -> Accelerator:
     """Accelerate on this machine; None leaves the precision to its own settings.
 
@@ -154,6 +180,9 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and leaves with its exit code; user errors become one line and exit code 2."""
+    # Both libraries report a bad checkpoint or file in lines of their own before the one that counts.
+    logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         sys.exit(main() or 0)
     except (UserError, StrictDataclassError) as error:

@@ -7,7 +7,7 @@ Rows are read, undecoded, in each process; DataLoader workers decode and augment
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,33 @@ class DatasetArguments:
     )
 
 
+def check_ignored_id(config: Any) -> None:
+    """Refuses a model that ignores another id than the label maps do.
+
+    Raises:
+        UserError: `ignore_value` is not 255, or 255 would be a class.
+    """
+    ignored, num_labels = getattr(config, "ignore_value", IGNORE_INDEX), getattr(config, "num_labels", 0)
+    if ignored != IGNORE_INDEX or num_labels > IGNORE_INDEX:
+        raise UserError(
+            f"label maps are read with {IGNORE_INDEX} as the ignored id: need ignore_value={IGNORE_INDEX} and at most "
+            f"{IGNORE_INDEX} classes, not ignore_value={ignored} and {num_labels} classes"
+        )
+
+
+def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`rows` as they come.
+
+    Raises:
+        UserError: a file of the dataset is broken or out of reach.
+    """
+    try:
+        yield from rows
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"dataset cannot be read: {first_line}") from error
+
+
 def load_split(arguments: DatasetArguments, split: str) -> datasets.IterableDataset:
     """Stream of one split, images and maps undecoded.
 
@@ -68,7 +95,7 @@ def load_split(arguments: DatasetArguments, split: str) -> datasets.IterableData
             data = datasets.load_dataset(
                 name, arguments.dataset_config_name, split=split, streaming=arguments.streaming
             )
-    except (FileNotFoundError, ValueError, HFValidationError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"--dataset_name {arguments.dataset_name}, split {split!r}: {error}") from error
     if not isinstance(data, datasets.IterableDataset):
         splits = data.info.splits
@@ -76,7 +103,7 @@ def load_split(arguments: DatasetArguments, split: str) -> datasets.IterableData
         data.info.splits = splits
     columns = data.column_names
     if columns is None:
-        columns = list(next(iter(data), {}))
+        columns = list(next(readable(data), {}))
     for flag, column in (("image", arguments.image_column_name), ("label", arguments.label_column_name)):
         if column not in columns:
             raise UserError(f"no column {column!r} in {name}: it has {', '.join(columns)}; set --{flag}_column_name")
@@ -149,7 +176,7 @@ def decode_image(value: Any, name: str) -> torch.Tensor:
 
 
 def decode_label(value: Any, name: str) -> torch.Tensor:
-    """`(H, W)` integer label map of an undecoded picture or a nested list."""
+    """`(H, W)` uint8 or int32 class ids of an undecoded picture."""
     try:
         label = np.asarray(datasets.Image().decode_example(value))
     except Exception as error:  # PIL raises many kinds on a broken file
@@ -158,6 +185,10 @@ def decode_label(value: Any, name: str) -> torch.Tensor:
         raise UserError(
             f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours"
         )
+    if label.dtype.kind not in "uib":
+        raise UserError(f"label map of sample {name} holds {label.dtype}: need integers, one class id per pixel")
+    if label.min(initial=0) < 0:
+        raise UserError(f"label map of sample {name} holds {label.min()}: ids start at 0, ignored is {IGNORE_INDEX}")
     return torch.from_numpy(label.astype(np.uint8 if label.max(initial=0) < 256 else np.int32))
 
 
@@ -230,7 +261,7 @@ class StreamBatches(Sampler[list[StreamRow]]):
             data = self.data.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer_size, max_buffer_input_shards=1)
             data.set_epoch(epoch)
             index = -1
-            for index, row in enumerate(data):
+            for index, row in enumerate(readable(data)):
                 if index >= skip:
                     yield StreamRow(epoch, index, row)
             if index < 0:

@@ -106,7 +106,7 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
     if not arguments.model_name_or_path:
         try:
             return AutoModelForUniversalSegmentation.from_config(config)
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise UserError(f"model: {error}") from error
     name = project_path(arguments.model_name_or_path)
     try:
@@ -117,7 +117,7 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
             output_loading_info=True,
             trust_remote_code=arguments.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, SafetensorError) as error:
         hint = " (for new weights give --config_name)" if isinstance(error, OSError) else ""
         raise UserError(f"--model_name_or_path {name}: {error}{hint}") from error
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
+
+from scripts.training.command_line import UserError
 
 
 NORM_LAYERS = (
@@ -19,6 +21,8 @@ NORM_LAYERS = (
     nn.RMSNorm,
 )
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
+# "reduce_lr_on_plateau" needs a figure at every step.
+SCHEDULES = ("poly", *(kind.value for kind in SchedulerType if kind != SchedulerType.REDUCE_ON_PLATEAU))
 
 
 def build_parameter_groups(
@@ -60,9 +64,17 @@ def build_scheduler(
 
     `poly` is the reference's `lr * (1 - step / max_train_steps) ** power`, after a linear warm-up if there is one;
     other names are those of `transformers.get_scheduler`.
+
+    Raises:
+        UserError: a schedule that needs more settings than these.
     """
     if name != "poly":
-        return get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=max_train_steps)
+        try:
+            return get_scheduler(
+                name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=max_train_steps
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--lr_scheduler_type {name}: {error}") from error
 
     def factor(step: int) -> float:
         warm_up = min(1.0, (step + 1) / (num_warmup_steps + 1))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def trained(tiny_recipe, shapes, tmp_path_factory):
     return folder
 
 
-def test_training_leaves_a_model_a_log_and_the_newest_checkpoints(trained):
+def test_training_leaves_a_model_a_log_and_the_newest_checkpoints(trained, shapes):
     log = [json.loads(line) for line in (trained / "train_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert all(np.isfinite(row["loss"]) and row["loss_dice"] > 0 for row in log)
@@ -56,6 +57,8 @@ def test_training_leaves_a_model_a_log_and_the_newest_checkpoints(trained):
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "recipe.yaml"} <= set(os.listdir(trained))
     again = parse_arguments(TrainArguments, [str(trained / "recipe.yaml")])
     assert (again.max_train_steps, again.crop_height) == (4, 64)
+    assert again.dataset_name == shapes.name and again.output_dir is None
+    assert os.sep not in (trained / "recipe.yaml").read_text()
 
 
 def test_resumed_run_equals_the_run_never_stopped(tiny_recipe, shapes, tmp_path):
@@ -139,7 +142,7 @@ def test_prediction(trained, tmp_path, command):
 
 def one_line(result, message):
     code, _, errors = result
-    errors = [line for line in errors if line and "%|" not in line]  # without progress bars
+    errors = [line for line in errors if line and not line.startswith(("train: ", "evaluate: ", "Loading weights: "))]
     assert code == 2 and len(errors) == 1 and message in errors[0], errors
 
 
@@ -163,7 +166,82 @@ def test_errors_are_one_line_with_exit_code_2(tiny_recipe, shapes, tmp_path, com
     one_line(command(eval_command, *data), "give --model_name_or_path")
     one_line(command(eval_command, "--model_name_or_path", tmp_path, *data), "--model_name_or_path")
     one_line(command(predict_command, "--model_name_or_path", tmp_path, "--output_dir", tmp_path), "no picture")
+    no_folder = ["--output_dir", tiny_recipe]
+    one_line(command(predict_command, "--model_name_or_path", tmp_path, *no_folder), "is a file: name another folder")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr_scheduler_type foo", "--lr_scheduler_type 'foo': give one of poly, linear"),
+        ("--lr_scheduler_type reduce_lr_on_plateau", "give one of poly, linear"),
+        ("--lr_scheduler_type cosine_with_min_lr", "--lr_scheduler_type cosine_with_min_lr: "),
+        ("--dataset_name nobody/none", "--dataset_name nobody/none, split 'train'"),
+        ("--output_dir RECIPE", "is a file: name another folder"),
+        ("--output_dir RECIPE/below", "is a file: name another folder"),
+        ("--dataloader_num_workers -1", "--dataloader_num_workers -1: give at least 0"),
+        ("--seed -1", "--seed -1: give at least 0"),
+        ("--seed 5000000000", "--seed 5000000000: give less than"),
+        ("--total_train_batch_size 0", "--total_train_batch_size 0: give at least 1"),
+        ("--shortest_edges 64 0", "--shortest_edges [64, 0]: give at least 1"),
+        ("--longest_edge 0", "--longest_edge 0: give at least 1"),
+        ("--eval_shortest_edge -5", "--eval_shortest_edge -5: give at least 1"),
+        ("--learning_rate -1", "--learning_rate -1.0: give at least 0"),
+        ("--learning_rate 0", "--learning_rate 0.0: give a number above 0"),
+        ("--weight_decay -1", "--weight_decay -1.0: give at least 0"),
+        ("--adam_epsilon -1", "--adam_epsilon -1.0: give at least 0"),
+        ("--adam_beta2 1", "--adam_beta2 1.0: give a number from 0"),
+        ("--num_warmup_steps -1", "--num_warmup_steps -1: give at least 0"),
+        ("--max_grad_norm nan", "--max_grad_norm nan: give at least 0"),
+        ("--config_overrides ignore_value=254", "read with 255 as the ignored id"),
+    ],
+)
+def test_training_errors_at_wrong_values(flags, message, tiny_recipe, shapes, tmp_path, command, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    recipe = [tiny_recipe, "--dataset_name", shapes, "--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    one_line(command(train_command, *recipe, *flags.replace("RECIPE", str(tiny_recipe)).split()), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_of_model_and_data(trained, tiny_recipe, shapes, tmp_path, command):
+    out = ["--output_dir", tmp_path / "out", "--max_train_steps", 9]
+    backbone = "backbone_config={model_type: timm_backbone, backbone: resnet18, out_indices: [1, 2, 3, 4]}"
+    kwargs = ["--config_overrides", backbone, "timm_backbone_kwargs={nonsense: 1}"]
+    data = ["--dataset_name", shapes]
+    one_line(command(train_command, tiny_recipe, *data, *out, *kwargs), "nonsense")
+    many = ["--id2label", write_names(tmp_path, 256)]
+    one_line(command(train_command, tiny_recipe, *data, *out, *many), "256 classes")
+
+    broken = tmp_path / "broken"
+    shutil.copytree(shapes, broken)
+    for shard in (*broken.glob("data/train-00001*"), *broken.glob("data/validation-00001*")):
+        shard.write_bytes(shard.read_bytes()[:-100])
+    data = ["--dataset_name", broken]
+    done = launch(ROOT / "scripts" / "train.py", tiny_recipe, *data, *out)  # what libraries log counts too
+    one_line((done.returncode, done.stdout, done.stderr.splitlines()), "dataset cannot be read: ")
+    model = ["--model_name_or_path", trained]
+    one_line(command(eval_command, *model, *data, "--dataloader_num_workers", 0), "dataset cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--eval_shortest_edge -5", "--eval_shortest_edge -5: give at least 1"),
+        ("--tta_shortest_edges 0 64", "--tta_shortest_edges [0, 64]: give at least 1"),
+        ("--max_eval_samples 0", "--max_eval_samples 0: give at least 1"),
+        ("--dataloader_num_workers -1", "--dataloader_num_workers -1: give at least 0"),
+        ("--config_overrides ignore_value=254", "read with 255 as the ignored id"),
+        ("--dataset_name nobody/none", "--dataset_name nobody/none, split 'validation'"),
+        ("--output_file FOLDER", "is a folder: name a file"),
+        ("--output_file FOLDER/config.json/below.json", "is a file: name another folder"),
+    ],
+)
+def test_evaluation_errors_at_wrong_values(flags, message, trained, shapes, command, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    flags = flags.replace("FOLDER", str(trained)).split()
+    one_line(command(eval_command, "--model_name_or_path", trained, "--dataset_name", shapes, *flags), message)
+    assert not list(trained.parent.glob(".*.partial"))
 
 
 def write_names(folder, count):

@@ -148,6 +148,11 @@ def test_bad_samples_are_named(tmp_path, picture, workers):
         ({**good, "image": broken}, "image of sample bad_one: cannot be read"),
         ({**good, "label": encoded(picture, "PNG")}, "need one channel of class ids, not colours"),
         ({**good, "label": encoded(picture.convert("L").resize((4, 4)), "PNG")}, "but label map"),
+        ({**good, "label": encoded(picture.convert("F"), "TIFF")}, "holds float32: need integers"),
+        (
+            {**good, "label": encoded(picture.convert("I").point(lambda value: value - 3), "TIFF")},
+            "holds -3: ids start",
+        ),
     ]
     for columns, message in cases if workers == 0 else cases[:1]:
         with pytest.raises(UserError, match=message) as error:

@@ -111,6 +111,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         arguments.max_eval_samples,
         arguments.dataloader_num_workers,
     )
+    checkpoint = Path(project_path(arguments.model_name_or_path or ""))
     results = build_results(
         scores_from_confusion(confusion),
         dict(model.config.id2label),
@@ -119,8 +120,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         images=images,
         do_reduce_labels=arguments.do_reduce_labels,
         protocol=protocol,
-        checkpoint=Path(arguments.model_name_or_path).name,
-        weights_sha256=weights_sha256(Path(project_path(arguments.model_name_or_path))),
+        checkpoint=checkpoint.name,
+        weights_sha256=weights_sha256(checkpoint),
         parameters=model.num_parameters(),
     )
     if accelerator.is_main_process:

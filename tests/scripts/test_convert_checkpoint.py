@@ -513,3 +513,14 @@ def test_command_offline(server, files, tmp_path, monkeypatch, capsys):
     assert (code, len(errors)) == (2, 1)
     assert "cannot fetch" in errors[0]
     assert "--checkpoint" in errors[0]
+
+
+def test_processor_of_a_bare_config_agrees_with_it(tmp_path):
+    """Without a preprocessor file beside `--config` the folder's processor reads labels as the model counts them."""
+    from scripts.convert_checkpoint import ConvertArguments, _config_and_processor
+
+    content = {"model_type": "faseg", "task": "instance", "num_labels": 3, "ignore_value": 200}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    flags = {"config": str(tmp_path / "config.json"), "checkpoint": "x.pth"}
+    _, processor = _config_and_processor(ConvertArguments(**flags))
+    assert (processor.task, processor.num_labels, processor.ignore_index) == ("instance", 3, 200)

@@ -1,0 +1,137 @@
+"""Tests the paper's central claim: trains a recipe with and without DFPQ and HRCA, some seeds each, and compares mIoU.
+
+`python scripts/ablation.py faseg-mobilenetv2-camvid --dataset_name DATA --output_dir outputs/ablation
+--output_file results/ablation/faseg-mobilenetv2-camvid.json` runs `scripts/train.py` and `scripts/eval.py` once per
+variant and seed. Runs that are finished are not repeated, so the command can be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import statistics
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+from scripts.evaluation.results import command_line, package_versions, write_results
+from scripts.training.command_line import PROJECT_ROOT, UserError, check_folder, parse_arguments, run_command
+
+
+# Name -> (use_dynamic_positional_queries, use_high_resolution_cross_attention).
+VARIANTS = {
+    "DFPQ and HRCA": (True, True),
+    "DFPQ alone": (True, False),
+    "HRCA alone": (False, True),
+    "neither (Mask2Former's decoder)": (False, False),
+}
+
+
+@dataclass
+class AblationArguments:
+    """Train and evaluate a recipe with and without DFPQ and HRCA."""
+
+    recipe: str | None = field(default=None, metadata={"help": "Recipe of scripts/train.py."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset of both commands."})
+    output_dir: str | None = field(default=None, metadata={"help": "A folder per variant and seed goes here."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for means and spreads."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of every variant."})
+    train_flags: str = field(default="", metadata={"help": "Further flags of scripts/train.py, in one string."})
+
+
+def run_name(variant: str, seed: int) -> str:
+    """Folder of one run."""
+    dynamic, high_resolution = VARIANTS[variant]
+    return f"dfpq{int(dynamic)}-hrca{int(high_resolution)}-seed{seed}"
+
+
+def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str, Any]:
+    """Results of one run, trained and evaluated unless its results file is there.
+
+    Raises:
+        UserError: one of the two commands failed; what it printed stands above.
+    """
+    folder = Path(arguments.output_dir or "") / run_name(variant, seed)
+    results = folder / "results.json"
+    if not results.is_file():
+        dynamic, high_resolution = VARIANTS[variant]
+        data = ["--dataset_name", str(arguments.dataset_name)]
+        overrides = [
+            f"use_dynamic_positional_queries={dynamic}",
+            f"use_high_resolution_cross_attention={high_resolution}",
+        ]
+        train = [str(arguments.recipe), *data, "--output_dir", str(folder), "--seed", str(seed)]
+        evaluate = ["--model_name_or_path", str(folder), *data, "--output_file", str(results)]
+        commands = (
+            ["train.py", *train, "--config_overrides", *overrides, *arguments.train_flags.split()],
+            ["eval.py", *evaluate],
+        )
+        for script, *flags in commands:
+            done = subprocess.run([sys.executable, str(PROJECT_ROOT / "scripts" / script), *flags], check=False)
+            if done.returncode:
+                raise UserError(f"{script} of {folder.name} left with exit code {done.returncode}")
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
+def summary(scores: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """Per variant: mIoU in percent of each seed, their mean, and their sample standard deviation."""
+    return {
+        variant: {
+            "mean_iou_by_seed": {str(seed): value for seed, value in by_seed.items()},
+            "mean": round(statistics.mean(by_seed.values()), 2),
+            "standard_deviation": round(statistics.stdev(by_seed.values()), 2) if len(by_seed) > 1 else None,
+        }
+        for variant, by_seed in scores.items()
+        if by_seed
+    }
+
+
+def summary_table(variants: dict[str, Any]) -> str:
+    """The summary as text."""
+    width = max(len(name) for name in variants)
+    lines = [f"{'':<{width}}  mean mIoU  std   seeds"]
+    for name, row in variants.items():
+        spread = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
+        seeds = ", ".join(f"{value:.2f}" for value in row["mean_iou_by_seed"].values())
+        lines.append(f"{name:<{width}}  {row['mean']:>9.2f}  {spread:<4}  {seeds}")
+    return "\n".join(lines)
+
+
+def ablation(arguments: AblationArguments) -> dict[str, Any]:
+    """All runs, seed by seed; returns what is written to the output file after each."""
+    for name in ("recipe", "dataset_name", "output_dir", "output_file"):
+        if not getattr(arguments, name):
+            raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
+    check_folder("--output_dir", Path(str(arguments.output_dir)))
+    scores: dict[str, dict[int, float]] = {variant: {} for variant in VARIANTS}
+    results: dict[str, Any] = {}
+    for seed in arguments.seeds:
+        for variant in VARIANTS:
+            run = run_once(arguments, variant, seed)
+            scores[variant][seed] = run["mean_iou"]
+            results = {
+                "recipe": arguments.recipe,
+                "train_flags": arguments.train_flags,
+                **{key: run[key] for key in ("metric", "dataset", "split", "images", "protocol")},
+                "variants": summary(scores),
+                "command": command_line(),
+                "versions": package_versions(),
+            }
+            write_results(results, Path(str(arguments.output_file)))
+    print(summary_table(results["variants"]))
+    return results
+
+
+def main() -> None:
+    """Entry point."""
+    ablation(parse_arguments(AblationArguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,6 +1,6 @@
 """Tests the paper's central claim: trains a recipe with and without DFPQ and HRCA, some seeds each, and compares mIoU.
 
-`python scripts/ablation.py faseg-mobilenetv2-camvid --dataset_name DATA --output_dir outputs/ablation
+`python scripts/ablation.py --train_recipe faseg-mobilenetv2-camvid --dataset_name DATA --output_dir outputs/ablation
 --output_file results/ablation/faseg-mobilenetv2-camvid.json` runs `scripts/train.py` and `scripts/eval.py` once per
 variant and seed. Runs that are finished are not repeated, so the command can be stopped and given again.
 """
@@ -37,7 +37,7 @@ VARIANTS = {
 class AblationArguments:
     """Train and evaluate a recipe with and without DFPQ and HRCA."""
 
-    recipe: str | None = field(default=None, metadata={"help": "Recipe of scripts/train.py."})
+    train_recipe: str | None = field(default=None, metadata={"help": "Recipe of scripts/train.py."})
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset of both commands."})
     output_dir: str | None = field(default=None, metadata={"help": "A folder per variant and seed goes here."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for means and spreads."})
@@ -66,7 +66,7 @@ def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str,
             f"use_dynamic_positional_queries={dynamic}",
             f"use_high_resolution_cross_attention={high_resolution}",
         ]
-        train = [str(arguments.recipe), *data, "--output_dir", str(folder), "--seed", str(seed)]
+        train = [str(arguments.train_recipe), *data, "--output_dir", str(folder), "--seed", str(seed)]
         evaluate = ["--model_name_or_path", str(folder), *data, "--output_file", str(results)]
         commands = (
             ["train.py", *train, "--config_overrides", *overrides, *arguments.train_flags.split()],
@@ -105,7 +105,7 @@ def summary_table(variants: dict[str, Any]) -> str:
 
 def ablation(arguments: AblationArguments) -> dict[str, Any]:
     """All runs, seed by seed; returns what is written to the output file after each."""
-    for name in ("recipe", "dataset_name", "output_dir", "output_file"):
+    for name in ("train_recipe", "dataset_name", "output_dir", "output_file"):
         if not getattr(arguments, name):
             raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
     check_folder("--output_dir", Path(str(arguments.output_dir)))
@@ -116,7 +116,7 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
             run = run_once(arguments, variant, seed)
             scores[variant][seed] = run["mean_iou"]
             results = {
-                "recipe": arguments.recipe,
+                "recipe": arguments.train_recipe,
                 "train_flags": arguments.train_flags,
                 **{key: run[key] for key in ("metric", "dataset", "split", "images", "protocol")},
                 "variants": summary(scores),

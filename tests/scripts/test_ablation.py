@@ -27,7 +27,7 @@ def finished_runs(folder, seeds):
 
 def arguments(tmp_path, seeds):
     return AblationArguments(
-        recipe="demo",
+        train_recipe="demo",
         dataset_name="nowhere",
         output_dir=str(tmp_path / "runs"),
         output_file=str(tmp_path / "summary.json"),

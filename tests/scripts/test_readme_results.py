@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scripts.readme_results import results_markdown, with_results
+from scripts.readme_results import results_markdown, with_all_tables
 
 
 ROOT = Path(__file__).parents[2]
@@ -10,6 +10,5 @@ ROOT = Path(__file__).parents[2]
 
 def test_readme_shows_the_results_files():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = results_markdown(ROOT / "results")
-    assert len(table.splitlines()) > 2, "no results files"
-    assert with_results(readme, table) == readme, "run python scripts/readme_results.py"
+    assert len(results_markdown(ROOT / "results").splitlines()) > 2, "no results files"
+    assert with_all_tables(readme, ROOT / "results") == readme, "run python scripts/readme_results.py"

@@ -1,0 +1,144 @@
+"""Times FASeg against transformers' models and against plain code, weighs their memory, and compares with the floor.
+
+`python scripts/benchmark.py` measures what the project must show (about 12 minutes on two quiet cores); `--only`
+names parts, `--scaling` and `--training_memory` add theirs. Every part is printed, and merged into the results file
+as soon as it is measured. All models have random weights; what is compared is cost.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from scripts.benchmarking.contestants import check_contestant
+from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, measure_part
+from scripts.benchmarking.plots import draw
+from scripts.benchmarking.report import merge, part_table
+from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
+from scripts.training.command_line import (
+    PROJECT_ROOT,
+    UserError,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    run_command,
+)
+
+
+@dataclass
+class BenchmarkArguments:
+    """Time and weigh FASeg against other models; every part is merged into the results file."""
+
+    only: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Parts to measure. Default: {', '.join(MUST_SHOW)}. Further ones: {', '.join(FURTHER)}."},
+    )
+    contestants: list[str] = field(
+        default_factory=list,
+        metadata={"help": "In place of the parts' own, such as 'FASeg fused bf16' 'HF Mask2Former'."},
+    )
+    scaling: bool = field(default=False, metadata={"help": "Cost against width, queries, classes and batch."})
+    training_memory: bool = field(default=False, metadata={"help": "What the recipes' training fits into."})
+    device: str | None = field(default=None, metadata={"help": "cpu or cuda; cuda where there is one."})
+    repetitions: int = field(default=9, metadata={"help": "Rounds of a part, after one that does not count."})
+    seconds_per_part: float = field(default=60.0, metadata={"help": "No new round after this, but at least three."})
+    memory: bool = field(default=True, metadata={"help": "Peak memory, in a process per contestant."})
+    quick: bool = field(default=False, metadata={"help": "Tiny models and pictures: shows that it works, no more."})
+    output_file: str | None = field(
+        default=None, metadata={"help": "Results file; by default results/benchmark-<device>.json, none with --quick."}
+    )
+    plot_file: str | None = field(
+        default=None, metadata={"help": "Plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png."}
+    )
+
+
+def check_arguments(arguments: BenchmarkArguments) -> None:
+    """Settles the defaults.
+
+    Raises:
+        UserError: names the flag, its value and the fix.
+    """
+    for name in arguments.only:
+        if name not in PARTS:
+            close = difflib.get_close_matches(name, PARTS, n=1)
+            raise UserError(
+                f"--only {name}: " + (f"did you mean {close[0]}?" if close else f"choose of {', '.join(PARTS)}")
+            )
+    for name in arguments.contestants:
+        check_contestant(name)
+    check_at_least(arguments, 1, "repetitions")
+    check_at_least(arguments, 0, "seconds_per_part")
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.device not in ("cpu", "cuda"):
+        raise UserError(f"--device {arguments.device}: choose cpu or cuda")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here")
+    if not arguments.quick:
+        suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
+        results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
+        arguments.output_file = arguments.output_file or str(results)
+        arguments.plot_file = arguments.plot_file or str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
+    for flag in ("output_file", "plot_file"):
+        file = getattr(arguments, flag)
+        if file and Path(file).is_dir():
+            raise UserError(f"--{flag} {file} is a folder: name a file")
+        if file:
+            check_folder(f"--{flag}", Path(file).parent)
+
+
+def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name -> what measures it. `--scaling` and `--training_memory` alone leave out the default parts."""
+    alone = arguments.scaling or arguments.training_memory
+    names = arguments.only or ([] if alone else list(MUST_SHOW))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        name: partial(measure_part, PARTS[name], effort, arguments.contestants) for name in names
+    }
+    if arguments.scaling:
+        parts["scaling"] = partial(measure_scaling, effort)
+    if arguments.training_memory:
+        parts["training-memory"] = partial(measure_training_memory, effort)
+    return parts
+
+
+def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """Measures, prints and stores; returns name -> record of this run's parts."""
+    check_arguments(arguments)
+    effort = Effort(
+        str(arguments.device),
+        arguments.repetitions,
+        arguments.seconds_per_part,
+        arguments.quick,
+        arguments.memory,
+    )
+    records, stored = {}, {}
+    for name, measure in chosen_parts(arguments, effort).items():
+        record = records[name] = measure()
+        print(f"\n[{name}] {part_table(record)}", flush=True)
+        if arguments.output_file:
+            stored = merge(Path(arguments.output_file), name, record)["parts"]
+    for file in draw(stored or records, Path(arguments.plot_file)) if arguments.plot_file else []:
+        print(f"plot in {file}")
+    if arguments.output_file:
+        print(f"results in {arguments.output_file}")
+    return records
+
+
+def main() -> None:
+    """Entry point."""
+    benchmark(parse_arguments(BenchmarkArguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

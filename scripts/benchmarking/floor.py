@@ -1,0 +1,66 @@
+"""The floor: the multiply-adds that FASeg needs, over the rate at which the machine multiplies matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForUniversalSegmentation
+
+from scripts.benchmarking.contestants import FASEG, Case, faseg_config, watched_modules
+from scripts.benchmarking.measuring import in_child
+
+
+CORNERS, POINTS, LEVELS = 4, 4, 3  # of a bilinear sample; per head and level; of the deformable encoder
+
+
+def needed_multiply_adds(case: Case) -> dict[str, int]:
+    """Stage -> multiply-adds of one picture-to-label-map run of FASeg at the case's setting.
+
+    Products, convolutions and attention are counted by torch on tensors without data; bilinear samples of the
+    deformable attention and the sum over queries at full size, which is most of post-processing, by formula.
+    Elementwise work, norms and resizing count nothing, so this is a floor.
+    """
+    one = _counted_once(dataclasses.replace(case, contestant=FASEG, device="cpu", batch=1))
+    return {stage: case.batch * count for stage, count in one.items()}
+
+
+@cache
+def _counted_once(case: Case) -> dict[str, int]:
+    # In a child: what the model caches by size must not hold tensors without data afterwards.
+    return in_child(count_multiply_adds, case)
+
+
+def count_multiply_adds(case: Case) -> dict[str, int]:
+    """What `needed_multiply_adds` returns."""
+    config = faseg_config(case)
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode():
+        # Fused attention is not counted on every device.
+        model = AutoModelForUniversalSegmentation.from_config(config, attn_implementation="eager")
+        model.eval().requires_grad_(False)
+        with torch.no_grad(), counter:
+            model(pixel_values=torch.zeros(case.batch, 3, case.height, case.width))
+    by_module = {name: sum(operators.values()) // 2 for name, operators in counter.get_flop_counts().items()}
+    names = {module: name for name, module in model.named_modules()}
+    counts = {}
+    for stage, module in watched_modules(model, case).items():
+        counts[stage] = next(count for name, count in by_module.items() if name.endswith(f".{names[module]}"))
+    counts["heads and the rest"] = by_module["Global"] - sum(counts.values())
+    counts["pixel decoder"] += _deformable_samples(case, config)
+    counts["post-processing"] = semantic_products(case)
+    return counts
+
+
+def semantic_products(case: Case) -> int:
+    """Multiply-adds of the sum over queries of class times mask probability, at full size."""
+    return case.batch * case.queries * case.classes * case.height * case.width
+
+
+def _deformable_samples(case: Case, config: Any) -> int:
+    tokens = sum((case.height // stride) * (case.width // stride) for stride in (8, 16, 32))
+    return case.batch * config.encoder_layers * tokens * config.feature_size * LEVELS * POINTS * CORNERS

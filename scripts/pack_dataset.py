@@ -1,0 +1,150 @@
+"""Packs a folder of pictures and a folder of label PNGs into parquet shards that `load_dataset` streams.
+
+`python scripts/pack_dataset.py --train_images photos/ --train_masks masks/ --output_dir packed` writes
+`packed/data/train-00000-of-0000N.parquet` and so on with the files' own bytes, `id2label.json` if there is one, and a
+README that tells the Hub what is in it. With `--eval_images` and `--eval_masks` also a validation split. Pictures are
+put into the shards in a random order that is always the same, so that each shard is a fair sample.
+Runs alike as `python -m scripts.pack_dataset`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import random
+import shutil
+from dataclasses import dataclass, field
+
+import datasets
+import yaml
+from tqdm import tqdm
+
+from scripts.training.command_line import UserError, check_at_least, check_folder, parse_arguments, run_command
+from scripts.training.dataset import DatasetArguments, dataset_classes
+from scripts.training.folders import check_map_mode, matched_pairs
+
+
+FEATURES = {"image": "image", "label": "image", "image_id": "string"}
+
+
+@dataclass
+class PackArguments:
+    """Pack pictures and label maps into parquet shards."""
+
+    train_images: str | None = field(default=None, metadata={"help": "Folder of training pictures."})
+    train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
+    eval_images: str | None = field(default=None, metadata={"help": "Folder of validation pictures."})
+    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
+    id2label: str | None = field(
+        default=None, metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the pictures.'}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "New folder for the dataset."})
+    shard_megabytes: int = field(default=256, metadata={"help": "Size that shards do not pass by much."})
+
+
+def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list[tuple[str, str, str]]]:
+    """`pairs` in a fixed random order, in at least four shards (if there are as many) of about equal numbers."""
+    pairs = random.Random(0).sample(pairs, len(pairs))
+    total = sum(Path(file).stat().st_size for _, *files in pairs for file in files)
+    count = min(len(pairs), max(4, -(-total // most_bytes)))
+    return [pairs[len(pairs) * at // count : len(pairs) * (at + 1) // count] for at in range(count)]
+
+
+def write_shard(file: Path, pairs: list[tuple[str, str, str]]) -> int:
+    """Writes one parquet file with the bytes of the pictures and maps as they are; returns how many bytes."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
+    )
+    rows, size = [], 0
+    for stem, *files in pairs:
+        check_map_mode(Path(files[1]))
+        image, label = ({"bytes": Path(name).read_bytes(), "path": Path(name).name} for name in files)
+        rows.append({"image": image, "label": label, "image_id": stem})
+        size += sum(Path(name).stat().st_size for name in files)
+    datasets.Dataset.from_list(rows, features=features).to_parquet(file)
+    return size
+
+
+def readme(sizes: dict[str, tuple[int, int]]) -> str:
+    """Dataset card of splits of `(examples, bytes)`."""
+    info = {
+        "features": [{"name": name, "dtype": kind} for name, kind in FEATURES.items()],
+        "splits": [
+            {"name": split, "num_examples": examples, "num_bytes": size} for split, (examples, size) in sizes.items()
+        ],
+    }
+    files = [{"split": split, "path": f"data/{split}-*"} for split in sizes]
+    card = {
+        "task_categories": ["image-segmentation"],
+        "dataset_info": info,
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    table = "\n".join(f"| {split} | {examples} |" for split, (examples, _) in sizes.items())
+    return f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n\n| split | pictures |\n| --- | --- |\n{table}\n"
+
+
+def pack(arguments: PackArguments) -> None:
+    """Writes the dataset, whole or not at all."""
+    check_at_least(arguments, 1, "shard_megabytes")
+    if not arguments.output_dir:
+        raise UserError("no output folder: give --output_dir")
+    final = Path(arguments.output_dir)
+    check_folder("--output_dir", final)
+    if final.is_dir() and any(final.iterdir()):
+        raise UserError(f"--output_dir {final} is not empty: name a new folder")
+    splits = {}
+    for split, kind in (("train", "train"), ("validation", "eval")):
+        images, masks = getattr(arguments, f"{kind}_images"), getattr(arguments, f"{kind}_masks")
+        if bool(images) != bool(masks):
+            raise UserError(f"--{kind}_images and --{kind}_masks go together: give both")
+        if images:
+            splits[split] = matched_pairs(f"--{kind}_images", images, f"--{kind}_masks", masks)
+    if not splits:
+        raise UserError("nothing to pack: give --train_images and --train_masks")
+    names = dataset_classes(
+        DatasetArguments(
+            id2label=arguments.id2label, train_images=arguments.train_images, eval_images=arguments.eval_images
+        )
+    )
+
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "data").mkdir(parents=True)
+        sizes = {}
+        total = sum(len(pairs) for pairs in splits.values())
+        with tqdm(total=total, desc="pack", unit="picture", dynamic_ncols=True) as bar:
+            for split, pairs in splits.items():
+                shards, size = shard_pairs(pairs, arguments.shard_megabytes * 2**20), 0
+                for number, shard in enumerate(shards):
+                    size += write_shard(partial / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", shard)
+                    bar.update(len(shard))
+                sizes[split] = (len(pairs), size)
+        if names is not None:
+            text = json.dumps({str(index): name for index, name in names.items()}, indent=2, ensure_ascii=False)
+            (partial / "id2label.json").write_text(text + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(readme(sizes), encoding="utf-8")
+        if final.is_dir():
+            final.rmdir()
+        partial.rename(final)
+    except OSError as error:
+        raise UserError(f"--output_dir {final}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{total} pictures in {final}: train.py --dataset_name {final}")
+
+
+def main() -> None:
+    """Entry point."""
+    datasets.disable_progress_bars()
+    pack(parse_arguments(PackArguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,120 @@
+"""`--class_map FILE.yaml`: merges, renames and ignores classes of a dataset.
+
+Each line gives a class its old classes, by name or by id as the label maps hold it; `ignore` takes pixels out:
+
+    road: [road, lane marking]    # merged
+    vehicle: [car, truck, 17]
+    person: pedestrian            # renamed
+    ignore: [void, 255]           # belongs to no class
+
+Classes that are not named stay as they are. The new classes keep the order of their first old class. Names need
+`id2label`; ids are those of the stored maps, so with `--do_reduce_labels` they start at 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from scripts.training.command_line import UserError, project_path
+
+
+IGNORE_KEY = "ignore"
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """New class names by id, and a table from stored ids to stored ids.
+
+    Attributes:
+        id2label: the new classes, 0..K-1.
+        table: `(N,)` int64; `table[old]` is the new stored id (from 1 on if 0 means ignored), `UNKNOWN` where `old`
+            belongs to no class. Ids from N on are unknown too.
+    """
+
+    id2label: dict[int, str]
+    table: torch.Tensor
+
+    def apply(self, label: torch.Tensor, name: str) -> torch.Tensor:
+        """`(H, W)` map of new ids, uint8, of a map `(H, W)` of old ones.
+
+        Raises:
+            UserError: an id that is no class, in sample `name`.
+        """
+        known = label.clamp(max=len(self.table)).int()
+        mapped = torch.nn.functional.pad(self.table, (0, 1), value=UNKNOWN)[known]
+        if (unknown := mapped == UNKNOWN).any():
+            value = int(label[unknown][0])
+            raise UserError(f"label {value} in image {name} is no class: name it in --class_map, `ignore: [{value}]`?")
+        return mapped.to(torch.uint8)
+
+
+def read_class_map(file: str) -> dict[str, list[Any]]:
+    """`{new name: [old name or id, ...]}` of a YAML file.
+
+    Raises:
+        UserError: no such file, or not lines of that form.
+    """
+    path = Path(project_path(file))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--class_map {file}: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"--class_map {file}: write lines like `road: [road, lane]`")
+    lists = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}
+    for name, olds in lists.items():
+        for old in olds:
+            if not isinstance(old, (str, int)) or isinstance(old, bool):
+                raise UserError(f"--class_map {file}: {name}: {old!r} is neither a name nor an id: quote names")
+    return lists
+
+
+def build_class_map(file: str, names: dict[int, str], ignored: int, do_reduce_labels: bool) -> ClassMap:
+    """What `file` makes of the classes `names`.
+
+    Args:
+        names: old class names by id 0..K-1, as `id2label.json` gives them; stored ids are one higher if
+            `do_reduce_labels`.
+        ignored: id of ignored pixels.
+    Raises:
+        UserError: an unknown class, one named twice, or nothing left.
+    """
+    first = int(do_reduce_labels)
+    stored = {index + first: name for index, name in names.items()}
+    by_name = {name: index for index, name in stored.items()}
+    target: dict[int, str] = {}
+    for new, olds in read_class_map(file).items():
+        for old in olds:
+            if isinstance(old, str):
+                if old not in by_name:
+                    close = difflib.get_close_matches(old, by_name, n=1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(by_name)}"
+                    raise UserError(f"--class_map {file}: {new}: no class {old!r}: {hint}")
+                old = by_name[old]
+            elif old not in stored and not (new == IGNORE_KEY and old >= 0):
+                raise UserError(f"--class_map {file}: {new}: no class {old}: ids go from {first} to {max(stored)}")
+            if old in target:
+                raise UserError(f"--class_map {file}: {stored.get(old, old)!r} is in {target[old]!r} and in {new!r}")
+            target[old] = new
+    for old, name in stored.items():
+        if old not in target and name in target.values():
+            raise UserError(f"--class_map {file}: {name!r} is also an old class: name it in a list, perhaps its own")
+    merged = {old: target.get(old, name) for old, name in stored.items()}
+    new_names = list(dict.fromkeys(name for _, name in sorted(merged.items()) if name != IGNORE_KEY))
+    if not new_names:
+        raise UserError(f"--class_map {file}: every class is ignored")
+    table = torch.full((max([255, *stored, *target]) + 1,), UNKNOWN, dtype=torch.int64)
+    for old, name in (target | merged).items():
+        table[old] = ignored if name == IGNORE_KEY else new_names.index(name) + first
+    if ignored not in target:
+        table[ignored] = ignored
+    if do_reduce_labels:
+        table[0] = 0
+    return ClassMap(dict(enumerate(new_names)), table)

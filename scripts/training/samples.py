@@ -1,0 +1,181 @@
+"""From an undecoded row to a checked picture and label map."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from image_processing.preprocessing_faseg import pil_to_array
+from scripts.training.command_line import UserError
+from scripts.training.dataset import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
+from scripts.training.network import with_retries
+
+
+class BadSample(UserError):
+    """A sample that cannot be used, while others may: unreadable, or picture and map of different sizes."""
+
+
+class BadSamples:
+    """The bad samples that a run has skipped, each counted once; stops the run when they are too many.
+
+    Args:
+        limit: how many are let pass; by default 1% of the samples of the split and at least one.
+        num_examples: samples of the split; None if unknown: then those seen stand for it, once they are 100.
+    """
+
+    def __init__(self, limit: int | None = None, num_examples: int | None = None) -> None:
+        self.limit = limit
+        self.num_examples = num_examples
+        self.messages: list[str] = []
+        self.seen = 0
+
+    def add(self, messages: Sequence[str], seen: int = 0) -> None:
+        """Counts the bad ones of a batch and shows those that are new.
+
+        Args:
+            messages: one line per bad sample, which names it (`bad` of a batch).
+            seen: how many samples the batch took, good or bad.
+        Raises:
+            UserError: more bad ones than are let pass.
+        """
+        self.seen += seen
+        new = [message for message in dict.fromkeys(messages) if message not in self.messages]
+        for message in new:
+            tqdm.write(f"skipped: {message}", file=sys.stderr)
+        self.messages += new
+        allowed = self.allowed()
+        if allowed is not None and len(self.messages) > allowed:
+            raise UserError(
+                f"{len(self.messages)} bad samples, more than the {allowed} of --max_bad_samples; "
+                f"the last: {self.messages[-1]}"
+            )
+
+    def allowed(self) -> int | None:
+        """How many are let pass by now; None if that cannot be told yet."""
+        if self.limit is not None:
+            return self.limit
+        samples = self.num_examples or (self.seen if self.seen >= 100 else None)
+        return None if samples is None else max(1, samples // 100)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For `Accelerator.register_for_checkpointing`."""
+        return {"messages": list(self.messages), "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """For `Accelerator.register_for_checkpointing`."""
+        self.messages, self.seen = list(state["messages"]), state["seen"]
+
+
+def decode_sample(
+    row: dict[str, Any], arguments: DatasetArguments, num_labels: int, index: int | str
+) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Picture `(3, H, W)` uint8, label map `(H, W)` uint8 or int32, and name of an undecoded row.
+
+    The map holds the ids of `--class_map`, if there is one; with `--do_reduce_labels` they start at 1 as before.
+
+    Args:
+        num_labels: classes of the model.
+        index: place of the row in its stream, which names a sample without an id or file name.
+    Raises:
+        BadSample: the picture or the map cannot be read, or their sizes differ.
+        UserError: the map cannot be meant for these classes, so that others will not be either.
+    """
+    name = sample_name(row, arguments.image_column_name, index)
+    image = decode_image(row[arguments.image_column_name], name)
+    label = decode_label(row[arguments.label_column_name], name)
+    if image.shape[-2:] != label.shape:
+        raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}")
+    if arguments.mapped_classes is None:
+        check_labels(label, num_labels, arguments.do_reduce_labels, name)
+    else:
+        if len(arguments.mapped_classes.id2label) != num_labels:
+            raise UserError(
+                f"--class_map {arguments.class_map} makes {len(arguments.mapped_classes.id2label)} classes "
+                f"but the model has {num_labels}"
+            )
+        label = arguments.mapped_classes.apply(label, name)
+    return image, label, name
+
+
+def sample_name(row: dict[str, Any], image_column: str, index: int | str) -> str:
+    """What errors call a sample: its id column, its file, or its place in the epoch."""
+    for column in NAME_COLUMNS:
+        if row.get(column) is not None:
+            return str(row[column])
+    image = row.get(image_column)
+    path = image.get("path") if isinstance(image, dict) else None
+    return Path(path).name if path else f"#{index}"
+
+
+def decode_image(value: Any, name: str) -> torch.Tensor:
+    """`(3, H, W)` uint8 RGB of an undecoded picture, turned upright by its EXIF orientation."""
+    try:
+        image = with_retries(lambda: datasets.Image().decode_example(value), f"image of sample {name}")
+        return torch.from_numpy(pil_to_array(image, do_convert_rgb=True)).permute(2, 0, 1).contiguous()
+    except UserError:
+        raise
+    except Exception as error:  # PIL raises many kinds on a broken file
+        raise BadSample(f"image of sample {name}: cannot be read: {error}") from error
+
+
+def decode_label(value: Any, name: str) -> torch.Tensor:
+    """`(H, W)` uint8 or int32 class ids of an undecoded picture."""
+    try:
+        label = np.asarray(with_retries(lambda: datasets.Image().decode_example(value), f"label map of sample {name}"))
+    except UserError:
+        raise
+    except Exception as error:  # PIL raises many kinds on a broken file
+        raise BadSample(f"label map of sample {name}: cannot be read: {error}") from error
+    if label.ndim != 2:
+        hint = "" if (label[..., :3] != label[..., :1]).any() else " (its channels are equal: keep one)"
+        raise UserError(
+            f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours{hint}"
+        )
+    if label.dtype.kind not in "uib":
+        raise UserError(f"label map of sample {name} holds {label.dtype}: need integers, one class id per pixel")
+    if label.min(initial=0) < 0:
+        raise UserError(f"label map of sample {name} holds {label.min()}: ids start at 0, ignored is {IGNORE_INDEX}")
+    return torch.from_numpy(label.astype(np.uint8 if label.max(initial=0) < 256 else np.int32))
+
+
+def check_labels(label: torch.Tensor, num_labels: int, do_reduce_labels: bool, name: str) -> None:
+    """Refuses a map with an id outside the classes.
+
+    Raises:
+        UserError: names the id, the sample and the likely cause.
+    """
+    present = torch.bincount(label.flatten()).nonzero().flatten().tolist()
+    first, last = (1, num_labels) if do_reduce_labels else (0, num_labels - 1)
+    ids = [value for value in present if value != IGNORE_INDEX and not (do_reduce_labels and value == 0)]
+    outside = [value for value in ids if not first <= value <= last]
+    if outside:
+        raise UserError(
+            f"label {outside[-1]} in image {name} but {num_labels} classes ({first}..{last}): "
+            + likely_cause(ids, outside, num_labels, do_reduce_labels)
+        )
+
+
+def likely_cause(ids: list[int], outside: list[int], num_labels: int, do_reduce_labels: bool) -> str:
+    """Why a map holds ids outside the classes, as far as its ids tell, and the fix.
+
+    Args:
+        ids: ids of the map in ascending order, ignored ones left out.
+        outside: those that are no class.
+    """
+    largest = outside[-1]
+    if largest == num_labels and not do_reduce_labels:
+        return "set --do_reduce_labels? (ids that start at 1 are off by one)"
+    if largest > 65535:
+        return "colours coded as R + 256 G + 65536 B? Convert them to class ids"
+    if largest > IGNORE_INDEX:
+        return "instance ids, or class * 1000 + instance? Convert them to class ids"
+    if len(outside) > 10:
+        return "grey values between the ids, as after JPEG or a resize with interpolation? Or check --id2label"
+    return f"check --id2label; if {largest} marks unlabelled pixels, --class_map with `ignore: [{largest}]` drops it"

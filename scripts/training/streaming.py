@@ -1,0 +1,301 @@
+"""Labelled pictures as a stream: splitting over processes, augmenting, collating.
+
+Rows are read, undecoded, in each process; DataLoader workers decode and augment. Order and randomness come from
+(seed, epoch, index of the sample in the epoch) alone, so they depend neither on the number of workers nor of shards.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, cycle, islice
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+
+from scripts.training.command_line import UserError
+from scripts.training.dataset import IGNORE_INDEX, DatasetArguments, readable
+from scripts.training.samples import BadSample, decode_sample
+
+
+Item = TypeVar("Item")
+
+OPEN_SHARDS = 4  # read in turn, so that few large shards mix too
+READ_AHEAD = 64  # rows
+
+
+@dataclass(frozen=True)
+class StreamRow:
+    """An undecoded row and its place: `index` counts the samples of `epoch` over all processes.
+
+    `place` is `shard:row`, the same in every epoch.
+    """
+
+    epoch: int
+    index: int
+    row: dict[str, Any]
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows of one process's batch, a row to stand in for a bad one, and the (epoch, index) after the global batch."""
+
+    rows: list[StreamRow]
+    spare: StreamRow
+    position: tuple[int, int]
+
+
+def interleaved_rows(data: datasets.IterableDataset, order: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(shard:row, row)` of all shards in `order`, `OPEN_SHARDS` of them read in turn."""
+
+    def shard_rows(shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, row in enumerate(readable(data.shard(data.num_shards, shard))):
+            yield f"{shard}:{number}", row
+
+    waiting = iter(order)
+    opened = deque(shard_rows(shard) for shard in islice(waiting, OPEN_SHARDS))
+    while opened:
+        rows = opened.popleft()
+        row = next(rows, None)
+        if row is not None:
+            yield row
+            opened.append(rows)
+        else:
+            opened.extend(shard_rows(shard) for shard in islice(waiting, 1))
+
+
+def shuffled_rows(
+    data: datasets.IterableDataset, seed: int, epoch: int, buffer_size: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(shard:row, row)` of one epoch: shards in a new order, rows drawn at random from a buffer that they pass.
+
+    Not `IterableDataset.shuffle`: a fault of the network would make it read the whole epoch again to come back to
+    where it was, and the order would be that of the library's version.
+    """
+    random = np.random.default_rng([seed, epoch])
+    buffer: list[tuple[str, dict[str, Any]]] = []
+    for row in interleaved_rows(data, random.permutation(data.num_shards).tolist()):
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        at = int(random.integers(buffer_size))
+        yield buffer[at]
+        buffer[at] = row
+    for at in random.permutation(len(buffer)).tolist():
+        yield buffer[at]
+
+
+def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """`items`, up to `count` of them read ahead by a thread, so that the training step does not wait for reading."""
+    ready: Queue[tuple[Item | None, Exception | None]] = Queue(count)
+    stopped = Event()
+
+    def put(item: Item | None, error: Exception | None = None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except Full:
+                continue
+
+    def read() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(None)
+        except Exception as error:
+            put(None, error)
+
+    Thread(target=read, daemon=True, name="read_ahead").start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+
+
+class StreamBatches(Sampler[RowBatch]):
+    """Endless batches of one process: global batch after global batch, of each of which it takes its own part.
+
+    Every sample comes once per epoch over all processes; a batch may straddle two epochs. Used as `batch_sampler`, so
+    that reading stays in the process and workers get rows to decode.
+
+    Args:
+        data: undecoded stream.
+        batch_size: per process.
+        shuffle_buffer_size: rows kept in memory, undecoded, to draw from.
+        start: (epoch, index) of the first sample, to go on where a run stopped: the epoch is read again up to there,
+            without decoding.
+    """
+
+    def __init__(
+        self,
+        data: datasets.IterableDataset,
+        batch_size: int,
+        seed: int,
+        shuffle_buffer_size: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle_buffer_size = shuffle_buffer_size
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.start = start
+
+    def rows(self) -> Iterator[StreamRow]:
+        """All rows of all epochs from `start` on, in the order that every process agrees on."""
+        epoch, skip = self.start
+        while True:
+            index = -1
+            for index, (place, row) in enumerate(shuffled_rows(self.data, self.seed, epoch, self.shuffle_buffer_size)):
+                if index >= skip:
+                    yield StreamRow(epoch, index, row, place)
+            if index < 0:
+                raise UserError("the training split is empty")
+            epoch, skip = epoch + 1, 0
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        rows = read_ahead(self.rows(), READ_AHEAD)
+        first = self.process_index * self.batch_size
+        global_batch = list(islice(rows, self.batch_size * self.num_processes))
+        while True:
+            own, last = global_batch[first : first + self.batch_size], global_batch[-1]
+            global_batch = list(islice(rows, self.batch_size * self.num_processes))
+            yield RowBatch(own, global_batch[first], (last.epoch, last.index + 1))
+
+
+class TrainingSamples(Dataset):
+    """Decodes, checks and augments the batch of rows it is given; random numbers depend on the samples alone.
+
+    A bad sample is replaced by the batch's spare row, and if that is bad or taken by a good sample of the batch, each
+    augmented anew.
+    """
+
+    def __init__(
+        self,
+        arguments: DatasetArguments,
+        num_labels: int,
+        augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]],
+        seed: int,
+    ) -> None:
+        self.arguments = arguments
+        self.num_labels = num_labels
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitems__(self, batch: RowBatch) -> dict[str, Any] | UserError:
+        """`examples` of `image`, `label` and `name`, `bad` messages and `position`; an error stops the run."""
+        bad: list[str] = []
+        try:
+            examples = [self.example(row, bad) for row in batch.rows]
+            good = [row for row, example in zip(batch.rows, examples, strict=True) if example]
+            stand_ins = self.stand_ins(batch.spare, good, bad)
+            examples = [example or next(stand_ins, None) for example in examples]
+            if None in examples:
+                raise UserError(f"no sample of a batch can be used: {'; '.join(bad)}")
+        except UserError as error:
+            return error
+        return {"examples": examples, "bad": bad, "position": batch.position}
+
+    def stand_ins(self, spare: StreamRow, good: list[StreamRow], bad: list[str]) -> Iterator[dict[str, Any]]:
+        """What takes the places of bad samples: the spare row, unless it is bad too, then the good ones in turn."""
+        for turn, row in enumerate(chain([spare], cycle(good)), 1):
+            if example := self.example(row, bad, turn):
+                yield example
+
+    def example(self, row: StreamRow, bad: list[str], *extra_seed: int) -> dict[str, Any] | None:
+        """One augmented sample; None, and a message more in `bad`, if it is bad."""
+        try:
+            image, label, name = decode_sample(row.row, self.arguments, self.num_labels, row.place or row.index)
+        except BadSample as error:
+            bad.append(str(error))
+            return None
+        seeds = np.random.SeedSequence([self.seed, row.epoch, row.index, *extra_seed])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+            image, label = self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(label))
+        return {"image": image.as_subclass(torch.Tensor), "label": label.as_subclass(torch.Tensor), "name": name}
+
+
+def collate(examples: Sequence[dict[str, Any]], processor: Any, do_reduce_labels: bool = False) -> dict[str, Any]:
+    """Model inputs of `{"image": (3, H, W) uint8 or PIL, "label": (H, W)}` examples, without another resize.
+
+    Returns:
+        `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and `class_labels` (lists of B).
+    """
+    inputs = processor(
+        images=[example["image"] for example in examples],
+        segmentation_maps=[example["label"] for example in examples],
+        do_resize=False,
+        do_reduce_labels=do_reduce_labels,
+        ignore_index=IGNORE_INDEX,
+        return_tensors="pt",
+    )
+    return {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
+
+
+class TrainingCollator:
+    """`collate` for `TrainingSamples`: adds `names`, `bad` messages and the stream's `position`; passes errors up."""
+
+    def __init__(self, processor: Any, do_reduce_labels: bool) -> None:
+        self.processor = processor
+        self.do_reduce_labels = do_reduce_labels
+
+    def __call__(self, batch: dict[str, Any] | UserError) -> dict[str, Any] | UserError:
+        if isinstance(batch, UserError):
+            return batch
+        examples = batch["examples"]
+        return {
+            **collate(examples, self.processor, self.do_reduce_labels),
+            "names": [example["name"] for example in examples],
+            "position": batch["position"],
+            "bad": batch["bad"],
+        }
+
+
+def one_thread(_: int) -> None:
+    """Workers share the cores with the training step: one thread each."""
+    torch.set_num_threads(1)
+
+
+def worker_loader(samples: Dataset, batches: Sampler, collator: Callable, num_workers: int) -> DataLoader:
+    """DataLoader with its own random generator, so that making it does not move the run's."""
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=num_workers,
+        worker_init_fn=one_thread,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def good_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Batches of `loader`.
+
+    Raises:
+        UserError: at samples that stop a run.
+    """
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -1,0 +1,96 @@
+"""`--class_map`: merged, renamed and ignored classes, and what is wrong with a file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.training.class_map import build_class_map
+from scripts.training.command_line import UserError
+from scripts.training.dataset import DatasetArguments, load_classes, load_split
+from scripts.training.samples import decode_sample
+
+
+NAMES = dict(enumerate(["road", "lane", "car", "truck", "person", "sky"]))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a class map and reads it."""
+
+    def write(text, do_reduce_labels=False):
+        file = tmp_path / "classes.yaml"
+        file.write_text(text)
+        return build_class_map(str(file), NAMES, 255, do_reduce_labels)
+
+    return write
+
+
+def test_classes_are_merged_renamed_and_ignored(written):
+    found = written("vehicle: [car, truck]\nstreet: [road, 1]\nhuman: person\nignore: [sky, 200]\n")
+    assert found.id2label == {0: "street", 1: "vehicle", 2: "human"}
+    label = torch.tensor([[0, 1, 2, 3], [4, 5, 255, 200]], dtype=torch.uint8)
+    mapped = found.apply(label, "x")
+    assert mapped.dtype == torch.uint8
+    assert mapped.tolist() == [[0, 0, 1, 1], [2, 255, 255, 255]]
+
+
+def test_classes_that_are_not_named_stay(written):
+    found = written("road: [road, lane]\n")
+    assert found.id2label == dict(enumerate(["road", "car", "truck", "person", "sky"]))
+    assert found.apply(torch.tensor([[0, 1, 2, 5]]), "x").tolist() == [[0, 0, 1, 4]]
+
+
+def test_reduced_labels_stay_one_too_high(written):
+    found = written("vehicle: [3, truck]\nignore: [road]\n", do_reduce_labels=True)
+    assert found.id2label == {0: "lane", 1: "vehicle", 2: "person", 3: "sky"}
+    assert found.apply(torch.tensor([[0, 1, 2, 3, 4, 6, 255]]), "x").tolist() == [[0, 255, 1, 2, 2, 4, 255]]
+
+
+@pytest.mark.parametrize("value", [6, 254, 300, 70000])
+def test_ids_outside_the_old_classes_stop(written, value):
+    found = written("road: [road, lane]\n")
+    with pytest.raises(UserError, match=rf"label {value} in image s1 is no class.*ignore: \[{value}\]"):
+        found.apply(torch.tensor([[0, value]]), "s1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("road: [road, lanes]", "no class 'lanes': did you mean 'lane'"),
+        ("road: [xyz]", "no class 'xyz': the classes are road, lane"),
+        ("road: [9]", r"no class 9: ids go from 0 to 5"),
+        ("a: [road]\nb: [lane, road]", "'road' is in 'a' and in 'b'"),
+        ("road: [lane]", "'road' is also an old class"),
+        ("ignore: [0, 1, 2, 3, 4, 5]", "every class is ignored"),
+        ("- road", "write lines like"),
+        ("a: [1.5]", "1.5 is neither a name nor an id"),
+        ("a: [", "--class_map"),
+    ],
+)
+def test_wrong_files(written, text, message):
+    with pytest.raises(UserError, match=message):
+        written(text)
+
+
+def test_a_class_map_reaches_the_samples(tmp_path):
+    for kind, value in (("images", 0), ("masks", 3)):
+        (tmp_path / kind).mkdir()
+        Image.new("L", (4, 4), value).save(tmp_path / kind / "one.png")
+    (tmp_path / "classes.yaml").write_text("vehicle: [car, truck]\n")
+    arguments = DatasetArguments(
+        train_images=str(tmp_path / "images"),
+        train_masks=str(tmp_path / "masks"),
+        class_map=str(tmp_path / "classes.yaml"),
+    )
+    with pytest.raises(UserError, match=r"--class_map .* needs the dataset's class names: give --id2label"):
+        load_classes(arguments)
+    (tmp_path / "id2label.json").write_text(json.dumps(NAMES))
+    data = load_split(arguments, "train")
+    assert load_classes(arguments, data) == dict(enumerate(["road", "lane", "vehicle", "person", "sky"]))
+    _, label, _ = decode_sample(next(iter(data)), arguments, 5, 0)
+    assert np.unique(label).tolist() == [2]
+    with pytest.raises(UserError, match="makes 5 classes but the model has 6"):
+        decode_sample(next(iter(data)), arguments, 6, 0)

@@ -1,0 +1,149 @@
+"""Datasets from wherever they are: splits, columns, classes, folders of pictures and label maps."""
+
+import json
+import re
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.training.command_line import UserError
+from scripts.training.dataset import DatasetArguments, load_classes, load_split, number_of_examples
+from scripts.training.samples import decode_sample
+from scripts.training.streaming import shuffled_rows
+
+
+@pytest.fixture
+def arguments(shapes):
+    return DatasetArguments(dataset_name=str(shapes))
+
+
+def test_shuffled_rows_and_map_style_data_agree_on_what_there_is(arguments, shapes):
+    streamed = {row["image_id"] for row in load_split(arguments, "train")}
+    at_hand = load_split(DatasetArguments(dataset_name=str(shapes), streaming=False), "train")
+    assert {row["image_id"] for row in at_hand} == streamed
+    file = next(shapes.glob("data/validation-00000*"))
+    assert len(list(load_split(DatasetArguments(dataset_name=str(file)), "train"))) == 1
+    assert number_of_examples(at_hand, "train") == 7
+
+
+def test_classes(arguments, shapes, tmp_path):
+    assert load_classes(arguments) == dict(enumerate(["background", "disc", "square", "triangle", "ring", "cross"]))
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps({"1": "b", "0": "a"}))
+    assert load_classes(DatasetArguments(dataset_name=str(shapes), id2label=str(file))) == {0: "a", 1: "b"}
+    features = datasets.Features({"kind": datasets.ClassLabel(names=["x", "y"])})
+    data = datasets.Dataset.from_dict({"kind": [0]}, features=features).to_iterable_dataset()
+    assert load_classes(DatasetArguments(), data) == {0: "x", 1: "y"}
+    for wrong in ('{"1": "a"}', "[]", "{"):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=r"names\.json"):
+            load_classes(DatasetArguments(id2label=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "split", "message"),
+    [
+        ({}, "train", "give --dataset_name"),
+        ({"dataset_name": "no/such/folder/here"}, "train", "--dataset_name no/such/folder/here"),
+        ({"dataset_name": "SHAPES"}, "test", "split 'test'"),
+        ({"dataset_name": "SHAPES", "label_column_name": "mask"}, "train", "no column 'mask'.*--label_column_name"),
+    ],
+)
+def test_wrong_datasets(shapes, settings, split, message, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    settings = {key: str(shapes) if value == "SHAPES" else value for key, value in settings.items()}
+    with pytest.raises(UserError, match=message):
+        load_split(DatasetArguments(**settings), split)
+
+
+def test_a_folder_of_save_to_disk(arguments, shapes, tmp_path):
+    data = datasets.load_dataset(str(shapes))
+    data.save_to_disk(tmp_path / "both")
+    data["train"].save_to_disk(tmp_path / "one")
+    names = {row["image_id"] for row in load_split(arguments, "train")}
+    for folder in ("both", "one"):
+        found = load_split(DatasetArguments(dataset_name=str(tmp_path / folder)), "train")
+        assert {row["image_id"] for row in found} == names and number_of_examples(found, "train") == 7
+        with pytest.raises(UserError, match="split 'test': the folder holds"):
+            load_split(DatasetArguments(dataset_name=str(tmp_path / folder)), "test")
+
+
+# --------------------------------------------------------------------------------------------------------- folders
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """600 small pictures and palette maps, in folders of equal structure; the map's id tells the picture."""
+    for index in range(600):
+        stem = f"town{index % 3}/{index:04d}"
+        for kind, ending in (("photos", "jpg"), ("masks", "png")):
+            (tmp_path / kind / stem).parent.mkdir(parents=True, exist_ok=True)
+            if kind == "photos":
+                picture = Image.new("RGB", (8, 6), (index % 250, 0, 0))
+            else:
+                picture = Image.new("P", (8, 6), index % 250)
+                picture.putpalette(bytes(range(256)) * 3)
+            picture.save(tmp_path / kind / f"{stem}.{ending}")
+    (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
+    return DatasetArguments(train_images=str(tmp_path / "photos"), train_masks=str(tmp_path / "masks"))
+
+
+def test_folders_of_pictures_and_maps(folders):
+    data = load_split(folders, "train")
+    assert number_of_examples(data, "train") == 600
+    assert data.num_shards > 100
+    orders = [[row["image_id"] for _, row in shuffled_rows(data, 0, epoch, 64)] for epoch in range(2)]
+    assert orders[0] != orders[1] and len(set(orders[0])) == 600 and set(orders[0]) == set(orders[1])
+    assert np.abs(np.diff([int(name[-4:]) for name in orders[0]])).mean() > 120  # 200 for a random order
+    row = next(iter(data))
+    assert row["image"]["bytes"] is None  # read by the worker that decodes it
+    image, label, name = decode_sample(row, folders, 250, 0)
+    assert name == "town0/0000" and image.shape == (3, 6, 8) and label.unique().tolist() == [0]
+
+
+def test_folders_serve_the_columns_that_were_asked_for(folders):
+    folders.image_column_name, folders.label_column_name = "picture", "map"
+    row = next(iter(load_split(folders, "train")))
+    assert decode_sample(row, folders, 250, 0)[2] == "town0/0000"
+
+
+def test_folders_of_the_other_split(folders):
+    with pytest.raises(UserError, match="split 'validation': no --eval_images"):
+        load_split(folders, "validation")
+    folders.eval_images, folders.eval_masks = folders.train_images, folders.train_masks
+    assert number_of_examples(load_split(folders, "validation"), "validation") == 600
+    folders.train_masks = None
+    with pytest.raises(UserError, match="no --train_masks: give both"):
+        load_split(folders, "train")
+
+
+def test_classes_beside_the_folders(folders, tmp_path):
+    assert load_classes(folders) is None
+    (tmp_path / "id2label.json").write_text('{"0": "all"}')
+    assert load_classes(folders) == {0: "all"}
+
+
+def test_wrong_folders(folders, tmp_path):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+
+    def message():
+        with pytest.raises(UserError) as error:
+            load_split(folders, "train")
+        return str(error.value)
+
+    (masks / "town1" / "extra.png").write_bytes((masks / "town1" / "0001.png").read_bytes())
+    assert re.search(r"--train_images .*photos: nothing of the stem 'town1/extra'", message())
+    (masks / "town1" / "extra.png").unlink()
+    (masks / "town1" / "0001.png").unlink()
+    (masks / "town1" / "0004.png").unlink()
+    assert re.search(r"--train_masks .*masks: nothing of the stem 'town1/0001' of 0001.jpg and 1 more", message())
+    Image.new("RGB", (8, 6)).save(masks / "town0" / "0000.png")
+    for stem in ("0001", "0004"):
+        (photos / "town1" / f"{stem}.jpg").unlink()
+    assert "label map 0000.png has mode RGB: need one channel" in message()
+    folders.train_masks = str(tmp_path / "nowhere")
+    assert "no such folder" in message()
+    (tmp_path / "nowhere").mkdir()
+    assert "no file ending in .png" in message()

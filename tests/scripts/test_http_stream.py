@@ -1,0 +1,155 @@
+"""Streams over HTTP that break off, stall or are refused: the same samples in the same order, or one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+
+from scripts.training import network
+from scripts.training.command_line import UserError
+from scripts.training.dataset import DatasetArguments, load_split, readable
+from scripts.training.network import BackOff, network_fault, with_retries
+from scripts.training.streaming import shuffled_rows
+
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, sys
+import datasets
+from itertools import islice
+from scripts.training.dataset import DatasetArguments, load_split
+from scripts.training.streaming import StreamBatches
+stream = StreamBatches(load_split(DatasetArguments(sys.argv[1]), "train"), 2, 0, 3)
+print(json.dumps([[row.row["image_id"], len(row.row["image"]["bytes"])] for row in islice(stream.rows(), 14)]))
+"""
+
+
+def stream_of(name, folder, **environment):
+    """What two epochs of a dataset show in a process of its own, and its standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name],
+        cwd=ROOT,
+        env={**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
+    """The connection breaks off, stalls, and is refused with 429 and 503 while the files are read."""
+    data = load_split(DatasetArguments(str(shapes)), "train")
+    expected = [
+        [row["image_id"], len(row["image"]["bytes"])]
+        for epoch in range(2)
+        for _, row in shuffled_rows(data, 0, epoch, 3)
+    ]
+    faults = [None, "drop", None, 429, "stall", 503, None, "drop"]
+    with HubServer(shapes, faults, stall_seconds=4) as server:
+        found, errors = stream_of(
+            "tester/shapes",
+            tmp_path,
+            HF_ENDPOINT=server.url,
+            HF_HUB_DOWNLOAD_TIMEOUT="1",
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_OFFLINE="0",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
+        assert not server.faults, "the stream ended before the last fault"
+    assert found == expected
+    for sign in ("429", "503", "timed out", "Retrying in"):
+        assert sign in errors, sign
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Short waits."""
+    monkeypatch.setattr(network, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(network, "READ_TIMEOUT", 0.5)
+    monkeypatch.setattr("fsspec.config.conf", {})
+    for name in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
+        monkeypatch.setattr(f"datasets.config.STREAMING_{name}_INTERVAL", 0.02)
+
+
+def test_a_plain_url_outlives_every_fault(shapes, quick):
+    file = "data/train-00000-of-00003.parquet"
+    expected = [row["image_id"] for row in load_split(DatasetArguments(str(shapes / file)), "train")]
+    assert len(expected) == 3
+    with HubServer(shapes, stall_seconds=1.5) as server:
+        data = load_split(DatasetArguments(f"{server.url}/plain/{file}"), "train")
+        for faults in ([], ["drop"], [429], ["stall"], [503], ["drop", 503, "drop"]):
+            server.faults = list(faults)
+            assert [row["image_id"] for row in readable(data)] == expected
+            assert not server.faults
+
+
+class Faulty:
+    """Rows 0..9 whose stream breaks off before some of them, each time it is opened."""
+
+    def __init__(self, *breaks):
+        self.breaks = list(breaks)
+        self.opened = 0
+
+    def __iter__(self):
+        self.opened += 1
+        for number in range(10):
+            if self.breaks and self.breaks[0] == number:
+                self.breaks.pop(0)
+                raise ConnectionResetError("gone")
+            yield {"id": number}
+
+
+def test_a_stream_is_opened_anew_where_it_broke_off(quick, capsys):
+    rows = Faulty(0, 3, 3, 9)
+    assert [row["id"] for row in readable(rows)] == list(range(10))
+    assert rows.opened == 5
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "dataset: ConnectionResetError: gone: retry 1 of 20 in 0.02 s"
+    assert [line.split("retry ")[1][0] for line in lines] == ["1", "1", "2", "1"]
+
+
+def test_giving_up_is_one_line(quick, monkeypatch):
+    monkeypatch.setattr(network, "MAX_RETRIES", 2)
+    with pytest.raises(UserError, match="dataset: ConnectionResetError: gone: gave up after 2 retries"):
+        list(readable(Faulty(4, 4, 4)))
+    with pytest.raises(UserError, match="dataset cannot be read: broken file"):
+        list(readable(row for row in [1 / 1] if broken_file()))
+
+
+def broken_file():
+    raise OSError("broken file")
+
+
+class Refused(Exception):
+    """An answer that was an error."""
+
+    def __init__(self, status, retry_after):
+        super().__init__(f"status {status}")
+        self.response = type("Response", (), {"status_code": status, "headers": {"Retry-After": retry_after}})()
+
+
+def test_the_server_says_how_long_to_wait(quick, monkeypatch):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    back_off = BackOff("x")
+    for wait in ("7", "0", "Wed, 21 Oct 2026 07:28:00 GMT"):
+        back_off.failed(Refused(429, wait))
+    assert waits == [7, 0.04, 0.08]
+    assert network_fault(Refused(404, "0")) is None
+    wrapped = ConnectionError("Couldn't reach it")
+    wrapped.__cause__ = Refused(404, "0")
+    assert network_fault(wrapped) is None
+
+
+def test_a_name_that_nobody_answers_to_is_not_tried_again(quick):
+    def fails():
+        raise ConnectionError("no such host")
+
+    with pytest.raises(ConnectionError):
+        with_retries(fails, "x", if_answered=True)

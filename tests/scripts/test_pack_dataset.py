@@ -1,0 +1,80 @@
+"""Packing two folders into parquet shards that stream."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import pack_dataset
+from scripts.training.dataset import DatasetArguments, load_classes, load_split, number_of_examples
+from scripts.training.samples import decode_sample
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Flags of ten pictures and maps."""
+    rng = np.random.default_rng(0)
+    for kind, shape in (("photos", (6, 8, 3)), ("masks", (6, 8))):
+        (tmp_path / kind).mkdir()
+        for index in range(10):
+            picture = Image.fromarray(rng.integers(0, 5, shape, dtype=np.uint8))
+            picture.save(tmp_path / kind / f"{index}.png")
+    (tmp_path / "id2label.json").write_text('{"0": "a", "1": "b", "2": "c", "3": "d", "4": "é"}')
+    return ["--train_images", str(tmp_path / "photos"), "--train_masks", str(tmp_path / "masks")]
+
+
+def test_a_packed_dataset_streams_the_same_samples(folders, tmp_path, command):
+    validation = [flag.replace("train_", "eval_") for flag in folders]
+    code, printed, _ = command(pack_dataset, *folders, *validation, "--output_dir", tmp_path / "packed")
+    assert code == 0 and "20 pictures in" in printed
+    assert len(list((tmp_path / "packed" / "data").glob("train-*-of-00004.parquet"))) == 4
+    packed = DatasetArguments(dataset_name=str(tmp_path / "packed"))
+    assert load_classes(packed) == {0: "a", 1: "b", 2: "c", 3: "d", 4: "é"}
+    data = load_split(packed, "train")
+    assert (
+        number_of_examples(data, "train") == 10 == number_of_examples(load_split(packed, "validation"), "validation")
+    )
+    samples = {name: (image, label) for image, label, name in (decode_sample(row, packed, 5, 0) for row in data)}
+    here = DatasetArguments(train_images=folders[1], train_masks=folders[3])
+    rows = list(load_split(here, "train"))
+    assert [row["image_id"] for row in data] != [row["image_id"] for row in rows]  # shuffled once
+    for row in rows:
+        image, label, name = decode_sample(row, here, 5, 0)
+        assert (samples[name][0] == image).all() and (samples[name][1] == label).all()
+    assert len(samples) == 10
+    assert datasets.load_dataset(str(tmp_path / "packed"), split="validation")[0]["label"].mode == "L"
+
+
+def test_nothing_is_left_where_packing_fails(folders, tmp_path, command):
+    Image.new("RGB", (8, 6)).save(tmp_path / "masks" / "7.png")
+    code, _, errors = command(pack_dataset, *folders, "--output_dir", tmp_path / "packed")
+    assert code == 2 and "label map 7.png has mode RGB" in errors[-1]
+    assert not (tmp_path / "packed").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output_dir", "OUT"], "nothing to pack: give --train_images and --train_masks"),
+        (["--train_images", "x", "--output_dir", "OUT"], "--train_images and --train_masks go together"),
+        ([], "no output folder: give --output_dir"),
+        (["--output_dir", "FULL"], "is not empty: name a new folder"),
+    ],
+)
+def test_wrong_flags(flags, message, tmp_path, command):
+    (tmp_path / "FULL" / "data").mkdir(parents=True)
+    code, _, errors = command(pack_dataset, *[tmp_path / flag if flag.isupper() else flag for flag in flags])
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+
+
+def test_started_as_a_file(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "pack_dataset.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "pack_dataset.py: error: no output folder: give --output_dir\n"

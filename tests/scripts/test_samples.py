@@ -1,0 +1,127 @@
+"""From a row to a checked sample: what is skipped, what stops a run, and what the message says."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.demo_data import encoded
+from scripts.training.command_line import UserError
+from scripts.training.dataset import DatasetArguments, load_split
+from scripts.training.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
+
+
+@pytest.mark.parametrize(
+    ("label", "reduce", "message"),
+    [
+        (150, False, r"label 150 in image s1 but 150 classes \(0\.\.149\): set --do_reduce_labels\?"),
+        (151, True, r"label 151 in image s1 but 150 classes \(1\.\.150\)"),
+        (200, False, r"label 200 in image s1.*--class_map with `ignore: \[200\]`"),
+        (26001, False, "class .* 1000 . instance"),
+        (128 + 256 * 64 + 65536 * 32, False, "colours coded as R . 256 G . 65536 B"),
+    ],
+)
+def test_labels_outside_the_classes(label, reduce, message):
+    with pytest.raises(UserError, match=message):
+        check_labels(torch.tensor([[0, label]]), 150, reduce, "s1")
+
+
+def test_labels_inside_the_classes():
+    check_labels(torch.tensor([[0, 149, 255]]), 150, False, "s1")
+    check_labels(torch.tensor([[0, 150, 255]]), 150, True, "s1")
+
+
+def rows_with(tmp_path, **columns):
+    """Parquet file of one row."""
+    features = {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
+    row = {"image_id": "bad_one", **columns}
+    data = datasets.Dataset.from_list([row], features=datasets.Features(features))
+    data.to_parquet(tmp_path / "rows.parquet")
+    return DatasetArguments(dataset_name=str(tmp_path / "rows.parquet"))
+
+
+@pytest.fixture
+def picture():
+    return Image.new("RGB", (8, 6))
+
+
+@pytest.fixture
+def good(picture):
+    return {"image": encoded(picture, "JPEG"), "label": encoded(picture.convert("L"), "PNG")}
+
+
+def decode(tmp_path, **columns):
+    """The only sample of a parquet file of these columns."""
+    arguments = rows_with(tmp_path, **columns)
+    return decode_sample(next(iter(load_split(arguments, "train"))), arguments, 6, 0)
+
+
+def test_a_good_sample(tmp_path, good):
+    image, label, name = decode(tmp_path, **good)
+    assert image.shape == (3, 6, 8) and image.dtype == torch.uint8
+    assert label.shape == (6, 8) and label.dtype == torch.uint8
+    assert name == "bad_one"
+
+
+def test_bad_samples_are_told_from_data_that_cannot_be_meant(tmp_path, picture, good):
+    colours = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(6, 8, 3))
+    skipped = [
+        ({"image": {"bytes": good["image"]["bytes"][:200]}}, "image of sample bad_one: cannot be read"),
+        ({"label": {"bytes": good["label"]["bytes"][:40]}}, "label map of sample bad_one: cannot be read"),
+        ({"label": encoded(picture.convert("L").resize((4, 4)), "PNG")}, r"image \(6, 8\) but label map \(4, 4\)"),
+    ]
+    for columns, message in skipped:
+        with pytest.raises(BadSample, match=message):
+            decode(tmp_path, **good | columns)
+    stopping = [
+        ({"label": encoded(colours, "PNG")}, "need one channel of class ids, not colours$"),
+        ({"label": encoded(picture, "PNG")}, "not colours .its channels are equal"),
+        ({"label": encoded(picture.convert("F"), "TIFF")}, "holds float32: need integers"),
+        ({"label": encoded(picture.convert("I").point(lambda value: value - 3), "TIFF")}, "holds -3: ids start"),
+        ({"label": encoded(picture.convert("L").point(lambda value: value + 7), "PNG")}, "label 7 in image bad_one"),
+    ]
+    for columns, message in stopping:
+        with pytest.raises(UserError, match=message) as error:
+            decode(tmp_path, **good | columns)
+        assert not isinstance(error.value, BadSample) and "bad_one" in str(error.value)
+
+
+def test_palette_maps_keep_their_ids(picture):
+    label = picture.convert("P")
+    label.putpixel((0, 0), 5)
+    assert decode_label({"path": None, **encoded(label, "PNG")}, "x")[0, 0] == 5
+
+
+def test_grey_values_between_the_ids_are_recognised():
+    with pytest.raises(UserError, match="JPEG or a resize with interpolation"):
+        check_labels(torch.arange(200).reshape(10, 20), 6, False, "s1")
+
+
+def test_ids_that_start_at_one_are_recognised():
+    with pytest.raises(UserError, match="off by one"):
+        check_labels(torch.tensor([[1, 2, 6]]), 6, False, "s1")
+
+
+@pytest.mark.parametrize(
+    ("limit", "examples", "allowed"), [(None, 1000, 10), (None, 50, 1), (0, 1000, 0), (3, None, 3), (None, None, 2)]
+)
+def test_bad_samples_stop_a_run_past_the_limit(limit, examples, allowed, capsys):
+    bad = BadSamples(limit, examples)
+    bad.add([], seen=250)
+    for index in range(allowed):
+        bad.add([f"image of sample {index}: cannot be read"] * 2, seen=2)
+        bad.add([f"image of sample {index}: cannot be read"])  # again in the next epoch
+    assert capsys.readouterr().err.count("skipped: image of sample") == allowed
+    state = bad.state_dict()
+    bad = BadSamples(limit, examples)
+    bad.load_state_dict(state)
+    with pytest.raises(UserError, match=f"{allowed + 1} bad samples, more than the {allowed} of .*: the last one"):
+        bad.add(["the last one"])
+
+
+def test_an_unknown_size_is_judged_after_a_hundred_samples():
+    bad = BadSamples()
+    bad.add(["a", "b", "c"], seen=99)
+    with pytest.raises(UserError, match="3 bad samples, more than the 1"):
+        bad.add([], seen=1)

@@ -2,6 +2,7 @@
 
 Runs alike as `python scripts/eval.py`, `python -m scripts.eval` and `accelerate launch scripts/eval.py`:
 `python scripts/eval.py --model_name_or_path outputs/model --dataset_name DATA --output_file results/model.json`.
+`--protocol ade20k` (and others) takes sizes and label rules from a benchmark; `--tta` and `--sliding_window` as well.
 """
 
 from __future__ import annotations
@@ -13,12 +14,37 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scripts.evaluation.inference import MultiScale, evaluate_split
+from accelerate import Accelerator
+
+from scripts.evaluation.bootstrap import BootstrapCounts
+from scripts.evaluation.boundary import BoundaryCounts
+from scripts.evaluation.inference import MultiScale, SingleScale, evaluate_split
+from scripts.evaluation.lens import ProtocolLens
 from scripts.evaluation.mean_iou import scores_from_confusion
-from scripts.evaluation.results import build_results, results_table, weights_sha256, write_results
+from scripts.evaluation.protocols import (
+    NATIVE,
+    PROTOCOLS,
+    EvaluationSizes,
+    check_classes,
+    label_id_table,
+    protocol_sizes,
+)
+from scripts.evaluation.provenance import dataset_revision, project_commit
+from scripts.evaluation.results import (
+    build_results,
+    details_text,
+    in_percent,
+    results_table,
+    weights_sha256,
+    write_results,
+)
+from scripts.evaluation.segment_size import SegmentSizeCounts
+from scripts.evaluation.sliding_window import Windows
 from scripts.training.command_line import (
     UserError,
     build_accelerator,
@@ -28,8 +54,12 @@ from scripts.training.command_line import (
     project_path,
     run_command,
 )
-from scripts.training.data import DatasetArguments, check_ignored_id
+from scripts.training.dataset import DatasetArguments, check_ignored_id
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
+from scripts.training.samples import BadSamples
+
+
+LABEL_IDS = ("auto", "train", "raw")
 
 
 @dataclass
@@ -39,8 +69,16 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
     eval_split_name: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    protocol: str = field(
+        default=NATIVE,
+        metadata={"help": f"{', '.join(PROTOCOLS)}, or {NATIVE}: the size and label rule stored with the checkpoint."},
+    )
+    label_ids: str = field(
+        default="auto",
+        metadata={"help": "Cityscapes and COCO-Stuff maps hold the dataset's raw ids, the train ids, or auto: look."},
+    )
     eval_shortest_edge: int | None = field(
-        default=None, metadata={"help": "Shorter side fed to the model, in place of the checkpoint's own rule."}
+        default=None, metadata={"help": "Shorter side fed to the model, in place of the protocol's."}
     )
     eval_longest_edge: int | None = field(
         default=None, metadata={"help": "Bound of the longer side; by default 4 times the shorter."}
@@ -50,8 +88,19 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
         default=None, metadata={"help": "Sizes of --tta; by default 0.5 to 1.75 times the single size in 6 steps."}
     )
     tta_longest_edge: int | None = field(
-        default=None, metadata={"help": "Bound of --tta; by default 7 times the size."}
+        default=None, metadata={"help": "Bound of --tta; by default the protocol's, else 7 times the size."}
     )
+    sliding_window: bool = field(default=False, metadata={"help": "Read pictures through overlapping windows."})
+    crop_size: int | None = field(default=None, metadata={"help": "Side of a window; by default the protocol's."})
+    stride: int | None = field(default=None, metadata={"help": "Step of windows; by default the protocol's."})
+    protocol_lens: bool = field(
+        default=False, metadata={"help": "Also what the same weights get under habits of other evaluation scripts."}
+    )
+    extended_metrics: bool = field(
+        default=True, metadata={"help": "Boundary IoU, mean IoU by segment size, interval over pictures."}
+    )
+    bootstrap_samples: int = field(default=1000, metadata={"help": "Resampled splits behind the interval."})
+    seed: int = field(default=0, metadata={"help": "Of the resampling."})
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
     )
@@ -63,9 +112,17 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
+    if arguments.protocol not in (*PROTOCOLS, NATIVE):
+        raise UserError(f"--protocol {arguments.protocol}: choose one of {', '.join(PROTOCOLS)}, {NATIVE}")
+    if arguments.label_ids not in LABEL_IDS:
+        raise UserError(f"--label_ids {arguments.label_ids}: choose one of {', '.join(LABEL_IDS)}")
+    if arguments.class_map and arguments.protocol != NATIVE:
+        raise UserError(f"--class_map changes the classes of --protocol {arguments.protocol}: leave one of them out")
     edges = ("eval_shortest_edge", "eval_longest_edge", "tta_shortest_edges", "tta_longest_edge")
-    check_at_least(arguments, 1, *edges, "max_eval_samples")
-    check_at_least(arguments, 0, "dataloader_num_workers")
+    check_at_least(arguments, 1, *edges, "crop_size", "stride", "bootstrap_samples", "max_eval_samples")
+    check_at_least(arguments, 0, "dataloader_num_workers", "max_bad_samples", "seed")
+    if not arguments.sliding_window and (arguments.crop_size or arguments.stride):
+        raise UserError("--crop_size and --stride belong to --sliding_window: add it, or leave them out")
     if arguments.output_file:
         file = Path(arguments.output_file)
         if file.is_dir():
@@ -73,67 +130,158 @@ def check_arguments(arguments: EvaluateArguments) -> None:
         check_folder("--output_file", file.parent)
 
 
+def evaluation_sizes(arguments: EvaluateArguments, processor: Any) -> EvaluationSizes:
+    """Sizes of the protocol for this checkpoint, with those that flags give in their place."""
+    size = processor.size
+    own = size["shortest_edge"], size["longest_edge"]
+    if not all(own):
+        if not (arguments.protocol != NATIVE or arguments.eval_shortest_edge):
+            raise UserError(
+                f"the checkpoint's processor has size {dict(size)}: give --eval_shortest_edge, or a --protocol"
+            )
+        own = (512, 2048)
+    name = arguments.protocol
+    if arguments.eval_shortest_edge:
+        shortest = arguments.eval_shortest_edge
+        own, name = (shortest, arguments.eval_longest_edge or 4 * shortest), NATIVE
+    sizes = protocol_sizes(name, own, arguments.sliding_window)
+    if sizes.windows:
+        crop = arguments.crop_size or sizes.windows.crop
+        stride = arguments.stride or (crop * 2 // 3 if arguments.crop_size else sizes.windows.stride)
+        if stride > crop:
+            raise UserError(f"--stride {stride} is more than the window of {crop}: pixels would be left out")
+        sizes = replace(sizes, windows=Windows(crop, stride), base=(max(sizes.base[0], crop), sizes.base[1]))
+    if arguments.tta_shortest_edges or arguments.tta_longest_edge:
+        edges = arguments.tta_shortest_edges or [shortest for shortest, _ in sizes.views]
+        longest = arguments.tta_longest_edge or 7 * own[0]
+        sizes = replace(sizes, views=tuple((edge, longest) for edge in edges))
+    return sizes
+
+
+def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, raw_ids: bool) -> dict[str, Any]:
+    """What the results file says about the protocol."""
+    facts: dict[str, Any] = {"name": arguments.protocol}
+    if arguments.protocol in PROTOCOLS:
+        facts |= {"source": PROTOCOLS[arguments.protocol].source, "label_ids": "raw" if raw_ids else "train"}
+    facts |= {"shortest_edge": sizes.base[0], "longest_edge": sizes.base[1]}
+    if arguments.tta:
+        shortest, longest = zip(*sizes.views, strict=True)
+        facts |= {"tta_shortest_edges": list(shortest), "tta_longest_edges": list(longest), "tta_flip": True}
+    if sizes.windows:
+        facts["sliding_window"] = {"crop": sizes.windows.crop, "stride": sizes.windows.stride}
+    return facts
+
+
+def build_predictor(
+    arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, accelerator: Accelerator
+) -> Callable[..., Any]:
+    """Picture -> label map, by the flags."""
+    if arguments.tta:
+        return MultiScale(model, processor, accelerator.device, sizes.base, sizes.views, sizes.windows)
+    return SingleScale(model, processor, accelerator.device, sizes.windows)
+
+
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Evaluates, prints the table and writes the results file; returns its content."""
+    """Evaluates, prints the table and writes the results file; returns its content, {} off the main process."""
     check_arguments(arguments)
     accelerator = build_accelerator(arguments.mixed_precision)
 
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
+    num_labels: int = config.num_labels or 0
+    if arguments.protocol != NATIVE:
+        check_classes(arguments.protocol, num_labels)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device)
-    settings = {}
-    if arguments.eval_shortest_edge:
-        longest = arguments.eval_longest_edge or 4 * arguments.eval_shortest_edge
-        settings["size"] = {"shortest_edge": arguments.eval_shortest_edge, "longest_edge": longest}
-    processor = build_processor(arguments, config, **settings)
-    # A model trained on reduced labels is compared with reduced labels.
-    arguments.do_reduce_labels |= bool(processor.do_reduce_labels)
+    processor = build_processor(arguments, config)
 
     # ---- protocol
-    base = (processor.size["shortest_edge"], processor.size["longest_edge"])
-    predictor = None
-    protocol = {"shortest_edge": base[0], "longest_edge": base[1]}
-    if arguments.tta:
-        edges = arguments.tta_shortest_edges or [base[0] * quarter // 4 for quarter in range(2, 8)]
-        longest = arguments.tta_longest_edge or 7 * base[0]
-        predictor = MultiScale(model, processor, accelerator.device, base, edges, longest)
-        protocol |= {"tta_shortest_edges": edges, "tta_longest_edge": longest, "tta_flip": True}
+    sizes = evaluation_sizes(arguments, processor)
+    if arguments.protocol != NATIVE or arguments.eval_shortest_edge or arguments.sliding_window:
+        processor = build_processor(arguments, config, size=sizes.processor_size)
+    id_table = None
+    if arguments.protocol == NATIVE:
+        # A model trained on reduced labels is compared with reduced labels.
+        arguments.do_reduce_labels |= bool(processor.do_reduce_labels)
+    else:
+        arguments.do_reduce_labels = num_labels in PROTOCOLS[arguments.protocol].reduced
+        id_table = label_id_table(arguments.protocol, arguments.label_ids, arguments, arguments.eval_split_name)
 
     # ---- figures
+    counters: dict[str, Any] = {}
+    if arguments.extended_metrics:
+        counters["boundary"] = BoundaryCounts(num_labels)
+        counters["segment_sizes"] = SegmentSizeCounts(num_labels)
+        counters["interval"] = BootstrapCounts(num_labels, arguments.bootstrap_samples, arguments.seed)
+    if arguments.protocol_lens:
+        counters["lens"] = ProtocolLens(model, processor, accelerator.device)
+    bad_samples = BadSamples(arguments.max_bad_samples)
+    started = time.perf_counter()
     confusion, images = evaluate_split(
         model,
         processor,
         arguments,
         arguments.eval_split_name,
         accelerator,
-        predictor,
+        build_predictor(arguments, model, processor, sizes, accelerator),
         arguments.max_eval_samples,
         arguments.dataloader_num_workers,
+        list(counters.values()),
+        bad_samples,
+        id_table,
     )
+    seconds = time.perf_counter() - started
+    scores = scores_from_confusion(confusion)
+
+    # ---- results
+    details: dict[str, Any] = {}
+    if arguments.extended_metrics:
+        boundary = counters["boundary"].scores()
+        scores |= {key: boundary[key] for key in ("mean_boundary_iou", "per_category_boundary_iou")}
+        details["boundary_dilation_ratio"] = boundary["dilation_ratio"]
+        interval = counters["interval"].scores()
+        details["interval"] = interval | in_percent({key: interval[key] for key in ("low", "high")})
+        details["segment_sizes"] = in_percent(counters["segment_sizes"].scores())
+    if arguments.protocol_lens:
+        details["protocol_lens"] = in_percent(counters["lens"].rows())
     checkpoint = Path(project_path(arguments.model_name_or_path or ""))
-    results = build_results(
-        scores_from_confusion(confusion),
-        dict(model.config.id2label),
-        dataset=Path(arguments.dataset_name or "").name,
-        split=arguments.eval_split_name,
-        images=images,
-        do_reduce_labels=arguments.do_reduce_labels,
-        protocol=protocol,
-        checkpoint=checkpoint.name,
-        weights_sha256=weights_sha256(checkpoint),
-        parameters=model.num_parameters(),
-    )
+    results: dict[str, Any] = {}
     if accelerator.is_main_process:
-        print(results_table(results))
-        if arguments.output_file:
-            try:
-                write_results(results, Path(arguments.output_file))
-            except OSError as error:
-                raise UserError(f"--output_file {arguments.output_file}: {error}") from error
-            print(f"results in {arguments.output_file}")
+        results = build_results(
+            scores,
+            dict(model.config.id2label),
+            **details,
+            dataset=Path(arguments.dataset_name or arguments.eval_images or "").name,
+            dataset_revision=dataset_revision(arguments, arguments.eval_split_name),
+            split=arguments.eval_split_name,
+            images=images,
+            skipped=bad_samples.messages,
+            do_reduce_labels=arguments.do_reduce_labels,
+            protocol=protocol_facts(arguments, sizes, id_table is not None),
+            checkpoint=checkpoint.name,
+            weights_sha256=weights_sha256(checkpoint),
+            parameters=model.num_parameters(),
+            mixed_precision=str(accelerator.mixed_precision),
+            processes=accelerator.num_processes,
+            seconds=round(seconds, 1),
+            project=project_commit(),
+        )
+        report(results, arguments.output_file)
     accelerator.end_training()
     return results
+
+
+def report(results: dict[str, Any], output_file: str | None) -> None:
+    """Prints the results and writes them, if a file is named."""
+    print(results_table(results))
+    if details := details_text(results):
+        print(details)
+    if output_file:
+        try:
+            write_results(results, Path(output_file))
+        except OSError as error:
+            raise UserError(f"--output_file {output_file}: {error}") from error
+        print(f"results in {output_file}")
 
 
 def main() -> None:

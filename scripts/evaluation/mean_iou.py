@@ -13,6 +13,8 @@ import numpy as np
 
 
 MAX_ID = 65535
+# Runs of at least so many equal pixels on average are counted run by run.
+MIN_RUN = 4
 
 _DESCRIPTION = """
 Mean intersection over union of label maps: the mean over the classes present in the references of
@@ -26,7 +28,8 @@ Args:
     ignore_index: reference id whose pixels are left out, 255 by default.
     reduce_labels: whether reference 0 is ignored and the classes start at 1 there, False by default.
 Returns:
-    mean_iou, mean_accuracy, overall_accuracy, per_category_iou, per_category_accuracy (nan: class not in references).
+    mean_iou, mean_accuracy, overall_accuracy, frequency_weighted_iou, per_category_iou, per_category_accuracy (nan:
+    class not in references), and mmseg_mean_iou, in whose mean a class that is only predicted counts as 0.
 """
 
 
@@ -40,10 +43,19 @@ def confusion_matrix(prediction: Any, reference: Any, size: int) -> np.ndarray:
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction of shape {prediction.shape} but reference of shape {reference.shape}")
     for name, ids in (("prediction", prediction), ("reference", reference)):
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        cannot_differ = ids.dtype == np.uint8 and size >= 256
+        if ids.size and not cannot_differ and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise ValueError(f"{name} holds ids {ids.min()}..{ids.max()}, need 0..{size - 1}")
-    pairs = reference.astype(np.int64).ravel() * size + prediction.astype(np.int64).ravel()
-    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+    narrow = np.uint16 if size <= 256 else np.uint32
+    pairs = reference.astype(narrow).ravel() * narrow(size) + prediction.astype(narrow, copy=False).ravel()
+    # Neighbours mostly hold the same pair: count runs, not pixels.
+    last = np.flatnonzero(pairs[1:] != pairs[:-1])
+    if (len(last) + 1) * MIN_RUN > len(pairs):
+        return np.bincount(pairs, minlength=size * size).reshape(size, size)
+    last = np.append(last, len(pairs) - 1)
+    # Weights are summed in float64, exact below 2**53 pixels.
+    counts = np.bincount(pairs[last], weights=np.diff(last, prepend=-1), minlength=size * size)
+    return counts.astype(np.int64).reshape(size, size)
 
 
 def valid_part(
@@ -70,27 +82,44 @@ def valid_part(
     return np.concatenate([rows[:, :num_labels], rows[:, num_labels:].sum(axis=1, keepdims=True)], axis=1)
 
 
-def scores_from_confusion(valid: np.ndarray) -> dict[str, Any]:
-    """Scores of a `valid_part`, or of a square matrix whose predictions are all classes.
+def class_counts(valid: np.ndarray) -> np.ndarray:
+    """`(3, num_labels)` pixels per class of a `valid_part`: true positives, of the reference, predicted."""
+    num_labels = valid.shape[0]
+    square = valid[:, :num_labels]
+    return np.stack([np.diag(square), valid.sum(axis=1), square.sum(axis=0)])
+
+
+def scores_from_counts(counts: np.ndarray) -> dict[str, Any]:
+    """Scores of `class_counts`, summed over any number of maps.
 
     Returns:
-        The five scores; classes without reference pixels are nan and in no mean.
+        Classes without reference pixels are nan and in no mean (detectron2's rule), but for `mmseg_mean_iou`, the mean
+        over all classes in references or predictions (mmsegmentation's `intersect_and_union` with `nan_to_num` unset;
+        also `evaluate`'s mean_iou and the macro Jaccard index of torchmetrics).
     """
-    num_labels = valid.shape[0]
-    true_positives = np.diag(valid[:, :num_labels]).astype(np.float64)
-    reference = valid.sum(axis=1).astype(np.float64)
-    predicted = valid[:, :num_labels].sum(axis=0).astype(np.float64)
+    true_positives, reference, predicted = counts.astype(np.float64)
+    union = reference + predicted - true_positives
     present = reference > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        iou = np.where(present, true_positives / (reference + predicted - true_positives), np.nan)
+        iou = np.where(present, true_positives / union, np.nan)
         accuracy = np.where(present, true_positives / reference, np.nan)
+    anything = bool(present.any())
     return {
-        "mean_iou": float(iou[present].mean()) if present.any() else float("nan"),
-        "mean_accuracy": float(accuracy[present].mean()) if present.any() else float("nan"),
-        "overall_accuracy": float(true_positives.sum() / reference.sum()) if present.any() else float("nan"),
+        "mean_iou": float(iou[present].mean()) if anything else float("nan"),
+        "mean_accuracy": float(accuracy[present].mean()) if anything else float("nan"),
+        "overall_accuracy": float(true_positives.sum() / reference.sum()) if anything else float("nan"),
+        "frequency_weighted_iou": (
+            float((iou * reference)[present].sum() / reference.sum()) if anything else float("nan")
+        ),
+        "mmseg_mean_iou": float((true_positives / union.clip(1))[union > 0].mean()) if anything else float("nan"),
         "per_category_iou": iou.tolist(),
         "per_category_accuracy": accuracy.tolist(),
     }
+
+
+def scores_from_confusion(valid: np.ndarray) -> dict[str, Any]:
+    """`scores_from_counts` of a `valid_part`, or of a square matrix whose predictions are all classes."""
+    return scores_from_counts(class_counts(valid))
 
 
 class MeanIoU(evaluate.Metric):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shlex
@@ -11,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from scripts.evaluation.provenance import files_sha256
 
 
 PACKAGES = (
@@ -27,15 +28,7 @@ PACKAGES = (
 
 def weights_sha256(folder: Path) -> str | None:
     """SHA-256 over the safetensors files of a checkpoint folder in the order of their names; None without any."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return files_sha256(sorted(folder.glob("*.safetensors"))) if folder.is_dir() else None
 
 
 def package_versions() -> dict[str, str]:
@@ -59,19 +52,29 @@ def percent(value: float) -> float | None:
     return None if math.isnan(value) else round(100 * value, 2)
 
 
+def in_percent(value: Any) -> Any:
+    """`percent` of every float in lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: in_percent(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [in_percent(item) for item in value]
+    return percent(value) if isinstance(value, float) else value
+
+
 def build_results(scores: dict[str, Any], id2label: dict[int, str], **facts: Any) -> dict[str, Any]:
-    """Scores in percent, per class by name, and the facts that make them reproducible."""
+    """Scores in percent, per class by name, and the facts that make them reproducible.
+
+    Args:
+        scores: of `mean_iou.scores_from_counts`; a list `per_category_...` of K becomes a column of `per_class`.
+    """
     names = [id2label[index] for index in sorted(id2label)]
+    columns = {key.removeprefix("per_category_"): scores[key] for key in scores if key.startswith("per_category_")}
     return {
         "metric": "mIoU, mean over classes present in the ground truth, ignored pixels left out",
-        "mean_iou": percent(scores["mean_iou"]),
-        "mean_accuracy": percent(scores["mean_accuracy"]),
-        "overall_accuracy": percent(scores["overall_accuracy"]),
+        **{key: percent(value) for key, value in scores.items() if not key.startswith("per_category_")},
         "per_class": {
-            name: {"iou": percent(iou), "accuracy": percent(accuracy)}
-            for name, iou, accuracy in zip(
-                names, scores["per_category_iou"], scores["per_category_accuracy"], strict=True
-            )
+            name: {column: percent(values[index]) for column, values in columns.items()}
+            for index, name in enumerate(names)
         },
         **facts,
         "command": command_line(),
@@ -91,16 +94,42 @@ def write_results(results: dict[str, Any], file: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def number(value: float | None) -> str:
+    """A percentage in a column of nine."""
+    return f"{'-' if value is None else f'{value:.2f}':>9}"
+
+
 def results_table(results: dict[str, Any]) -> str:
-    """Per-class IoU and accuracy, and the means, as text."""
-    rows = [(name, row["iou"], row["accuracy"]) for name, row in results["per_class"].items()]
-    rows.append(("mean", results["mean_iou"], results["mean_accuracy"]))
-    width = max(len("pixel accuracy"), *(len(name) for name, *_ in rows))
-
-    def number(value: float | None) -> str:
-        return f"{'-' if value is None else f'{value:.2f}':>9}"
-
-    lines = [f"{'class':<{width}}{'IoU':>9}{'accuracy':>9}"]
-    lines += [f"{name:<{width}}{number(iou)}{number(accuracy)}" for name, iou, accuracy in rows]
+    """Per-class IoU, accuracy and boundary IoU, and the means, as text."""
+    columns = ["iou", "accuracy", "boundary_iou"]
+    columns = [column for column in columns if all(column in row for row in results["per_class"].values())]
+    headings = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary"}
+    rows = [(name, *(row[column] for column in columns)) for name, row in results["per_class"].items()]
+    rows.append(("mean", *(results[f"mean_{column}"] for column in columns)))
+    width = max(len("frequency weighted"), *(len(name) for name, *_ in rows))
+    lines = [f"{'class':<{width}}" + "".join(f"{headings[column]:>9}" for column in columns)]
+    lines += [f"{name:<{width}}" + "".join(map(number, values)) for name, *values in rows]
     lines.append(f"{'pixel accuracy':<{width}}{'':>9}{number(results['overall_accuracy'])}")
+    lines.append(f"{'frequency weighted':<{width}}{number(results['frequency_weighted_iou'])}")
+    lines.append(f"{'mean, mmseg rule':<{width}}{number(results['mmseg_mean_iou'])}")
+    return "\n".join(lines)
+
+
+def details_text(results: dict[str, Any]) -> str:
+    """Interval, sizes of segments and the protocol lens, as far as they were measured; else empty."""
+    lines = []
+    if interval := results.get("interval"):
+        share = f"{100 * interval['confidence']:.0f}%"
+        lines.append(f"{share} interval of mean IoU over pictures: {interval['low']:.2f} to {interval['high']:.2f}")
+    for group in results.get("segment_sizes", []):
+        area = "larger" if group["max_area"] is None else f"up to {group['max_area']} px"
+        lines.append(f"segments {area:<18}{group['segments']:>9} segments, mean IoU{number(group['mean_iou'])}")
+    if lens := results.get("protocol_lens"):
+        width = max(len(row["habit"]) for row in lens)
+        lines.append(f"{'the same weights under':<{width}}{'detectron2':>12}{'mmseg':>9}{'torchmetrics':>14}")
+        for row in lens:
+            figures = f"{number(row['detectron2']):>12}{number(row['mmseg'])}{number(row['torchmetrics_macro']):>14}"
+            lines.append(f"{row['habit']:<{width}}{figures}")
+    if skipped := results.get("skipped"):
+        lines += [f"skipped: {message}" for message in skipped]
     return "\n".join(lines)

@@ -13,7 +13,8 @@ from scripts.conversion.parameter_names import convert_state_dict
 from scripts.evaluation.inference import evaluate_split, multi_scale_scores
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.training.augmentation import shortest_edge_size
-from scripts.training.data import DatasetArguments, decode_label, load_split
+from scripts.training.dataset import DatasetArguments, load_split
+from scripts.training.samples import decode_label
 
 
 @pytest.mark.golden
@@ -37,8 +38,7 @@ def test_multi_scale_scores_are_the_reference_average(shared, name):
         FASegImageProcessor(),
         picture,
         tuple(settings["image"][2:]),
-        settings["min_sizes"],
-        settings["max_size"],
+        [(edge, settings["max_size"]) for edge in settings["min_sizes"]],
     )
     assert float((found - tensors["tta/sem_seg"]).abs().max()) < 1e-4
 

@@ -1,0 +1,91 @@
+"""Why published numbers disagree: one model's mean IoU under the habits of common evaluation scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from image_processing.post_processing_faseg import resized_argmax
+from scripts.evaluation.inference import label_array, processed_inputs, resized_view, semantic_labels
+from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
+
+
+# transformers' Mask2Former post-processing resizes every mask to this, whatever the picture's shape.
+SQUASHED = 384
+HABITS = ("protocol", "masks squashed to 384x384", "picture and ground truth resized to a square")
+
+
+class ProtocolLens:
+    """Confusion matrices under each habit; two more forward passes per picture.
+
+    - "protocol": the prediction that is evaluated anyway.
+    - "masks squashed": `post_process_semantic_segmentation` of transformers' Mask2Former, which resizes the masks of
+      the padded picture to 384x384, sums them there, and resizes the sum to the picture.
+    - "resized": transformers' `run_semantic_segmentation` example, which resizes picture and map (nearest) to a square
+      of the processor's shortest edge and compares there.
+
+    Attributes:
+        totals: `(3, K + 2, K + 2)` or larger, int64 counts by (reference id, predicted id).
+    """
+
+    def __init__(self, model: Any, processor: Any, device: Any) -> None:
+        self.model, self.processor, self.device = model, processor, device
+        self.num_labels = model.config.num_labels
+        size = processor.size
+        self.edge = size["shortest_edge"] or size["height"]
+        side = max(256, self.num_labels + 2)
+        self.totals = np.zeros((len(HABITS), side, side), dtype=np.int64)
+
+    def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
+        """Counts one picture; `sample["label"]` has ids below K or 255."""
+        image, reference = sample["image"], sample["label"]
+        square = (self.edge, self.edge)
+        pairs = (
+            (prediction, reference),
+            (self.squashed_labels(image), reference),
+            (
+                self.labels_at(resized_view(image, square, flip=False)),
+                np.asarray(Image.fromarray(reference).resize(square, Image.Resampling.NEAREST)),
+            ),
+        )
+        for total, (labels, truth) in zip(self.totals, pairs, strict=True):
+            total += confusion_matrix(labels, truth, len(total))
+
+    def labels_at(self, image: Image.Image) -> np.ndarray:
+        """Label map of a picture that the model sees as it is."""
+        inputs = processed_inputs(self.processor, image, self.device, do_resize=False)
+        return label_array(semantic_labels(self.model, self.processor, inputs, (image.height, image.width)))
+
+    @torch.no_grad()
+    def squashed_labels(self, image: Image.Image) -> np.ndarray:
+        """Label map of a picture as transformers' Mask2Former processor makes it."""
+        inputs = processed_inputs(self.processor, image, self.device)
+        outputs = self.model(**inputs)
+        masks = F.interpolate(
+            outputs.masks_queries_logits.float(), size=(SQUASHED, SQUASHED), mode="bilinear", align_corners=False
+        )[0]
+        class_probs = outputs.class_queries_logits[0].float().softmax(dim=-1)[:, :-1]
+        scores = torch.einsum("qc,qhw->chw", class_probs, masks.sigmoid())
+        return label_array(resized_argmax(scores, (image.height, image.width)))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Per habit, mean IoU by each rule, in 0..1: `detectron2`, `mmseg` and torchmetrics' macro Jaccard index.
+
+        The last two agree: both count a class that is predicted but in no reference as 0.
+        """
+        rows = []
+        for habit, total in zip(HABITS, self.totals, strict=True):
+            scores = scores_from_confusion(valid_part(total, self.num_labels))
+            rows.append(
+                {
+                    "habit": habit,
+                    "detectron2": scores["mean_iou"],
+                    "mmseg": scores["mmseg_mean_iou"],
+                    "torchmetrics_macro": scores["mmseg_mean_iou"],
+                }
+            )
+        return rows

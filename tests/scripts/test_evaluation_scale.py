@@ -1,0 +1,109 @@
+"""Evaluation over two real processes, and over many large pictures in bounded memory."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_eval_command import checkpoint, evaluated, samples, shapes_model, write_split  # noqa: F401 - fixtures
+
+from conftest import ROOT
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def in_two_processes(*argv):
+    """Runs a command twice, as the two processes of one gloo group; their outputs."""
+    port = free_port()
+    running = []
+    for rank in range(2):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, argv)], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    done = [(*process.communicate(timeout=240), process.returncode) for process in running]
+    assert [code for *_, code in done] == [0, 0], done
+    return [out for out, *_ in done]
+
+
+def test_two_processes_equal_one(evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures
+    """To the digit: means, classes, boundaries, sizes, interval, lens, and the samples skipped."""
+    folder = write_split(tmp_path, samples(5, p1="image"))
+    flags = ["--max_bad_samples", 1, "--protocol_lens", "--bootstrap_samples", 20]
+    one, _ = evaluated(shapes_model, folder, *flags)
+    file = tmp_path / "two.json"
+    given = ["--model_name_or_path", shapes_model, "--dataset_name", folder, "--output_file", file]
+    outs = in_two_processes("scripts/eval.py", *given, "--dataloader_num_workers", 0, *flags)
+    two = json.loads(file.read_text())
+    assert "mmseg" in outs[0] and not outs[1]
+    assert two["processes"] == 2 and two["images"] == one["images"] == 4 and len(two["skipped"]) == 1
+    differ = {"command", "date", "seconds", "processes", "project"}
+    assert {k: v for k, v in one.items() if k not in differ} == {k: v for k, v in two.items() if k not in differ}
+
+
+PROGRAM = """
+import resource, sys
+import numpy as np, torch
+from accelerate import Accelerator
+from scripts.evaluation.bootstrap import BootstrapCounts
+from scripts.evaluation.boundary import BoundaryCounts
+from scripts.evaluation.inference import evaluate_split
+from scripts.evaluation.segment_size import SegmentSizeCounts
+from scripts.training.dataset import DatasetArguments
+
+class Model(torch.nn.Module):
+    config = type("Config", (), {"num_labels": 19})()
+
+class Watched(BootstrapCounts):
+    def add(self, sample, prediction):
+        super().add(sample, prediction)
+        self.seen = getattr(self, "seen", 0) + 1
+        if self.seen in (20, 200):
+            print(self.seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+def predictor(image):
+    pixels = np.asarray(image)
+    return (pixels[..., 0] // 14).astype(np.uint8)
+
+counters = [BoundaryCounts(19), SegmentSizeCounts(19), Watched(19, 1000)]
+arguments = DatasetArguments(dataset_name=sys.argv[1])
+_, images = evaluate_split(Model(), None, arguments, "validation", Accelerator(cpu=True), predictor, None, 1, counters)
+assert images == 200
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pictures(tmp_path):
+    """200 pictures of 1024x2048 with every count on: the peak after 20 is the peak after 200, to a few pictures."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def large():
+        for number in range(200):
+            ids = np.kron(rng.integers(0, 19, (32, 64), dtype=np.uint8), np.ones((32, 32), dtype=np.uint8))
+            image = np.repeat((np.roll(ids, 2, axis=1) * 14)[..., None], 3, axis=2)
+            yield f"p{number}", image, ids
+
+    folder = write_split(tmp_path, large())
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(ROOT))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    peaks = {int(seen): int(megabytes) for seen, megabytes in map(str.split, done.stdout.splitlines())}
+    print(f"peak memory after 20 pictures {peaks[20]} MiB, after 200 {peaks[200]} MiB")
+    assert peaks[200] < 1.1 * peaks[20]

@@ -1,8 +1,10 @@
-"""Segments pictures: a label PNG and a colour overlay with a legend for each.
+"""Segments pictures, or a whole streamed dataset.
 
 `python scripts/predict.py street.jpg photos/ --model_name_or_path outputs/model --output_dir outputs/predictions`
-writes `street_labels.png` (pixel value = class id) and `street_overlay.png`. Runs alike as `python -m scripts.predict`
-and under `accelerate launch`, where processes share the pictures.
+writes `street_labels.png` (pixel value = class id) and `street_overlay.png`. With `--dataset_name DATA` in place of
+pictures the label maps go into parquet shards that `datasets.load_dataset(output_dir)` reads; the same command goes on
+where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate launch`, where processes share
+the work.
 """
 
 from __future__ import annotations
@@ -14,24 +16,45 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
+from accelerate import Accelerator
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from image_processing.preprocessing_faseg import pil_to_array
 from scripts.evaluation.inference import SingleScale
-from scripts.training.command_line import UserError, build_accelerator, check_folder, parse_arguments, run_command
+from scripts.prediction.shards import ShardFolder
+from scripts.prediction.stream import Prediction, model_sha256
+from scripts.training.command_line import (
+    UserError,
+    build_accelerator,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    project_path,
+    run_command,
+)
+from scripts.training.dataset import DatasetArguments, load_split, number_of_examples
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
 from scripts.visualization import label_image, with_legend
 
 
 @dataclass
-class PredictArguments(ModelArguments):
-    """Segment pictures, or the pictures of folders."""
+class PredictArguments(ModelArguments, DatasetArguments):
+    """Segment pictures, the pictures of folders, or a dataset; its labels, if it has any, are not read."""
 
     images: list[str] = field(default_factory=list, metadata={"help": "Pictures and folders; the same as IMAGES."})
     output_dir: str | None = field(default=None, metadata={"help": "Where label maps and overlays go."})
+    split_name: str = field(default="test", metadata={"help": "Split of --dataset_name."})
+    rows_per_shard: int = field(default=256, metadata={"help": "Rows per parquet file: what a stop can cost."})
+    score_maps: bool = field(
+        default=False, metadata={"help": "Also a column of PNGs with the winning class's share of the scores."}
+    )
+    overlays: int = field(default=0, metadata={"help": "Overlays with a legend for so many rows of the dataset."})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode a dataset's pictures."})
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
     )
@@ -55,7 +78,7 @@ def find_pictures(names: list[str]) -> list[Path]:
         else:
             raise UserError(f"{name}: no such file or folder")
     if not pictures:
-        raise UserError("no picture: name pictures or a folder of them")
+        raise UserError("no picture: name pictures or a folder of them, or give --dataset_name")
     return pictures
 
 
@@ -75,22 +98,13 @@ def read_picture(path: Path) -> Image.Image:
         return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
 
 
-def predict(arguments: PredictArguments) -> int:
-    """Writes both files per picture; returns 1 if a picture could not be read."""
-    if not arguments.model_name_or_path:
-        raise UserError("no checkpoint: give --model_name_or_path")
-    if not arguments.output_dir:
-        raise UserError("no output folder: give --output_dir")
-    check_folder("--output_dir", Path(arguments.output_dir))
-    pictures = find_pictures(arguments.images)
-    accelerator = build_accelerator(arguments.mixed_precision)
-    config = build_config(arguments)
-    model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
-    segment = SingleScale(model, build_processor(arguments, config), accelerator.device)
+def predict_pictures(
+    pictures: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator
+) -> int:
+    """Writes a label map and an overlay per picture; returns how many of this process's could not be read."""
+    segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-
     jobs = list(zip(pictures, output_names(pictures), strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
     failed = 0
@@ -111,7 +125,76 @@ def predict(arguments: PredictArguments) -> int:
     accelerator.wait_for_everyone()
     if failed:
         print(f"{failed} of {len(own)} pictures could not be read", file=sys.stderr)
-    accelerator.print(f"label maps and overlays in {output_dir}")
+    return failed
+
+
+def predict_dataset(
+    arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Accelerator
+) -> None:
+    """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
+    data = load_split(arguments, arguments.split_name, with_labels=False)
+    named = re.match(r"\w+", arguments.split_name)  # without a slice, which names of files cannot hold
+    made_by = {
+        "model": published_name(arguments.model_name_or_path),
+        "model_sha256": model_sha256(model, processor),
+        "mixed_precision": accelerator.mixed_precision,
+        "dataset": published_name(arguments.dataset_name),
+        "dataset_config_name": arguments.dataset_config_name,
+        "dataset_revision": arguments.dataset_revision,
+        "split_name": arguments.split_name,
+        "image_column_name": arguments.image_column_name,
+        "rows_per_shard": arguments.rows_per_shard,
+        "score_maps": arguments.score_maps,
+    }
+    shards = ShardFolder(
+        output_dir, named[0] if named else "test", arguments.rows_per_shard, made_by, arguments.score_maps
+    )
+    prediction = Prediction(accelerator, model, processor, shards, arguments.image_column_name, arguments.overlays)
+    failed = prediction.run(
+        data,
+        number_of_examples(data, arguments.split_name),
+        arguments.max_bad_samples,
+        arguments.dataloader_num_workers,
+    )
+    if failed and accelerator.is_main_process:
+        print(f"{failed} pictures could not be read: see the column 'error'", file=sys.stderr)
+
+
+def published_name(name: str | None) -> str:
+    """A Hub id as it is, a folder or file without the place where this machine keeps it."""
+    path = Path(project_path(name or ""))
+    return path.resolve().name if path.exists() else str(name)
+
+
+def check_arguments(arguments: PredictArguments) -> None:
+    """Raises `UserError` at values that cannot work, before anything is loaded."""
+    if not arguments.model_name_or_path:
+        raise UserError("no checkpoint: give --model_name_or_path")
+    if not arguments.output_dir:
+        raise UserError("no output folder: give --output_dir")
+    if arguments.dataset_name and arguments.images:
+        raise UserError(f"{arguments.images[0]} and --dataset_name {arguments.dataset_name}: give one of the two")
+    check_folder("--output_dir", Path(arguments.output_dir))
+    check_at_least(arguments, 1, "rows_per_shard")
+    check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers")
+
+
+def predict(arguments: PredictArguments) -> int:
+    """Segments what the arguments name; returns 1 if a picture named could not be read."""
+    check_arguments(arguments)
+    pictures = [] if arguments.dataset_name else find_pictures(arguments.images)
+    accelerator = build_accelerator(arguments.mixed_precision)
+    config = build_config(arguments)
+    model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
+    processor = build_processor(arguments, config)
+    output_dir = Path(arguments.output_dir or "")
+    failed = 0
+    if pictures:
+        failed = predict_pictures(pictures, output_dir, model, processor, accelerator)
+        accelerator.print(f"label maps and overlays in {output_dir}")
+    else:
+        predict_dataset(arguments, output_dir, model, processor, accelerator)
+        accelerator.print(f'label maps in {output_dir}: datasets.load_dataset("{output_dir}") reads them')
     accelerator.end_training()
     return 1 if failed else 0
 

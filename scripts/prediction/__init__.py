@@ -1,0 +1,1 @@
+"""What `scripts/predict.py` uses to segment whole datasets: shards of label maps and the run that fills them."""

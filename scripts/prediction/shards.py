@@ -1,0 +1,186 @@
+"""Label maps as parquet shards of a fixed number of rows, each written whole or not at all, and found again.
+
+A folder of predictions holds `data/<split>-<number>.parquet`, `predictions.json` (what made them), `id2label.json` and
+`README.md`, by which `datasets.load_dataset(folder)` finds the shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scripts.training.command_line import UserError
+
+
+COLUMNS = {
+    "index": datasets.Value("int64"),
+    "image_id": datasets.Value("string"),
+    "label": datasets.Image(),
+    "error": datasets.Value("string"),
+}
+README = """\
+---
+pretty_name: Label maps predicted by {model}
+task_categories:
+- image-segmentation
+configs:
+- config_name: default
+  data_files:
+  - split: {split}
+    path: data/{split}-*.parquet
+{sizes}---
+
+# Label maps predicted by {model}
+
+One row per row of `{dataset}`, split `{split}`, in its order{rows}.
+
+| column | content |
+|---|---|
+| `index` | place of the row in the source, from 0 |
+| `image_id` | id or file name of the picture there, else `#<index>` |
+| `label` | PNG, pixel value = class id of `id2label.json`, of the picture's size; null if it could not be read |
+| `error` | why a picture could not be read, else null |
+{score}
+Read it with `datasets.load_dataset("path/to/this/folder", split="{split}")`.
+"""
+SCORE_ROW = "| `score` | PNG, 255 times the share of the winning class in the pixel's class scores |\n"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard on disk: the names of its rows, and why some of them have no label map."""
+
+    names: list[str]
+    errors: list[str]
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The folder of a prediction run.
+
+    Args:
+        rows_per_shard: rows of every shard but the last, which may have fewer.
+        made_by: what the label maps depend on, for `predictions.json`.
+    """
+
+    folder: Path
+    split: str
+    rows_per_shard: int
+    made_by: dict[str, Any]
+    with_scores: bool = False
+
+    @property
+    def features(self) -> datasets.Features:
+        """Columns of the shards."""
+        return datasets.Features(COLUMNS | ({"score": datasets.Image()} if self.with_scores else {}))
+
+    @property
+    def state_file(self) -> Path:
+        """Where `made_by` is kept."""
+        return self.folder / "predictions.json"
+
+    def path(self, number: int) -> Path:
+        """File of a shard."""
+        return self.folder / "data" / f"{self.split}-{number:05d}.parquet"
+
+    def numbers(self) -> list[int]:
+        """Shards on disk, in order."""
+        files = self.path(0).parent.glob(f"{self.split}-[0-9]*.parquet")
+        return sorted(int(file.stem.removeprefix(f"{self.split}-")) for file in files)
+
+    def prepare(self, id2label: dict[int, str]) -> None:
+        """Makes the folder, or makes sure that it is this run's; takes damaged and unfinished shards out.
+
+        Raises:
+            UserError: the folder's shards were made by something else.
+        """
+        data = self.path(0).parent
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            if self.state_file.exists():
+                self._check_state(json.loads(self.state_file.read_text(encoding="utf-8")))
+            elif any(data.glob("*.parquet")):
+                raise UserError(f"{data} holds parquet files of something else: give another --output_dir")
+            for partial in data.glob(".*.partial"):
+                partial.unlink()
+            for number in self.numbers():
+                try:
+                    self.read(number)
+                except (OSError, ValueError, KeyError) as error:
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    print(f"{self.path(number)}: damaged, predicted anew: {reason}", file=sys.stderr)
+                    self.path(number).unlink()
+            names = {str(index): name for index, name in sorted(id2label.items())}
+            write_whole(self.folder / "id2label.json", (json.dumps(names, indent=2) + "\n").encode())
+            write_whole(self.state_file, (json.dumps(self.made_by, indent=2) + "\n").encode())
+            self.write_readme(None)
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"--output_dir {self.folder}: {error}") from error
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        for key, value in self.made_by.items():
+            if state.get(key) != value:
+                raise UserError(
+                    f"--output_dir {self.folder}: its shards were made with {key} {state.get(key)!r}, not {value!r}: "
+                    "go on with the same settings, or give another --output_dir"
+                )
+
+    def read(self, number: int) -> Finished:
+        """Names and errors of a shard, after its checksums and row numbers were compared.
+
+        Raises:
+            OSError, ValueError, KeyError: it is damaged, or not this shard.
+        """
+        table = pq.ParquetFile(self.path(number), page_checksum_verification=True).read()
+        first = number * self.rows_per_shard
+        indices = table["index"].to_pylist()
+        if not 0 < len(indices) <= self.rows_per_shard or indices != list(range(first, first + len(indices))):
+            raise ValueError(f"rows {indices[:1]}..{indices[-1:]}, need {first}..")
+        return Finished(table["image_id"].to_pylist(), table["error"].drop_null().to_pylist())
+
+    def write(self, number: int, rows: list[dict[str, Any]]) -> None:
+        """Writes a shard of rows that have `features`.
+
+        Raises:
+            UserError: it cannot be written; the shards before it stay.
+        """
+        table = pa.Table.from_pylist(rows, schema=self.features.arrow_schema)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, write_page_checksum=True)
+        try:
+            write_whole(self.path(number), buffer.getvalue().to_pybytes())
+        except OSError as error:
+            raise UserError(f"{self.path(number)}: {error}: free space and run the command again to go on") from error
+
+    def write_readme(self, rows: int | None) -> None:
+        """Writes the card; `rows` of the whole split once all are there."""
+        sizes = ""
+        if rows is not None:
+            sizes = f"dataset_info:\n  splits:\n  - name: {self.split}\n    num_examples: {rows}\n"
+        text = README.format(
+            model=self.made_by["model"],
+            dataset=self.made_by["dataset"],
+            split=self.split,
+            sizes=sizes,
+            rows=" (unfinished: run the command again)" if rows is None else f": {rows} rows",
+            score=SCORE_ROW if self.with_scores else "",
+        )
+        write_whole(self.folder / "README.md", text.encode())

@@ -1,0 +1,242 @@
+"""A streamed dataset to label maps: every process fills the shards that fall to it.
+
+All processes read the stream; a shard is decoded and segmented by one of them. Which one follows from the shards left
+alone, and rows from their place in the stream, so the result depends neither on the number of processes nor on stops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from scripts.evaluation.inference import first_example, processed_inputs, semantic_scores
+from scripts.prediction.shards import Finished, ShardFolder
+from scripts.training.checkpointing import on_main
+from scripts.training.command_line import UserError
+from scripts.training.dataset import readable
+from scripts.training.samples import BadSample, BadSamples, decode_image, sample_name
+from scripts.training.streaming import StreamRow, good_batches, worker_loader
+from scripts.visualization import label_image, with_legend
+
+
+def model_sha256(model: Any, processor: Any) -> str:
+    """SHA-256 of everything that a label map depends on: weights, configuration and processor."""
+    digest = hashlib.sha256()
+    config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+    for settings in (config, processor.to_dict()):
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class PredictionRows(Sampler[list[StreamRow]]):
+    """One pass over the stream: the rows of this process's share of the shards that are left, undecoded.
+
+    Attributes:
+        total: rows of the stream, once the pass is over.
+    """
+
+    def __init__(
+        self,
+        data: datasets.IterableDataset,
+        image_column: str,
+        rows_per_shard: int,
+        finished: dict[int, Finished],
+        process_index: int,
+        num_processes: int,
+    ) -> None:
+        self.data = data
+        self.image_column = image_column
+        self.rows_per_shard = rows_per_shard
+        self.finished = finished
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.total = 0
+
+    def __iter__(self) -> Iterator[list[StreamRow]]:
+        left = -1  # the how-manieth shard that is left the current one is
+        self.total = 0
+        for index, row in enumerate(readable(self.data)):
+            self.total = index + 1
+            shard, place = divmod(index, self.rows_per_shard)
+            if shard in self.finished:
+                self._check_same(shard, place, sample_name(row, self.image_column, index))
+                continue
+            left += place == 0
+            if left % self.num_processes == self.process_index:
+                yield [StreamRow(0, index, row)]
+        predicted = sum(len(shard.names) for shard in self.finished.values())
+        last = max(self.finished, default=-1)
+        if last >= 0 and last * self.rows_per_shard + len(self.finished[last].names) > self.total:
+            raise UserError(
+                f"{predicted} rows were predicted before, but the split ends after {self.total}: it changed"
+            )
+
+    def _check_same(self, shard: int, place: int, name: str) -> None:
+        names = self.finished[shard].names
+        if place >= len(names) or names[place] != name:
+            expected = repr(names[place]) if place < len(names) else "the end of the split"
+            raise UserError(
+                f"row {shard * self.rows_per_shard + place} is {name!r} and was {expected} when it was predicted: "
+                "the dataset changed: give another --output_dir"
+            )
+
+
+class PictureSamples(Dataset):
+    """Decodes the picture of the row that it is given as an index."""
+
+    def __init__(self, image_column: str) -> None:
+        self.image_column = image_column
+
+    def __getitem__(self, item: StreamRow) -> dict[str, Any]:
+        name = sample_name(item.row, self.image_column, item.index)
+        try:
+            image = F.to_pil_image(decode_image(item.row[self.image_column], name))
+        except BadSample as error:
+            return {"index": item.index, "name": name, "error": str(error)}
+        return {"index": item.index, "name": name, "image": image}
+
+
+def png(image: Image.Image, name: str) -> dict[str, Any]:
+    """A picture as a row of an `Image` column holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{PurePath(name).stem}.png"}
+
+
+@dataclass
+class Prediction:
+    """A prediction run of one process.
+
+    Args:
+        overlays: pictures of the stream, from its start, that get an overlay with a legend in `overlays/`.
+    """
+
+    accelerator: Accelerator
+    model: Any
+    processor: Any
+    shards: ShardFolder
+    image_column: str
+    overlays: int = 0
+
+    def run(
+        self, data: datasets.IterableDataset, examples: int | None, max_bad_samples: int | None, num_workers: int
+    ) -> int:
+        """Writes every shard that is not there yet; returns the rows without a label map.
+
+        Args:
+            examples: rows of `data` where they are known.
+            max_bad_samples: unreadable pictures that are let pass, see `BadSamples`; each process counts its own and
+                those of the shards that were there before.
+        Raises:
+            UserError: the folder is another run's, the dataset changed, or too many pictures cannot be read.
+        """
+        accelerator, shards = self.accelerator, self.shards
+        names = {int(index): str(name) for index, name in (self.model.config.id2label or {}).items()}
+        on_main(accelerator, lambda: shards.prepare(names))
+        if not shards.state_file.exists():
+            raise UserError(f"--output_dir {shards.folder}: not shared by all processes: give a folder that is")
+        finished = {number: shards.read(number) for number in shards.numbers()}
+        accelerator.wait_for_everyone()  # nobody writes before all have seen the same shards
+        before = sum(len(shard.names) for shard in finished.values())
+        if before:
+            accelerator.print(f"going on after {len(finished)} shards, {before} rows")
+        rows = PredictionRows(
+            data, self.image_column, shards.rows_per_shard, finished, accelerator.process_index,
+            accelerator.num_processes,
+        )  # fmt: skip
+        bad = BadSamples(max_bad_samples, examples)
+        check_errors(bad, list(finished.values()))
+        self._fill(rows, examples and max(0, examples - before), num_workers, names, bad)
+        accelerator.wait_for_everyone()
+        return self._finish(rows.total, bad)
+
+    def _fill(
+        self, rows: PredictionRows, left: int | None, num_workers: int, names: dict[int, str], bad: BadSamples
+    ) -> None:
+        """Segments this process's rows and writes a shard whenever one is full."""
+        accelerator, size = self.accelerator, self.shards.rows_per_shard
+        loader = worker_loader(PictureSamples(self.image_column), rows, first_example, num_workers)
+        share = left and -(-left // accelerator.num_processes)
+        shard: list[dict[str, Any]] = []
+        bar = tqdm(
+            total=share, desc="predict", unit="image", dynamic_ncols=True, disable=not accelerator.is_main_process
+        )
+        with accelerator.autocast(), bar:
+            for sample in good_batches(loader):
+                index = sample["index"]
+                bad.add([sample["error"]] if "error" in sample else [], seen=1)
+                shard.append(self._row(sample, names))
+                bar.update()
+                if (index + 1) % size == 0:
+                    self.shards.write(index // size, shard)
+                    shard = []
+        if shard:
+            self.shards.write(shard[-1]["index"] // size, shard)
+
+    def _row(self, sample: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+        row = {"index": sample["index"], "image_id": sample["name"], "label": None, "error": sample.get("error")}
+        if self.shards.with_scores:
+            row["score"] = None
+        if "image" not in sample:
+            return row
+        image = sample["image"]
+        scores = semantic_scores(
+            self.model,
+            self.processor,
+            processed_inputs(self.processor, image, self.accelerator.device),
+            (image.height, image.width),
+        )
+        labels = scores.argmax(dim=0).cpu().numpy()
+        row["label"] = png(label_image(labels), sample["name"])
+        if self.shards.with_scores:
+            share = (255 * scores.amax(dim=0) / scores.sum(dim=0).clamp(min=1e-12)).round().clamp(0, 255)
+            row["score"] = png(Image.fromarray(share.cpu().numpy().astype(np.uint8)), sample["name"])
+        if sample["index"] < self.overlays:
+            folder = self.shards.folder / "overlays"
+            folder.mkdir(exist_ok=True)
+            with_legend(image, labels, names).save(folder / f"{sample['index']:06d}.png")
+        return row
+
+    def _finish(self, total: int, bad: BadSamples) -> int:
+        """Makes sure that every row is there once, and says so in the card; returns the rows without a label map."""
+        if total == 0:
+            raise UserError(f"split {self.shards.split!r} is empty")
+
+        def check() -> int:
+            parts = [self.shards.read(number) for number in self.shards.numbers()]
+            rows = sum(len(part.names) for part in parts)
+            if rows != total:
+                raise UserError(f"{rows} of {total} rows in {self.shards.folder}: run the command again")
+            self.shards.write_readme(total)
+            check_errors(bad, parts)  # of all processes
+            return len(bad.messages)
+
+        return on_main(self.accelerator, check)
+
+
+def check_errors(bad: BadSamples, shards: list[Finished]) -> None:
+    """Makes `bad` count what could not be read in `shards`.
+
+    Raises:
+        UserError: more pictures than are let pass.
+    """
+    rows = sum(len(shard.names) for shard in shards)
+    bad.load_state_dict({"messages": [error for shard in shards for error in shard.errors], "seen": rows})
+    bad.add([])

@@ -1,0 +1,263 @@
+"""Prediction over a streamed dataset: shards that `load_dataset` reads back, and runs that go on where one stopped."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folder import write_model_folder
+
+from scripts import predict as predict_command
+from scripts.evaluation.inference import SingleScale
+from scripts.prediction.shards import ShardFolder
+from scripts.prediction.stream import PredictionRows
+from scripts.training.command_line import UserError, parse_arguments
+from scripts.training.dataset import DatasetArguments, load_split
+from scripts.training.model_folder import build_config, build_model, build_processor
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_recipe, tmp_path_factory):
+    """Folder of a tiny model with random weights for six classes."""
+    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def flags(model_folder, shapes, tmp_path):
+    """The seven training pictures in shards of two."""
+    return [
+        "--model_name_or_path", model_folder, "--dataset_name", shapes, "--split_name", "train",
+        "--rows_per_shard", 2, "--dataloader_num_workers", 0, "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+
+
+def read_back(folder, cache):
+    """All rows as `load_dataset` gives them, label maps as stored."""
+    data = datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))
+    return data.cast_column("label", datasets.Image(decode=False)).to_list()
+
+
+def file_hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "data").iterdir()}
+
+
+def test_load_dataset_gives_all_rows_back(flags, model_folder, shapes, tmp_path, command):
+    code, out, errors = command(predict_command, *flags, "--overlays", 1, "--score_maps")
+    folder = tmp_path / "out"
+    assert code == 0 and "load_dataset" in out, errors
+    assert sorted(path.name for path in (folder / "data").iterdir()) == [f"train-{i:05d}.parquet" for i in range(4)]
+    data = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(data) == ["train"] and data["train"].num_rows == 7
+    streamed = list(datasets.load_dataset(str(folder), split="train", streaming=True))
+    assert [row["index"] for row in streamed] == list(range(7))
+    assert [row["image_id"] for row in streamed] == [f"train_{index:05d}" for index in range(7)]
+    assert [row["error"] for row in streamed] == [None] * 7
+
+    arguments = parse_arguments(predict_command.PredictArguments, ["--model_name_or_path", str(model_folder)])
+    config = build_config(arguments)
+    segment = SingleScale(build_model(arguments, config).eval(), build_processor(arguments, config), "cpu")
+    source = datasets.load_dataset(str(shapes), split="train", streaming=True)
+    for row, example in zip(streamed, source, strict=True):
+        assert np.array_equal(np.asarray(row["label"]), segment(example["image"].convert("RGB")))
+        score = np.asarray(row["score"])
+        assert score.dtype == np.uint8 and score.shape == (128, 160) and score.min() > 255 / 7 - 1
+    assert json.loads((folder / "id2label.json").read_text())["5"] == "class 5"
+    assert [path.name for path in (folder / "overlays").iterdir()] == ["000000.png"]
+    assert str(ROOT) not in (folder / "predictions.json").read_text()
+    assert "num_examples: 7" in (folder / "README.md").read_text()
+
+
+class Killed(BaseException):
+    """Stands for a signal that no `except Exception` sees."""
+
+
+def test_stopped_run_goes_on(flags, tmp_path, command, monkeypatch):
+    """Finished shards stay as they are, an unfinished and a damaged one are made again, no row is lost or doubled."""
+    assert command(predict_command, *flags)[0] == 0
+    whole, folder = file_hashes(tmp_path / "out"), tmp_path / "out"
+    rows = read_back(folder, tmp_path / "cache")
+    shutil.rmtree(folder)
+
+    write = ShardFolder.write
+
+    def killed_in_the_third(self, number, rows):
+        if number == 2:
+            self.path(2).with_name(f".{self.path(2).name}.partial").write_bytes(b"PAR1 and no more")
+            raise Killed
+        write(self, number, rows)
+
+    monkeypatch.setattr(ShardFolder, "write", killed_in_the_third)
+    with pytest.raises(Killed):
+        predict_command.predict(
+            parse_arguments(predict_command.PredictArguments, list(map(str, flags)), images="pictures")
+        )
+    assert len(list((folder / "data").glob("train-*"))) == 2
+    assert datasets.load_dataset(str(folder), split="train", streaming=True).take(1)  # readable when unfinished
+    assert "unfinished" in (folder / "README.md").read_text()
+
+    written = []
+    monkeypatch.setattr(
+        ShardFolder, "write", lambda self, number, rows: [written.append(number), write(self, number, rows)]
+    )
+    damaged = folder / "data" / "train-00001.parquet"
+    content = bytearray(damaged.read_bytes())
+    middle = content.index(b"IDAT") + 8
+    content[middle] ^= 1  # one bit within a label map
+    damaged.write_bytes(content)
+    code, out, errors = command(predict_command, *flags)
+    assert code == 0 and "going on after 1 shards, 2 rows" in out
+    assert any("train-00001.parquet: damaged, predicted anew" in line for line in errors)
+    assert written == [1, 2, 3]
+    assert file_hashes(folder) == whole
+    assert read_back(folder, tmp_path / "cache2") == rows
+
+    written.clear()
+    assert command(predict_command, *flags)[0] == 0 and written == []
+
+
+def test_other_settings_are_refused(flags, model_folder, shapes, tiny_recipe, tmp_path, command):
+    assert command(predict_command, *flags)[0] == 0
+    before = file_hashes(tmp_path / "out")
+
+    def refused(*changed, message):
+        code, _, errors = command(predict_command, *flags, *changed)
+        lines = [line for line in errors if line and not line.startswith(("Loading weights: ", "predict: "))]
+        assert code == 2 and len(lines) == 1 and message in lines[0], errors
+        assert file_hashes(tmp_path / "out") == before
+
+    refused("--rows_per_shard", 3, message="made with rows_per_shard 2, not 3")
+    refused("--split_name", "validation", message="made with split_name 'train', not 'validation'")
+    refused("--config_overrides", "attention_mask_threshold=0.5", message="made with model_sha256")
+    refused("--score_maps", message="made with score_maps False, not True")
+    other = tmp_path / "other" / shapes.name
+    shutil.copytree(shapes, other)
+    (other / "data" / "train-00000-of-00003.parquet").unlink()
+    refused("--dataset_name", other, message="row 0 is 'train_00003' and was 'train_00000' when it was predicted")
+    shutil.copy(shapes / "data" / "train-00000-of-00003.parquet", other / "data")
+    (other / "data" / "train-00002-of-00003.parquet").unlink()
+    refused("--dataset_name", other, message="7 rows were predicted before, but the split ends after 5")
+    shutil.copytree(shapes, other, dirs_exist_ok=True)
+    shutil.copy(shapes / "data" / "validation-00000-of-00003.parquet", other / "data" / "train-00003-of-00003.parquet")
+    refused("--dataset_name", other, message="row 7 is 'validation_00000' and was the end of the split")
+    picture = ROOT / "docs" / "demo.png"
+    refused(picture, message="give one of the two")
+    strange = tmp_path / "strange"
+    shutil.copytree(shapes, strange)
+    refused("--output_dir", strange, message="holds parquet files of something else")
+    refused("--rows_per_shard", 0, message="--rows_per_shard 0: give at least 1")
+    refused("--image_column_name", "picture", message="no column 'picture'")
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """Dataset without a label column: pictures of three sizes, the second is no picture."""
+    folder = tmp_path / "half_broken"
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number, size in enumerate([(40, 60), (1, 1), (33, 90)]):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "1.png").write_bytes(b"no picture")
+    rows = [{"image": {"bytes": (folder / f"{n}.png").read_bytes(), "path": f"{n}.png"}} for n in range(3)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def test_unreadable_pictures_are_named_and_keep_their_row(flags, half_broken, tmp_path, command):
+    flags = [*flags, "--dataset_name", half_broken]
+    code, _, errors = command(predict_command, *flags)
+    assert code == 0
+    assert any("skipped: image of sample 1.png: cannot be read" in line for line in errors)
+    assert errors[-1] == "1 pictures could not be read: see the column 'error'"
+    rows = list(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True))
+    assert [row["image_id"] for row in rows] == ["0.png", "1.png", "2.png"]
+    assert [row["label"] and row["label"].size for row in rows] == [(60, 40), None, (90, 33)]
+    assert "cannot be read" in rows[1]["error"] and rows[0]["error"] is None
+    code, _, errors = command(predict_command, *flags, "--max_bad_samples", 0)
+    assert code == 2 and "1 bad samples, more than the 0 of --max_bad_samples" in errors[-1]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize("finished", [(), (0,), (1, 2)])
+def test_processes_share_the_shards_that_are_left(shapes, tmp_path, num_processes, finished):
+    data = load_split(DatasetArguments(str(shapes)), "train", with_labels=False)
+    folder = ShardFolder(tmp_path, "train", 2, {"model": "m", "dataset": "d"})
+    folder.prepare({0: "a"})
+    for shard in finished:
+        rows = [
+            {"index": index, "image_id": f"train_{index:05d}", "label": None, "error": None}
+            for index in (2 * shard, 2 * shard + 1)
+        ]
+        folder.write(shard, rows)
+    done = {number: folder.read(number) for number in folder.numbers()}
+    assert sorted(done) == list(finished)
+    shares = []
+    for rank in range(num_processes):
+        rows = PredictionRows(data, "image", 2, done, rank, num_processes)
+        shares.append([item.index for (item,) in rows])
+        assert rows.total == 7
+    expected = [index for index in range(7) if index // 2 not in finished]
+    assert sorted(index for share in shares for index in share) == expected
+    shards = [{index // 2 for index in share} for share in shares]
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_empty_split(flags, tmp_path, command):
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(tmp_path / "none.parquet")
+    code, _, errors = command(predict_command, *flags, "--dataset_name", tmp_path / "none.parquet")
+    assert code == 2 and "split 'train' is empty" in errors[-1]
+
+
+def test_full_disk_keeps_the_shards_before(tmp_path, monkeypatch):
+    folder = ShardFolder(tmp_path, "train", 1, {"model": "m", "dataset": "d"})
+    folder.prepare({0: "a"})
+    folder.write(0, [{"index": 0, "image_id": "a", "label": None, "error": None}])
+
+    def no_space(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", no_space)
+    with pytest.raises(UserError, match="No space left on device: free space and run the command again"):
+        folder.write(1, [{"index": 1, "image_id": "b", "label": None, "error": None}])
+    assert folder.numbers() == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_killed_at_random(flags, tmp_path, num_processes):
+    """SIGKILL of all processes five times, then the run to its end: what a run never killed writes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    config = ROOT / "configs" / "accelerate" / "cpu.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", num_processes]
+    start = [sys.executable, *launcher] if num_processes > 1 else [sys.executable]
+    flags[flags.index("--rows_per_shard") + 1] = 1
+
+    def run(folder):
+        command = [*start, ROOT / "scripts" / "predict.py", *flags[:-1], folder]
+        return subprocess.Popen(list(map(str, command)), env=environment, start_new_session=True)
+
+    started = time.monotonic()
+    assert run(tmp_path / "whole").wait() == 0
+    seconds = time.monotonic() - started
+    rng = np.random.default_rng(num_processes)
+    for _ in range(5):
+        process = run(tmp_path / "killed")
+        time.sleep(seconds * rng.uniform(0.5, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run(tmp_path / "killed").wait() == 0
+    assert file_hashes(tmp_path / "killed") == file_hashes(tmp_path / "whole")
+    assert len(read_back(tmp_path / "killed", tmp_path / "cache")) == 7

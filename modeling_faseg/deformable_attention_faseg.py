@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.integrations import use_kernel_forward_from_hub
 
+from .deformable_sampling_faseg import sample_maps
+
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class FASegMultiScaleDeformableAttention(nn.Module):
     """Bilinear samples of `value` at `sampling_locations`, summed with `attention_weights`.
 
     The signature is the one transformers' other deformable models use, so that the same Hub kernel can take over.
-    Sampling runs in float32 whatever the dtype of `value`: coordinates of large pictures need it.
+    Sampling runs in float32 whatever the dtype of `value`.
     """
 
     def forward(
@@ -42,22 +44,8 @@ class FASegMultiScaleDeformableAttention(nn.Module):
         Returns:
             `(B, L, C)` in the dtype of `value`.
         """
-        batch_size, _, num_heads, head_dim = value.shape
-        num_tokens = sampling_locations.shape[1]
-        grids = 2 * sampling_locations.float() - 1
-        weights = attention_weights.float()
-        levels = value.float().split([height * width for height, width in value_spatial_shapes_list], dim=1)
-        output = value.new_zeros((), dtype=torch.float32)
-        for level, (height, width) in enumerate(value_spatial_shapes_list):
-            feature_map = levels[level].permute(0, 2, 3, 1).reshape(batch_size * num_heads, head_dim, height, width)
-            grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
-            samples = nn.functional.grid_sample(
-                feature_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False
-            )
-            level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-            output = output + (samples * level_weights).sum(-1)
-        output = output.view(batch_size, num_heads * head_dim, num_tokens).transpose(1, 2)
-        return output.contiguous().to(value.dtype)
+        output = sample_maps(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+        return output.to(value.dtype)
 
 
 class FASegDeformableSelfAttention(nn.Module):
@@ -101,7 +89,8 @@ class FASegDeformableSelfAttention(nn.Module):
         Args:
             hidden_states: `(B, L, C)` tokens; values come from them alone.
             position_embeddings: `(B, L, C)`, added where offsets and weights are predicted.
-            reference_points: `(L, 2)` centres of the tokens as shares of width and height, float32.
+            reference_points: `(L, N * levels * P * 2)` centres of the tokens as shares of width and height, once for
+                each of its sampling points, float32.
             spatial_shapes: height and width of each level.
             valid: `(B, L)`; padding gives no value. None: all tokens are picture.
         Returns:
@@ -116,10 +105,11 @@ class FASegDeformableSelfAttention(nn.Module):
         grouped = (batch_size, num_tokens, self.num_heads, self.num_levels * self.num_points)
         weights = self.attention_weights(queries).view(grouped).softmax(-1)
         weights = weights.view(*grouped[:-1], self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(queries).view(*weights.shape, 2).float()
         shapes = torch.tensor(spatial_shapes, device=value.device)
-        widths_heights = shapes.flip(-1).float()
-        locations = reference_points[:, None, None, None, :] + offsets / widths_heights[:, None, :]
+        widths_heights = shapes.flip(-1).float()[:, None].expand(-1, self.num_points, -1).flatten()
+        offsets = self.sampling_offsets(queries).float()
+        locations = torch.addcdiv(reference_points, offsets, widths_heights.repeat(self.num_heads))
+        locations = locations.view(*weights.shape, 2)
         starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
         output = self.attn(value, shapes, spatial_shapes, starts, locations, weights, 64)
         return self.output_proj(output)

@@ -3,22 +3,23 @@
 Notation: B batch, Q queries, K classes, T targets of an image, N matched masks of the batch, P points.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_faseg import FASegConfig
-from .matcher_faseg import FASegHungarianMatcher
+from .mask_predictions_faseg import MaskProduct, mask_predictions
+from .matcher_faseg import FASegHungarianMatcher, Matching, to_host
 from .point_sampling_faseg import PointPlacement, sample_points, sample_uncertain_points
 
 
 class FASegLoss(nn.Module):
     """Classification, mask and dice losses after Hungarian matching, for the final and all auxiliary predictions.
 
-    Random numbers are drawn per prediction, the final one first: a `torch.rand` per image for the matching, then
-    two for the points of the mask losses.
+    Random numbers are drawn for the matching first, a `torch.rand` per prediction and image, the final prediction
+    first, then two per prediction for the points of the mask losses.
     """
 
     empty_weight: Tensor
@@ -54,19 +55,20 @@ class FASegLoss(nn.Module):
 
     def forward(
         self,
-        masks_queries_logits: Tensor,
+        masks_queries_logits: Tensor | MaskProduct,
         class_queries_logits: Tensor,
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
-        auxiliary_predictions: list[dict[str, Tensor]] | None = None,
+        auxiliary_predictions: list[dict[str, Any]] | None = None,
         pixel_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
-            masks_queries_logits: `(B, Q, h, w)` of the final prediction; class_queries_logits: `(B, Q, K + 1)`.
+            masks_queries_logits: `(B, Q, h, w)` of the final prediction, or the product they are, which spares
+                computing those that no target needs; class_queries_logits: `(B, Q, K + 1)`.
             mask_labels: per image `(T, H, W)` masks of 0 and 1 over the same canvas; T may be 0.
             class_labels: per image `(T,)` classes in 0..K-1.
-            auxiliary_predictions: the earlier predictions, dictionaries with both logits.
+            auxiliary_predictions: the earlier predictions, dictionaries of the first two arguments.
             pixel_mask: `(B, H, W)`, 1 on the picture; read with `exclude_ignored_pixels`.
         Returns:
             Unweighted `loss_cross_entropy`, `loss_mask` and `loss_dice`, and the same with `_0`, `_1`, ... for the
@@ -74,71 +76,85 @@ class FASegLoss(nn.Module):
         Raises:
             ValueError: for labels that do not fit each other or the classes, or a matching cost that is not finite.
         """
-        mask_labels = [masks.to(masks_queries_logits.device, torch.float32) for masks in mask_labels]
-        class_labels = [classes.long() for classes in class_labels]
-        self._check_labels(mask_labels, class_labels)
-        num_masks = count_masks(class_labels, masks_queries_logits.device)
-        valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
-        predictions = [{"masks_queries_logits": masks_queries_logits, "class_queries_logits": class_queries_logits}]
-        losses: dict[str, Tensor] = {}
-        for index, prediction in enumerate([*predictions, *(auxiliary_predictions or [])]):
-            suffix = "" if index == 0 else f"_{index - 1}"
-            terms = self._prediction_losses(
-                prediction["masks_queries_logits"].float(),
-                prediction["class_queries_logits"].float(),
+        # fp32 island, as in the reference.
+        device_type = class_queries_logits.device.type
+        with torch.autocast(device_type, enabled=False):
+            earlier = auxiliary_predictions or []
+            return self._losses(
+                [masks_queries_logits, *(each["masks_queries_logits"] for each in earlier)],
+                [class_queries_logits.float(), *(each["class_queries_logits"].float() for each in earlier)],
                 mask_labels,
                 class_labels,
-                num_masks,
-                valid,
+                pixel_mask,
             )
-            losses.update({name + suffix: value for name, value in terms.items()})
-        return losses
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """The scalar to minimise: every term with the weight of its kind."""
         return torch.stack([self.weights[_kind(name)] * value for name, value in losses.items()]).sum()
 
-    def _prediction_losses(
+    def _losses(
         self,
-        mask_logits: Tensor,
-        class_logits: Tensor,
+        masks: list[Tensor | MaskProduct],
+        class_logits: list[Tensor],
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
+        pixel_mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """All terms; the final prediction comes first in `masks` and `class_logits`."""
+        predictions = mask_predictions(masks)
+        device = predictions.device
+        mask_labels = [each.to(device, torch.float32, non_blocking=True) for each in mask_labels]
+        class_labels = [each.to(device, torch.long, non_blocking=True) for each in class_labels]
+        self._check_labels(mask_labels, class_labels)
+        num_masks = count_masks(class_labels, device)
+        valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
+
+        matchings = self.matcher.match(predictions, class_logits, mask_labels, class_labels, valid)
+        matchings = [_to_device(matching, device) for matching in matchings]
+        logits = predictions.of_queries([[queries for queries, _ in matching] for matching in matchings])
+        losses: dict[str, Tensor] = {}
+        for index, matching in enumerate(matchings):
+            terms = {
+                "loss_cross_entropy": self._class_loss(class_logits[index], class_labels, matching),
+                **self._mask_losses(logits[index], mask_labels, matching, num_masks, valid),
+            }
+            suffix = "" if index == 0 else f"_{index - 1}"
+            losses.update({name + suffix: value for name, value in terms.items()})
+        return losses
+
+    def _class_loss(self, class_logits: Tensor, class_labels: list[Tensor], matching: Matching) -> Tensor:
+        """Cross-entropy of all queries, of which those without a target are no object."""
+        targets = torch.full(class_logits.shape[:2], self.num_labels, device=class_logits.device)
+        for image, (queries, indices) in enumerate(matching):
+            targets[image, queries] = class_labels[image][indices]
+        return nn.functional.cross_entropy(class_logits.transpose(1, 2), targets, weight=self.empty_weight.float())
+
+    def _mask_losses(
+        self,
+        logits: Tensor,
+        mask_labels: list[Tensor],
+        matching: Matching,
         num_masks: Tensor,
         valid: list[Tensor] | None,
     ) -> dict[str, Tensor]:
-        indices = self.matcher(mask_logits, class_logits, mask_labels, class_labels, valid)
-        counts = [len(queries) for queries, _ in indices]
-        device = mask_logits.device
-        images = torch.cat([torch.full((count,), image) for image, count in enumerate(counts)]).to(device)
-        queries = torch.cat([queries for queries, _ in indices]).to(device)
-
-        targets = torch.full(class_logits.shape[:2], self.num_labels, device=device)
-        matched_classes = [classes[index.to(classes.device)] for classes, (_, index) in zip(class_labels, indices)]
-        targets[images, queries] = torch.cat(matched_classes).to(targets)
-        loss_cross_entropy = nn.functional.cross_entropy(
-            class_logits.transpose(1, 2), targets, weight=self.empty_weight.float()
-        )
-
-        logits = mask_logits[images, queries]
+        """Losses of the matched masks `(N, h, w)`, in the order of the matching."""
+        counts = [len(queries) for queries, _ in matching]
         place = None if valid is None else PointPlacement(valid, counts)
         points = sample_uncertain_points(
             logits, self.num_points, self.oversample_ratio, self.importance_sample_ratio, place
         )
-        matched_masks = [masks[index.to(masks.device)] for masks, (_, index) in zip(mask_labels, indices)]
         point_targets = torch.cat(
-            [sample_points(masks, part) for masks, part in zip(matched_masks, points.split(counts))]
+            [
+                _sample_targets(masks, indices, part)
+                for masks, (_, indices), part in zip(mask_labels, matching, points.split(counts))
+            ]
         )
         point_logits = sample_points(logits, points)
         loss_mask = nn.functional.binary_cross_entropy_with_logits(point_logits, point_targets, reduction="none")
         probs = point_logits.sigmoid()
         overlap = 2 * (probs * point_targets).sum(-1)
         loss_dice = 1 - (overlap + 1) / (probs.sum(-1) + point_targets.sum(-1) + 1)
-        return {
-            "loss_cross_entropy": loss_cross_entropy,
-            "loss_mask": loss_mask.mean(1).sum() / num_masks,
-            "loss_dice": loss_dice.sum() / num_masks,
-        }
+        return {"loss_mask": loss_mask.mean(1).sum() / num_masks, "loss_dice": loss_dice.sum() / num_masks}
 
     def _valid_pixels(self, mask_labels: list[Tensor], pixel_mask: Tensor | None) -> list[Tensor]:
         """Per image the `(H, W)` pixels that teach something: covered by a target, and not padding."""
@@ -163,18 +179,39 @@ class FASegLoss(nn.Module):
                     f"image {image} of the batch has {len(masks)} mask_labels and {len(classes)} class_labels: "
                     "give one class per mask"
                 )
-            if masks.numel() and not 0 <= masks.amin() <= masks.amax() <= 1:
+        given = [image for image, classes in enumerate(class_labels) if len(classes)]
+        if not given:
+            return
+        ranges = [
+            torch.stack((*mask_labels[image].aminmax(), *class_labels[image].aminmax())).float() for image in given
+        ]
+        for image, (lowest_value, highest_value, lowest, highest) in zip(given, to_host(torch.stack(ranges)).tolist()):
+            if not 0 <= lowest_value <= highest_value <= 1:
                 raise ValueError(
-                    f"mask_labels of image {image} of the batch lie in {masks.amin():g}..{masks.amax():g}: "
+                    f"mask_labels of image {image} of the batch lie in {lowest_value:g}..{highest_value:g}: "
                     "give masks of 0 and 1, divide by 255?"
                 )
-            lowest, highest = (int(classes.min()), int(classes.max())) if len(classes) else (0, 0)
             if lowest < 0 or highest >= self.num_labels:
-                wrong = lowest if lowest < 0 else highest
+                wrong = int(lowest if lowest < 0 else highest)
                 raise ValueError(
                     f"label {wrong} in image {image} of the batch but {self.num_labels} classes "
                     f"(0..{self.num_labels - 1}): fix the labels or the config's id2label, set do_reduce_labels=True?"
                 )
+
+
+def _to_device(matching: Matching, device: torch.device) -> Matching:
+    """The matching's indices on the device, without waiting for it."""
+    return [
+        (queries.to(device, non_blocking=True), targets.to(device, non_blocking=True)) for queries, targets in matching
+    ]
+
+
+def _sample_targets(masks: Tensor, indices: Tensor, points: Tensor) -> Tensor:
+    """`(N, P)` values of `masks[indices]` at `(N, P, 2)` points. With every mask asked for, as almost always, none is
+    copied: the points go into their order instead."""
+    if len(indices) < len(masks):
+        return sample_points(masks[indices], points)
+    return sample_points(masks, points[indices.argsort()])[indices]
 
 
 def count_masks(class_labels: list[Tensor], device: torch.device) -> Tensor:

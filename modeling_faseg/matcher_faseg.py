@@ -1,13 +1,18 @@
 """Which query answers for which target: Hungarian matching on class, mask and dice costs.
 
-Notation: Q queries, K classes, T targets of an image, P points.
+Notation: L predictions, B batch, Q queries, K classes, T targets of an image (of the image with most, in a batch), P
+points.
 """
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .point_sampling_faseg import move_to_valid_pixels, sample_points
+from .mask_predictions_faseg import MaskPredictions, mask_predictions
+from .point_sampling_faseg import move_to_valid_pixels, sample_shared_points
+
+
+Matching = list[tuple[Tensor, Tensor]]  # per image the matched queries and their targets, two (min(Q, T),) indices
 
 
 class FASegHungarianMatcher(nn.Module):
@@ -25,7 +30,6 @@ class FASegHungarianMatcher(nn.Module):
         self.cost_dice = cost_dice
         self.num_points = num_points
 
-    @torch.no_grad()
     def forward(
         self,
         masks_queries_logits: Tensor,
@@ -33,7 +37,7 @@ class FASegHungarianMatcher(nn.Module):
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
         valid: list[Tensor] | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> Matching:
         """
         Args:
             masks_queries_logits: `(B, Q, h, w)`.
@@ -46,38 +50,76 @@ class FASegHungarianMatcher(nn.Module):
         Raises:
             ValueError: if a cost is not finite, naming the image.
         """
-        indices = []
-        for image, (masks, classes) in enumerate(zip(mask_labels, class_labels)):
-            cost = self.cost_matrix(
-                masks_queries_logits[image],
-                class_queries_logits[image],
-                masks,
-                classes,
-                None if valid is None else valid[image],
-            ).cpu()
-            if not cost.isfinite().all():
-                raise ValueError(
-                    f"matching cost of image {image} of the batch is not finite: its logits or masks hold NaN or "
-                    "infinity; check the picture, lower the learning rate or train in float32"
-                )
-            queries, targets = linear_sum_assignment(cost.numpy())
-            indices.append((torch.as_tensor(queries), torch.as_tensor(targets)))
-        return indices
+        masks = mask_predictions([masks_queries_logits])
+        return self.match(masks, [class_queries_logits], mask_labels, class_labels, valid)[0]
 
-    def cost_matrix(
-        self, mask_logits: Tensor, class_logits: Tensor, masks: Tensor, classes: Tensor, valid: Tensor | None = None
+    @torch.no_grad()
+    def match(
+        self,
+        masks: MaskPredictions,
+        class_logits: list[Tensor],
+        mask_labels: list[Tensor],
+        class_labels: list[Tensor],
+        valid: list[Tensor] | None = None,
+    ) -> list[Matching]:
+        """Matchings of all predictions; their costs come to the host together. Arguments as in `forward`."""
+        counts = [len(classes) for classes in class_labels]
+        classes = nn.utils.rnn.pad_sequence([each.to(masks.device) for each in class_labels], batch_first=True)
+        targets = [each.to(masks.device, torch.float32) for each in mask_labels]
+        costs = torch.stack(
+            [
+                self._costs(masks, prediction, logits, targets, classes, valid)
+                for prediction, logits in enumerate(class_logits)
+            ]
+        )
+        costs = to_host(costs)
+        _check_finite(costs, counts)
+        return [[_assign(cost[:, :count]) for cost, count in zip(batch, counts)] for batch in costs]
+
+    def _costs(
+        self,
+        masks: MaskPredictions,
+        prediction: int,
+        class_logits: Tensor,
+        mask_labels: list[Tensor],
+        classes: Tensor,
+        valid: list[Tensor] | None,
     ) -> Tensor:
-        """`(Q, T)` costs of one image, float32; arguments as in `forward`, without the batch."""
-        points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
-        if valid is not None:
-            points = move_to_valid_pixels(points, valid)
-        logits = sample_points(mask_logits.float(), points.expand(len(mask_logits), -1, -1))
-        targets = sample_points(masks.float(), points.expand(len(masks), -1, -1))
+        """`(B, Q, T)` float32 costs of one prediction; of no meaning beyond an image's own targets."""
+        points = []
+        for image in range(len(mask_labels)):
+            drawn = torch.rand(1, self.num_points, 2, device=masks.device)
+            points.append(drawn if valid is None else move_to_valid_pixels(drawn, valid[image]))
+        targets = nn.utils.rnn.pad_sequence(
+            [sample_shared_points(each[None], drawn)[0] for each, drawn in zip(mask_labels, points)], batch_first=True
+        )
+        logits = masks.at_points(prediction, torch.cat(points))
 
-        cost_class = -class_logits.float().softmax(-1)[:, classes]
+        probs = class_logits.detach().float().softmax(-1)
+        cost_class = -probs.gather(2, classes[:, None].expand(-1, probs.shape[1], -1))
         # Binary cross-entropy against every target: softplus(x) - x * t, summed over the points.
-        cost_mask = (nn.functional.softplus(logits).sum(-1, keepdim=True) - logits @ targets.T) / self.num_points
-        probs = logits.sigmoid()
-        overlap = 2 * probs @ targets.T
-        cost_dice = 1 - (overlap + 1) / (probs.sum(-1)[:, None] + targets.sum(-1)[None] + 1)
+        products = torch.matmul(logits, targets.transpose(1, 2))
+        cost_mask = (nn.functional.softplus(logits).sum(-1, keepdim=True) - products) / self.num_points
+        probs = logits.sigmoid_()
+        overlap = 2 * torch.matmul(probs, targets.transpose(1, 2))
+        cost_dice = 1 - (overlap + 1) / (probs.sum(-1, keepdim=True) + targets.sum(-1)[:, None] + 1)
         return self.cost_class * cost_class + self.cost_mask * cost_mask + self.cost_dice * cost_dice
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU. Matching and loss wait for the device here and nowhere else."""
+    return tensor.cpu()
+
+
+def _check_finite(costs: Tensor, counts: list[int]) -> None:
+    for image, count in enumerate(counts):
+        if not costs[:, image, :, :count].isfinite().all():
+            raise ValueError(
+                f"matching cost of image {image} of the batch is not finite: its logits or masks hold NaN or "
+                "infinity; check the picture, lower the learning rate or train in float32"
+            )
+
+
+def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
+    queries, targets = linear_sum_assignment(cost.numpy())
+    return torch.as_tensor(queries), torch.as_tensor(targets)

@@ -4,6 +4,7 @@ Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) pic
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -21,6 +22,7 @@ from .backbone_faseg import STRIDES, batch_norms, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention_faseg import FASegDeformableSelfAttention
 from .loss_faseg import FASegLoss
+from .mask_predictions_faseg import MaskProduct
 from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
 from .position_encoding_faseg import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
 from .transformer_decoder_faseg import (
@@ -47,6 +49,8 @@ class FASegModelOutput(ModelOutput):
         transformer_decoder_hidden_states: `(B, Q, C)` per prediction (`output_hidden_states=True`).
         transformer_decoder_intermediate_states: `(B, Q, C)` per prediction after the final norm.
         masks_queries_logits: `(B, Q, H/4, W/4)` per prediction with `output_auxiliary_logits`, else the last alone.
+        mask_embeddings: `(B, Q, M)`, whose product with the mask features the masks are, per prediction with
+            `output_mask_embeddings`, else the last alone.
         hidden_states: the same as `transformer_decoder_hidden_states`, under the name that Transformers' tools read;
             `output_hidden_states=[0, -1]` keeps those two and has None for the others.
         attentions: `(B, heads, Q, Q)` self-attention weights per layer (`output_attentions=True`, eager attention).
@@ -68,6 +72,7 @@ class FASegModelOutput(ModelOutput):
     focus_maps: tuple[Tensor, ...] | None = None
     positional_queries: tuple[Tensor, ...] | None = None
     hrca_windows: tuple | None = None
+    mask_embeddings: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -200,6 +205,7 @@ class FASegModel(FASegPreTrainedModel):
         output_hidden_states: bool | list[int] | None = None,
         output_auxiliary_logits: bool | None = None,
         output_attentions: bool | None = None,
+        output_mask_embeddings: bool = False,
         **kwargs: Any,
     ) -> FASegModelOutput:
         """
@@ -210,6 +216,7 @@ class FASegModel(FASegPreTrainedModel):
             output_hidden_states: whether to return the maps and queries of every stage.
             output_auxiliary_logits: whether to return the masks of every layer.
             output_attentions: read by `capture_outputs`, which records self-attention weights (eager attention).
+            output_mask_embeddings: whether to return the mask embeddings of every layer.
         Raises:
             ValueError: for pictures whose sides are not multiples of 32.
         """
@@ -226,6 +233,9 @@ class FASegModel(FASegPreTrainedModel):
         valid = None
         if self.config.mask_padding and pixel_mask is not None:
             valid = level_masks(pixel_mask)
+        if pixel_values.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_exporting()):
+            # Faster forward; backward passes of convolutions are slower in this layout. The pixel decoder inherits it.
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         backbone_maps = self.backbone(pixel_values).feature_maps
         decoded = self.pixel_decoder(list(backbone_maps), valid)
         queries = self.transformer_decoder(
@@ -235,6 +245,7 @@ class FASegModel(FASegPreTrainedModel):
             valid,
             output_auxiliary_logits,
             output_focus,
+            output_mask_embeddings,
         )
         focus = queries.focus
         return FASegModelOutput(
@@ -250,6 +261,7 @@ class FASegModel(FASegPreTrainedModel):
             focus_maps=tuple(focus.focus_maps) if focus else None,
             positional_queries=tuple(focus.positional_queries) if focus else None,
             hrca_windows=tuple(focus.hrca_windows) if focus else None,
+            mask_embeddings=tuple(queries.mask_embeddings),
         )
 
 
@@ -312,36 +324,38 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             pixel_mask,
             output_focus,
             output_hidden_states,
-            output_auxiliary_logits or train_auxiliary,
+            output_auxiliary_logits,
+            output_mask_embeddings=train_auxiliary,
             **kwargs,
         )
 
-        auxiliary_logits = None
+        states = outputs.transformer_decoder_intermediate_states
+        class_logits = [self.class_predictor(states[-1])]
         if output_auxiliary_logits or train_auxiliary:
-            earlier = zip(outputs.transformer_decoder_intermediate_states[:-1], outputs.masks_queries_logits[:-1])
-            auxiliary_logits = [
-                {"masks_queries_logits": masks, "class_queries_logits": self.class_predictor(queries)}
-                for queries, masks in earlier
-            ]
-        class_queries_logits = self.class_predictor(outputs.transformer_decoder_intermediate_states[-1])
-        masks_queries_logits = outputs.masks_queries_logits[-1]
+            class_logits = [*(self.class_predictor(earlier) for earlier in states[:-1]), *class_logits]
+        auxiliary_logits = None
+        if output_auxiliary_logits:
+            auxiliary_logits = _as_dictionaries(outputs.masks_queries_logits[:-1], class_logits[:-1])
 
         loss, loss_dict = None, None
         if has_labels:
+            # Products, not masks: the loss multiplies out what it needs, the masks of a few queries.
+            features = outputs.pixel_decoder_last_hidden_state
+            products = [MaskProduct(embeddings, features) for embeddings in outputs.mask_embeddings]
             loss_dict = self.criterion(
-                masks_queries_logits,
-                class_queries_logits,
+                products[-1],
+                class_logits[-1],
                 mask_labels,
                 class_labels,
-                auxiliary_logits if train_auxiliary else None,
+                _as_dictionaries(products[:-1], class_logits[:-1]) if train_auxiliary else None,
                 pixel_mask,
             )
             loss = self.criterion.weighted_sum(loss_dict)
         return FASegForUniversalSegmentationOutput(
             loss=loss,
-            class_queries_logits=class_queries_logits,
-            masks_queries_logits=masks_queries_logits,
-            auxiliary_logits=auxiliary_logits if output_auxiliary_logits else None,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=outputs.masks_queries_logits[-1],
+            auxiliary_logits=auxiliary_logits,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
             transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
@@ -363,6 +377,13 @@ def level_masks(pixel_mask: Tensor) -> list[Tensor]:
     A cell counts as picture if its top left pixel does: padding lies right and below, so no picture is lost.
     """
     return [pixel_mask[:, None, ::stride, ::stride] > 0 for stride in reversed(STRIDES)]
+
+
+def _as_dictionaries(masks: Sequence[Any], class_logits: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Predictions in the form of `auxiliary_logits`."""
+    return [
+        {"masks_queries_logits": mask, "class_queries_logits": classes} for mask, classes in zip(masks, class_logits)
+    ]
 
 
 def _selected(hidden_states: list[Tensor], wanted: bool | list[int] | None) -> tuple[Tensor | None, ...] | None:

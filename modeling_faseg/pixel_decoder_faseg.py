@@ -6,6 +6,7 @@ Valid masks are `True` on the picture and `False` on padding.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,8 @@ class FASegPixelDecoder(nn.Module):
         )
         self.level_embed = nn.Parameter(torch.empty(NUM_ENCODER_LEVELS, channels))
         self.layers = nn.ModuleList(FASegPixelDecoderLayer(config) for _ in range(config.encoder_layers))
+        attention = cast(FASegPixelDecoderLayer, self.layers[0]).self_attn
+        self.num_sampling_points = attention.num_heads * attention.num_levels * attention.num_points
         self.lateral_projection = FASegConvNorm(in_channels[0], channels, kernel_size=1, bias=False)
         self.output_projection = FASegConvNorm(channels, channels, kernel_size=3, bias=False, relu=True)
         self.mask_projection = nn.Conv2d(channels, config.mask_feature_size, kernel_size=1)
@@ -168,6 +171,7 @@ class FASegPixelDecoder(nn.Module):
             dim=1,
         )
         reference_points = torch.cat([_pixel_centres(height, width, sources[0].device) for height, width in shapes])
+        reference_points = reference_points.repeat(1, self.num_sampling_points)
         valid = None if masks[0] is None else torch.cat([mask.flatten(1) for mask in masks[: len(sources)]], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, valid)

@@ -14,6 +14,13 @@ def sample_points(masks: Tensor, points: Tensor) -> Tensor:
     return samples[:, 0, :, 0]
 
 
+def sample_shared_points(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of `masks` `(B, N, H, W)` at the points `(B, P, 2)` that the masks of a picture share, as
+    `(B, N, P)`; zero outside of the map."""
+    grid = 2.0 * points[:, None] - 1.0
+    return nn.functional.grid_sample(masks, grid, mode="bilinear", align_corners=False)[:, :, 0]
+
+
 def move_to_valid_pixels(points: Tensor, valid: Tensor) -> Tensor:
     """Uniform points of the picture to uniform centres of its valid pixels.
 
@@ -51,7 +58,7 @@ def sample_uncertain_points(
         candidates = place(candidates)
     num_uncertain = int(importance_sample_ratio * num_points)
     uncertainty = -sample_points(logits, candidates).abs()
-    index = uncertainty.topk(num_uncertain, dim=1).indices
+    index = uncertainty.topk(num_uncertain, dim=1, sorted=False).indices
     uncertain = candidates.gather(1, index[..., None].expand(-1, -1, 2))
     if num_uncertain == num_points:
         return uncertain

@@ -39,12 +39,14 @@ class FASegTransformerDecoderOutput:
     """
     `hidden_states`: `(B, Q, C)` per prediction, the initial queries first (decoder_layers + 1 of them);
     `intermediate_states`: the same after the final layer norm, what class and mask heads read;
-    `masks_queries_logits`: `(B, Q, H/4, W/4)` for every prediction, or for the last alone; `focus`: if asked for.
+    `masks_queries_logits`: `(B, Q, H/4, W/4)` for every prediction, or for the last alone; `mask_embeddings`: likewise
+    `(B, Q, M)`, whose product with the mask features they are; `focus`: if asked for.
     """
 
     hidden_states: list[Tensor]
     intermediate_states: list[Tensor]
     masks_queries_logits: list[Tensor]
+    mask_embeddings: list[Tensor]
     focus: FASegFocus | None = None
 
 
@@ -165,6 +167,7 @@ class FASegTransformerDecoder(nn.Module):
         valid: list[Tensor] | None = None,
         output_all_masks: bool = False,
         output_focus: bool = False,
+        output_all_embeddings: bool = False,
     ) -> FASegTransformerDecoderOutput:
         """
         Args:
@@ -174,6 +177,7 @@ class FASegTransformerDecoder(nn.Module):
             valid: per level a `(B, 1, H/s, W/s)` mask, or None to treat padding as picture.
             output_all_masks: whether the masks of every layer are returned, not only the last.
             output_focus: whether to return where the queries looked.
+            output_all_embeddings: whether the mask embeddings of every layer are returned, not only the last.
         """
         batch_size = mask_features.shape[0]
         if self.config.enforce_input_projection:
@@ -197,12 +201,18 @@ class FASegTransformerDecoder(nn.Module):
         learned = self.queries_embedder.weight
         hidden_states = self.queries_features.weight.expand(batch_size, -1, -1)
         positional_queries = learned.expand(batch_size, -1, -1)
-        output = FASegTransformerDecoderOutput([], [], [], FASegFocus() if output_focus else None)
+        output = FASegTransformerDecoderOutput([], [], [], [], FASegFocus() if output_focus else None)
         coarse_attention = None
 
         for index, layer in enumerate(self.layers):
             level = index % self.num_levels
-            mask_embeddings = self._predict(hidden_states, mask_features, output, output_all_masks)
+            normalised = self._record(hidden_states, output)
+            if level != HIGH_RESOLUTION_LEVEL or output_all_masks or output_all_embeddings:
+                mask_embeddings = self.mask_embedder(normalised)
+            if output_all_masks:
+                output.masks_queries_logits.append(_masks(mask_embeddings, mask_features))
+            if output_all_embeddings:
+                output.mask_embeddings.append(mask_embeddings)
             if level == HIGH_RESOLUTION_LEVEL:
                 windows = self._keep_windows(cast(Tensor, coarse_attention), feature_maps, valid)
                 key, value, blocked, attended_share = self._read_windows(windows, feature_maps, positions, valid)
@@ -242,21 +252,17 @@ class FASegTransformerDecoder(nn.Module):
                 output.focus.positional_queries.append(positional_queries)
                 output.focus.hrca_windows.append(None)
 
-        self._predict(hidden_states, mask_features, output, output_mask=True)
+        mask_embeddings = self.mask_embedder(self._record(hidden_states, output))
+        output.mask_embeddings.append(mask_embeddings)
+        output.masks_queries_logits.append(_masks(mask_embeddings, mask_features))
         return output
 
-    def _predict(
-        self, hidden_states: Tensor, mask_features: Tensor, output: FASegTransformerDecoderOutput, output_mask: bool
-    ) -> Tensor:
-        """Append a prediction to `output`; returns the queries' mask embeddings `(B, Q, M)`."""
+    def _record(self, hidden_states: Tensor, output: FASegTransformerDecoderOutput) -> Tensor:
+        """Append the queries to `output`; returns what the heads read of them."""
         normalised = self.layernorm(hidden_states)
-        mask_embeddings = self.mask_embedder(normalised)
         output.hidden_states.append(hidden_states)
         output.intermediate_states.append(normalised)
-        if output_mask:
-            logits = torch.matmul(mask_embeddings, mask_features.flatten(2))
-            output.masks_queries_logits.append(logits.unflatten(2, mask_features.shape[-2:]))
-        return mask_embeddings
+        return normalised
 
     def _blocked(self, probs: Tensor, valid: Tensor | None) -> Tensor:
         """`(B, Q, L)` mask probabilities to the blocked mask `(B, 1, Q, L)` of masked attention.
@@ -337,6 +343,11 @@ class FASegTransformerDecoder(nn.Module):
         focus.focus_maps.append(focus_map.unflatten(2, (height, width)))
         focus.positional_queries.append(positional_queries)
         focus.hrca_windows.append((windows, width // feature_maps[0].shape[-1]))
+
+
+def _masks(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    """`(B, Q, M)` and `(B, M, H/4, W/4)` to mask logits `(B, Q, H/4, W/4)`."""
+    return torch.matmul(mask_embeddings, mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
 
 
 def _gather_pixels(feature_map: Tensor, index: Tensor) -> Tensor:

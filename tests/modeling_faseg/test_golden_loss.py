@@ -3,7 +3,15 @@
 import pytest
 
 from configuration import FASegConfig
-from golden_cases import CRITERION_CASES, LOCAL_CASES, indexed, load_case, random_numbers, replayed_random_numbers
+from golden_cases import (
+    CRITERION_CASES,
+    LOCAL_CASES,
+    indexed,
+    load_case,
+    matching_first,
+    random_numbers,
+    replayed_random_numbers,
+)
 from modeling_faseg.loss_faseg import FASegLoss
 
 
@@ -34,7 +42,7 @@ def check_criterion(tensors, meta):
     ]
     masks = [masks.float() for masks in indexed(tensors, "in/target_masks_")]
     labels = indexed(tensors, "in/target_labels_")
-    with replayed_random_numbers(random_numbers(tensors)):
+    with replayed_random_numbers(matching_first(random_numbers(tensors), len(masks))):
         losses = criterion(
             **predictions[0], mask_labels=masks, class_labels=labels, auxiliary_predictions=predictions[1:]
         )

@@ -1,32 +1,50 @@
-"""Training checkpoints: written whole or not at all, the old one removed only after the new one is safe."""
+"""Training checkpoints: everything an exact resumption needs, written whole or not at all, checked when read."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
 
 from scripts.training.command_line import UserError
+from scripts.training.settings import check_settings
+from scripts.training.whole_folder import WRITE_ERRORS, damage, hidden_name, publish, recover, remove, write_failure
 
 
 NAME = re.compile(r"^checkpoint-(\d+)$")
+SETTINGS = "settings.json"
+Result = TypeVar("Result")
 
 
 @dataclass
 class Progress:
-    """Where a run is: finished optimiser steps, and the (epoch, index) of the stream's next sample."""
+    """Where a run is.
+
+    Args:
+        step: finished optimiser steps.
+        epoch, index: place of the stream's next sample.
+        evaluated: last step that was evaluated.
+        best_step, best_score: where validation mIoU was highest, and how high.
+        logs: what each process has summed up since the log's last line.
+    """
 
     step: int = 0
     epoch: int = 0
     index: int = 0
-    seed: int = 0
+    evaluated: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+    logs: list[dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """For `Accelerator.register_for_checkpointing`."""
@@ -37,56 +55,144 @@ class Progress:
         self.__dict__.update(state)
 
 
+def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """What `function` gives, or the `UserError` it raises, in all processes; only the main one runs it."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 for another name."""
+    match = NAME.match(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints in `output_dir`, oldest first."""
+    """Checkpoints in `output_dir`, oldest first."""
     found: Iterable[Path] = output_dir.iterdir() if output_dir.is_dir() else ()
-    numbered = [(int(match[1]), path) for path in found if (match := NAME.match(path.name))]
-    return [path for _, path in sorted(numbered)]
+    return sorted((path for path in found if step_of(path) >= 0), key=step_of)
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total_limit: int | None) -> Path:
-    """Saves the state of all that was prepared and registered as `output_dir/checkpoint-<step>`."""
-    final = output_dir / f"checkpoint-{step}"
-    partial = output_dir / f".checkpoint-{step}.partial"
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, step: int, total_limit: int | None, settings: dict[str, Any]
+) -> Path:
+    """Saves the state of all that was prepared and registered as `output_dir/checkpoint-<step>`.
+
+    Only once it is safe on the disk do older ones go, all but the newest `total_limit - 1`.
+
+    Raises:
+        UserError: it cannot be written, on a full disk for one; nothing of it is left and the older ones are.
+    """
+    folder = output_dir / f"checkpoint-{step}"
+    partial = hidden_name(folder, "partial")
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        recover(output_dir)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+    failures: list[str | None] = [None]
+    try:
+        accelerator.save_state(str(partial))
+    except WRITE_ERRORS as error:
+        failures = [write_failure(error, folder)]
+    failures = gather_object(failures)
+
+    def finish() -> None:
+        failure = next((text for text in failures if text), None)
+        try:
+            failure = failure or missing_state(partial, accelerator.num_processes)
+            if failure is None:
+                (partial / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+                publish(folder)
+        except OSError as error:
+            failure = write_failure(error, folder)
+        if failure is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            recover(output_dir)
+            kept = [path for path in checkpoints(output_dir) if step_of(path) < step]
+            advice = f"{kept[-1]} is kept: make room and go on with --resume_from_checkpoint latest" if kept else ""
+            raise UserError(f"{folder} could not be written: {failure}; {advice or 'there is no older one'}")
         if total_limit is not None:
-            for old in checkpoints(output_dir)[: -max(1, total_limit)]:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return final
+            older = [path for path in checkpoints(output_dir) if step_of(path) < step]
+            for path in older[: len(older) - max(0, total_limit - 1)]:
+                remove(path)
+
+    on_main(accelerator, finish)
+    return folder
+
+
+def missing_state(partial: Path, num_processes: int) -> str | None:
+    """Says whose state is lacking, because it was written on a disk of another machine."""
+    for process in range(num_processes):
+        if not (partial / f"random_states_{process}.pkl").is_file():
+            return f"the state of process {process} is not there: all machines must share --output_dir"
+    return None
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
     """Puts the state saved in `folder` into all that was prepared and registered.
 
     Raises:
-        UserError: a file is missing or damaged, or the checkpoint is of another model.
+        UserError: the checkpoint is of another model, or the random numbers cannot be restored.
     """
     try:
         accelerator.load_state(str(folder))
+        # accelerate passes over random states that it cannot restore.
+        states = load(folder / f"random_states_{accelerator.process_index}.pkl")
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"--resume_from_checkpoint {folder}: {error}") from error
+    if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
+        raise UserError(f"--resume_from_checkpoint {folder}: the state of the random numbers cannot be restored")
 
 
-def find_checkpoint(name: str, output_dir: Path) -> Path:
-    """The folder that `--resume_from_checkpoint NAME` means.
+def find_checkpoint(name: str, output_dir: Path, settings: dict[str, Any]) -> Path:
+    """The whole checkpoint, trained with the same settings, that `--resume_from_checkpoint NAME` means.
+
+    `latest` passes over damaged ones, and says so.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, it is damaged, or it was trained with other settings.
     """
-    if name == "latest":
-        found = checkpoints(output_dir)
-        if not found:
-            raise UserError(f"--resume_from_checkpoint latest: no checkpoint-<step> in {output_dir}")
-        return found[-1]
-    path = Path(name)
-    if not path.is_dir():
-        raise UserError(f"--resume_from_checkpoint {name}: no such folder")
-    return path
+    if name != "latest":
+        folder = Path(name)
+        if not folder.is_dir():
+            raise UserError(f"--resume_from_checkpoint {name}: no such folder")
+        if (problem := damage(folder)) is not None:
+            raise UserError(f"--resume_from_checkpoint {name}: {problem}: {older_whole(folder)}")
+    else:
+        folder = newest_whole(output_dir)
+    try:
+        saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--resume_from_checkpoint {name}: {folder / SETTINGS}: {error}") from error
+    check_settings(folder, saved, settings)
+    return folder
+
+
+def newest_whole(output_dir: Path) -> Path:
+    """What `latest` means."""
+    found = checkpoints(output_dir)
+    problems: list[str] = []
+    for folder in reversed(found):
+        problem = damage(folder)
+        if problem is None:
+            for line in problems:
+                print(f"passed over {line}", flush=True)
+            return folder
+        problems.append(f"{folder}: {problem}")
+    if problems:
+        raise UserError(f"--resume_from_checkpoint latest: no whole checkpoint: {'; '.join(problems)}")
+    raise UserError(f"--resume_from_checkpoint latest: no checkpoint-<step> in {output_dir}")
+
+
+def older_whole(folder: Path) -> str:
+    """Which checkpoint to take in place of a damaged one."""
+    whole = [path for path in checkpoints(folder.parent) if path != folder and damage(path) is None]
+    older = [path for path in whole if step_of(path) < step_of(folder)] or whole
+    return f"go on with --resume_from_checkpoint {older[-1]}" if older else "there is no other whole checkpoint"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import datasets
+import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 from transformers.utils import logging
@@ -26,6 +31,41 @@ RECIPES = PROJECT_ROOT / "scripts" / "recipes"
 
 class UserError(Exception):
     """Something the user can put right: printed as one line, exit code 2, no traceback."""
+
+
+class FlagsHelp(argparse.HelpFormatter):
+    """Help with one spelling per flag, the kind of its value, and its default where it has one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=112)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0 or is_switch(action):
+            return ", ".join(action.option_strings[:1]) or super()._format_action_invocation(action)
+        value = {int: "N", float: "X"}.get(action.type, "TEXT")  # type: ignore[call-overload]
+        return f"{action.option_strings[0]} {value}{' ...' if action.nargs == '+' else ''}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.option_strings and action.option_strings[0].startswith("--no_"):
+            return f"The opposite of --{action.dest}."
+        default = action.default if action.default not in (None, [], False, argparse.SUPPRESS) else None
+        if default is None or not action.option_strings:
+            return text
+        return f"{text} [{' '.join(map(str, default)) if isinstance(default, list) else default}]"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def is_switch(action: argparse.Action) -> bool:
+    """Whether a flag may stand without a value."""
+    return action.nargs == "?" and isinstance(action.const, bool)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in `scripts/recipes`."""
+    return sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
 
 
 class OneLineParser(HfArgumentParser):
@@ -50,8 +90,7 @@ def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
     candidates = [Path(name), RECIPES / name, RECIPES / f"{name}.yaml"]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise UserError(f"recipe {name!r} not found: give a YAML file or one of {shipped}")
+        raise UserError(f"recipe {name!r} not found: give a YAML file or one of {', '.join(shipped_recipes())}")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -97,10 +136,18 @@ def parse_arguments(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     fields = [field.name for field in dataclasses.fields(arguments_class)]  # type: ignore[arg-type]
-    parser = OneLineParser(arguments_class, allow_abbrev=False, description=arguments_class.__doc__)  # type: ignore[arg-type]
+    takes_recipe = "recipe" in fields and not positional
+    first = "[RECIPE] " if takes_recipe else "".join(f"[{name.upper()} ...] " for name in positional)
+    parser = OneLineParser(
+        arguments_class,  # type: ignore[arg-type]
+        allow_abbrev=False,
+        description=arguments_class.__doc__,
+        usage=f"%(prog)s {first}[--flag value ...]",
+        formatter_class=FlagsHelp,
+    )
     for name, help_text in positional.items():
         parser.add_argument(f"positional_{name}", metavar=name.upper(), nargs="*", help=help_text)
-    if "recipe" in fields and not positional:
+    if takes_recipe:
         parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="the same as --recipe")
     namespace = parser.parse_intermixed_args(argv)
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
@@ -172,8 +219,14 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
     Raises:
         UserError: a precision that does not exist or that the device cannot do.
     """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if on_cpu and precision == "fp16":  # Accelerate would train in float32 without a word
+        raise UserError("--mixed_precision fp16: a CPU has none: give bf16 or no")
+    # Without a GPU and without being told, Accelerate takes each of several processes for a run of its own.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
-        return Accelerator(mixed_precision=mixed_precision)
+        return Accelerator(cpu=on_cpu and several, mixed_precision=mixed_precision)
     except ValueError as error:
         raise UserError(f"--mixed_precision {mixed_precision}: {error}") from error
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -28,10 +25,6 @@ import modeling_faseg  # noqa: F401 - registers the models
 from scripts.training.command_line import UserError, parse_overrides, project_path
 
 
-# What a classification checkpoint has and a backbone has not (timm's and transformers' names).
-CLASSIFICATION_HEAD = re.compile(r"^(conv_head|bn2|classifier|head|fc|pooler|layernorm|norm)\.")
-# What a backbone has and a classification checkpoint may lack: output norms and batch counters.
-BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|num_batches_tracked$|relative_position_index$)")
 # What changes with the classes.
 LABEL_DEPENDENT = re.compile(r"(class_predictor\.|criterion\.empty_weight$)")
 
@@ -72,23 +65,35 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
         if arguments.model_type not in CONFIG_MAPPING:
             raise UserError(f"--model_type {arguments.model_type}: unknown to transformers; 'faseg' is this project's")
         values, config_class = {}, CONFIG_MAPPING[arguments.model_type]
-    known = [key for key in config_class().to_dict() if key != "transformers_version"]
     for key, value in parse_overrides(arguments.config_overrides).items():
-        if key not in known and key not in values:
-            close = difflib.get_close_matches(key, known, n=1)
-            raise UserError(
-                f"--config_overrides: {config_class.__name__} has no field {key!r}"
-                + (f": did you mean {close[0]!r}?" if close else "")
-            )
+        check_field(key, config_class, values)
         same_backbone = isinstance(value, dict) and value.get("model_type") in (None, _model_type(values.get(key)))
-        values[key] = {**values[key], **value} if same_backbone and isinstance(values.get(key), dict) else value
+        before = values[key] if same_backbone and isinstance(values.get(key), dict) else {}
+        values[key] = {**before, **value} if isinstance(value, dict) else value
+        if (model_type := _model_type(values[key])) in CONFIG_MAPPING:
+            for field_name in value:
+                check_field(field_name, CONFIG_MAPPING[model_type], before, f"{key}.")
     if id2label is not None:
         values["id2label"] = id2label
         values["label2id"] = {label: index for index, label in id2label.items()}
     try:
         return config_class(**values)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"configuration: {error}") from error
+
+
+def check_field(key: str, config_class: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuses an override of what is neither a field of the class nor one of the `values` that it is built from.
+
+    Raises:
+        UserError: names the closest field.
+    """
+    known = [name for name in config_class().to_dict() if name != "transformers_version"]
+    if key in known or key in values:
+        return
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f": did you mean {prefix + close[0]!r}?" if close else ""
+    raise UserError(f"--config_overrides: {config_class.__name__} has no field {prefix + key!r}{hint}")
 
 
 def _model_type(value: Any) -> Any:
@@ -166,58 +171,6 @@ def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:
             f"{config.high_resolution_reduction} keeps no window: set high_resolution_reduction to at most {tokens}, "
             "or high_resolution_min_windows=1"
         )
-
-
-def load_backbone_weights(model: PreTrainedModel, file: str) -> str:
-    """Loads pretrained weights, under timm's or transformers' names, into the model's backbone.
-
-    A prefix that most keys share ("resnet.", "swin.") is taken off. A classification head is ignored.
-
-    Returns:
-        One line that says what was loaded and what was ignored.
-    Raises:
-        UserError: unreadable, nothing matches, a shape differs, or tensors are left over or lacking.
-    """
-    backbone = cast(nn.Module, model.base_model.backbone)
-    try:
-        weights = load_file(project_path(file))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--backbone_weights {file}: {error}") from error
-    expected = backbone.state_dict()
-    first_parts = Counter(key.split(".", 1)[0] + "." for key in weights)
-    prefixes = {""} | {part for part, count in first_parts.items() if 2 * count > len(weights)}
-    inner = {""} | {key.split(".", 1)[0] + "." for key in expected}  # TimmBackbone keeps its net in `_backbone.`
-
-    def renamed(prefix: str, target: str) -> dict[str, torch.Tensor]:
-        return {target + key.removeprefix(prefix): value for key, value in weights.items()}
-
-    candidates = [renamed(prefix, target) for prefix in sorted(prefixes) for target in sorted(inner)]
-    best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
-    loaded = {key: value for key, value in best.items() if key in expected}
-    if not loaded:
-        raise UserError(
-            f"--backbone_weights {file}: none of its {len(weights)} tensors is one of the backbone's "
-            f"({min(expected)}, ...): weights of another architecture"
-        )
-    for key, value in loaded.items():
-        if value.shape != expected[key].shape:
-            raise UserError(
-                f"--backbone_weights {file}: {key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
-            )
-    plain = re.compile(r"^_backbone\.")
-    ignored = sorted(plain.sub("", key) for key in best.keys() - expected.keys())
-    left_over = [key for key in ignored if not CLASSIFICATION_HEAD.match(key)]
-    lacking = sorted(key for key in expected.keys() - best.keys() if not BACKBONE_ONLY.search(key))
-    for what, keys in (("is not in the backbone", left_over), ("is lacking", lacking)):
-        if keys:
-            raise UserError(
-                f"--backbone_weights {file}: {keys[0]} {what} (and {len(keys) - 1} more): another architecture?"
-            )
-    backbone.load_state_dict(loaded, strict=False)
-    heads = ", ".join(sorted({key.split(".")[0] for key in ignored})) or "nothing"
-    return (
-        f"backbone weights: {len(loaded)} of {len(expected)} tensors loaded from {Path(file).name}, ignored: {heads}"
-    )
 
 
 def save_model_folder(model: PreTrainedModel, processor: Any, folder: Path, state_dict: dict | None = None) -> None:

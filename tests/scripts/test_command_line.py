@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from scripts.training.command_line import UserError, parse_arguments, parse_overrides, run_command
+from scripts.training.arguments import TrainArguments
+from scripts.training.command_line import (
+    UserError,
+    parse_arguments,
+    parse_overrides,
+    run_command,
+    shipped_recipes,
+)
 
 
 @dataclass
@@ -75,6 +82,27 @@ def test_overrides_reach_into_fields():
             parse_overrides([wrong])
     with pytest.raises(UserError, match="plain value"):
         parse_overrides(["a=1", "a.b=2"])
+
+
+def test_help_is_one_line_per_flag_with_its_default_and_the_recipes(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse_arguments(TrainArguments, ["--help"])
+    out = capsys.readouterr().out
+    assert left.value.code == 0 and max(map(len, out.splitlines())) <= 112
+    assert out.startswith("usage: ") and "[RECIPE] [--flag value ...]\n" in out
+    for line in (
+        "--crop_height N Height of the training crops. [512]",
+        "--streaming Stream instead",
+        "--no_streaming The opposite of --streaming.",
+        "--report_to TEXT ... Trackers",
+        "by default 1% of the samples.",
+    ):
+        assert line in " ".join(out.split()), line
+    assert all(name in out for name in shipped_recipes()) and len(shipped_recipes()) >= 7
+    assert "--crop-height" not in out and "default:" not in out
+    with pytest.raises(SystemExit):
+        parse_arguments(Arguments, ["--help"], images="pictures and folders")
+    assert "[IMAGES ...] [--flag value ...]\n" in capsys.readouterr().out
 
 
 def test_user_errors_are_one_line_and_exit_code_2(capsys):

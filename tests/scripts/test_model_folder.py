@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from scripts.training.command_line import UserError, parse_overrides, read_recipe, recipe_flags
+from scripts.training.command_line import UserError, parse_overrides, read_recipe, recipe_flags, run_command
 from scripts.training.model_folder import (
     ModelArguments,
     build_config,
     build_model,
     build_processor,
-    load_backbone_weights,
     refuse_dead_hrca,
     save_model_folder,
 )
 
 
+SWIN_TINY = "hub_cards/faseg-swin-tiny-ade20k"
 CLASSES = {0: "sky", 1: "road", 2: "car"}
 
 
@@ -51,6 +50,67 @@ def test_nested_overrides_keep_the_rest(overrides):
     assert config.backbone_config.layer_type == "basic"
 
 
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("num_queries=7", "num_queries", 7),
+        ("dropout=0.25", "dropout", 0.25),
+        ("use_dynamic_positional_queries=False", "use_dynamic_positional_queries", False),
+        ("use_high_resolution_cross_attention=no", "use_high_resolution_cross_attention", False),
+        ("output_auxiliary_logits=true", "output_auxiliary_logits", True),
+        ("output_auxiliary_logits=null", "output_auxiliary_logits", None),
+        ("positional_encoding_type=sine", "positional_encoding_type", "sine"),
+        ("backbone_config.depths=[1, 1, 1, 1]", "backbone_config.depths", [1, 1, 1, 1]),
+        ("backbone_config.drop_path_rate=0.1", "backbone_config.drop_path_rate", 0.1),
+        ("backbone_config={drop_path_rate: 0.2}", "backbone_config.drop_path_rate", 0.2),
+    ],
+)
+def test_overrides_of_every_kind(override, path, value):
+    config = build_config(ModelArguments(config_name=SWIN_TINY, config_overrides=[override]))
+    found = config
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value and type(found) is type(value)
+    assert config.backbone_config.embed_dim == 96  # what was not named stays
+
+
+def test_another_backbone_takes_nothing_from_the_one_before():
+    backbone = (
+        "backbone_config={model_type: resnet, depths: [1, 1, 1, 1], out_features: [stage1, stage2, stage3, stage4]}"
+    )
+    found = build_config(ModelArguments(config_name=SWIN_TINY, config_overrides=[backbone])).backbone_config
+    assert found.model_type == "resnet" and not hasattr(found, "embed_dim")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_queries=many", "'num_queries' expected int, got str"),
+        ("num_queries=null", "'num_queries' expected int, got NoneType"),
+        ("num_queries=100.5", "'num_queries' expected int, got float"),
+        ("num_queries=[100]", "'num_queries' expected int, got list"),
+        ("num_queries=-1", "num_queries=-1: set it to at least 1"),
+        ("use_auxiliary_loss=perhaps", "'use_auxiliary_loss' expected bool, got str"),
+        ("positional_encoding_type=sin", "expected one of ('conditional', 'sine', 'learned'), got sin"),
+        ("num_query=3", "has no field 'num_query': did you mean 'num_queries'?"),
+        ("learning_rate=1", "FASegConfig has no field 'learning_rate'"),
+        ("backbone_config.depth=[1]", "SwinConfig has no field 'backbone_config.depth'"),
+        ("backbone_config.drop_path=0.3", "did you mean 'backbone_config.drop_path_rate'?"),
+        ("backbone_config.depths=3", "'depths'"),
+        ("backbone_config=resnet", "'backbone_config'"),
+        ("backbone_config={model_type: nonesuch}", "model_type='nonesuch', unknown to transformers"),
+        ("id2label=3", "configuration: "),
+        ("num_queries", "write key=value"),
+    ],
+)
+def test_wrong_overrides_are_one_line(override, message, capsys):
+    arguments = ModelArguments(config_name=SWIN_TINY, config_overrides=[override])
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda: build_config(arguments))
+    lines = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and len(lines) == 1 and message in lines[0], lines
+
+
 def test_unknown_fields_and_types_are_refused():
     with pytest.raises(UserError, match="no field 'num_querys': did you mean 'num_queries'"):
         build_config(ModelArguments(config_overrides=["num_querys=3"]))
@@ -76,8 +136,14 @@ def test_new_classes_renew_the_head_only(model, arguments, tmp_path, capsys):
     renewed = build_model(again, build_config(again, {0: "a", 1: "b"}))
     assert renewed.class_predictor.out_features == 3
     assert "new class head for 2 classes" in capsys.readouterr().out
-    kept = "model.transformer_decoder.queries_features.weight"
-    assert torch.equal(renewed.state_dict()[kept], model.state_dict()[kept])
+    new = {"class_predictor.weight", "class_predictor.bias", "criterion.empty_weight"}
+    weights = model.state_dict()
+    assert new <= weights.keys() == renewed.state_dict().keys()
+    for name, value in renewed.state_dict().items():
+        if name not in new:
+            assert torch.equal(value, weights[name]), name
+    assert renewed.criterion.empty_weight.tolist() == pytest.approx([1, 1, 0.1])
+    assert renewed.config.id2label == {0: "a", 1: "b"} and renewed.class_predictor.weight.std() > 0
     with pytest.raises(UserError, match="checkpoint of another model"):
         build_model(again, build_config(again, {0: "a", 1: "b"}), new_classes=False)
 
@@ -94,60 +160,6 @@ def test_checkpoints_of_other_models_are_refused(model, arguments, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="give --config_name"):
         build_model(again, build_config(again))
-
-
-def changed(model, file, rename, **extra):
-    """Saves the backbone's weights plus one, renamed, as `file`."""
-    weights = {rename(name): value + 1 for name, value in model.model.backbone.state_dict().items()}
-    save_file({**weights, **extra}, file)
-
-
-def test_backbone_weights_under_a_prefix_with_a_head(model, arguments, tmp_path):
-    changed(model, tmp_path / "b.safetensors", lambda name: f"resnet.{name}", **{"classifier.1.bias": torch.ones(2)})
-    before = {name: value.clone() for name, value in model.model.backbone.state_dict().items()}
-    other = build_model(arguments, model.config)
-    line = load_backbone_weights(other, str(tmp_path / "b.safetensors"))
-    assert line.endswith("ignored: classifier") and f"{len(before)} of {len(before)}" in line
-    for name, value in other.model.backbone.state_dict().items():
-        assert torch.equal(value, before[name] + 1), name
-
-
-def test_backbone_weights_of_another_architecture(model, tmp_path):
-    file = tmp_path / "b.safetensors"
-    first = next(iter(model.model.backbone.state_dict()))
-    save_file({"layer.weight": torch.ones(2)}, file)
-    with pytest.raises(UserError, match="none of its 1 tensors"):
-        load_backbone_weights(model, str(file))
-    changed(model, file, lambda name: name, **{"extra.weight": torch.ones(2)})
-    with pytest.raises(UserError, match=r"extra\.weight is not in the backbone"):
-        load_backbone_weights(model, str(file))
-    changed(model, file, lambda name: f"fc.{name}" if name == first else name)
-    with pytest.raises(UserError, match=f"{first} is lacking"):
-        load_backbone_weights(model, str(file))
-    changed(model, file, lambda name: name, **{first: torch.ones(2)})
-    with pytest.raises(UserError, match="has shape"):
-        load_backbone_weights(model, str(file))
-    file.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="--backbone_weights"):
-        load_backbone_weights(model, str(file))
-
-
-def test_timm_backbone_weights(tmp_path):
-    backbone = '{"model_type": "timm_backbone", "backbone": "mobilenetv2_035", "out_indices": [1, 2, 3, 4]}'
-    small = ["feature_size=32", "hidden_dim=32", "mask_feature_size=32", "encoder_layers=1", "decoder_layers=1"]
-    settings = [f"backbone_config={backbone}", 'timm_backbone_kwargs={"pad_type": "same"}', *small]
-    arguments = ModelArguments(config_overrides=settings)
-    model = build_model(arguments, build_config(arguments))
-    names = [name.removeprefix("_backbone.") for name in model.model.backbone.state_dict()]
-    assert "conv_stem.weight" in names
-    changed(
-        model,
-        tmp_path / "b.safetensors",
-        lambda name: name.removeprefix("_backbone."),
-        **{"conv_head.weight": torch.ones(2), "bn2.bias": torch.ones(2), "classifier.weight": torch.ones(2)},
-    )
-    line = load_backbone_weights(model, str(tmp_path / "b.safetensors"))
-    assert line.endswith("ignored: bn2, classifier, conv_head") and f"{len(names)} of {len(names)}" in line
 
 
 def test_crops_that_would_keep_no_window_are_refused(model):

@@ -52,6 +52,57 @@ def test_groups_are_the_reference_groups(shared, variant):
     assert not found
 
 
+BACKBONES = {
+    "swin": {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
+    "resnet": {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16],
+               "depths": [1, 1, 1, 1]},
+    "timm": {"model_type": "timm_backbone", "backbone": "mobilenetv2_035", "out_indices": [1, 2, 3, 4]},
+}  # fmt: skip
+
+
+def small_model(kind):
+    stages = {} if kind == "timm" else {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    widths = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    return FASegForUniversalSegmentation(FASegConfig(backbone_config={**BACKBONES[kind], **stages}, **widths))
+
+
+@pytest.mark.parametrize("kind", sorted(BACKBONES))
+def test_groups_by_name_on_every_kind_of_backbone(kind):
+    model = small_model(kind)
+    groups = {group["name"]: group for group in build_parameter_groups(model, 1.0, 0.1, backbone_lr_multiplier=0.0)}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        "backbone": (0.0, 0.1), "backbone_no_decay": (0.0, 0.0), "head": (1.0, 0.1), "head_no_decay": (1.0, 0.0),
+    }  # fmt: skip
+    names = {name: set(group["parameter_names"]) for name, group in groups.items()}
+    of_backbone = {name for name, _ in model.named_parameters() if name.startswith("model.backbone.")}
+    assert names["backbone"] | names["backbone_no_decay"] == of_backbone and names["backbone_no_decay"]
+    assert sum(map(len, names.values())) == len(dict(model.named_parameters()))
+    norms = {"swin": "layernorm_before.weight", "resnet": "normalization.weight", "timm": "bn1.weight"}
+    assert any(name.endswith(norms[kind]) for name in names["backbone_no_decay"])
+    assert not any(name.endswith(norms[kind]) for name in names["backbone"])
+    tables = [name for name in names["backbone_no_decay"] if name.endswith("relative_position_bias_table")]
+    assert len(tables) == (4 if kind == "swin" else 0)
+
+
+@pytest.mark.parametrize("kind", sorted(BACKBONES))
+def test_a_frozen_backbone_is_left_out_and_one_of_rate_zero_stands_still(kind):
+    frozen, still = small_model(kind), small_model(kind)
+    frozen.model.backbone.requires_grad_(False)
+    groups = build_parameter_groups(frozen, 1.0, 0.1)
+    assert [group["name"] for group in groups] == ["head", "head_no_decay"]
+    assert {id(value) for value in frozen.model.backbone.parameters()}.isdisjoint(
+        id(value) for group in groups for value in group["params"]
+    )
+    groups = build_parameter_groups(still, 1.0, 0.1, backbone_lr_multiplier=0.0)
+    optimizer = torch.optim.AdamW([{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups])
+    before = {name: value.clone() for name, value in still.named_parameters()}
+    for value in still.parameters():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    for name, value in still.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("model.backbone."), name
+
+
 def test_every_trainable_parameter_once():
     model = torch.nn.ModuleDict({"backbone": torch.nn.Conv2d(3, 4, 1), "norm": torch.nn.GroupNorm(2, 4)})
     model["tied"] = torch.nn.Linear(2, 2)

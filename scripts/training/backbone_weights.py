@@ -1,0 +1,212 @@
+"""Pretrained backbones: from a file, a folder or the Hub, under transformers' or timm's names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from scripts.conversion.parameter_names import ConversionError, Source, official_source
+from scripts.training.command_line import UserError, project_path
+
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a classification checkpoint has and a backbone has not (timm's and transformers' names).
+CLASSIFICATION_HEAD = re.compile(r"^(conv_head|bn2|classifier|head|fc|pooler|layernorm|norm)\.")
+# What a backbone has and a classification checkpoint may lack: output norms and batch counters.
+BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|num_batches_tracked$|relative_position_index$)")
+# timm's and torchvision's ResNet -> the released checkpoints' names, by which both sides can be compared.
+TIMM_RESNET = (
+    (r"conv1\.", "backbone.stem.conv1."),
+    (r"bn1\.", "backbone.stem.conv1.norm."),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.", r"backbone.res{0}.\2.conv\3."),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.", r"backbone.res{0}.\2.conv\3.norm."),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.", r"backbone.res{0}.\2.shortcut."),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.", r"backbone.res{0}.\2.shortcut.norm."),
+)
+
+
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a file, a folder, or a model on the Hub, which is fetched into the Hub's cache.
+
+    Raises:
+        UserError: there are none, or the Hub is out of reach.
+    """
+    path = Path(project_path(name))
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [path / file for file in (WHOLE, INDEX) if (path / file).is_file()]
+        if not found:
+            raise UserError(f"--backbone_weights {name}: the folder holds neither {WHOLE} nor {INDEX}")
+        return [path / shard for shard in shards(found[0])] if found[0].name == INDEX else found[:1]
+    if name.endswith(".safetensors") or path.is_absolute() or name.startswith("."):
+        raise UserError(f"--backbone_weights {name}: no such file or folder")
+    try:
+        try:
+            return [Path(hf_hub_download(name, WHOLE))]
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            index = Path(hf_hub_download(name, INDEX))
+            return [Path(hf_hub_download(name, shard)) for shard in shards(index)]
+    except GatedRepoError as error:
+        raise UserError(
+            f"--backbone_weights {name}: accept its terms on the Hub and log in (hf auth login)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"--backbone_weights {name}: no such file, folder or model on the Hub") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"--backbone_weights {name}: no such file or folder, not in the Hub's cache, and the Hub is out of reach"
+        ) from error
+    except EntryNotFoundError as error:
+        raise UserError(f"--backbone_weights {name}: the model on the Hub has no {WHOLE}") from error
+    except HFValidationError as error:
+        raise UserError(f"--backbone_weights {name}: no such file or folder, and no name of the Hub") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"--backbone_weights {name}: {error}") from error
+
+
+def shards(index: Path) -> list[str]:
+    """Files that a `model.safetensors.index.json` lists."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"--backbone_weights: {index} cannot be read: {error}") from error
+
+
+def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
+    """Loads pretrained weights into the model's backbone; a classification head among them is ignored.
+
+    The names are the backbone's own, with or without a prefix that most share ("resnet.", "swin."), or, for ResNet and
+    Swin, those of another version of transformers, of timm or of torchvision.
+
+    Args:
+        name: file, folder or Hub id.
+    Returns:
+        One line that says what was loaded and what was ignored.
+    Raises:
+        UserError: unreadable, nothing matches, a shape differs, or tensors are left over or lacking.
+    """
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(name):
+        try:
+            weights.update(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"--backbone_weights {name}: {file.name}: {error}") from error
+    backbone = cast(nn.Module, model.base_model.backbone)
+    expected = backbone.state_dict()
+    # Both ways are tried where the names agree in part: the released checkpoints' names fit more spellings.
+    loaded, ignored = max(
+        (by_own_names(weights, expected), by_released_names(weights, expected)), key=lambda found: len(found[0])
+    )
+    if not loaded:
+        raise UserError(
+            f"--backbone_weights {name}: none of its {len(weights)} tensors is one of the backbone's "
+            f"({min(expected)}, ...): weights of another architecture"
+        )
+    for key, value in loaded.items():
+        if value.shape != expected[key].shape:
+            raise UserError(
+                f"--backbone_weights {name}: {key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
+            )
+    left_over = [key for key in ignored if not CLASSIFICATION_HEAD.match(key) and not BACKBONE_ONLY.search(key)]
+    lacking = sorted(key for key in expected.keys() - loaded.keys() if not BACKBONE_ONLY.search(key))
+    for what, keys in (("is not in the backbone", left_over), ("is lacking", lacking)):
+        if keys:
+            raise UserError(
+                f"--backbone_weights {name}: {keys[0]} {what} (and {len(keys) - 1} more): another architecture?"
+            )
+    backbone.load_state_dict(loaded, strict=False)
+    heads = ", ".join(sorted({key.split(".")[0] for key in ignored})) or "nothing"
+    return (
+        f"backbone weights: {len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}, ignored: {heads}"
+    )
+
+
+def common_prefixes(weights: Mapping[str, Tensor]) -> list[str]:
+    """The first part of a name if most tensors share it, and the empty prefix."""
+    first_parts = Counter(key.split(".", 1)[0] + "." for key in weights)
+    return [*(part for part, count in first_parts.items() if 2 * count > len(weights)), ""]
+
+
+def by_own_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights under the backbone's names but for a prefix: `(those of the backbone, names of the others)`."""
+    inner = {""} | {key.split(".", 1)[0] + "." for key in expected}  # TimmBackbone keeps its net in `_backbone.`
+    best: tuple[dict[str, Tensor], list[str]] = {}, []
+    for prefix in common_prefixes(weights):
+        for target in sorted(inner):
+            names = {key: target + key.removeprefix(prefix) for key in weights}
+            loaded = {name: weights[key] for key, name in names.items() if name in expected}
+            if len(loaded) > len(best[0]):
+                best = loaded, sorted(name.removeprefix(target) for name in names.values() if name not in expected)
+    return best
+
+
+def by_released_names(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """ResNet or Swin weights by way of the names in the released checkpoints, which all spellings are turned into."""
+    wanted = {key: source for key in expected if (source := released_name(f"model.backbone.{key}"))}
+    best: tuple[dict[str, Tensor], list[str]] = {}, []
+    for prefix in common_prefixes(weights):
+        sources = {}
+        for key in weights:
+            plain = key.removeprefix(prefix)
+            sources[key] = released_name(f"model.backbone.{plain}") or timm_source(plain)
+        place = {source: key for key, source in sources.items() if source}
+        loaded, used = {}, set()
+        for key, source in wanted.items():
+            packed = Source(source.name)
+            if source in place:
+                loaded[key] = weights[place[source]]
+                used.add(place[source])
+            elif source.third is not None and packed in place:
+                loaded[key] = weights[place[packed]].chunk(3)[source.third].clone()
+                used.add(place[packed])
+        if len(loaded) > len(best[0]):
+            best = loaded, sorted(key.removeprefix(prefix) for key in weights if key not in used)
+    return best
+
+
+def released_name(name: str) -> Source | None:
+    """`official_source`, or None where there is none."""
+    try:
+        return official_source(name)
+    except ConversionError:
+        return None
+
+
+def timm_source(name: str) -> Source | None:
+    """The released checkpoints' name of a tensor of timm's ResNet or Swin.
+
+    timm's Swin merges patches at the beginning of a stage, the released one at the end of the stage before.
+    """
+    for pattern, template in TIMM_RESNET:
+        if match := re.match(pattern, name):
+            stage = int(match[1]) + 1 if match.groups() else 0
+            return Source(match.expand(template.replace("{0}", str(stage))) + name[match.end() :])
+    if match := re.match(r"layers\.(\d)\.downsample\.", name):
+        return Source(f"backbone.layers.{int(match[1]) - 1}.downsample.{name[match.end() :]}")
+    if re.match(r"(patch_embed|layers\.\d\.blocks)\.", name):
+        return Source(f"backbone.{name}")
+    return None

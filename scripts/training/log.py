@@ -1,0 +1,182 @@
+"""What a training run writes about itself: `train_log.jsonl`, its curves, and the same to the trackers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from scripts.training.curves import draw_curves, read_log
+
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+SECONDS_BETWEEN_CURVES = 30.0
+# What two equal runs may differ in.
+MACHINE_FIGURES = ("images_per_second", "data_wait_seconds", "data_wait_share", "peak_memory_gib")
+
+
+def peak_memory_gib(device: torch.device) -> float | None:
+    """Most memory that this process has held: on the GPU if it trains there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere
+
+
+def per_layer(terms: Mapping[str, float]) -> dict[str, list[float]]:
+    """`{"loss_mask_0": a, "loss_mask": b, ...}` -> `{"loss_mask": [a, b], ...}`, the first prediction first."""
+    kinds = [name for name in terms if name != "loss" and not name[-1].isdigit()]
+    layers = {}
+    for kind in kinds:
+        earlier = sorted(int(name.rpartition("_")[2]) for name in terms if name.rstrip("0123456789") == f"{kind}_")
+        layers[kind] = [terms[f"{kind}_{index}"] for index in earlier] + [terms[kind]]
+    return layers
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a log line under names such as `layers/loss_mask/03`, for the trackers."""
+    result: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            result |= flat({f"{index:02}": item for index, item in enumerate(value)}, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            result[prefix + key] = value
+    return result
+
+
+def six_digits(value: Any) -> Any:
+    """`value` with its floats, also those inside lists and dictionaries, kept to six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: six_digits(item) for key, item in value.items()}
+    return [six_digits(item) for item in value] if isinstance(value, list) else value
+
+
+class TrainLog:
+    """`train_log.jsonl`, one line per logging step; also sums what happens between two lines.
+
+    Lines of steps that a resumed run repeats are dropped, so that its curves go on where they were. Every line goes
+    to the trackers too, and all of them to `curves.png` beside the log. Only the main process writes.
+    """
+
+    def __init__(self, path: Path, first_step: int, accelerator: Accelerator) -> None:
+        self.path = path if accelerator.is_main_process else None
+        self.accelerator = accelerator
+        self.last: dict[str, Any] = {}
+        self.drawn = time.perf_counter()
+        self.reset()
+        if self.path is not None:
+            kept = [line for line in read_log(path) if line["step"] <= first_step] if first_step else []
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(partial, path)
+
+    def reset(self) -> None:
+        """Starts the sums anew."""
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.started = time.perf_counter()
+
+    def add(self, waited: float, terms: Mapping[str, float]) -> None:
+        """Adds one micro step: seconds it waited for its batch, `loss`, and the unweighted terms of every layer."""
+        self.count += 1
+        for name, value in {**terms, "data_wait_seconds": waited}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this process has summed up since the last line, for a checkpoint."""
+        seconds = time.perf_counter() - self.started
+        return {"sums": dict(self.sums), "count": self.count, "seconds": seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the sums of a checkpoint."""
+        self.sums, self.count = dict(state["sums"]), state["count"]
+        self.started = time.perf_counter() - state["seconds"]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside, such as that of a checkpoint, is no part of images per second."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
+
+    def means(self) -> dict[str, float]:
+        """Mean of every sum over the micro steps since the last reset and over the processes."""
+        means = torch.tensor(list(self.sums.values()), dtype=torch.float64) / self.count
+        if self.accelerator.num_processes > 1:
+            on_device = means.float().to(self.accelerator.device)
+            means = self.accelerator.reduce(on_device, reduction="mean").cpu()
+        return dict(zip(self.sums, means.tolist()))
+
+    def write_step(
+        self, step: int, epoch: int, learning_rates: dict[str, float], grad_norm: float, images: int
+    ) -> dict[str, Any]:
+        """Writes what happened since the last reset, and resets; returns the line.
+
+        `loss` is the weighted sum over the predictions of all layers (14 of them in FASeg), which is what makes it
+        look large; `loss_per_prediction` is its mean. `loss_mask` and its like are the last layer's, unweighted;
+        `layers` holds those of every layer.
+
+        Args:
+            learning_rates: of each group in the last step; that of the last group is also `learning_rate`.
+            images: pictures since the last reset, over all processes.
+        """
+        seconds = time.perf_counter() - self.started
+        means = self.means()
+        waited = means.pop("data_wait_seconds")
+        layers = per_layer(means)
+        predictions = max((len(values) for values in layers.values()), default=1)
+        self.write(
+            step=step,
+            epoch=epoch,
+            learning_rate=list(learning_rates.values())[-1],
+            grad_norm=grad_norm,
+            images_per_second=images / seconds,
+            loss=means["loss"],
+            loss_per_prediction=means["loss"] / predictions,
+            **{kind: values[-1] for kind, values in layers.items()},
+            data_wait_seconds=waited,
+            data_wait_share=waited * self.count / seconds,
+            peak_memory_gib=peak_memory_gib(self.accelerator.device),
+            learning_rates=learning_rates,
+            layers=layers,
+        )
+        self.reset()
+        return self.last
+
+    def write(self, **values: Any) -> None:
+        """Appends one line, numbers kept to six digits, and sends it to the trackers."""
+        self.last = six_digits(values)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.last) + "\n")
+        self.accelerator.log(
+            flat({key: value for key, value in self.last.items() if key != "step"}), step=values["step"]
+        )
+
+    def draw(self, at_once: bool = False) -> None:
+        """Draws the log as `curves.png` beside it, unless that was done within the last half minute."""
+        if self.path is None or not (at_once or time.perf_counter() - self.drawn > SECONDS_BETWEEN_CURVES):
+            return
+        try:
+            draw_curves(self.path, self.path.with_name("curves.png"))
+        except OSError as error:  # a picture is not worth a run
+            print(f"curves.png not drawn: {error}", file=sys.stderr)
+        self.drawn = time.perf_counter()

@@ -1,0 +1,227 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast, gather_object, send_to_device
+from tqdm import tqdm
+
+from scripts.evaluation.inference import evaluate_split
+from scripts.evaluation.mean_iou import scores_from_confusion
+from scripts.training.checkpointing import on_main, save_checkpoint
+from scripts.training.command_line import UserError
+from scripts.training.log import TrainLog
+from scripts.training.model_folder import save_model_folder
+from scripts.training.run import Run
+from scripts.training.stopping import Stopped, StopSignals
+from scripts.training.whole_folder import write_whole
+
+
+# -------------------------------------------------------------------------------------------------------------- step
+
+
+@dataclass
+class Step:
+    """What one optimiser step did.
+
+    Args:
+        terms: `loss` and the unweighted terms of every layer, per micro step of this process.
+        waited: seconds that each micro step waited for its batch.
+        names: samples of each micro step.
+        grad_norm: L2 norm of all gradients before clipping.
+        stop: signal that some process got, 0 if none.
+    """
+
+    terms: list[dict[str, float]] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    grad_norm: float = math.nan
+    stop: int = 0
+
+
+def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: int = 0) -> Step:
+    """One optimiser step over its micro steps. Weights stay as they are if a loss is not finite.
+
+    Mask losses are divided by the mean number of masks per process of each micro step, so more micro steps weigh
+    masks a little differently than one larger batch does; as many processes of one micro step are the reference.
+
+    Raises:
+        UserError: a loss or gradient is not finite, or too many samples were bad; in all processes alike.
+    """
+    accelerator, step = run.accelerator, Step()
+    losses: list[torch.Tensor] = []
+    names_of_terms: list[str] = []
+    position = (run.progress.epoch, run.progress.index)
+    for _ in range(accelerator.gradient_accumulation_steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        step.waited.append(time.perf_counter() - started)
+        step.names.append(batch.pop("names"))
+        step.bad += batch.pop("bad", [])
+        position = batch.pop("position")
+        with accelerator.accumulate(run.model):
+            try:
+                outputs = run.model(**send_to_device(batch, accelerator.device))
+            except ValueError as error:  # of the matcher, at logits that are not finite
+                samples = ", ".join(step.names[-1])
+                raise UserError(f"step {run.progress.step + 1}, samples {samples}: {error}") from error
+            accelerator.backward(outputs.loss)
+        names_of_terms = ["loss", *outputs.loss_dict]
+        losses.append(torch.stack([outputs.loss, *outputs.loss_dict.values()]).detach().float())
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), run.arguments.max_grad_norm or math.inf)
+    step.grad_norm, *values = torch.cat([torch.as_tensor(norm).float().reshape(1), *losses]).tolist()
+    width = len(names_of_terms)
+    step.terms = [dict(zip(names_of_terms, values[first : first + width])) for first in range(0, len(values), width)]
+    step.stop = agree(run, step, received_signal)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.scheduler.step()
+    if run.average is not None:
+        run.average.update_parameters(run.network)
+    run.progress.step += 1
+    run.progress.epoch, run.progress.index = position
+    return step
+
+
+def agree(run: Run, step: Step, received_signal: int) -> int:
+    """What all processes must know before the weights move: non-finite losses, bad samples, a signal.
+
+    Returns:
+        The signal that some process got, or 0.
+    Raises:
+        UserError: training cannot go on.
+    """
+    accelerator = run.accelerator
+    # With a loss scale an infinite gradient is ordinary: the scaler skips the step and lowers the scale.
+    finite = accelerator.scaler is not None or math.isfinite(step.grad_norm)
+    finite = finite and all(math.isfinite(value) for terms in step.terms for value in terms.values())
+    got = [not finite, bool(step.bad), received_signal == signal.SIGINT, received_signal == signal.SIGTERM]
+    if accelerator.num_processes > 1:
+        got = accelerator.reduce(torch.tensor(got, dtype=torch.int32, device=accelerator.device), "sum").tolist()
+    not_finite, any_bad, interrupted, terminated = got
+    if not_finite:
+        lines = [line for line in gather_object([what_is_not_finite(step, accelerator.process_index)]) if line]
+        raise UserError(f"step {run.progress.step + 1}: {'; '.join(lines)}; the weights are those of the step before")
+    bad = gather_object(step.bad) if any_bad else []
+    with nullcontext() if accelerator.is_main_process else redirect_stderr(io.StringIO()):
+        run.bad_samples.add(bad, seen=run.images_per_step)
+    return int(signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0)
+
+
+def what_is_not_finite(step: Step, process: int) -> str:
+    """The terms of this process that are NaN or infinite and the samples that they came from; else an empty line."""
+    parts = []
+    for terms, names in zip(step.terms, step.names, strict=True):
+        wrong = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
+        if wrong:
+            more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+            parts.append(f"{', '.join(wrong[:6])}{more}, samples {', '.join(names)}")
+    if not parts and not math.isfinite(step.grad_norm):
+        samples = ", ".join(name for names in step.names for name in names)
+        parts = [f"gradient norm is {step.grad_norm}, samples {samples}"]
+    return "; ".join(parts) + (f" (process {process})" if parts and process else "")
+
+
+# -------------------------------------------------------------------------------------------------- evaluate and save
+
+
+def evaluate_if_due(run: Run, log: TrainLog) -> None:
+    """Evaluates on the validation split if this step asks for it, logs the result and keeps the best model."""
+    accelerator, arguments, progress = run.accelerator, run.arguments, run.progress
+    is_last = progress.step == run.max_steps
+    if not arguments.eval_steps or not (progress.step % arguments.eval_steps == 0 or is_last):
+        return
+    if progress.evaluated == progress.step:
+        return
+    with log.paused():
+        if accelerator.num_processes > 1:  # each process keeps statistics of its own; the first one's are saved
+            for buffer in run.result.buffers():
+                broadcast(buffer)
+        confusion, _ = evaluate_split(run.result, run.processor, arguments, arguments.eval_split_name, accelerator)
+        scores = scores_from_confusion(confusion)
+        accelerator.print(f"step {progress.step}: mIoU {100 * scores['mean_iou']:.2f}")
+        log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
+        progress.evaluated = progress.step
+        run.pictures.write(run.result, progress.step)
+        if scores["mean_iou"] > progress.best_score:
+            progress.best_step, progress.best_score = progress.step, float(scores["mean_iou"])
+            on_main(accelerator, lambda: save_best(run))
+        log.draw()
+    run.train_mode()
+
+
+def save_best(run: Run) -> None:
+    """Writes `best`, a folder for `from_pretrained` with `best.json`, in place of the one before.
+
+    Raises:
+        UserError: it cannot be written; the one before is kept.
+    """
+
+    def fill(folder: Path) -> None:
+        save_model_folder(run.result, run.processor, folder)
+        best = {"step": run.progress.best_step, "mean_iou": run.progress.best_score}
+        (folder / "best.json").write_text(json.dumps(best) + "\n", encoding="utf-8")
+
+    write_whole(run.output_dir / "best", fill)
+
+
+def save(run: Run, log: TrainLog) -> Path:
+    """Writes a checkpoint of the run as it stands."""
+    with log.paused():
+        run.progress.logs = gather_object([log.state_dict()])
+        limit = run.arguments.checkpoints_total_limit
+        folder = save_checkpoint(run.accelerator, run.output_dir, run.progress.step, limit, run.settings)
+        log.draw()
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------------- loop
+
+
+def loop(run: Run) -> dict[str, Any]:
+    """Trains to the last step; returns the last line of the log.
+
+    Raises:
+        Stopped: by a signal, after a checkpoint was written.
+    """
+    accelerator, arguments, progress = run.accelerator, run.arguments, run.progress
+    log = TrainLog(run.output_dir / "train_log.jsonl", progress.step, accelerator)
+    if progress.logs:
+        log.load_state_dict(progress.logs[accelerator.process_index])
+    bar = tqdm(
+        total=run.max_steps, initial=progress.step, desc="train", unit="step", dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+    )  # fmt: skip
+    with StopSignals() as signals, bar:
+        run.train_mode()
+        evaluate_if_due(run, log)  # a signal may have come before the evaluation of the step that was saved
+        batches = run.batches()
+        while progress.step < run.max_steps:
+            rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+            step = training_step(run, batches, signals.received)
+            bar.update()
+            for waited, terms in zip(step.waited, step.terms, strict=True):
+                log.add(waited, terms)
+            if progress.step % arguments.logging_steps == 0 or progress.step == run.max_steps:
+                images = log.count * arguments.per_device_train_batch_size * accelerator.num_processes
+                line = log.write_step(progress.step, progress.epoch, rates, step.grad_norm, images)
+                bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['learning_rate']:.2e}")
+            if step.stop:
+                raise Stopped(step.stop, progress.step, str(save(run, log)))
+            evaluate_if_due(run, log)
+            if arguments.checkpointing_steps and progress.step % arguments.checkpointing_steps == 0:
+                save(run, log)
+    log.draw(at_once=True)
+    return log.last

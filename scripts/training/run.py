@@ -1,0 +1,289 @@
+"""From arguments to everything that the training loop works with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
+from torch.optim.swa_utils import AveragedModel
+
+from scripts.training.arguments import TrainArguments, check_arguments, planned_steps, with_batch_sizes
+from scripts.training.augmentation import training_augmentation
+from scripts.training.averaging import average_of
+from scripts.training.backbone_weights import load_backbone_weights
+from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint, on_main
+from scripts.training.command_line import UserError, build_accelerator
+from scripts.training.dataset import (
+    IGNORE_INDEX,
+    check_ignored_id,
+    load_classes,
+    load_split,
+    number_of_examples,
+)
+from scripts.training.memory import memory_estimate
+from scripts.training.model_folder import build_config, build_model, build_processor, refuse_dead_hrca
+from scripts.training.optimization import build_parameter_groups, build_scheduler
+from scripts.training.samples import BadSamples
+from scripts.training.settings import training_settings
+from scripts.training.streaming import StreamBatches, TrainingCollator, TrainingSamples, good_batches, worker_loader
+from scripts.training.tracking import TrackedPictures, check_trackers
+from scripts.training.whole_folder import recover
+
+
+NUM_TRACKED_IMAGES = 4
+
+
+@dataclass
+class Run:
+    """What the loop works with.
+
+    Args:
+        model: as accelerate prepared it; `network` is the same without its wrappers.
+        average: moving average of the weights, if there is one.
+        memory: estimate of what one process needs.
+        settings: what decides the result, see `training_settings`.
+    """
+
+    arguments: TrainArguments
+    accelerator: Accelerator
+    data: datasets.IterableDataset
+    model: Any
+    processor: Any
+    optimizer: Any
+    scheduler: Any
+    max_steps: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    average: AveragedModel | None = None
+    memory: str = ""
+    progress: Progress = field(default_factory=Progress)
+    bad_samples: BadSamples = field(default_factory=BadSamples)
+
+    @property
+    def network(self) -> Any:
+        """The model without the wrappers of accelerate."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def result(self) -> Any:
+        """The model that is evaluated and saved."""
+        return self.network if self.average is None else self.average.module
+
+    @property
+    def images_per_step(self) -> int:
+        """Pictures per optimiser step, over processes and micro steps."""
+        micro_batch = self.arguments.per_device_train_batch_size * self.accelerator.num_processes
+        return micro_batch * self.accelerator.gradient_accumulation_steps
+
+    @cached_property
+    def pictures(self) -> TrackedPictures:
+        """Validation images that are drawn at every evaluation."""
+        arguments, count = self.arguments, self.arguments.num_tracked_images
+        if count is None:
+            count = NUM_TRACKED_IMAGES if check_trackers(arguments.report_to) else 0
+        folder, split = self.output_dir / "pictures", arguments.eval_split_name
+        return TrackedPictures(self.accelerator, self.processor, arguments, split, count, folder)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where everything is written."""
+        return Path(self.arguments.output_dir or "")
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Training batches of this process, from where the run stands."""
+        arguments = self.arguments
+        augmentation = training_augmentation(
+            arguments.crop_height,
+            arguments.crop_width,
+            arguments.shortest_edges,
+            arguments.longest_edge,
+            arguments.scale_range,
+            arguments.color_jitter,
+        )
+        stream = StreamBatches(
+            self.data,
+            arguments.per_device_train_batch_size,
+            arguments.seed,
+            arguments.shuffle_buffer_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            start=(self.progress.epoch, self.progress.index),
+        )
+        loader = worker_loader(
+            TrainingSamples(arguments, self.network.config.num_labels, augmentation, arguments.seed),
+            stream,
+            TrainingCollator(self.processor, arguments.do_reduce_labels),
+            arguments.dataloader_num_workers,
+        )
+        return iter(good_batches(loader))
+
+    def train_mode(self) -> None:
+        """Training mode, without the backbone if that is frozen."""
+        self.model.train()
+        if self.arguments.freeze_backbone:
+            self.network.base_model.backbone.eval()
+
+
+def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelerator) -> Any:
+    """`model` with what the flags ask of it, before accelerate wraps it.
+
+    Raises:
+        UserError: a model that cannot do it.
+    """
+    frozen = getattr(model.config, "freeze_backbone_batch_norm", False) or arguments.freeze_backbone
+    if arguments.freeze_backbone:
+        model.base_model.backbone.requires_grad_(False)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and not frozen:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if arguments.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable()
+        except ValueError as error:
+            raise UserError(f"--gradient_checkpointing: {error}") from error
+    return model
+
+
+def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over the reference's groups, and the schedule of their rates.
+
+    Raises:
+        UserError: a schedule that needs more settings than these.
+    """
+    groups = build_parameter_groups(
+        model, arguments.learning_rate, arguments.weight_decay, arguments.backbone_lr_multiplier
+    )
+    optimizer = torch.optim.AdamW(
+        [{key: group[key] for key in ("name", "params", "lr", "weight_decay")} for group in groups],
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+    )
+    scheduler = build_scheduler(
+        optimizer, arguments.lr_scheduler_type, max_steps, arguments.num_warmup_steps, arguments.lr_power
+    )
+    return optimizer, scheduler
+
+
+def refuse_used_folder(output_dir: Path) -> None:
+    """Refuses to mix a new run's checkpoints with those of an earlier one.
+
+    Raises:
+        UserError: there are some.
+    """
+    if found := checkpoints(output_dir):
+        raise UserError(
+            f"--output_dir {output_dir} holds {found[-1].name} of an earlier run: go on with "
+            "--resume_from_checkpoint latest, or name another folder"
+        )
+
+
+def set_up(arguments: TrainArguments) -> Run:
+    """Everything before the first step; raises every user error that can be known by then."""
+    check_arguments(arguments)
+    accelerator = build_accelerator(arguments.mixed_precision)
+    arguments = with_batch_sizes(arguments, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
+    if arguments.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
+    output_dir = Path(arguments.output_dir or "")
+    on_main(accelerator, lambda: recover(output_dir))
+    if not arguments.resume_from_checkpoint:
+        on_main(accelerator, lambda: refuse_used_folder(output_dir))
+    set_seed(arguments.seed)
+
+    # ---- data
+    data = load_split(arguments, arguments.train_split_name)
+    id2label = load_classes(arguments, data)
+    if id2label is None and not arguments.model_name_or_path:
+        raise UserError("no class names: give --id2label, or put id2label.json beside the data")
+    micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
+    max_steps = planned_steps(arguments, data, micro_batch * accelerator.gradient_accumulation_steps)
+    examples = number_of_examples(data, arguments.train_split_name)
+
+    # ---- model
+    config = build_config(arguments, id2label)
+    check_ignored_id(config)
+    refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
+    settings = training_settings(arguments, accelerator, data, config, max_steps)
+    checkpoint = None
+    if wanted := arguments.resume_from_checkpoint:
+        checkpoint = on_main(accelerator, lambda: find_checkpoint(wanted, output_dir, settings))
+    shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
+    processor = build_processor(
+        arguments,
+        config,
+        size={"shortest_edge": shortest, "longest_edge": arguments.eval_longest_edge or 4 * shortest},
+        do_reduce_labels=arguments.do_reduce_labels,
+        ignore_index=IGNORE_INDEX,
+        num_labels=config.num_labels,
+    )
+    model = build_model(arguments, config)
+    if arguments.backbone_weights:
+        accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
+    model = prepare_network(model, arguments, accelerator)
+    average = None if arguments.ema_decay is None else average_of(model, arguments.ema_decay, accelerator.device)
+    memory = ""
+    if accelerator.is_main_process:
+        micro, height, width = arguments.per_device_train_batch_size, arguments.crop_height, arguments.crop_width
+        memory = memory_estimate(model.train(), micro, height, width, average is not None, accelerator)
+    if arguments.torch_compile:
+        model.base_model.compile()
+
+    # ---- optimiser
+    optimizer, scheduler = build_optimizer(model, arguments, max_steps)
+    # The schedule is stepped here once per optimiser step; prepared by accelerate it would be once per process.
+    model, optimizer = accelerator.prepare(model, optimizer)
+    # Weights began alike on all processes; loss points and dropped paths are each process's own.
+    set_seed(arguments.seed, device_specific=True)
+    run = Run(
+        arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average, memory,
+        bad_samples=BadSamples(arguments.max_bad_samples, examples),
+    )  # fmt: skip
+    accelerator.register_for_checkpointing(scheduler, run.progress, run.bad_samples)
+    if average is not None:
+        accelerator.register_for_checkpointing(average)
+    if checkpoint is not None:
+        load_checkpoint(accelerator, checkpoint)
+        accelerator.print(f"resumed from {checkpoint} at step {run.progress.step}")
+    return run
+
+
+def describe(run: Run) -> str:
+    """The run in one table, before it starts."""
+    arguments, accelerator = run.arguments, run.accelerator
+    names = list(run.network.config.id2label.values())
+    examples = number_of_examples(run.data, arguments.train_split_name)
+    groups = run.optimizer.param_groups
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    epochs = f", {run.max_steps * run.images_per_step / examples:.1f} epochs" if examples else ""
+    rows = [
+        (
+            "data",
+            f"{arguments.dataset_name or arguments.train_images} [{arguments.train_split_name}], "
+            f"{examples or 'unknown'} samples",
+        ),
+        ("classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"),
+        ("crop", f"{arguments.crop_height}x{arguments.crop_width}"),
+        (
+            "batch",
+            f"{run.images_per_step} = {arguments.per_device_train_batch_size} x {accelerator.num_processes} processes "
+            f"x {accelerator.gradient_accumulation_steps} micro steps",
+        ),
+        ("steps", f"{run.max_steps}{epochs}"),
+        ("parameters", f"{trained / 1e6:.2f} M trained"),
+    ]
+    for group in groups:
+        text = f"{len(group['params'])} tensors, lr {group['lr']:g}, weight decay {group['weight_decay']:g}"
+        rows.append((f"- {group['name']}", text))
+    rows += [
+        ("memory", run.memory),
+        ("device", f"{accelerator.device}, mixed precision {accelerator.mixed_precision}"),
+        ("output", str(run.output_dir)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

@@ -1,0 +1,118 @@
+"""What decides the result of a run: kept in its checkpoints, compared when one is resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+
+from scripts.evaluation.provenance import HUB_COMMIT, split_files
+from scripts.training.arguments import TrainArguments
+from scripts.training.command_line import UserError, project_path
+from scripts.training.dataset import number_of_examples
+from scripts.training.whole_folder import sha256
+
+
+# These may change, since they decide where and how a run works, what it reports, or, like the initial weights, what a
+# checkpoint holds itself.
+FREE = {
+    "backbone_weights",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "config_name",
+    "config_overrides",
+    "dataloader_num_workers",
+    "dataset_name",
+    "eval_images",
+    "eval_longest_edge",
+    "eval_masks",
+    "eval_shortest_edge",
+    "eval_split_name",
+    "eval_steps",
+    "id2label",
+    "logging_steps",
+    "max_bad_samples",
+    "model_name_or_path",
+    "model_type",
+    "num_tracked_images",
+    "num_train_epochs",
+    "output_dir",
+    "recipe",
+    "report_to",
+    "resume_from_checkpoint",
+    "total_train_batch_size",
+    "train_images",
+    "train_masks",
+    "trust_remote_code",
+}
+# Of no account in a model's configuration.
+NOT_OF_THE_MODEL = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+
+
+def data_identity(arguments: TrainArguments, data: datasets.IterableDataset) -> dict[str, Any]:
+    """What tells one data set from another without reading it: names and sizes of local files, or the Hub's commit."""
+    identity: dict[str, Any] = {
+        "number of samples": number_of_examples(data, arguments.train_split_name),
+        "number of shards": data.num_shards,
+    }
+    files = split_files(arguments, arguments.train_split_name) if arguments.dataset_name else []
+    commits = {match[1] for file in files if (match := HUB_COMMIT.match(file))}
+    local = [Path(file) for file in files if Path(file).is_file()]
+    if len(commits) == 1:
+        identity["commit"] = commits.pop()
+    elif local:
+        identity["files"] = [[file.name, file.stat().st_size] for file in local]
+    return identity
+
+
+def training_settings(
+    arguments: TrainArguments, accelerator: Accelerator, data: datasets.IterableDataset, config: Any, max_steps: int
+) -> dict[str, Any]:
+    """Everything that decides the losses and weights of a run, as JSON holds it.
+
+    Args:
+        arguments: with the batch sizes that are in use.
+    """
+    flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in FREE}
+    if arguments.class_map and Path(project_path(arguments.class_map)).is_file():
+        flags["--class_map"] = sha256(Path(project_path(arguments.class_map)))
+    flags["--max_train_steps"] = max_steps
+    flags["--mixed_precision"] = accelerator.mixed_precision
+    model = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}
+    settings = {
+        **flags,
+        "number of processes": accelerator.num_processes,
+        **{f"data: {name}": value for name, value in data_identity(arguments, data).items()},
+        **{f"model: {name}": value for name, value in model.items()},
+    }
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_settings(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuses to go on with settings that would give another result than the run never stopped.
+
+    Settings that only one of the two knows (another version, or a Hub that does not answer) are not compared.
+
+    Raises:
+        UserError: names every setting that differs, with both values.
+    """
+    differing = [
+        f"{name} {short(saved[name])}, not {short(current[name])}"
+        for name in saved
+        if name in current and saved[name] != current[name]
+    ]
+    if differing:
+        raise UserError(
+            f"--resume_from_checkpoint {checkpoint}: it was trained with {'; '.join(differing)}: to go on exactly "
+            "give the same, else start anew with --model_name_or_path"
+        )
+
+
+def short(value: Any) -> str:
+    """`value` in at most 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

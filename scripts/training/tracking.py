@@ -1,0 +1,207 @@
+"""Trackers through Accelerate, and pictures of the same few validation images as the model gets better."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from scripts.evaluation.inference import SingleScale, reduced_labels
+from scripts.training.command_line import UserError
+from scripts.training.dataset import DatasetArguments, load_split, readable
+from scripts.training.samples import BadSample, decode_sample
+from scripts.visualization import colour_map
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+PROJECT = "faseg"
+PANEL_SIZE = (480, 480)
+GAP = 4
+
+
+def check_trackers(report_to: Sequence[str]) -> list[str]:
+    """The trackers of `--report_to`, without `none` and repetitions.
+
+    Raises:
+        UserError: one that is unknown, or whose package is not installed.
+    """
+    names = [name for name in dict.fromkeys(report_to) if name != "none"]
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"give {', '.join(TRACKERS)} or none"
+            raise UserError(f"--report_to {name}: unknown tracker: {hint}")
+        package = importlib.util.find_spec(name)
+        if package is None or package.origin is None:  # a folder of that name, which wandb leaves, is no package
+            raise UserError(f"--report_to {name}: not installed: pip install {name}")
+    return names
+
+
+def start_trackers(
+    accelerator: Accelerator, names: Sequence[str], output_dir: Path, first_step: int, settings: Mapping[str, Any]
+) -> None:
+    """Starts the trackers; a resumed run goes on in the curves that it began.
+
+    TensorBoard's files lie in `output_dir/faseg` (`tensorboard --logdir OUTPUT_DIR`); events of steps that the run
+    repeats are hidden. W&B and Trackio find the run by the id in `output_dir/tracking.json`; they keep repeated steps.
+
+    Args:
+        names: from `check_trackers`.
+        settings: the effective recipe, shown beside the curves.
+    Raises:
+        UserError: a tracker does not start.
+    """
+    if not names:
+        return
+    run_id = tracked_run_id(output_dir, first_step) if accelerator.is_main_process else ""
+    accelerator.project_configuration.set_directories(str(output_dir))
+    accelerator.log_with = filter_trackers(list(names), str(output_dir))
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
+    }
+    try:
+        accelerator.init_trackers(
+            PROJECT,
+            config=None if first_step else plain,
+            init_kwargs={
+                "tensorboard": {"purge_step": first_step + 1} if first_step else {},
+                "wandb": {"id": run_id, "name": output_dir.name, "resume": "allow", "dir": str(output_dir)},
+                "trackio": {"name": f"{output_dir.name}-{run_id}", "resume": "allow", "embed": False},
+            },
+        )
+    except Exception as error:  # each tracker raises its own kinds, at a missing login for instance
+        raise UserError(f"--report_to {' '.join(names)}: {error}") from error
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Sends what the trackers still hold, where a run ends before its last step."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def tracked_run_id(output_dir: Path, first_step: int) -> str:
+    """The id under which trackers know the run in `output_dir`: a new one for a new run."""
+    file = output_dir / "tracking.json"
+    try:
+        if first_step and file.is_file():
+            return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+        run_id = uuid.uuid4().hex[:12]
+        file.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: {error}") from error
+    return run_id
+
+
+def log_pictures(accelerator: Accelerator, pictures: Mapping[str, Image.Image], step: int) -> None:
+    """Sends pictures to every tracker."""
+    if not accelerator.is_main_process:
+        return
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            arrays = {name: np.asarray(picture)[None] for name, picture in pictures.items()}
+            tracker.log_images(arrays, step=step, dataformats="NHWC")
+        elif tracker.name == "trackio":  # accelerate's tracker takes numbers only
+            import trackio
+
+            tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+        else:
+            tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
+
+
+class TrackedPictures:
+    """The first images of the validation split and what the model makes of them, step by step.
+
+    Each is a strip of image | truth | prediction, sent to the trackers; all of them, one below the other, are
+    `output_dir/pictures/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        processor: Any,
+        arguments: DatasetArguments,
+        split: str,
+        count: int,
+        folder: Path,
+    ) -> None:
+        self.accelerator, self.processor, self.arguments = accelerator, processor, arguments
+        self.split, self.count, self.folder = split, count, folder
+        self.samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
+
+    def load(self, num_labels: int) -> list[tuple[str, Image.Image, np.ndarray]]:
+        """`(name, picture, label map of class ids)` of the first samples; unreadable ones are left out."""
+        samples = []
+        for index, row in enumerate(islice(readable(load_split(self.arguments, self.split)), self.count)):
+            try:
+                image, label, name = decode_sample(row, self.arguments, num_labels, index)
+            except BadSample:
+                continue
+            ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
+            truth = reduced_labels(ids) if self.arguments.do_reduce_labels else ids
+            samples.append((name, F.to_pil_image(image), truth))
+        return samples
+
+    def write(self, model: Any, step: int) -> None:
+        """Takes, saves and sends the pictures; all processes take part, since a sharded model needs them all.
+
+        Args:
+            model: without accelerate's wrappers.
+        """
+        if not self.count:
+            return
+        if self.samples is None:
+            self.samples = self.load(model.config.num_labels)
+        was_training = model.training
+        model.eval()
+        predictor = SingleScale(model, self.processor, self.accelerator.device)
+        with self.accelerator.autocast(), torch.no_grad():
+            strips = {
+                f"pictures/{index}_{name}": strip(image, truth, predictor(image))
+                for index, (name, image, truth) in enumerate(self.samples)
+            }
+        model.train(was_training)
+        if not strips:
+            return
+        log_pictures(self.accelerator, strips, step)
+        if self.accelerator.is_main_process:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stacked(list(strips.values())).save(self.folder / f"step-{step:08}.png")
+            except OSError as error:  # a picture is not worth a run
+                print(f"pictures not saved: {error}")
+
+
+def strip(image: Image.Image, truth: np.ndarray, prediction: np.ndarray) -> Image.Image:
+    """image | truth | prediction side by side, each at most `PANEL_SIZE`; ignored pixels of the truth are black."""
+    panels = [image.convert("RGB"), Image.fromarray(colour_map(truth)), Image.fromarray(colour_map(prediction))]
+    for index, panel in enumerate(panels):
+        panel.thumbnail(PANEL_SIZE, Image.Resampling.NEAREST if index else Image.Resampling.BILINEAR)
+    sheet = Image.new("RGB", (sum(panel.width + GAP for panel in panels) - GAP, panels[0].height), "white")
+    left = 0
+    for panel in panels:
+        sheet.paste(panel, (left, 0))
+        left += panel.width + GAP
+    return sheet
+
+
+def stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """Strips one below the other."""
+    height = sum(picture.height + GAP for picture in strips) - GAP
+    sheet = Image.new("RGB", (max(picture.width for picture in strips), height), "white")
+    top = 0
+    for picture in strips:
+        sheet.paste(picture, (0, top))
+        top += picture.height + GAP
+    return sheet

@@ -1,0 +1,139 @@
+"""Folders that are written whole or not at all, and that can tell whether they are still whole.
+
+A folder is filled under a hidden name, synced to the disk with a manifest of its files, and renamed. What it replaces
+goes only after that; what a killed process left behind is put right by `recover`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from scripts.training.command_line import UserError
+
+
+MANIFEST = "manifest.json"
+HIDDEN = re.compile(r"^\.(best|checkpoint-\d+)\.(partial|replaced)$")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What torch, safetensors and the system raise when a file cannot be written.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+def hidden_name(folder: Path, kind: str) -> Path:
+    """Where `folder` lies while it is being filled ("partial") or replaced ("replaced")."""
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def publish(folder: Path) -> None:
+    """Makes what was written below `hidden_name(folder, "partial")` into `folder`, in place of an older one.
+
+    Raises:
+        OSError: the disk is full or gone; the older folder is as it was.
+    """
+    partial, replaced = hidden_name(folder, "partial"), hidden_name(folder, "replaced")
+    files = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / MANIFEST)
+    entries = {str(file.relative_to(partial)): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
+    (partial / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_whole(folder: Path, fill: Callable[[Path], Any]) -> None:
+    """Lets `fill` write below a hidden folder, then makes it `folder`; for one process.
+
+    Raises:
+        UserError: it cannot be written; nothing of it is left, and an older `folder` is as it was.
+    """
+    partial = hidden_name(folder, "partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        publish(folder)
+    except WRITE_ERRORS as error:
+        reason = write_failure(error, folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        recover(folder.parent)
+        raise UserError(f"{folder} could not be written: {reason}") from error
+
+
+def write_failure(error: BaseException, folder: Path) -> str:
+    """In a few words, why a file below `folder` could not be written."""
+    # torch and safetensors do not pass the system's error number on.
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if getattr(error, "errno", None) in DISK_FULL or "No space left" in text:
+        return "the disk is full"
+    if shutil.disk_usage(existing).free < 2**20:
+        return "the disk is full"
+    return text
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder, so that a kill in between leaves no half of it under its name."""
+    replaced = hidden_name(folder, "replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    folder.rename(replaced)
+    shutil.rmtree(replaced)
+
+
+def recover(parent: Path) -> None:
+    """Puts right what a killed process left in `parent`: whole folders get their name, the rest goes."""
+    leftovers = [path for path in parent.iterdir() if HIDDEN.match(path.name)] if parent.is_dir() else []
+    # A new folder that was whole before its kill ("partial") comes before the one it was to replace.
+    for path in sorted(leftovers):
+        folder = path.with_name(path.name[1:].rpartition(".")[0])
+        being_replaced = path.suffix == ".replaced" or hidden_name(folder, "replaced").exists()
+        if being_replaced and not folder.exists() and damage(path) is None:
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a published folder: its first missing or changed file; None if it is whole."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing, so it was not written whole"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    for name, entry in entries.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["size"]:
+            return f"{name} is damaged: {file.stat().st_size} bytes, {entry['size']} were written"
+        if sha256(file) != entry["sha256"]:
+            return f"{name} is damaged: its SHA-256 is not that of what was written"
+    return None

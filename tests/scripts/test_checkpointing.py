@@ -1,0 +1,182 @@
+"""Folders are published whole or not at all, whatever happens in between; checkpoints are checked before use."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from scripts.training import whole_folder
+from scripts.training.checkpointing import SETTINGS, checkpoints, find_checkpoint, step_of
+from scripts.training.command_line import UserError
+from scripts.training.settings import check_settings
+from scripts.training.whole_folder import MANIFEST, damage, publish, recover, remove, write_whole
+
+
+def fill_with(text):
+    def fill(folder):
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text(text)
+        (folder / "b.txt").write_text(text * 2)
+
+    return fill
+
+
+def content(folder):
+    return (folder / "sub" / "a.txt").read_text(), (folder / "b.txt").read_text()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Folder with the checkpoints of steps 2, 4 and 10."""
+    for step in (10, 2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        write_whole(folder, lambda partial, step=step: (partial / SETTINGS).write_text(json.dumps({"--seed": step})))
+    return tmp_path
+
+
+def test_a_folder_is_written_replaced_and_told_whole(tmp_path):
+    folder = tmp_path / "best"
+    for text in ("old", "new"):
+        write_whole(folder, fill_with(text))
+        assert content(folder) == (text, text * 2) and damage(folder) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"sub/a.txt", "b.txt"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "b.txt").write_text("longer than before"), "b.txt is damaged: 18 bytes, 4 were"),
+        (lambda folder: (folder / "sub" / "a.txt").write_text("xx"), "sub/a.txt is damaged: its SHA-256"),
+        (lambda folder: (folder / "b.txt").unlink(), "b.txt is missing"),
+        (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing, so it was not written whole"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), f"{MANIFEST} cannot be read"),
+    ],
+)
+def test_damage_is_named(harm, message, tmp_path):
+    write_whole(tmp_path / "best", fill_with("ab"))
+    harm(tmp_path / "best")
+    assert message in damage(tmp_path / "best")
+
+
+def test_killed_at_every_system_call_the_old_or_the_new_is_there(tmp_path):
+    """Killed before each sync, rename and deletion in turn: after `recover` one of the two is whole, and only it."""
+    seen = set()
+    for number in range(1, 30):
+        folder = tmp_path / str(number) / "best"
+        write_whole(folder, fill_with("old"))
+        child = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(folder, number))
+        child.start()
+        child.join()
+        recover(folder.parent)
+        assert [path.name for path in folder.parent.iterdir()] == ["best"]
+        assert damage(folder) is None and content(folder) in (("old", "oldold"), ("new", "newnew"))
+        seen.add((content(folder)[0], child.exitcode))
+        if child.exitcode == 0:
+            break
+    assert seen == {("old", -signal.SIGKILL), ("new", -signal.SIGKILL), ("new", 0)}
+
+
+def replace_and_die(folder, number):
+    calls = []
+
+    def counted(original):
+        def call(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
+    write_whole(folder, fill_with("new"))
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_full_disk_keeps_the_old_folder(call, tmp_path, monkeypatch):
+    write_whole(tmp_path / "best", fill_with("old"))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if call == "fsync":
+            patch.setattr("os.fsync", full)
+        else:
+            original = Path.rename
+            patch.setattr(Path, "rename", lambda path, to: full() if "partial" in path.name else original(path, to))
+        with pytest.raises(UserError, match="best could not be written: the disk is full"):
+            write_whole(tmp_path / "best", fill_with("new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert content(tmp_path / "best") == ("old", "oldold")
+
+
+def test_leftovers_go_and_other_hidden_folders_stay(tmp_path):
+    for name in (".checkpoint-4.partial", ".checkpoint-2.replaced", ".git", ".other.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("")
+    recover(tmp_path)
+    recover(tmp_path / "not there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".other.partial"]
+
+
+def test_removal_leaves_no_half_folder_under_the_name(saved, monkeypatch):
+    original = shutil.rmtree
+
+    def die(path, ignore_errors=False):
+        if not ignore_errors:
+            raise KeyboardInterrupt
+        original(path, ignore_errors)
+
+    monkeypatch.setattr(whole_folder.shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        remove(saved / "checkpoint-2")
+    assert [step_of(path) for path in checkpoints(saved)] == [4, 10]
+
+
+def test_latest_is_the_newest_whole_one(saved, capsys):
+    assert [step_of(path) for path in checkpoints(saved)] == [2, 4, 10]
+    assert find_checkpoint("latest", saved, {"--seed": 10}).name == "checkpoint-10"
+    (saved / "checkpoint-10" / SETTINGS).write_text("{}")
+    assert find_checkpoint("latest", saved, {"--seed": 4}).name == "checkpoint-4"
+    assert f"passed over {saved / 'checkpoint-10'}: {SETTINGS} is damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"{SETTINGS} is damaged.*go on with .*checkpoint-4$"):
+        find_checkpoint(str(saved / "checkpoint-10"), saved, {})
+    for step in (2, 4):
+        (saved / f"checkpoint-{step}" / SETTINGS).unlink()
+    with pytest.raises(UserError, match=r"latest: no whole checkpoint: .*checkpoint-2: settings\.json is missing"):
+        find_checkpoint("latest", saved, {})
+
+
+def test_checkpoints_that_cannot_be_found(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint-<step> in"):
+        find_checkpoint("latest", tmp_path, {})
+    with pytest.raises(UserError, match="no such folder"):
+        find_checkpoint(str(tmp_path / "checkpoint-3"), tmp_path, {})
+
+
+def test_other_settings_are_refused_with_both_values():
+    saved = {"--learning_rate": 0.1, "--seed": 1, "gone": 3, "model: hidden_dim": 32}
+    check_settings(Path("x"), saved, {**saved, "new": 2})
+    with pytest.raises(UserError) as refused:
+        check_settings(Path("x"), saved, {"--learning_rate": 0.2, "--seed": 1, "model: hidden_dim": 64})
+    assert "--learning_rate 0.1, not 0.2; model: hidden_dim 32, not 64:" in str(refused.value)
+
+
+def test_publish_syncs_files_folders_and_parent(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(whole_folder, "sync", synced.append)
+    folder = tmp_path / "best"
+    partial = whole_folder.hidden_name(folder, "partial")
+    partial.mkdir()
+    fill_with("x")(partial)
+    publish(folder)
+    assert {path.relative_to(tmp_path).as_posix() for path in synced} == {
+        ".", *(f".best.partial{name}" for name in ("", "/sub", "/sub/a.txt", "/b.txt", f"/{MANIFEST}")),
+    }  # fmt: skip

@@ -1,0 +1,129 @@
+"""A run that is killed and resumed ends bit-equal to the run that was never stopped."""
+
+import os
+import random
+import signal
+import time
+from functools import partial
+
+import pytest
+import torch
+from training_processes import arguments_for, assert_equal_end, end_state, in_processes, train_in_processes
+
+from scripts.train import train
+from scripts.training import whole_folder
+from scripts.training.checkpointing import checkpoints
+from scripts.training.command_line import UserError
+
+
+BF16 = ("--mixed_precision", "bf16")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_recipe, shapes, tmp_path_factory):
+    """(world, flags) -> (end state, seconds) of the run that is never stopped, each run once."""
+    done = {}
+
+    def get(world=1, *flags):
+        if (world, *flags) not in done:
+            folder = tmp_path_factory.mktemp("unbroken")
+            started = time.monotonic()
+            codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *flags), world)
+            assert codes == [0] * world, errors
+            done[world, *flags] = end_state(folder), time.monotonic() - started
+        return done[world, *flags]
+
+    return get
+
+
+def die_in_step(steps, rank):
+    """Kills this process where the weights would move for the `steps[rank]`-th time."""
+    original, calls = torch.optim.AdamW.step, []
+
+    def step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == steps[rank]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    torch.optim.AdamW.step = step
+
+
+def die_in_checkpoint(partial_folder, rank):
+    """Kills this process when all of a checkpoint is written and the first of its files is synced."""
+    original = whole_folder.sync
+
+    def sync(path):
+        if path.parent == partial_folder and (partial_folder / whole_folder.MANIFEST).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(path)
+
+    whole_folder.sync = sync
+
+
+def train_broken(arguments, break_it, rank):
+    break_it(rank)
+    train(arguments)
+
+
+def killed_then_resumed(tiny_recipe, shapes, folder, break_it, world=1, flags=()):
+    """A run that `break_it` gets killed, then the one that goes on; returns what that could go on from."""
+    arguments = arguments_for(tiny_recipe, shapes, folder, *flags)
+    codes, errors = in_processes(partial(train_broken, arguments, break_it), world)
+    assert -signal.SIGKILL in codes, errors
+    found = [path.name for path in checkpoints(folder)]
+    resumed = arguments_for(tiny_recipe, shapes, folder, *flags, "--resume_from_checkpoint", "latest")
+    codes, errors = train_in_processes(resumed, world)
+    assert codes == [0] * world, errors
+    return found
+
+
+def test_killed_in_the_middle_of_a_step(tiny_recipe, shapes, tmp_path, unbroken):
+    found = killed_then_resumed(tiny_recipe, shapes, tmp_path / "run", partial(die_in_step, [4]))
+    assert found == ["checkpoint-2"]
+    assert_equal_end(tmp_path / "run", unbroken()[0])
+
+
+def test_killed_while_a_checkpoint_is_written(tiny_recipe, shapes, tmp_path, unbroken):
+    folder = tmp_path / "run"
+    found = killed_then_resumed(
+        tiny_recipe, shapes, folder, partial(die_in_checkpoint, folder / ".checkpoint-4.partial")
+    )
+    assert found == ["checkpoint-2"]
+    assert_equal_end(folder, unbroken()[0])
+
+
+def test_two_processes_killed_and_resumed(tiny_recipe, shapes, tmp_path, unbroken):
+    folder = tmp_path / "run"
+    found = killed_then_resumed(tiny_recipe, shapes, folder, partial(die_in_step, [100, 4]), world=2, flags=BF16)
+    assert found == ["checkpoint-2"]
+    assert_equal_end(folder, unbroken(2, *BF16)[0])
+    alone = arguments_for(tiny_recipe, shapes, folder, *BF16, "--resume_from_checkpoint", "latest")
+    codes, errors = train_in_processes(alone)
+    assert codes == [1] and f"{UserError.__name__}: --resume" in errors[0]
+    assert "number of processes 2, not 1" in errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_five_random_points(world, precision, tiny_recipe, shapes, tmp_path, unbroken):
+    """From outside, at any moment: start-up, steps, evaluations, checkpoints, the last write."""
+    flags = ("--mixed_precision", precision)
+    expected, seconds = unbroken(world, *flags)
+    folder, kills = tmp_path / "run", 0
+    chance = random.Random(f"{world}{precision}")
+    while kills < 5:
+        resume = ("--resume_from_checkpoint", "latest") if checkpoints(folder) else ()
+        arguments = arguments_for(tiny_recipe, shapes, folder, *flags, *resume)
+        codes, errors = train_in_processes(arguments, world, chance.uniform(0.2, 0.8) * seconds)
+        if codes == [0] * world:
+            break
+        assert -signal.SIGKILL in codes, errors
+        kills += 1
+    assert kills
+    if kills == 5:
+        resume = ("--resume_from_checkpoint", "latest") if checkpoints(folder) else ()
+        codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *flags, *resume), world)
+        assert codes == [0] * world, errors
+    assert_equal_end(folder, expected)

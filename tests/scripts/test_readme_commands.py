@@ -1,0 +1,144 @@
+"""The commands of README and docs: their flags parse, and README's run on tiny data."""
+
+import dataclasses
+import importlib
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+import timm
+from safetensors.torch import save_file
+from transformers import AutoConfig, ResNetBackbone
+
+from scripts.training.command_line import PROJECT_ROOT, parse_arguments
+
+
+PAGES = [PROJECT_ROOT / "README.md", PROJECT_ROOT / "CONTRIBUTING.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+MODULE = re.compile(r"(?:scripts/(\w+)\.py|scripts\.(\w+))$")
+
+
+def shell_lines(page):
+    """Commands of a page's shell blocks, continued lines joined, without comments."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```(?:bash|shell|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError:  # a part of `bash -c '...'` that goes over several lines
+                words = shlex.split(line.replace("'", " "), comments=True)
+            # A variable that stands alone may hold flags or nothing; one after a flag is its value.
+            pairs = zip(["", *words], words)
+            if words := [word for last, word in pairs if not word.startswith("$") or last.startswith("--")]:
+                yield words
+
+
+def script_commands(page):
+    """`(module, flags)` of the lines that start one of the project's commands, by python, -m or accelerate launch."""
+    for words in shell_lines(page):
+        for index, word in enumerate(words):
+            if match := MODULE.match(word):
+                yield match[1] or match[2], words[index + 1 :]
+                break
+
+
+COMMANDS = [(page.name, module, flags) for page in PAGES for module, flags in script_commands(page)]
+
+
+class ParsedError(Exception):
+    """Carries the arguments out of a command that was to be parsed only."""
+
+
+def parsed(module_name, flags, monkeypatch):
+    """What the command's own `main` makes of `flags`."""
+    module = importlib.import_module(f"scripts.{module_name}")
+
+    def parse_only(arguments_class, argv=None, **positional):
+        raise ParsedError(parse_arguments(arguments_class, argv, **positional))
+
+    monkeypatch.setattr(module, "parse_arguments", parse_only)
+    monkeypatch.setattr(sys, "argv", [f"{module_name}.py", *flags])
+    with pytest.raises(ParsedError) as found:
+        module.main()
+    return found.value.args[0]
+
+
+def test_the_pages_have_commands():
+    modules = {module for page, module, _ in COMMANDS if page == "README.md"}
+    assert {"train", "eval", "predict", "convert_checkpoint"} <= modules
+
+
+@pytest.mark.parametrize(("page", "module", "flags"), COMMANDS, ids=lambda value: str(value)[:40])
+def test_flags_parse(page, module, flags, monkeypatch):
+    arguments = parsed(module, flags, monkeypatch)
+    named = {flag[2:].split("=")[0] for flag in flags if flag.startswith("--")}
+    fields = {field.name for field in dataclasses.fields(arguments)}
+    assert {name.removeprefix("no_") if name not in fields else name for name in named} <= fields
+
+
+def test_unknown_flags_do_not_parse(monkeypatch):
+    from scripts.training.command_line import UserError
+
+    with pytest.raises(UserError, match="--no_such_flag"):
+        importlib.import_module("scripts.train")
+        parse_arguments(importlib.import_module("scripts.train").TrainArguments, ["--no_such_flag", "1"])
+
+
+def test_make_targets_exist():
+    makefile = (PROJECT_ROOT / "Makefile").read_text()
+    targets = {words[1] for page in PAGES for words in shell_lines(page) if words[0] == "make" and len(words) > 1}
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+
+
+# ---- README's blocks, run ----
+
+# What README's placeholders stand for, made tiny below; and what the two long trainings are cut down by.
+SHRUNK = {
+    "train": [
+        "--max_train_steps", "1", "--crop_height", "192", "--crop_width", "192", "--per_device_train_batch_size", "1",
+        "--dataloader_num_workers", "0", "--shortest_edges", "192", "--mixed_precision", "no", "--config_overrides",
+        "encoder_layers=1", "decoder_layers=2", "num_queries=10", "train_num_points=64",
+    ],
+    "eval": ["--dataloader_num_workers", "0"],
+    "predict": [],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def placeholders(shapes, tmp_path_factory):
+    """README's `path/to/...` -> what it stands for here."""
+    folder = tmp_path_factory.mktemp("readme")
+    timm_net = timm.create_model("mobilenetv2_100")
+    save_file(timm_net.state_dict(), folder / "mobilenetv2_100.safetensors")
+    config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / "faseg-resnet50-ade20k").backbone_config
+    save_file(ResNetBackbone(config).state_dict(), folder / "model.safetensors")
+    (folder / "pictures").mkdir()
+    shutil.copy(PROJECT_ROOT / "docs" / "demo.png", folder / "pictures" / "demo.png")
+    return {
+        "path/to/camvid": str(shapes),
+        "path/to/dataset": str(shapes),
+        "path/to/mobilenetv2_100.safetensors": str(folder / "mobilenetv2_100.safetensors"),
+        "path/to/model.safetensors": str(folder / "model.safetensors"),
+        "microsoft/resnet-50": str(folder / "model.safetensors"),
+        "path/to/pictures": str(folder / "pictures"),
+    }
+
+
+@pytest.mark.slow
+def test_readme_commands_run(placeholders, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for page, module, flags in COMMANDS:
+        if page != "README.md" or module not in SHRUNK:
+            continue  # the converter needs a released checkpoint: tests/scripts/test_convert_checkpoint.py makes one
+        flags = [placeholders.get(flag, flag) for flag in flags]
+        if unknown := [flag for flag in flags if flag.startswith("path/to/")]:
+            raise AssertionError(f"say in this test what {unknown[0]} stands for")
+        code, _, errors = command(importlib.import_module(f"scripts.{module}"), *flags, *SHRUNK[module])
+        assert code == 0, (module, flags, errors[-3:])
+        ran.append(module)
+    assert {"train", "eval", "predict"} <= set(ran)
+    assert (tmp_path / "outputs" / "train" / "model.safetensors").is_file()

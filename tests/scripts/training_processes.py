@@ -1,0 +1,114 @@
+"""Training runs in processes of their own, which tests may kill, one or two at a time.
+
+They are forked from a server that has imported everything and trained nothing, since autograd does not survive a fork
+of a process that has used it; what they run must be found by name in a module.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+
+import torch
+from accelerate.state import PartialState
+from safetensors.torch import load_file
+
+from scripts.train import TrainArguments, train
+from scripts.training.command_line import parse_arguments
+
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["scripts.train", "pytest"])
+TIMED = ("images_per_second", "data_wait_seconds", "data_wait_share", "peak_memory_gib")
+# Logs, evaluations and checkpoints fall on different steps; samples are dropped, averaged and accumulated.
+FLAGS = [
+    "--max_train_steps", 6, "--checkpointing_steps", 2, "--eval_steps", 3, "--logging_steps", 3,
+    "--gradient_accumulation_steps", 2, "--ema_decay", 0.8, "--dataloader_num_workers", 1,
+    "--config_overrides", "dropout=0.1",
+]  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_child(function, rank, world, port, errors):
+    """One training process: quiet, on one thread, and one line in `errors` if it fails."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as users' runs start the workers of the data loader
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    code = 0
+    with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
+        try:
+            function(rank)
+        except BaseException as error:
+            code = 1
+            errors.put(f"{type(error).__name__}: {error}")
+            errors.close()
+            errors.join_thread()
+        if code == 0:
+            PartialState().destroy_process_group()
+    os._exit(code)
+
+
+def in_processes(function, world=1, kill_after=None):
+    """Runs `function(rank)` in `world` processes; returns their exit codes and what they failed with.
+
+    Args:
+        kill_after: seconds until all are killed; they also are once one has been.
+    """
+    errors, port = SERVER.Queue(), free_port()
+    children = [SERVER.Process(target=run_child, args=(function, rank, world, port, errors)) for rank in range(world)]
+    for child in children:
+        child.start()
+    end = time.monotonic() + (120 if kill_after is None else kill_after)
+    while any(child.is_alive() for child in children):
+        if time.monotonic() > end or any(child.exitcode == -signal.SIGKILL for child in children):
+            for child in children:
+                child.kill()
+        time.sleep(0.01)
+    for child in children:
+        child.join()
+    codes = [child.exitcode for child in children]
+    return codes, [errors.get(timeout=5) for code in codes if code == 1]
+
+
+def train_rank(arguments, rank):
+    train(arguments)
+
+
+def train_in_processes(arguments, world=1, kill_after=None):
+    return in_processes(partial(train_rank, arguments), world, kill_after)
+
+
+def arguments_for(tiny_recipe, shapes, output_dir, *flags):
+    flags = [tiny_recipe, "--dataset_name", shapes, "--output_dir", output_dir, *FLAGS, *flags]
+    return parse_arguments(TrainArguments, [str(flag) for flag in flags])
+
+
+def end_state(output_dir):
+    """All that a run leaves, without times."""
+    lines = [json.loads(line) for line in (output_dir / "train_log.jsonl").read_text().splitlines()]
+    log = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+    best = json.loads((output_dir / "best" / "best.json").read_text())
+    return log, best, load_file(output_dir / "model.safetensors"), load_file(output_dir / "best" / "model.safetensors")
+
+
+def assert_equal_end(output_dir, expected):
+    log, best, *weights = end_state(output_dir)
+    assert log == expected[0] and best == expected[1]
+    for found, wanted in zip(weights, expected[2:], strict=True):
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    assert not [path.name for path in output_dir.iterdir() if path.name.startswith(".")]

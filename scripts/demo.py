@@ -32,7 +32,8 @@ from scripts.eval import EvaluateArguments, evaluate
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.train import TrainArguments, train
 from scripts.training.command_line import parse_arguments, run_command
-from scripts.training.data import DatasetArguments, decode_image, decode_label, load_classes, load_split
+from scripts.training.dataset import DatasetArguments, load_classes, load_split
+from scripts.training.samples import decode_image, decode_label
 from scripts.visualization import with_legend
 
 

@@ -112,8 +112,9 @@ def agree(run: Run, step: Step, received_signal: int) -> int:
         got = accelerator.reduce(torch.tensor(got, dtype=torch.int32, device=accelerator.device), "sum").tolist()
     not_finite, any_bad, interrupted, terminated = got
     if not_finite:
-        lines = [line for line in gather_object([what_is_not_finite(step, accelerator.process_index)]) if line]
-        raise UserError(f"step {run.progress.step + 1}: {'; '.join(lines)}; the weights are those of the step before")
+        reports = gather_object([what_is_not_finite(step, accelerator.process_index)])
+        what = "; ".join(filter(None, reports)) or f"gradient norm is {step.grad_norm}, all losses are finite"
+        raise UserError(f"step {run.progress.step + 1}: {what}; the weights are those of the step before")
     bad = gather_object(step.bad) if any_bad else []
     with nullcontext() if accelerator.is_main_process else redirect_stderr(io.StringIO()):
         run.bad_samples.add(bad, seen=run.images_per_step)
@@ -128,9 +129,6 @@ def what_is_not_finite(step: Step, process: int) -> str:
         if wrong:
             more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
             parts.append(f"{', '.join(wrong[:6])}{more}, samples {', '.join(names)}")
-    if not parts and not math.isfinite(step.grad_norm):
-        samples = ", ".join(name for names in step.names for name in names)
-        parts = [f"gradient norm is {step.grad_norm}, samples {samples}"]
     return "; ".join(parts) + (f" (process {process})" if parts and process else "")
 
 

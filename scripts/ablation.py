@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.evaluation.results import command_line, package_versions, write_results
+from scripts.training.checkpointing import checkpoints
 from scripts.training.command_line import PROJECT_ROOT, UserError, check_folder, parse_arguments, run_command
 
 
@@ -51,14 +52,36 @@ def run_name(variant: str, seed: int) -> str:
     return f"dfpq{int(dynamic)}-hrca{int(high_resolution)}-seed{seed}"
 
 
+def check_flags(file: Path, arguments: AblationArguments) -> None:
+    """Keeps in `file` what a run is made with.
+
+    Raises:
+        UserError: it was made with something else.
+    """
+    names = ("train_recipe", "dataset_name", "train_flags")
+    flags = {name: getattr(arguments, name) for name in names}
+    if file.is_file():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        for name in names:
+            if earlier[name] != flags[name]:
+                raise UserError(
+                    f"{file.parent} was made with --{name} {earlier[name]!r}, not {flags[name]!r}: "
+                    "name another --output_dir"
+                )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(flags) + "\n", encoding="utf-8")
+
+
 def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str, Any]:
     """Results of one run, trained and evaluated unless its results file is there.
 
     Raises:
-        UserError: one of the two commands failed; what it printed stands above.
+        UserError: one of the two commands failed, what it printed stands above; or the folder is of other flags.
     """
     folder = Path(arguments.output_dir or "") / run_name(variant, seed)
     results = folder / "results.json"
+    check_flags(folder / "ablation.json", arguments)
     if not results.is_file():
         dynamic, high_resolution = VARIANTS[variant]
         data = ["--dataset_name", str(arguments.dataset_name)]
@@ -68,6 +91,8 @@ def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str,
         ]
         train = [str(arguments.train_recipe), *data, "--output_dir", str(folder), "--seed", str(seed)]
         evaluate = ["--model_name_or_path", str(folder), *data, "--output_file", str(results)]
+        if checkpoints(folder):  # of a run that was stopped
+            train += ["--resume_from_checkpoint", "latest"]
         commands = (
             ["train.py", *train, "--config_overrides", *overrides, *arguments.train_flags.split()],
             ["eval.py", *evaluate],

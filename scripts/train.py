@@ -26,7 +26,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 from typing import Any
 
 import yaml
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 
 from scripts.training.arguments import TrainArguments, saved_recipe
 from scripts.training.checkpointing import checkpoints, on_main
@@ -56,10 +56,14 @@ def kept_checkpoint(run: Run) -> str:
     return f"; {kept[-1]} is kept: go on with --resume_from_checkpoint latest" if kept else ""
 
 
-def finish(run: Run) -> None:
-    """Writes model and processor."""
+def finish(run: Run, weights: dict[str, Any] | None) -> None:
+    """Writes model and processor.
+
+    Args:
+        weights: gathered from all processes where each holds a part; else the model's own are taken.
+    """
     try:
-        save_model_folder(run.result, run.processor, run.output_dir)
+        save_model_folder(run.result, run.processor, run.output_dir, weights)
     except WRITE_ERRORS as error:
         reason = write_failure(error, run.output_dir)
         raise UserError(f"model not written: {reason}{kept_checkpoint(run)}") from error
@@ -83,7 +87,9 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
         if not isinstance(error, OSError) or error.errno not in DISK_FULL:
             raise
         raise UserError(f"{run.output_dir}: the disk is full{kept_checkpoint(run)}") from error
-    on_main(run.accelerator, lambda: finish(run))
+    sharded = run.accelerator.distributed_type == DistributedType.FSDP
+    weights = run.accelerator.get_state_dict(run.model) if sharded else None
+    on_main(run.accelerator, lambda: finish(run, weights))
     run.accelerator.end_training()
     return last
 
@@ -95,7 +101,7 @@ def main() -> int:
     except Stopped as stopped:
         state = PartialState()
         if state.is_main_process:
-            print(f"{stopped}; go on with\n{command_to_go_on(state.num_processes)}", file=sys.stderr)
+            print(f"{stopped}; to go on:\n{command_to_go_on(state.num_processes)}", file=sys.stderr)
         return 128 + stopped.signal_number
     return 0
 

@@ -164,7 +164,16 @@ def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
     """What is kept beside the model: the settings without this machine's folders."""
     places = ("output_dir", "recipe", "resume_from_checkpoint")
     recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
-    for key in ("backbone_weights", "config_name", "dataset_name", "id2label", "model_name_or_path"):
+    folders = ("train_images", "train_masks", "eval_images", "eval_masks")
+    for key in (
+        "backbone_weights",
+        "class_map",
+        "config_name",
+        "dataset_name",
+        "id2label",
+        "model_name_or_path",
+        *folders,
+    ):
         if key in recipe and Path(project_path(recipe[key])).exists():
             recipe[key] = Path(recipe[key]).resolve().name
     return recipe

@@ -89,6 +89,10 @@ def build_class_map(file: str, names: dict[int, str], ignored: int, do_reduce_la
     first = int(do_reduce_labels)
     stored = {index + first: name for index, name in names.items()}
     by_name = {name: index for index, name in stored.items()}
+    if twice := next((name for index, name in stored.items() if by_name[name] != index), None):
+        raise UserError(f"--class_map {file}: two classes are called {twice!r}: give them names of their own")
+    if IGNORE_KEY in by_name:
+        raise UserError(f"--class_map {file}: a class is called {IGNORE_KEY!r}, which means ignored here: rename it")
     target: dict[int, str] = {}
     for new, olds in read_class_map(file).items():
         for old in olds:

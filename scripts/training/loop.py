@@ -81,6 +81,7 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         names_of_terms = ["loss", *outputs.loss_dict]
         losses.append(torch.stack([outputs.loss, *outputs.loss_dict.values()]).detach().float())
     norm = accelerator.clip_grad_norm_(run.model.parameters(), run.arguments.max_grad_norm or math.inf)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 gives each process its part
     step.grad_norm, *values = torch.cat([torch.as_tensor(norm).float().reshape(1), *losses]).tolist()
     width = len(names_of_terms)
     step.terms = [dict(zip(names_of_terms, values[first : first + width])) for first in range(0, len(values), width)]

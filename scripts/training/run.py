@@ -188,8 +188,13 @@ def set_up(arguments: TrainArguments) -> Run:
     accelerator = build_accelerator(arguments.mixed_precision)
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
-    if arguments.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
-        raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if arguments.ema_decay is not None:
+            raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
+        if arguments.eval_steps:
+            raise UserError(
+                "--eval_steps: processes that share weights (FSDP) need as many pictures each: leave it out"
+            )
     output_dir = Path(arguments.output_dir or "")
     on_main(accelerator, lambda: recover(output_dir))
     if not arguments.resume_from_checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from image_processing.preprocessing_faseg import pil_to_array
 from scripts.training.command_line import UserError
 from scripts.training.dataset import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
 from scripts.training.network import with_retries
+
+
+# As Pillow names a file that has none.
+OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
 
 
 class BadSample(UserError):
@@ -114,6 +119,11 @@ def sample_name(row: dict[str, Any], image_column: str, index: int | str) -> str
     return Path(path).name if path else f"#{index}"
 
 
+def reason(error: Exception) -> str:
+    """What `error` says without addresses in memory, so that a sample's message is the same every time."""
+    return OBJECT.sub("the file", str(error))
+
+
 def decode_image(value: Any, name: str) -> torch.Tensor:
     """`(3, H, W)` uint8 RGB of an undecoded picture, turned upright by its EXIF orientation."""
     try:
@@ -122,7 +132,7 @@ def decode_image(value: Any, name: str) -> torch.Tensor:
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
-        raise BadSample(f"image of sample {name}: cannot be read: {error}") from error
+        raise BadSample(f"image of sample {name}: cannot be read: {reason(error)}") from error
 
 
 def decode_label(value: Any, name: str) -> torch.Tensor:
@@ -132,7 +142,7 @@ def decode_label(value: Any, name: str) -> torch.Tensor:
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
-        raise BadSample(f"label map of sample {name}: cannot be read: {error}") from error
+        raise BadSample(f"label map of sample {name}: cannot be read: {reason(error)}") from error
     if label.ndim != 2:
         hint = "" if (label[..., :3] != label[..., :1]).any() else " (its channels are equal: keep one)"
         raise UserError(
@@ -151,7 +161,7 @@ def check_labels(label: torch.Tensor, num_labels: int, do_reduce_labels: bool, n
     Raises:
         UserError: names the id, the sample and the likely cause.
     """
-    present = torch.bincount(label.flatten()).nonzero().flatten().tolist()
+    present = label.unique().tolist()
     first, last = (1, num_labels) if do_reduce_labels else (0, num_labels - 1)
     ids = [value for value in present if value != IGNORE_INDEX and not (do_reduce_labels and value == 0)]
     outside = [value for value in ids if not first <= value <= last]

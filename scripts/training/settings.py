@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -59,13 +60,14 @@ def data_identity(arguments: TrainArguments, data: datasets.IterableDataset) -> 
         "number of samples": number_of_examples(data, arguments.train_split_name),
         "number of shards": data.num_shards,
     }
-    files = split_files(arguments, arguments.train_split_name) if arguments.dataset_name else []
+    files = split_files(arguments, arguments.train_split_name)
     commits = {match[1] for file in files if (match := HUB_COMMIT.match(file))}
     local = [Path(file) for file in files if Path(file).is_file()]
     if len(commits) == 1:
         identity["commit"] = commits.pop()
     elif local:
-        identity["files"] = [[file.name, file.stat().st_size] for file in local]
+        names_and_sizes = json.dumps([[file.name, file.stat().st_size] for file in local])
+        identity["names and sizes of files"] = hashlib.sha256(names_and_sizes.encode()).hexdigest()
     return identity
 
 
@@ -85,6 +87,7 @@ def training_settings(
     model = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}
     settings = {
         **flags,
+        "device": accelerator.device.type,
         "number of processes": accelerator.num_processes,
         **{f"data: {name}": value for name, value in data_identity(arguments, data).items()},
         **{f"model: {name}": value for name, value in model.items()},

@@ -56,7 +56,12 @@ class StopSignals:
 
 
 def command_to_go_on(num_processes: int) -> str:
-    """The command line of this process, with the flag that makes it go on where it stopped."""
+    """The command line of this process, with the flag that makes it go on where it stopped.
+
+    What `accelerate launch` was given cannot be seen from here.
+    """
+    if num_processes > 1:
+        return "start it again as before, with --resume_from_checkpoint latest"
     arguments = []
     given = iter(sys.argv[1:])
     for argument in given:
@@ -67,5 +72,4 @@ def command_to_go_on(num_processes: int) -> str:
     package = getattr(sys.modules["__main__"], "__package__", None)
     module = package and ["-m", f"{package}.{os.path.basename(sys.argv[0]).removesuffix('.py')}"]
     script = module or [sys.argv[0]]
-    launcher = ["python"] if num_processes == 1 else ["accelerate", "launch", "--num_processes", str(num_processes)]
-    return shlex.join([*launcher, *script, *arguments, "--resume_from_checkpoint", "latest"])
+    return shlex.join(["python", *script, *arguments, "--resume_from_checkpoint", "latest"])

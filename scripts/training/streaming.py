@@ -6,6 +6,7 @@ Rows are read, undecoded, in each process; DataLoader workers decode and augment
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -230,7 +231,8 @@ class TrainingSamples(Dataset):
             return None
         seeds = np.random.SeedSequence([self.seed, row.epoch, row.index, *extra_seed])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+            # torch.manual_seed would seed the GPU, too, whose numbers are the model's where workers are none.
+            torch.default_generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
             image, label = self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(label))
         return {"image": image.as_subclass(torch.Tensor), "label": label.as_subclass(torch.Tensor), "name": name}
 
@@ -271,9 +273,15 @@ class TrainingCollator:
         }
 
 
-def one_thread(_: int) -> None:
-    """Workers share the cores with the training step: one thread each."""
+def start_worker(_: int) -> None:
+    """Workers share the cores with the training step: one thread each.
+
+    They form groups of their own: terminals, `timeout` and job managers send signals to all of a process's group, and
+    it still needs its workers to finish the step. A worker whose process is gone leaves by itself.
+    """
     torch.set_num_threads(1)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def worker_loader(samples: Dataset, batches: Sampler, collator: Callable, num_workers: int) -> DataLoader:
@@ -283,7 +291,7 @@ def worker_loader(samples: Dataset, batches: Sampler, collator: Callable, num_wo
         batch_sampler=batches,
         collate_fn=collator,
         num_workers=num_workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )

@@ -1,6 +1,7 @@
 """The ablation command: finished runs are taken as they are, means and spreads are right, failures stop it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_a_failing_run_stops_with_its_name(tmp_path):
     with pytest.raises(UserError, match=r"train\.py of dfpq1-hrca1-seed1 left with exit code 2"):
         ablation(arguments(tmp_path, [0, 1]))
     assert json.loads((tmp_path / "summary.json").read_text())["variants"]["DFPQ alone"]["mean"] == 39.0
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    given, commands = arguments(tmp_path, [0]), []
+    monkeypatch.setattr(
+        "subprocess.run", lambda command, check: commands.append(command) or SimpleNamespace(returncode=1)
+    )
+    (tmp_path / "runs" / "dfpq1-hrca1-seed0" / "checkpoint-200").mkdir(parents=True)
+    with pytest.raises(UserError, match="exit code 1"):
+        ablation(given)
+    assert commands[0][commands[0].index("--resume_from_checkpoint") + 1] == "latest"
+
+
+def test_runs_of_other_flags_are_refused(tmp_path):
+    finished_runs(tmp_path / "runs", [0])
+    given = arguments(tmp_path, [0])
+    ablation(given)
+    given.train_flags = "--max_train_steps 7"
+    with pytest.raises(UserError, match="--train_flags '', not '--max_train_steps 7': name another --output_dir"):
+        ablation(given)
 
 
 def test_missing_flags_are_named(tmp_path):

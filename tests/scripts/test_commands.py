@@ -270,8 +270,7 @@ def test_commands_start_as_file_and_as_module(name, start, tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one(trained, tiny_recipe, shapes, tmp_path):
     """Evaluation to the digit; training runs and shares the samples."""
-    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
-    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml"]
     flags = ["--model_name_or_path", trained, "--dataset_name", shapes, "--output_file"]
     for number, start in enumerate([[], accelerate]):
         done = launch(*start, ROOT / "scripts" / "eval.py", *flags, tmp_path / f"{number}.json")
@@ -281,4 +280,5 @@ def test_two_processes_equal_one(trained, tiny_recipe, shapes, tmp_path):
     flags = ["--dataset_name", shapes, "--output_dir", tmp_path / "two", "--max_train_steps", 2]
     done = launch(*accelerate, ROOT / "scripts" / "train.py", tiny_recipe, *flags)
     assert done.returncode == 0, done.stderr
+    assert " x 2 processes" in done.stdout
     assert len((tmp_path / "two" / "train_log.jsonl").read_text().splitlines()) == 2

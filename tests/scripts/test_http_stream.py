@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
+from scripts import train
 from scripts.training import network
 from scripts.training.command_line import UserError
 from scripts.training.dataset import DatasetArguments, load_split, readable
@@ -87,6 +88,23 @@ def test_a_plain_url_outlives_every_fault(shapes, quick):
             server.faults = list(faults)
             assert [row["image_id"] for row in readable(data)] == expected
             assert not server.faults
+
+
+def test_training_over_a_bad_connection_ends_as_from_disk(shapes, tiny_recipe, quick, command, tmp_path):
+    """Two epochs: the samples, and so the losses, are those of the run that reads the same file locally."""
+    file = "data/train-00000-of-00003.parquet"
+
+    def losses(name, folder):
+        flags = ["--dataset_name", name, "--id2label", shapes / "id2label.json", "--output_dir", folder]
+        code, _, errors = command(train, tiny_recipe, *flags, "--max_train_steps", 3)
+        assert code == 0, errors
+        return [json.loads(line)["loss"] for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+    expected = losses(shapes / file, tmp_path / "disk")
+    with HubServer(shapes, ["drop", 429, None, "stall", 503, "drop"], stall_seconds=1.5) as server:
+        assert losses(f"{server.url}/plain/{file}", tmp_path / "http") == expected
+        assert not server.faults, "the run ended before the last fault"
+    assert len(expected) == 3
 
 
 class Faulty:

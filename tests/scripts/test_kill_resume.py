@@ -16,7 +16,7 @@ from scripts.training.checkpointing import checkpoints
 from scripts.training.command_line import UserError
 
 
-BF16 = ("--mixed_precision", "bf16")
+BF16 = ("--mixed_precision", "bf16", "--dataloader_num_workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def unbroken(tiny_recipe, shapes, tmp_path_factory):
 
     def get(world=1, *flags):
         if (world, *flags) not in done:
+            in_processes(print)  # the server's start is no part of the run
             folder = tmp_path_factory.mktemp("unbroken")
             started = time.monotonic()
             codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *flags), world)
@@ -111,19 +112,19 @@ def test_killed_at_five_random_points(world, precision, tiny_recipe, shapes, tmp
     """From outside, at any moment: start-up, steps, evaluations, checkpoints, the last write."""
     flags = ("--mixed_precision", precision)
     expected, seconds = unbroken(world, *flags)
-    folder, kills = tmp_path / "run", 0
-    chance = random.Random(f"{world}{precision}")
-    while kills < 5:
-        resume = ("--resume_from_checkpoint", "latest") if checkpoints(folder) else ()
-        arguments = arguments_for(tiny_recipe, shapes, folder, *flags, *resume)
-        codes, errors = train_in_processes(arguments, world, chance.uniform(0.2, 0.8) * seconds)
-        if codes == [0] * world:
-            break
+    chance, points = random.Random(f"{world}{precision}"), []
+    for attempt in range(40):
+        folder = tmp_path / str(attempt)
+        delay = chance.uniform(0.1, 0.9) * seconds
+        codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *flags), world, delay)
+        if codes == [0] * world:  # it was faster than the run that was timed
+            continue
         assert -signal.SIGKILL in codes, errors
-        kills += 1
-    assert kills
-    if kills == 5:
+        points.append(len(checkpoints(folder)))
         resume = ("--resume_from_checkpoint", "latest") if checkpoints(folder) else ()
         codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *flags, *resume), world)
         assert codes == [0] * world, errors
-    assert_equal_end(folder, expected)
+        assert_equal_end(folder, expected)
+        if len(points) == 5:
+            break
+    assert len(points) == 5 and any(points)

@@ -46,7 +46,8 @@ def start(tiny_recipe, shapes, tmp_path, command):
         bars = ("train: ", "evaluate: ", "Writing model shards", "Loading weights")
         return code, out, [line for line in errors if line and not line.startswith(bars)]
 
-    return go
+    yield go
+    AcceleratorState._reset_state(True)
 
 
 def at_step(monkeypatch, step, action):
@@ -136,8 +137,8 @@ def test_signal_of_one_process_stops_both(tiny_recipe, shapes, tmp_path):
 def test_signal_to_accelerate_launch(number, tiny_recipe, shapes, tmp_path):
     """The launcher passes the signal on to both processes, which leave a checkpoint to go on from."""
     root = Path(__file__).parents[2]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", root / "scripts" / "train.py"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", root / "configs" / "accelerate" / "cpu.yaml", root / "scripts" / "train.py"]
     flags = [tiny_recipe, "--dataset_name", shapes, "--output_dir", tmp_path / "run"]
     flags += ["--dataloader_num_workers", 1, "--max_train_steps", 500]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
@@ -151,7 +152,7 @@ def test_signal_to_accelerate_launch(number, tiny_recipe, shapes, tmp_path):
     _, errors = started.communicate(timeout=120)
     (checkpoint,) = checkpoints(tmp_path / "run")
     assert damage(checkpoint) is None
-    assert f"stopped by {number.name}" in errors and "accelerate launch --num_processes 2" in errors
+    assert f"stopped by {number.name}" in errors and "start it again as before" in errors
 
 
 # ------------------------------------------------------------------------------------------------------- full disks
@@ -225,7 +226,7 @@ def test_resuming_with_other_settings(start, tiny_recipe, shapes, tmp_path):
         (["--gradient_accumulation_steps", 2], "--gradient_accumulation_steps 1, not 2"),
         (["--ema_decay", 0.9], "--ema_decay null, not 0.9"),
         (["--train_split_name", "validation"], '--train_split_name "train", not "validation"'),
-        (["--train_split_name", "validation"], "data: files "),
+        (["--train_split_name", "validation"], "data: names and sizes of files "),
         (["--config_overrides", "decoder_layers=3"], "model: decoder_layers 4, not 3"),
     ):
         code, _, errors = start(*resume, *changed)

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
+from .semantic_labels_faseg import LOGITS_STRIDE, semantic_labels
+
 
 logger = logging.get_logger(__name__)
 
-LOGITS_STRIDE = 4
 QUERY_CHUNK = 25
-CLASS_CHUNK = 16
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -63,17 +63,6 @@ def semantic_scores(
     for chunk, masks in upsampled_masks(mask_logits, input_size, target_size):
         scores.addmm_(class_probs[chunk].T, masks.sigmoid().flatten(1))
     return scores.view(-1, height, width)
-
-
-def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """`resize(scores, size).argmax(0)` without holding all classes at the target size: `(K, h, w)` -> `size` int64."""
-    best, labels = resize(scores[:CLASS_CHUNK], size).max(dim=0)
-    for start in range(CLASS_CHUNK, scores.shape[0], CLASS_CHUNK):
-        value, label = resize(scores[start : start + CLASS_CHUNK], size).max(dim=0)
-        better = value > best
-        best = torch.where(better, value, best)
-        labels = torch.where(better, label + start, labels)
-    return labels
 
 
 def instance_segments(
@@ -266,15 +255,14 @@ class FASegPostProcessing:
             resize_masks_first = self.task != "semantic"
         results: list[Any] = []
         for class_logits, mask_logits, input_size, target_size in self._pictures(outputs, target_sizes, input_sizes):
+            if not return_segmentation_scores:
+                results.append(semantic_labels(class_logits, mask_logits, input_size, target_size, resize_masks_first))
+                continue
             first = target_size if resize_masks_first else None
             scores = semantic_scores(class_logits, mask_logits, input_size, first)
-            size = input_size if target_size is None else target_size
-            if return_segmentation_scores:
-                scores = resize(scores, size)
-                data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
-                results.append(SemanticSegmentationPostProcessorOutput(data=data))
-            else:
-                results.append(resized_argmax(scores, size))
+            scores = resize(scores, input_size if target_size is None else target_size)
+            data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+            results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results
 
     @for_tasks("instance", "panoptic")

@@ -21,6 +21,7 @@ from .attention_faseg import FASegAttention
 from .backbone_faseg import STRIDES, batch_norms, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention_faseg import FASegDeformableSelfAttention
+from .fusion_faseg import Replaced, fuse_batch_norms, restore
 from .loss_faseg import FASegLoss
 from .mask_predictions_faseg import MaskProduct
 from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
@@ -128,7 +129,42 @@ class FASegPreTrainedModel(PreTrainedModel):
             auto_map = getattr(self.config, "auto_map", None) or {}
             names = dict.fromkeys(self._auto_classes, f"modeling_faseg.{self.__class__.__name__}")
             self.config.auto_map = {**auto_map, "AutoModel": "modeling_faseg.FASegModel", **names}
+        if self.is_fused:
+            raise ValueError("the model is fused for inference: call unfuse() before save_pretrained")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the backbone's batch norms are folded into its convolutions."""
+        return bool(getattr(self.base_model, "_replaced", ()))
+
+    def fuse_for_inference(self) -> "FASegPreTrainedModel":
+        """Fold the backbone's batch norms into its convolutions: the same predictions to float noise, a little sooner.
+
+        `unfuse` undoes it; training and saving need that first. The folded weights are kept beside the others.
+
+        Raises:
+            ValueError: in training mode.
+        """
+        if self.training:
+            raise ValueError("the model is in training mode, in which batch norms learn: call eval() first")
+        if not self.is_fused:
+            model = cast(FASegModel, self.base_model)
+            model._replaced = fuse_batch_norms(model.backbone)
+        return self
+
+    def unfuse(self) -> "FASegPreTrainedModel":
+        """Undo `fuse_for_inference`."""
+        model = cast(FASegModel, self.base_model)
+        restore(model._replaced)
+        model._replaced = []
+        return self
+
+    def train(self, mode: bool = True) -> "FASegPreTrainedModel":
+        if mode and self.is_fused:
+            raise ValueError("the model is fused for inference: call unfuse() before train()")
+        super().train(mode)
+        return self
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside of transformers it skips every module that holds no parameter itself, in case an
@@ -186,6 +222,7 @@ class FASegModel(FASegPreTrainedModel):
         self.backbone = build_backbone(config)
         self.pixel_decoder = FASegPixelDecoder(config, list(cast(Any, self.backbone).channels))
         self.transformer_decoder = FASegTransformerDecoder(config)
+        self._replaced: list[Replaced] = []
         self.post_init()
 
     def train(self, mode: bool = True) -> "FASegModel":

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from golden_cases import (
     FULL_CASES,
@@ -27,7 +28,9 @@ from golden_cases import (
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.conversion.parameter_names import convert_state_dict, official_parameter_names
-from scripts.training.optimization import build_parameter_groups, build_scheduler
+from scripts.training.arguments import TrainArguments
+from scripts.training.loop import training_step
+from scripts.training.run import Run, build_optimizer
 
 
 pytestmark = pytest.mark.golden
@@ -95,44 +98,61 @@ def test_every_prediction_of_a_whole_model(narrow):
 
 
 def test_training_iterations(narrow):
-    """Losses, gradients and weights of two optimiser steps on the recorded random numbers."""
+    """Losses, gradients and weights of two optimiser steps on the recorded random numbers, by the step of train.py."""
     tensors, meta = narrow
     recorded = meta["train"]
     model = converted_model(tensors, meta).train()
     official = official_parameter_names(model.config)
     pixel_values = normalized_batch(indexed(tensors, "in/image_"))
     height, width = pixel_values.shape[-2:]
-    mask_labels = [pad_masks(masks.float(), height, width) for masks in indexed(tensors, "train/masks_")]
-    class_labels = indexed(tensors, "train/labels_")
-    optimizer = torch.optim.AdamW(build_parameter_groups(model, learning_rate=1e-4, weight_decay=0.05))
-    scheduler = build_scheduler(optimizer, "poly", max_train_steps=recorded["max_iter"])
+    batch = {
+        "pixel_values": pixel_values,
+        "mask_labels": [pad_masks(masks.float(), height, width) for masks in indexed(tensors, "train/masks_")],
+        "class_labels": indexed(tensors, "train/labels_"),
+        "position": (0, 0),
+    }
+    arguments = TrainArguments(
+        learning_rate=1e-4, weight_decay=0.05, max_grad_norm=recorded["clip"], per_device_train_batch_size=2
+    )
+    optimizer, scheduler = build_optimizer(model, arguments, max_steps=recorded["max_iter"])
+    accelerator = Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    run = Run(arguments, accelerator, None, prepared, None, optimizer, scheduler, recorded["max_iter"])
     weights = {
         "loss_ce": ("loss_cross_entropy", 2.0),
         "loss_mask": ("loss_mask", 5.0),
         "loss_dice": ("loss_dice", 5.0),
     }
+    gradients = {}  # before clipping
 
-    for step, iteration in enumerate(recorded["iterations"]):
+    def keep(name):
+        def hook(parameter):
+            gradients.setdefault(name, parameter.grad.clone())
+
+        return hook
+
+    for name in tensors:
+        if name.startswith("train/grad."):
+            official_name = name.removeprefix("train/grad.")
+            ours = next(key for key, value in official.items() if value == official_name)
+            model.get_parameter(ours).register_post_accumulate_grad_hook(keep(official_name))
+
+    for number, iteration in enumerate(recorded["iterations"]):
         assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx(iteration["lrs_used"])
-        numbers = matching_first(random_numbers(tensors, f"train/rand{step}_"), len(mask_labels))
+        numbers = matching_first(random_numbers(tensors, f"train/rand{number}_"), len(batch["mask_labels"]))
         with replayed_random_numbers(numbers):
-            outputs = model(pixel_values, mask_labels=mask_labels, class_labels=class_labels)
+            step = training_step(run, iter([{**batch, "names": ["0", "1"]}]))
+        (terms,) = step.terms
         for name, expected in iteration["losses_weighted"].items():
             term, _, layer = name.partition("_")[2].partition("_")
             ours, weight = weights[f"loss_{term}"]
-            found = weight * float(outputs.loss_dict[ours + (f"_{layer}" if layer else "")].detach())
+            found = weight * terms[ours + (f"_{layer}" if layer else "")]
             assert found == pytest.approx(expected, abs=TRAINING_LOSS_TOLERANCE), name
-        assert float(outputs.loss.detach()) == pytest.approx(iteration["total"], rel=1e-5)
-        assert len(outputs.loss_dict) == len(iteration["losses_weighted"])
-
-        optimizer.zero_grad()
-        outputs.loss.backward()
-        if step == 0:
-            assert_gradients(model, official, tensors)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recorded["clip"])
-        assert float(norm) == pytest.approx(iteration["grad_norm_before_clip"], rel=1e-4)
-        optimizer.step()
-        scheduler.step()
+        assert terms["loss"] == pytest.approx(iteration["total"], rel=1e-5)
+        assert len(terms) == 1 + len(iteration["losses_weighted"])
+        assert step.grad_norm == pytest.approx(iteration["grad_norm_before_clip"], rel=1e-4)
+    assert run.progress.step == len(recorded["iterations"])
+    assert_gradients(gradients, tensors)
 
     ours = {official_name: name for name, official_name in official.items()}
     compared = 0
@@ -146,12 +166,12 @@ def test_training_iterations(narrow):
     assert compared == 3
 
 
-def assert_gradients(model, official, tensors):
-    ours = {official_name: name for name, official_name in official.items()}
+def assert_gradients(gradients, tensors):
+    """`gradients` by official name."""
     compared = 0
     for name, expected in tensors.items():
         if name.startswith("train/grad."):
-            gradient = model.get_parameter(ours[name.removeprefix("train/grad.")]).grad
+            gradient = gradients[name.removeprefix("train/grad.")]
             scale = float(expected.abs().max())
             assert largest_difference(gradient, expected) < GRADIENT_TOLERANCE * scale, name
             compared += 1
@@ -183,7 +203,9 @@ def test_all_recorded_gradients(shared):
     with replayed_random_numbers(matching_first(random_numbers(tensors, "train/rand0_"), len(mask_labels))):
         loss = model(pixel_values, mask_labels=mask_labels, class_labels=indexed(tensors, "train/labels_")).loss
     loss.backward()
-    assert_gradients(model, official_parameter_names(model.config), tensors)
+    official = official_parameter_names(model.config)
+    gradients = {official[name]: value.grad for name, value in model.named_parameters() if name in official}
+    assert_gradients(gradients, tensors)
     assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
 
 

@@ -16,6 +16,7 @@ FILES = {
     "preprocessing_faseg.py",
     "label_maps_faseg.py",
     "post_processing_faseg.py",
+    "semantic_labels_faseg.py",
     "preprocessor_config.json",
 }
 SETTINGS = {"task": "instance", "num_labels": 7, "pad_size": {"height": 64, "width": 96}, "do_reduce_labels": True}

@@ -76,13 +76,14 @@ def best_classes(blocks: Iterable[Tensor], size: tuple[int, int], device: torch.
     # One result made at the start: small ones between the blocks would keep the allocator from using memory again.
     labels = torch.empty(size, dtype=torch.int64, device=device)
     start = 0
-    for block in blocks:
-        part = labels[start : start + len(block)]
-        if device.type == "cpu":  # NumPy's is four times as fast
-            block.numpy().argmax(-1, out=part.numpy())
-        else:
-            torch.argmax(block, dim=-1, out=part)
-        start += len(block)
+    with torch.autocast(device.type, enabled=False):  # scores are float32 whatever the model runs in
+        for block in blocks:
+            part = labels[start : start + len(block)]
+            if device.type == "cpu":  # NumPy's is four times as fast
+                block.numpy().argmax(-1, out=part.numpy())
+            else:
+                torch.argmax(block, dim=-1, out=part)
+            start += len(block)
     return labels
 
 

@@ -85,3 +85,11 @@ def test_half_precision_logits_that_train(dtype):
     mask_logits = torch.randn(5, 8, 8).to(dtype).requires_grad_()
     labels = semantic_labels(class_logits, mask_logits, (32, 32), (50, 40))
     assert_labels(labels, resize(semantic_scores(class_logits, mask_logits, (32, 32)), (50, 40)).detach())
+
+
+def test_labels_do_not_depend_on_autocast():
+    torch.manual_seed(0)
+    class_logits, mask_logits = torch.randn(5, 4), 3 * torch.randn(5, 8, 8)
+    expected = semantic_labels(class_logits, mask_logits, (30, 32), (45, 50))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(semantic_labels(class_logits, mask_logits, (30, 32), (45, 50)), expected)

@@ -422,6 +422,7 @@ def test_estimated_activations_are_those_that_are_kept(tiny_recipe):
     assert sizes["weights"] == sizes["average"] >= weights
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_trains_alike(start, tmp_path):
     for number, flags in enumerate(([], ["--gradient_checkpointing"])):
         code, _, errors = start("--max_train_steps", 2, "--output_dir", tmp_path / str(number), *flags)

@@ -27,11 +27,13 @@ from scripts.evaluation.inference import MultiScale, SingleScale, evaluate_split
 from scripts.evaluation.lens import ProtocolLens
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.protocols import (
+    LABEL_IDS,
     NATIVE,
     PROTOCOLS,
     EvaluationSizes,
     check_classes,
-    label_id_table,
+    check_label_ids,
+    label_rule,
     protocol_sizes,
 )
 from scripts.evaluation.provenance import dataset_revision, project_commit
@@ -44,7 +46,6 @@ from scripts.evaluation.results import (
     write_results,
 )
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.evaluation.sliding_window import Windows
 from scripts.training.command_line import (
     UserError,
     build_accelerator,
@@ -57,9 +58,6 @@ from scripts.training.command_line import (
 from scripts.training.dataset import DatasetArguments, check_ignored_id
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
 from scripts.training.samples import BadSamples
-
-
-LABEL_IDS = ("auto", "train", "raw")
 
 
 @dataclass
@@ -75,20 +73,28 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     )
     label_ids: str = field(
         default="auto",
-        metadata={"help": "Cityscapes and COCO-Stuff maps hold the dataset's raw ids, the train ids, or auto: look."},
+        metadata={
+            "help": "What maps hold: raw ids of Cityscapes or COCO-Stuff, train ids as the protocol has them, classes "
+            "reduced to start at 0 already, or auto: look."
+        },
     )
     eval_shortest_edge: int | None = field(
         default=None, metadata={"help": "Shorter side fed to the model, in place of the protocol's."}
     )
     eval_longest_edge: int | None = field(
-        default=None, metadata={"help": "Bound of the longer side; by default 4 times the shorter."}
+        default=None, metadata={"help": "Bound of the longer side; by the protocol's ratio, else 4."}
     )
     tta: bool = field(default=False, metadata={"help": "Average over sizes and mirror images (ms+flip)."})
     tta_shortest_edges: list[int] | None = field(
-        default=None, metadata={"help": "Sizes of --tta; by default 0.5 to 1.75 times the single size in 6 steps."}
+        default=None,
+        metadata={
+            "help": "Sizes of --tta; by default 0.5 to 1.75 times the single size in 6 steps. ADE20K's released "
+            "Swin-L figure used 256 384 512 640 768 896 and --tta_longest_edge 3584, at a single size of 640 too."
+        },
     )
     tta_longest_edge: int | None = field(
-        default=None, metadata={"help": "Bound of --tta; by default the protocol's, else 7 times the size."}
+        default=None,
+        metadata={"help": "Bound of --tta; by default the protocol's, else 7 times the size; none with windows."},
     )
     sliding_window: bool = field(default=False, metadata={"help": "Read pictures through overlapping windows."})
     crop_size: int | None = field(default=None, metadata={"help": "Side of a window; by default the protocol's."})
@@ -123,6 +129,13 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     check_at_least(arguments, 0, "dataloader_num_workers", "max_bad_samples", "seed")
     if not arguments.sliding_window and (arguments.crop_size or arguments.stride):
         raise UserError("--crop_size and --stride belong to --sliding_window: add it, or leave them out")
+    if not arguments.tta and (arguments.tta_shortest_edges or arguments.tta_longest_edge):
+        raise UserError("--tta_shortest_edges and --tta_longest_edge belong to --tta: add it, or leave them out")
+    if arguments.eval_longest_edge and not arguments.eval_shortest_edge:
+        raise UserError("--eval_longest_edge belongs to --eval_shortest_edge: add it, or leave it out")
+    check_label_ids(arguments.protocol, arguments.label_ids)
+    if arguments.label_ids == "reduced" and arguments.do_reduce_labels:
+        raise UserError("--label_ids reduced and --do_reduce_labels contradict each other: leave one of them out")
     if arguments.output_file:
         file = Path(arguments.output_file)
         if file.is_dir():
@@ -140,29 +153,24 @@ def evaluation_sizes(arguments: EvaluateArguments, processor: Any) -> Evaluation
                 f"the checkpoint's processor has size {dict(size)}: give --eval_shortest_edge, or a --protocol"
             )
         own = (512, 2048)
-    name = arguments.protocol
-    if arguments.eval_shortest_edge:
-        shortest = arguments.eval_shortest_edge
-        own, name = (shortest, arguments.eval_longest_edge or 4 * shortest), NATIVE
-    sizes = protocol_sizes(name, own, arguments.sliding_window)
-    if sizes.windows:
-        crop = arguments.crop_size or sizes.windows.crop
-        stride = arguments.stride or (crop * 2 // 3 if arguments.crop_size else sizes.windows.stride)
-        if stride > crop:
-            raise UserError(f"--stride {stride} is more than the window of {crop}: pixels would be left out")
-        sizes = replace(sizes, windows=Windows(crop, stride), base=(max(sizes.base[0], crop), sizes.base[1]))
-    if arguments.tta_shortest_edges or arguments.tta_longest_edge:
-        edges = arguments.tta_shortest_edges or [shortest for shortest, _ in sizes.views]
-        longest = arguments.tta_longest_edge or 7 * own[0]
-        sizes = replace(sizes, views=tuple((edge, longest) for edge in edges))
-    return sizes
+    return protocol_sizes(
+        arguments.protocol,
+        own,
+        arguments.sliding_window,
+        shortest=arguments.eval_shortest_edge,
+        longest=arguments.eval_longest_edge,
+        crop=arguments.crop_size,
+        stride=arguments.stride,
+        tta_edges=arguments.tta_shortest_edges,
+        tta_longest=arguments.tta_longest_edge,
+    )
 
 
-def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, raw_ids: bool) -> dict[str, Any]:
+def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, label_ids: str) -> dict[str, Any]:
     """What the results file says about the protocol."""
     facts: dict[str, Any] = {"name": arguments.protocol}
     if arguments.protocol in PROTOCOLS:
-        facts |= {"source": PROTOCOLS[arguments.protocol].source, "label_ids": "raw" if raw_ids else "train"}
+        facts |= {"source": PROTOCOLS[arguments.protocol].source, "label_ids": label_ids}
     facts |= {"shortest_edge": sizes.base[0], "longest_edge": sizes.base[1]}
     if arguments.tta:
         shortest, longest = zip(*sizes.views, strict=True)
@@ -197,15 +205,20 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
     # ---- protocol
     sizes = evaluation_sizes(arguments, processor)
+    # The lens compares habits at a single scale without windows.
+    plain = evaluation_sizes(replace(arguments, sliding_window=False, crop_size=None, stride=None), processor)
+    lens_processor = processor
     if arguments.protocol != NATIVE or arguments.eval_shortest_edge or arguments.sliding_window:
         processor = build_processor(arguments, config, size=sizes.processor_size)
-    id_table = None
+        lens_processor = build_processor(arguments, config, size=plain.processor_size)
+    label_ids, id_table = arguments.label_ids, None
     if arguments.protocol == NATIVE:
         # A model trained on reduced labels is compared with reduced labels.
-        arguments.do_reduce_labels |= bool(processor.do_reduce_labels)
+        arguments.do_reduce_labels |= bool(processor.do_reduce_labels) and label_ids != "reduced"
     else:
-        arguments.do_reduce_labels = num_labels in PROTOCOLS[arguments.protocol].reduced
-        id_table = label_id_table(arguments.protocol, arguments.label_ids, arguments, arguments.eval_split_name)
+        label_ids, id_table, arguments.do_reduce_labels = label_rule(
+            arguments.protocol, num_labels, label_ids, arguments, arguments.eval_split_name
+        )
 
     # ---- figures
     counters: dict[str, Any] = {}
@@ -214,7 +227,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         counters["segment_sizes"] = SegmentSizeCounts(num_labels)
         counters["interval"] = BootstrapCounts(num_labels, arguments.bootstrap_samples, arguments.seed)
     if arguments.protocol_lens:
-        counters["lens"] = ProtocolLens(model, processor, accelerator.device)
+        lens_alone = arguments.tta or arguments.sliding_window
+        counters["lens"] = ProtocolLens(model, lens_processor, accelerator.device, lens_alone)
     bad_samples = BadSamples(arguments.max_bad_samples)
     started = time.perf_counter()
     confusion, images = evaluate_split(
@@ -257,9 +271,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             images=images,
             skipped=bad_samples.messages,
             do_reduce_labels=arguments.do_reduce_labels,
-            protocol=protocol_facts(arguments, sizes, id_table is not None),
+            protocol=protocol_facts(arguments, sizes, label_ids),
             checkpoint=checkpoint.name,
-            weights_sha256=weights_sha256(checkpoint),
+            weights_sha256=weights_sha256(str(checkpoint)),
             parameters=model.num_parameters(),
             mixed_precision=str(accelerator.mixed_precision),
             processes=accelerator.num_processes,
@@ -272,15 +286,16 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any], output_file: str | None) -> None:
-    """Prints the results and writes them, if a file is named."""
-    print(results_table(results))
-    if details := details_text(results):
-        print(details)
+    """Writes the results, if a file is named, and prints them."""
     if output_file:
         try:
             write_results(results, Path(output_file))
         except OSError as error:
             raise UserError(f"--output_file {output_file}: {error}") from error
+    print(results_table(results))
+    if details := details_text(results):
+        print(details)
+    if output_file:
         print(f"results in {output_file}")
 
 

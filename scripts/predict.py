@@ -18,6 +18,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import re
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any
 
 from accelerate import Accelerator
@@ -84,12 +85,12 @@ def find_pictures(names: list[str]) -> list[Path]:
 
 def output_names(pictures: list[Path]) -> list[str]:
     """A distinct name per picture: its stem, with its ending or a number where stems collide."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for picture in pictures:
-        candidates = [picture.stem, picture.name.replace(".", "_")]
-        name = next((candidate for candidate in candidates if candidate not in names), None)
-        names.append(name or f"{picture.stem}_{len(names)}")
-    return names
+        numbered = (f"{picture.stem}_{number}" for number in count(len(names)))
+        candidates = chain([picture.stem, picture.name.replace(".", "_")], numbered)
+        names[next(candidate for candidate in candidates if candidate not in names)] = None
+    return list(names)
 
 
 def read_picture(path: Path) -> Image.Image:

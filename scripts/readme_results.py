@@ -19,6 +19,11 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin; the rest is the device
 
 
+def number(value: float | None) -> str:
+    """One decimal; a dash where there was nothing to measure."""
+    return "-" if value is None else f"{value:.1f}"
+
+
 def results_markdown(folder: Path) -> str:
     """A row per results file: what was evaluated on what, its mIoU and pixel accuracy, and the command."""
     lines = [
@@ -31,7 +36,7 @@ def results_markdown(folder: Path) -> str:
         results = json.loads(file.read_text(encoding="utf-8"))
         lines.append(
             f"| [{file.stem}](results/{file.name}) | {results['dataset']}, {results['split']} | {results['images']} | "
-            f"{results['mean_iou']:.1f} | {results['overall_accuracy']:.1f} | `{results['command']}` |"
+            f"{number(results['mean_iou'])} | {number(results['overall_accuracy'])} | `{results['command']}` |"
         )
     return "\n".join(lines)
 

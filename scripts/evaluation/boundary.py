@@ -57,13 +57,13 @@ class BoundaryCounts:
         height, width = reference.shape
         distance = boundary_distance(height, width, self.dilation_ratio)
         # K stands for "no boundary": a pixel may be on one map's boundary only.
-        outside = np.uint8(num_labels)
+        outside = np.min_scalar_type(num_labels).type(num_labels)
         ignored = reference == IGNORE_INDEX
         known = np.where(ignored, IGNORE_INDEX, prediction)
-        found = np.where(boundary_mask(known, distance) & ~ignored, prediction, outside)
+        found = np.where(boundary_mask(known, distance) & ~ignored & (prediction < num_labels), prediction, outside)
         wanted = np.where(boundary_mask(reference, distance) & ~ignored, reference, outside)
         counts = confusion_matrix(found, wanted, max(256, num_labels + 2))
-        square = valid_part(counts, num_labels + 1)[:, :-1]
+        square = valid_part(counts, num_labels + 1, ignore_index=-1)[:, :-1]
         self.totals += np.stack([np.diag(square), square.sum(axis=1), square.sum(axis=0)])[:, :num_labels]
 
     def scores(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -27,10 +27,6 @@ from scripts.training.command_line import UserError
 from scripts.training.dataset import IGNORE_INDEX, DatasetArguments, load_split, number_of_examples, readable
 from scripts.training.samples import BadSample, BadSamples, check_labels, decode_sample
 from scripts.training.streaming import StreamRow, worker_loader
-
-
-# How Pillow names a file in memory: by an address that is another in every run.
-OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
 
 
 # ---- from a picture to class scores ---------------------------------------------------------------------------------
@@ -240,6 +236,8 @@ class EvaluationSamples(Dataset):
                 image, label, name = decode_sample(item.row, as_stored, IGNORE_INDEX, item.index)
                 label = torch.from_numpy(self.id_table)[label.long()]
                 check_labels(label, self.num_labels, arguments.do_reduce_labels, name)
+        except BadSample as error:
+            return BadSample(f"{error} (row {item.index})")  # samples of one name are as many
         except UserError as error:
             return error
         ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
@@ -308,10 +306,10 @@ def evaluate_split(
     bad_samples.num_examples = total
     share = None if total is None else -(-total // accelerator.num_processes)
     bar = tqdm(total=share, desc="evaluate", unit="image", dynamic_ncols=True, disable=not accelerator.is_main_process)
-    with accelerator.autocast(), bar:
+    with raised_on_all(accelerator), accelerator.autocast(), bar:
         for sample in loader:
             if isinstance(sample, BadSample):
-                bad_samples.add([OBJECT.sub("the file", str(sample))], 1)
+                bad_samples.add([str(sample)], 1)
             elif isinstance(sample, UserError):
                 raise sample
             else:
@@ -326,11 +324,28 @@ def evaluate_split(
         counter.totals = summed(counter.totals, accelerator)
     if accelerator.num_processes > 1:
         bad_samples.messages = gather_object(bad_samples.messages)
+    bad_samples.messages.sort()  # in whatever order the processes met them
     bad_samples.num_examples = images + len(bad_samples.messages)
     bad_samples.add([])  # now that all processes' are there: too many?
     if images == 0:
         raise UserError(f"split {split!r} is empty")
     return valid_part(counts, num_labels, IGNORE_INDEX), images
+
+
+@contextmanager
+def raised_on_all(accelerator: Accelerator) -> Iterator[None]:
+    """Raises the `UserError` of any process in all of them at the end, so that none waits for one that has stopped."""
+    failures: list[str] = []
+    try:
+        yield
+    except UserError as error:
+        if accelerator.num_processes == 1:
+            raise
+        failures = [str(error)]
+    if accelerator.num_processes > 1:
+        failures = gather_object(failures)
+    if failures:
+        raise UserError(failures[0])
 
 
 def summed(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:

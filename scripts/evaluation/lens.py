@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from image_processing.post_processing_faseg import resized_argmax
-from scripts.evaluation.inference import label_array, processed_inputs, resized_view, semantic_labels
+from image_processing.semantic_labels_faseg import resized_argmax
+from scripts.evaluation.inference import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 
 
@@ -20,21 +20,24 @@ HABITS = ("protocol", "masks squashed to 384x384", "picture and ground truth res
 
 
 class ProtocolLens:
-    """Confusion matrices under each habit; two more forward passes per picture.
+    """Confusion matrices under each habit, at a single scale; two or three more forward passes per picture.
 
-    - "protocol": the prediction that is evaluated anyway.
+    - "protocol": the processor's resize and the picture's own size.
     - "masks squashed": `post_process_semantic_segmentation` of transformers' Mask2Former, which resizes the masks of
       the padded picture to 384x384, sums them there, and resizes the sum to the picture.
     - "resized": transformers' `run_semantic_segmentation` example, which resizes picture and map (nearest) to a square
       of the processor's shortest edge and compares there.
 
+    Args:
+        alone: predict for "protocol" as well, for the prediction that is evaluated has several scales or windows.
     Attributes:
         totals: `(3, K + 2, K + 2)` or larger, int64 counts by (reference id, predicted id).
     """
 
-    def __init__(self, model: Any, processor: Any, device: Any) -> None:
+    def __init__(self, model: Any, processor: Any, device: Any, alone: bool = False) -> None:
         self.model, self.processor, self.device = model, processor, device
         self.num_labels = model.config.num_labels
+        self.single_scale = SingleScale(model, processor, device) if alone else None
         size = processor.size
         self.edge = size["shortest_edge"] or size["height"]
         side = max(256, self.num_labels + 2)
@@ -45,7 +48,7 @@ class ProtocolLens:
         image, reference = sample["image"], sample["label"]
         square = (self.edge, self.edge)
         pairs = (
-            (prediction, reference),
+            (self.single_scale(image) if self.single_scale else prediction, reference),
             (self.squashed_labels(image), reference),
             (
                 self.labels_at(resized_view(image, square, flip=False)),

@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 
 
-MAX_ID = 65535
+MAX_ID = 4096  # the matrix of all pairs of ids then takes 134 MB
 # Runs of at least so many equal pixels on average are counted run by run.
 MIN_RUN = 4
 

@@ -1,13 +1,14 @@
 """What a published mean IoU was measured with, per dataset: sizes, labels, windows.
 
 Sources: FASeg's and Mask2Former's detectron2 configurations (ADE20K, Cityscapes), mmsegmentation's dataset
-configurations (COCO-Stuff 10k, PASCAL-Context) and their label conversion scripts. Pictures are resized with Pillow's
-bilinear filter, as detectron2 does; mmsegmentation uses OpenCV's, which does not smooth where it shrinks.
+configurations (COCO-Stuff 10k, PASCAL-Context) and their label conversion scripts. Pictures are resized bilinearly and
+smoothed where they shrink, as by detectron2's Pillow (a single scale by torchvision, off by a grey level in about one
+value of a thousand); mmsegmentation uses OpenCV's, which does not smooth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -85,7 +86,7 @@ PROTOCOLS = {
         raw_ids=COCO_STUFF_IDS,
     ),
     "pascal-context": Protocol(
-        source="mmsegmentation, pascal_context (60) and pascal_context_59",
+        source="mmsegmentation, pascal_context (60) and pascal_context_59, sizes and windows alike",
         num_labels=(59, 60),
         reduced=(59,),
         shortest_edges=(520,),
@@ -95,6 +96,7 @@ PROTOCOLS = {
     ),
 }
 NATIVE = "native"
+LABEL_IDS = ("auto", "train", "raw", "reduced")
 
 
 @dataclass(frozen=True)
@@ -129,23 +131,68 @@ def check_classes(name: str, num_labels: int) -> None:
         raise UserError(f"--protocol {name} has {numbers} classes, the model {num_labels}: choose --protocol native")
 
 
-def protocol_sizes(name: str, own: tuple[int, int], sliding: bool) -> EvaluationSizes:
-    """Sizes of benchmark `name` for a checkpoint whose processor has the (shortest, longest) edges `own`."""
+def check_label_ids(name: str, label_ids: str) -> None:
+    """Refuses a numbering that the maps of benchmark `name` cannot have.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    protocol = PROTOCOLS.get(name)
+    if label_ids == "raw" and not (protocol and protocol.raw_ids):
+        raise UserError(f"--label_ids raw: --protocol {name} knows no other ids: leave it out, or see --class_map")
+    if label_ids == "train" and protocol is None:
+        raise UserError("--label_ids train belongs to a --protocol: name one, or leave it out")
+    if label_ids == "reduced" and protocol and not protocol.reduced:
+        raise UserError(f"--label_ids reduced: the classes of --protocol {name} start at 0 anyway: leave it out")
+
+
+def protocol_sizes(
+    name: str,
+    own: tuple[int, int],
+    sliding: bool,
+    *,
+    shortest: int | None = None,
+    longest: int | None = None,
+    crop: int | None = None,
+    stride: int | None = None,
+    tta_edges: Sequence[int] | None = None,
+    tta_longest: int | None = None,
+) -> EvaluationSizes:
+    """Sizes of benchmark `name` for a checkpoint whose processor has the (shortest, longest) edges `own`.
+
+    Args:
+        shortest, longest, crop, stride, tta_edges, tta_longest: in place of the benchmark's; what is left out follows
+            from the others by its ratios.
+    Raises:
+        UserError: windows that leave pixels out.
+    """
+    ratio: float
+    tta_ratio: float | None
     if name == NATIVE:
-        shortest, longest, tta_longest = own[0], own[1], 7 * own[0]
-        windows, ratio = Windows(own[0], own[0] * 2 // 3), own[1] / own[0]
+        ratio, tta_ratio, known_windows = (4 if shortest else own[1] / own[0]), 7, {}
+        longest = longest or (None if shortest else own[1])
+        shortest = shortest or own[0]
     else:
         protocol = PROTOCOLS[name]
-        shortest = own[0] if own[0] in protocol.shortest_edges else protocol.shortest_edges[0]
-        ratio = protocol.longest_ratio
-        longest, windows = int(shortest * ratio), protocol.windows[shortest]
-        tta_longest = 0 if protocol.tta_longest_ratio is None else int(shortest * protocol.tta_longest_ratio)
-    views = tuple((int(shortest * r), tta_longest or int(shortest * r * ratio)) for r in RATIOS)
+        ratio, tta_ratio, known_windows = protocol.longest_ratio, protocol.tta_longest_ratio, protocol.windows
+        shortest = shortest or (own[0] if own[0] in protocol.shortest_edges else protocol.shortest_edges[0])
+    longest = longest or int(shortest * ratio)
+    edges = tta_edges or [int(shortest * r) for r in RATIOS]
     if not sliding:
-        return EvaluationSizes((shortest, longest), views)
+        bounds = [
+            tta_longest or int((edge if tta_ratio is None else shortest) * (tta_ratio or ratio)) for edge in edges
+        ]
+        return EvaluationSizes((shortest, longest), tuple(zip(edges, bounds, strict=True)))
+    windows = known_windows.get(shortest, Windows(shortest, shortest * 2 // 3))
+    if crop:
+        windows = Windows(crop, crop * 2 // 3)
+    if stride:
+        windows = Windows(windows.crop, stride)
+    if windows.stride > windows.crop:
+        raise UserError(f"--stride {stride} is more than the window of {windows.crop}: pixels would be left out")
     # mmsegmentation's `min_size`: no side is smaller than the crop, and the longer side has no bound.
-    unbounded = tuple((max(view, windows.crop), None) for view, _ in views)
-    return EvaluationSizes((max(shortest, windows.crop), None), unbounded, windows)
+    views = tuple((max(edge, windows.crop), tta_longest) for edge in edges)
+    return EvaluationSizes((max(shortest, windows.crop), None), views, windows)
 
 
 def raw_id_table(name: str) -> np.ndarray | None:
@@ -159,14 +206,9 @@ def raw_id_table(name: str) -> np.ndarray | None:
     return table
 
 
-def maps_hold_raw_ids(name: str, rows: Iterable[dict[str, Any]], arguments: DatasetArguments) -> bool:
-    """Whether one of the first maps holds an id that only the dataset's own numbering has.
-
-    Nearly every Cityscapes map does (vegetation is 21, sky 23, car 26). Where it goes wrong the first such id later
-    stops the run, for it is outside the classes.
-    """
-    protocol = PROTOCOLS[name]
-    last = max((protocol.raw_ids or {}).values(), default=IGNORE_INDEX)
+def peeked_ids(rows: Iterable[dict[str, Any]], arguments: DatasetArguments) -> set[int]:
+    """The ids in the first maps that can be read."""
+    ids: set[int] = set()
     for index, row in enumerate(islice(rows, PEEKED_ROWS)):
         try:
             label = decode_label(
@@ -174,24 +216,46 @@ def maps_hold_raw_ids(name: str, rows: Iterable[dict[str, Any]], arguments: Data
             )
         except BadSample:
             continue  # the run will name it
-        if bool(((label > last) & (label != IGNORE_INDEX)).any()):
-            return True
-    return False
+        ids.update(label.unique().tolist())
+    return ids
 
 
-def label_id_table(name: str, label_ids: str, arguments: DatasetArguments, split: str) -> np.ndarray | None:
-    """`raw_id_table` if the maps of `split` hold the dataset's own ids, else None.
+def recognised_ids(name: str, num_labels: int, ids: set[int]) -> str:
+    """Whether `ids` of the first maps are the dataset's own numbering, "raw", or the benchmark's, "train".
+
+    Nearly every Cityscapes map holds a raw id (vegetation is 21, sky 23, car 26). Where it goes wrong the first such
+    id later stops the run, for it is outside the classes.
+
+    Raises:
+        UserError: 255 among classes from 1 on, where 0 stands for unlabelled: they may start at 0 already.
+    """
+    protocol = PROTOCOLS[name]
+    last = max((protocol.raw_ids or {}).values(), default=IGNORE_INDEX)
+    if any(last < i != IGNORE_INDEX for i in ids):
+        return "raw"
+    if num_labels in protocol.reduced and IGNORE_INDEX in ids:
+        raise UserError(
+            f"the label maps hold {IGNORE_INDEX}: do their classes start at 0 already? Give --label_ids reduced; "
+            "if 0 is unlabelled in them, --label_ids train"
+        )
+    return "train"
+
+
+def label_rule(
+    name: str, num_labels: int, label_ids: str, arguments: DatasetArguments, split: str
+) -> tuple[str, np.ndarray | None, bool]:
+    """How the maps of `split` become those of benchmark `name`.
 
     Args:
-        label_ids: "raw", "train", or "auto" to look at the first maps.
-    Raises:
-        UserError: "raw" for a benchmark that has no other ids.
+        label_ids: one of `LABEL_IDS`.
+    Returns:
+        what the maps hold ("raw", "train" or "reduced"), `raw_id_table` if they need it, and whether 0 is unlabelled
+        in what comes of it.
     """
-    table = raw_id_table(name)
-    if table is None:
-        if label_ids == "raw":
-            raise UserError(f"--label_ids raw: --protocol {name} knows no other ids: leave it out, or see --class_map")
-        return None
+    protocol = PROTOCOLS[name]
+    reduced = num_labels in protocol.reduced
     if label_ids == "auto":
-        label_ids = "raw" if maps_hold_raw_ids(name, readable(load_split(arguments, split)), arguments) else "train"
-    return table if label_ids == "raw" else None
+        look = reduced or protocol.raw_ids is not None
+        ids = peeked_ids(readable(load_split(arguments, split)), arguments) if look else set()
+        label_ids = recognised_ids(name, num_labels, ids)
+    return label_ids, raw_id_table(name) if label_ids == "raw" else None, reduced and label_ids != "reduced"

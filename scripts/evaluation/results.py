@@ -11,7 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
 from scripts.evaluation.provenance import files_sha256
+from scripts.training.command_line import PROJECT_ROOT
 
 
 PACKAGES = (
@@ -26,9 +30,19 @@ PACKAGES = (
 )
 
 
-def weights_sha256(folder: Path) -> str | None:
-    """SHA-256 over the safetensors files of a checkpoint folder in the order of their names; None without any."""
-    return files_sha256(sorted(folder.glob("*.safetensors"))) if folder.is_dir() else None
+def weights_sha256(name: str) -> str | None:
+    """SHA-256 over the safetensors files of a checkpoint in the order of their names; None without any.
+
+    Args:
+        name: its folder, or the Hub id of one that has been loaded.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns="*.safetensors", local_files_only=True))
+        except (HFValidationError, OSError):  # neither a folder nor in the cache
+            return None
+    return files_sha256(sorted(folder.glob("*.safetensors")))
 
 
 def package_versions() -> dict[str, str]:
@@ -43,8 +57,10 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command as it was given."""
-    return "python " + shlex.join(sys.argv)
+    """The command as it was given, the script's place as seen from the project."""
+    script = Path(sys.argv[0]).resolve()  # `python -m` gives the whole path
+    name = script.relative_to(PROJECT_ROOT).as_posix() if script.is_relative_to(PROJECT_ROOT) else script.name
+    return "python " + shlex.join([name, *sys.argv[1:]])
 
 
 def percent(value: float) -> float | None:
@@ -115,12 +131,17 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def interval_text(interval: dict[str, Any]) -> str:
+    """Both ends of an interval; they are None where no picture had a class to find."""
+    return " to ".join("-" if value is None else f"{value:.2f}" for value in (interval["low"], interval["high"]))
+
+
 def details_text(results: dict[str, Any]) -> str:
     """Interval, sizes of segments and the protocol lens, as far as they were measured; else empty."""
     lines = []
     if interval := results.get("interval"):
         share = f"{100 * interval['confidence']:.0f}%"
-        lines.append(f"{share} interval of mean IoU over pictures: {interval['low']:.2f} to {interval['high']:.2f}")
+        lines.append(f"{share} interval of mean IoU over pictures: {interval_text(interval)}")
     for group in results.get("segment_sizes", []):
         area = "larger" if group["max_area"] is None else f"up to {group['max_area']} px"
         lines.append(f"segments {area:<18}{group['segments']:>9} segments, mean IoU{number(group['mean_iou'])}")

@@ -132,7 +132,7 @@ class ShardFolder:
             write_whole(self.folder / "id2label.json", (json.dumps(names, indent=2) + "\n").encode())
             write_whole(self.state_file, (json.dumps(self.made_by, indent=2) + "\n").encode())
             self.write_readme(None)
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # `predictions.json` may hold anything
             raise UserError(f"--output_dir {self.folder}: {error}") from error
 
     def _check_state(self, state: dict[str, Any]) -> None:

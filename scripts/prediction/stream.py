@@ -23,7 +23,14 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from scripts.evaluation.inference import first_example, processed_inputs, semantic_scores
+from scripts.evaluation.inference import (
+    first_example,
+    label_array,
+    processed_inputs,
+    raised_on_all,
+    semantic_labels,
+    semantic_scores,
+)
 from scripts.prediction.shards import Finished, ShardFolder
 from scripts.training.checkpointing import on_main
 from scripts.training.command_line import UserError
@@ -109,7 +116,7 @@ class PictureSamples(Dataset):
         try:
             image = F.to_pil_image(decode_image(item.row[self.image_column], name))
         except BadSample as error:
-            return {"index": item.index, "name": name, "error": str(error)}
+            return {"index": item.index, "name": name, "error": f"{error} (row {item.index})"}
         return {"index": item.index, "name": name, "image": image}
 
 
@@ -163,7 +170,8 @@ class Prediction:
         )  # fmt: skip
         bad = BadSamples(max_bad_samples, examples)
         check_errors(bad, list(finished.values()))
-        self._fill(rows, examples and max(0, examples - before), num_workers, names, bad)
+        with raised_on_all(accelerator):
+            self._fill(rows, examples and max(0, examples - before), num_workers, names, bad)
         accelerator.wait_for_everyone()
         return self._finish(rows.total, bad)
 
@@ -197,17 +205,16 @@ class Prediction:
         if "image" not in sample:
             return row
         image = sample["image"]
-        scores = semantic_scores(
-            self.model,
-            self.processor,
-            processed_inputs(self.processor, image, self.accelerator.device),
-            (image.height, image.width),
-        )
-        labels = scores.argmax(dim=0).cpu().numpy()
-        row["label"] = png(label_image(labels), sample["name"])
+        inputs = processed_inputs(self.processor, image, self.accelerator.device)
+        size = (image.height, image.width)
         if self.shards.with_scores:
+            scores = semantic_scores(self.model, self.processor, inputs, size)
+            labels = label_array(scores.argmax(dim=0))
             share = (255 * scores.amax(dim=0) / scores.sum(dim=0).clamp(min=1e-12)).round().clamp(0, 255)
             row["score"] = png(Image.fromarray(share.cpu().numpy().astype(np.uint8)), sample["name"])
+        else:
+            labels = label_array(semantic_labels(self.model, self.processor, inputs, size))
+        row["label"] = png(label_image(labels), sample["name"])
         if sample["index"] < self.overlays:
             folder = self.shards.folder / "overlays"
             folder.mkdir(exist_ok=True)

@@ -96,7 +96,9 @@ def decode_sample(
     image = decode_image(row[arguments.image_column_name], name)
     label = decode_label(row[arguments.label_column_name], name)
     if image.shape[-2:] != label.shape:
-        raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}")
+        turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
+        hint = ": turned by its EXIF orientation? Turn the map as well, or remove the picture's EXIF" if turned else ""
+        raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}{hint}")
     if arguments.mapped_classes is None:
         check_labels(label, num_labels, arguments.do_reduce_labels, name)
     else:
@@ -186,6 +188,8 @@ def likely_cause(ids: list[int], outside: list[int], num_labels: int, do_reduce_
         return "colours coded as R + 256 G + 65536 B? Convert them to class ids"
     if largest > IGNORE_INDEX:
         return "instance ids, or class * 1000 + instance? Convert them to class ids"
+    if (num_labels, do_reduce_labels) in ((19, False), (171, True)) and largest <= num_labels + 14:
+        return "raw ids of Cityscapes or COCO-Stuff? scripts/eval.py --protocol reads them with --label_ids raw"
     if len(outside) > 10:
         return "grey values between the ids, as after JPEG or a resize with interpolation? Or check --id2label"
     return f"check --id2label; if {largest} marks unlabelled pixels, --class_map with `ignore: [{largest}]` drops it"

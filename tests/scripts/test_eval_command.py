@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
+from tiny_folder import decided
 
 from configuration import FASegConfig
 from conftest import TINY_MODEL
@@ -20,8 +21,9 @@ from scripts import eval as eval_command
 from scripts.evaluation.inference import SingleScale, evaluate_split, window_scores
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.evaluation.provenance import project_commit
+from scripts.evaluation.results import command_line, weights_sha256
 from scripts.evaluation.sliding_window import Windows
-from scripts.training.command_line import UserError
+from scripts.training.command_line import PROJECT_ROOT, UserError
 from scripts.training.dataset import DatasetArguments
 from scripts.training.samples import BadSamples
 
@@ -63,7 +65,8 @@ def checkpoint(tmp_path_factory):
             folders[num_labels] = folder = tmp_path_factory.mktemp(f"model{num_labels}")
             torch.manual_seed(0)
             fields = yaml.safe_load(TINY_MODEL)["config_overrides"]
-            FASegForUniversalSegmentation(FASegConfig(**fields, num_labels=num_labels)).save_pretrained(folder)
+            model = FASegForUniversalSegmentation(FASegConfig(**fields, num_labels=num_labels))
+            decided(model).save_pretrained(folder)
             FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}).save_pretrained(folder)
         return folders[num_labels]
 
@@ -109,6 +112,35 @@ def test_results_say_what_was_measured(evaluated, shapes_model, shapes):
     assert "protocol_lens" not in results
 
 
+def test_the_tiny_model_tells_classes_apart(shapes_model):
+    """Else none of the figures above depended on where things are."""
+    model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
+    processor = FASegImageProcessor.from_pretrained(shapes_model)
+    image = Image.fromarray(picture(np.random.default_rng(0)))
+    assert len(np.unique(SingleScale(model, processor, "cpu")(image))) > 1
+
+
+def test_the_command_and_the_weights_are_recorded_without_the_machine(monkeypatch, tmp_path, shapes_model):
+    monkeypatch.setattr("sys.argv", [str(PROJECT_ROOT / "scripts" / "eval.py"), "--tta"])
+    assert command_line() == "python scripts/eval.py --tta"
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "eval.py")])
+    assert command_line() == "python eval.py"
+    folder = weights_sha256(str(shapes_model))
+    assert len(folder) == 64
+    monkeypatch.setattr("scripts.evaluation.results.snapshot_download", lambda *names, **settings: str(shapes_model))
+    assert weights_sha256("somebody/model") == folder
+    monkeypatch.undo()
+    assert weights_sha256("somebody/no-such-model") is None
+
+
+def test_maps_without_a_class_give_a_file_of_nothing(evaluated, shapes_model, tmp_path):
+    rng = np.random.default_rng(0)
+    data = write_split(tmp_path, [("a", picture(rng), patches(rng, [255]))])
+    results, out = evaluated(shapes_model, data, "--bootstrap_samples", 5)
+    assert results["mean_iou"] is None and results["interval"]["low"] is None
+    assert "interval of mean IoU over pictures: - to -" in out
+
+
 def test_quick_results_leave_out_what_is_dear(evaluated, shapes_model, shapes):
     results, _ = evaluated(shapes_model, shapes, "--no_extended_metrics")
     assert not {"interval", "segment_sizes", "mean_boundary_iou"} & set(results)
@@ -128,6 +160,22 @@ def test_ade20k_reduces_raw_maps(evaluated, checkpoint, tmp_path):
     assert (protocol["name"], protocol["shortest_edge"], protocol["longest_edge"]) == ("ade20k", 512, 2048)
     present = [number for number, row in enumerate(results["per_class"].values()) if row["iou"] is not None]
     assert present == [0, 149]
+
+
+def test_maps_reduced_already_are_not_reduced_again(command, evaluated, checkpoint, tmp_path):
+    rng = np.random.default_rng(0)
+    data = write_split(tmp_path, [("a", picture(rng), patches(rng, [0, 149, 255]))])
+    flags = ["--protocol", "ade20k", "--eval_shortest_edge", 64, "--no_extended_metrics"]
+    given = ["--model_name_or_path", checkpoint(150), "--dataset_name", data]
+    code, _, errors = command(eval_command, *given, *flags)
+    assert code == 2 and "Give --label_ids reduced; if 0 is unlabelled in them, --label_ids train" in errors[-1]
+    results, _ = evaluated(checkpoint(150), data, *flags, "--label_ids", "reduced")
+    assert results["do_reduce_labels"] is False and results["protocol"]["label_ids"] == "reduced"
+    present = [number for number, row in enumerate(results["per_class"].values()) if row["iou"] is not None]
+    assert present == [0, 149]
+    results, _ = evaluated(checkpoint(150), data, *flags, "--label_ids", "train")
+    present = [number for number, row in enumerate(results["per_class"].values()) if row["iou"] is not None]
+    assert present == [148]
 
 
 def test_cityscapes_recognises_raw_ids(evaluated, checkpoint, tmp_path):
@@ -200,6 +248,14 @@ def test_the_lens_shows_the_same_weights_under_other_habits(evaluated, shapes_mo
     assert rows["protocol"]["mmseg"] == rows["protocol"]["torchmetrics_macro"] == results["mmseg_mean_iou"]
 
 
+@pytest.mark.parametrize("flags", ["--tta", "--sliding_window --crop_size 48"])
+def test_the_lens_compares_at_a_single_scale(flags, evaluated, shapes_model, shapes):
+    plain, _ = evaluated(shapes_model, shapes, "--protocol_lens", "--no_extended_metrics")
+    other, _ = evaluated(shapes_model, shapes, "--protocol_lens", "--no_extended_metrics", *flags.split())
+    assert other["protocol_lens"] == plain["protocol_lens"]
+    assert other["mean_iou"] != plain["mean_iou"]
+
+
 def test_the_lens_squashes_as_transformers_does(shapes_model, shapes):
     """Its own Mask2Former post-processing on the same outputs gives the same labels."""
     from transformers import Mask2FormerImageProcessor
@@ -250,13 +306,13 @@ def samples(count, **broken):
     made = []
     for number in range(count):
         name = f"p{number}"
-        image, ids = picture(rng, 8, 8), np.zeros((8, 8), dtype=np.uint8)
+        image, ids = picture(rng, 16, 24), patches(rng, range(6), 16, 24)
         if broken.get(name) == "image":
             image = {"bytes": b"no picture", "path": None}
         elif broken.get(name) == "sizes":
-            ids = ids[:4]
+            ids = ids[:8]
         elif broken.get(name) == "id":
-            ids = ids + np.uint8(77)
+            ids = np.full_like(ids, 77)
         made.append((name, image, ids))
     return made
 
@@ -273,6 +329,7 @@ def test_a_bad_sample_in_a_hundred_is_skipped_and_named(tmp_path):
     _, images = evaluate_stub(write_split(tmp_path, samples(200, p3="image", p150="sizes")), skipped, num_workers=1)
     assert images == 198
     assert len(skipped.messages) == 2 and "p3" in skipped.messages[0] and "p150" in skipped.messages[1]
+    assert skipped.messages == sorted(skipped.messages)
     assert "0x" not in skipped.messages[0]
 
 
@@ -283,6 +340,14 @@ def test_more_bad_samples_stop(tmp_path):
     assert evaluate_stub(folder, BadSamples(2))[1] == 18
     with pytest.raises(UserError, match="1 bad samples, more than the 0"):
         evaluate_stub(folder, BadSamples(0))
+
+
+def test_bad_samples_of_one_name_are_as_many_and_in_order(tmp_path):
+    broken = {"bytes": b"no picture", "path": None}
+    folder = write_split(tmp_path, [*samples(2), *(("p", broken, ids) for _, _, ids in samples(3))])
+    skipped = BadSamples(3)
+    assert evaluate_stub(folder, skipped)[1] == 2
+    assert [message[-8:] for message in skipped.messages] == [" (row 2)", " (row 3)", " (row 4)"]
 
 
 def test_an_id_outside_the_classes_stops_at_once(tmp_path):
@@ -309,6 +374,12 @@ def test_skipped_samples_are_in_the_results(evaluated, shapes_model, tmp_path):
         ("--label_ids some", "--label_ids some: choose one of auto"),
         ("--stride 20", "--crop_size and --stride belong to --sliding_window"),
         ("--sliding_window --crop_size 32 --stride 40", "--stride 40 is more than the window of 32"),
+        ("--eval_longest_edge 99", "--eval_longest_edge belongs to --eval_shortest_edge"),
+        ("--tta_shortest_edges 64", "--tta_shortest_edges and --tta_longest_edge belong to --tta"),
+        ("--label_ids raw", "--label_ids raw: --protocol native knows no other ids"),
+        ("--label_ids train", "--label_ids train belongs to a --protocol"),
+        ("--protocol cityscapes --label_ids reduced", "classes of --protocol cityscapes start at 0 anyway"),
+        ("--do_reduce_labels --label_ids reduced", "contradict each other"),
         ("--bootstrap_samples 0", "--bootstrap_samples 0: give at least 1"),
         ("--protocol ade20k --class_map some.yaml", "--class_map changes the classes of --protocol ade20k"),
         ("--max_bad_samples -1", "--max_bad_samples -1: give at least 0"),

@@ -83,6 +83,19 @@ def test_ignored_pixels_are_in_no_boundary():
     assert counter.scores()["mean_boundary_iou"] == 1
 
 
+def test_false_boundaries_count_with_255_classes():
+    """The id that stands for "no boundary" is then 255, which ignored pixels have elsewhere."""
+    reference = np.zeros((40, 40), dtype=np.uint8)
+    prediction = reference.copy()
+    prediction[15:25, 15:25] = 1
+    found = []
+    for num_labels in (254, 255):
+        counter = BoundaryCounts(num_labels)
+        counter.add(sample(reference), prediction)
+        found.append(counter.totals[:, :2].tolist())
+    assert found[0] == found[1] and found[1][2][1] > 0
+
+
 # ---- mean IoU by segment size
 
 

@@ -178,3 +178,10 @@ def test_metric_counts_add_up():
     assert metric.counts.sum() == 0
     metric.add(prediction=np.zeros((3, 3), dtype=int), reference=np.zeros((3, 3), dtype=int))
     assert metric.counts[0, 0] == 9
+
+
+def test_ids_that_are_no_classes_are_refused_before_a_matrix_is_made():
+    """One pixel of 65535 would ask for 34 GB."""
+    metric = MeanIoU()
+    with pytest.raises(ValueError, match="id 65535: ids above 4096 are no classes"):
+        metric.add(prediction=np.zeros((1, 2), dtype=np.uint16), reference=np.array([[0, 65535]], dtype=np.uint16))

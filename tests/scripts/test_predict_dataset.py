@@ -78,6 +78,11 @@ def test_load_dataset_gives_all_rows_back(flags, model_folder, shapes, tmp_path,
     assert str(ROOT) not in (folder / "predictions.json").read_text()
     assert "num_examples: 7" in (folder / "README.md").read_text()
 
+    plain = tmp_path / "plain"
+    assert command(predict_command, *flags[:-1], plain)[0] == 0
+    for row, other in zip(streamed, datasets.load_dataset(str(plain), split="train", streaming=True), strict=True):
+        assert (np.asarray(row["label"]) == np.asarray(other["label"])).mean() > 0.999  # ties
+
 
 class Killed(BaseException):
     """Stands for a signal that no `except Exception` sees."""
@@ -187,6 +192,20 @@ def test_unreadable_pictures_are_named_and_keep_their_row(flags, half_broken, tm
     assert "cannot be read" in rows[1]["error"] and rows[0]["error"] is None
     code, _, errors = command(predict_command, *flags, "--max_bad_samples", 0)
     assert code == 2 and "1 bad samples, more than the 0 of --max_bad_samples" in errors[-1]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"[1, 2]", b"not json"])
+def test_a_damaged_state_file_is_one_line(flags, tmp_path, command, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.json").write_bytes(content)
+    code, _, errors = command(predict_command, *flags)
+    assert code == 2 and "error: --output_dir" in errors[-1], errors
+
+
+def test_names_of_outputs_never_collide():
+    pictures = [Path(name) for name in ("a.png", "x/a_png.jpg", "x/a.png", "a_3.png", "y/a.png", "z/a.png")]
+    names = predict_command.output_names(pictures)
+    assert len(set(names)) == len(names) and names[:2] == ["a", "a_png"]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

@@ -11,12 +11,14 @@ from image_processing.preprocessing_faseg import network_size
 from scripts.evaluation.protocols import (
     PROTOCOLS,
     check_classes,
-    label_id_table,
-    maps_hold_raw_ids,
+    check_label_ids,
+    label_rule,
+    peeked_ids,
     protocol_sizes,
     raw_id_table,
+    recognised_ids,
 )
-from scripts.evaluation.sliding_window import window_starts
+from scripts.evaluation.sliding_window import Windows, window_starts
 from scripts.training.command_line import UserError
 from scripts.training.dataset import DatasetArguments
 
@@ -131,16 +133,61 @@ def rows(*maps):
 def test_raw_ids_are_recognised():
     arguments = DatasetArguments()
     train, raw = [[0, 18], [255, 3]], [[7, 11], [1, 23]]
-    assert not maps_hold_raw_ids("cityscapes", rows(train, train), arguments)
-    assert maps_hold_raw_ids("cityscapes", rows(train, raw), arguments)
+
+    def recognised(rows):
+        return recognised_ids("cityscapes", 19, peeked_ids(rows, arguments))
+
+    assert recognised(rows(train, train)) == "train"
+    assert recognised(rows(train, raw)) == "raw"
     broken = [{"image": None, "label": {"bytes": b"no picture", "path": None}}]
-    assert maps_hold_raw_ids("cityscapes", [*broken, *rows(raw)], arguments)
+    assert recognised([*broken, *rows(raw)]) == "raw"
+
+
+@pytest.mark.parametrize(("name", "num_labels"), [("ade20k", 150), ("coco-stuff10k", 171), ("pascal-context", 59)])
+def test_maps_that_may_be_reduced_already_are_asked_about(name, num_labels):
+    with pytest.raises(UserError, match="Give --label_ids reduced"):
+        recognised_ids(name, num_labels, {0, 3, 255})
+    assert recognised_ids(name, num_labels, {0, 3, num_labels}) == "train"
+
+
+def test_classes_from_zero_may_be_ignored_with_255():
+    assert recognised_ids("pascal-context", 60, {0, 3, 255}) == "train"
 
 
 def test_label_ids_can_be_said():
-    arguments = DatasetArguments()
-    assert label_id_table("cityscapes", "train", arguments, "validation") is None
-    assert label_id_table("cityscapes", "raw", arguments, "validation")[7] == 0
-    assert label_id_table("ade20k", "auto", arguments, "validation") is None
+    def rule(name, num_labels, label_ids):
+        found, table, reduced = label_rule(name, num_labels, label_ids, DatasetArguments(), "validation")
+        assert found == label_ids
+        return None if table is None else table[7], reduced
+
+    assert rule("cityscapes", 19, "train") == (None, False)
+    assert rule("cityscapes", 19, "raw") == (0, False)
+    assert rule("coco-stuff10k", 171, "raw") == (7, True)
+    assert rule("ade20k", 150, "train") == (None, True)
+    assert rule("ade20k", 150, "reduced") == (None, False)
     with pytest.raises(UserError, match="--label_ids raw"):
-        label_id_table("ade20k", "raw", arguments, "validation")
+        check_label_ids("ade20k", "raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "base", "views"),
+    [
+        ("cityscapes", {"shortest": 512}, (512, 1024), {(256, 2048), (896, 2048)}),
+        ("cityscapes", {"tta_edges": [512, 2048]}, (1024, 2048), {(512, 4096), (2048, 4096)}),
+        ("pascal-context", {"tta_edges": [260, 780]}, (520, 520), {(260, 260), (780, 780)}),
+        ("coco-stuff10k", {"tta_edges": [256]}, (512, 2048), {(256, 1024)}),
+        ("native", {"shortest": 100}, (100, 400), {(50, 700), (175, 700)}),
+        ("native", {"tta_edges": [300], "tta_longest": 999}, (360, 1440), {(300, 999)}),
+    ],
+)
+def test_sizes_given_keep_the_benchmarks_ratios(name, given, base, views):
+    sizes = protocol_sizes(name, (360, 1440), False, **given)
+    assert sizes.base == base and views <= set(sizes.views)
+
+
+def test_windows_given_bound_the_views_below():
+    sizes = protocol_sizes("ade20k", (512, 2048), True, crop=1024, tta_edges=[256, 2000])
+    assert sizes.windows == Windows(1024, 682) and sizes.base == (1024, None)
+    assert sizes.views == ((1024, None), (2000, None))
+    assert protocol_sizes("ade20k", (512, 2048), True, shortest=640).windows == Windows(640, 608)
+    assert protocol_sizes("ade20k", (512, 2048), True, shortest=300).windows == Windows(300, 200)

@@ -1,5 +1,7 @@
 """From a row to a checked sample: what is skipped, what stops a run, and what the message says."""
 
+import io
+
 import datasets
 import numpy as np
 import pytest
@@ -96,6 +98,24 @@ def test_palette_maps_keep_their_ids(picture):
 def test_grey_values_between_the_ids_are_recognised():
     with pytest.raises(UserError, match="JPEG or a resize with interpolation"):
         check_labels(torch.arange(200).reshape(10, 20), 6, False, "s1")
+
+
+def test_a_picture_turned_by_exif_names_the_cause():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    label = {**encoded(Image.new("L", (12, 8)), "PNG"), "path": None}
+    file = io.BytesIO()
+    Image.new("RGB", (12, 8)).save(file, "JPEG", exif=exif)
+    row = {"image": {"bytes": file.getvalue(), "path": None}, "label": label}
+    with pytest.raises(BadSample, match=r"image \(12, 8\) but label map \(8, 12\): turned by its EXIF orientation\?"):
+        decode_sample(row, DatasetArguments(), 6, 0)
+
+
+def test_raw_ids_of_a_benchmark_are_named():
+    with pytest.raises(UserError, match=r"label 33 in image s1 .*--label_ids raw"):
+        check_labels(torch.tensor([[7, 33]]), 19, False, "s1")
+    with pytest.raises(UserError, match=r"label 182 in image s1 .*--label_ids raw"):
+        check_labels(torch.tensor([[1, 182]]), 171, True, "s1")
 
 
 def test_ids_that_start_at_one_are_recognised():

@@ -41,6 +41,16 @@ def results_markdown(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def ablation_markdown(file: Path) -> str:
+    """A row per variant of `scripts/ablation.py`: mIoU of each seed, their mean and standard deviation."""
+    variants = json.loads(file.read_text(encoding="utf-8"))["variants"]
+    lines = ["| decoder | mIoU of each seed | mean | standard deviation |", "|---|---|---|---|"]
+    for name, row in variants.items():
+        seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())
+        lines.append(f"| {name} | {seeds} | {number(row['mean'])} | {number(row['standard_deviation'])} |")
+    return "\n".join(lines)
+
+
 def with_results(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """`readme` with `table` between its markers."""
     before, rest = readme.split(begin)
@@ -49,12 +59,16 @@ def with_results(readme: str, table: str, begin: str = BEGIN, end: str = END) ->
 
 
 def with_all_tables(readme: str, folder: Path) -> str:
-    """`readme` with the results table, and each `benchmark-<device>.json` between the markers that bear its name."""
+    """`readme` with the results table, and each file of a benchmark or an ablation between the markers of its name."""
     readme = with_results(readme, results_markdown(folder))
-    for file in sorted(folder.glob(f"{BENCHMARK}*.json")):
-        begin, end = f"<!-- {file.stem}:begin -->", f"<!-- {file.stem}:end -->"
+    tables = {file.stem: benchmark_markdown(file) for file in sorted(folder.glob(f"{BENCHMARK}*.json"))}
+    tables |= {
+        f"ablation-{file.stem}": ablation_markdown(file) for file in sorted((folder / "ablation").glob("*.json"))
+    }
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin in readme:
-            readme = with_results(readme, benchmark_markdown(file), begin, end)
+            readme = with_results(readme, table, begin, end)
     return readme
 
 

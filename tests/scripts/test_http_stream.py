@@ -60,6 +60,7 @@ def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
             HF_HUB_DOWNLOAD_TIMEOUT="1",
             HF_HUB_DISABLE_XET="1",
             HF_HUB_OFFLINE="0",
+            HF_DATASETS_OFFLINE="0",
             HF_HUB_DISABLE_TELEMETRY="1",
         )
         assert not server.faults, "the stream ended before the last fault"

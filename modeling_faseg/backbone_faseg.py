@@ -48,7 +48,22 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
             )
         for module in batch_norms(backbone):
             module.requires_grad_(False)
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = FASegFrozenBatchNorm2d
     return backbone
+
+
+class FASegFrozenBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that is a constant. Training keeps no copy of its input, which torch's would need for gradients
+    that nobody asks for: about half of a ResNet's memory."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(features)
+        scale = self.weight * torch.rsqrt(cast(Tensor, self.running_var) + self.eps)
+        shift = self.bias - cast(Tensor, self.running_mean) * scale
+        scale, shift = (each.to(features.dtype)[:, None, None] for each in (scale, shift))
+        return torch.addcmul(shift, features, scale)
 
 
 def batch_norms(backbone: nn.Module) -> list[nn.Module]:

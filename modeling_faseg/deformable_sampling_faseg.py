@@ -7,6 +7,7 @@ pixels around every point through `embedding_bag`, one bag per token and head, a
 CPU it takes about a fifth of the time. Maps are zero outside, in both.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -73,8 +74,10 @@ def sample_by_gather(value: Tensor, shapes: list[tuple[int, int]], locations: Te
 class _GatherWithGradient(torch.autograd.Function):
     """`sample_by_gather` that keeps nothing but its arguments for the backward pass.
 
-    The gradient of the table is the transposed sparse matrix of the weights times the gradient of the output. scipy
-    adds it up row by row; `embedding_bag`'s own backward pass sorts all indices first, which takes ten times as long.
+    The output is a sparse matrix of the weights times the table. The table's gradient is that matrix transposed times
+    the gradient of the output: scipy adds it up row by row, where `embedding_bag`'s own backward pass sorts all
+    indices first and takes ten times as long. The weights' gradients are products of rows, of which torch samples
+    those needed.
     """
 
     @staticmethod
@@ -91,20 +94,27 @@ class _GatherWithGradient(torch.autograd.Function):
         corners = Corners(len(value), ctx.shapes, locations)
         rows, row_weights = corners.rows(), corners.row_weights(weights)
         table = bordered_table(value, ctx.shapes)
+        starts = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
         value_gradient = None
         if ctx.needs_input_grad[0]:
-            table_gradient = _transposed_product(rows, row_weights, gradient, len(table))
+            table_gradient = _transposed_product(starts, rows, row_weights, gradient, len(table))
             value_gradient = _without_borders(table_gradient, ctx.shapes, value)
-        with torch.enable_grad():
-            row_weights.requires_grad_()
-            output = nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=row_weights)
-        (row_gradient,) = torch.autograd.grad(output, row_weights, gradient)
+        row_gradient = _row_products(starts, rows, gradient, table)
         return value_gradient, None, *corners.gradients(weights, row_gradient)
 
 
-def _transposed_product(rows: Tensor, weights: Tensor, gradient: Tensor, num_rows: int) -> Tensor:
+def _row_products(starts: Tensor, rows: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
+    """`(S, K)`: each row of `gradient` `(S, D)` times the rows of the table `(S, K)` it is a sum of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        sampled = torch.sparse_csr_tensor(
+            starts, rows.flatten(), torch.zeros(rows.numel()), (len(rows), len(table)), check_invariants=False
+        )
+    return torch.sparse.sampled_addmm(sampled, gradient, table.T, beta=0.0).values().view(rows.shape)
+
+
+def _transposed_product(starts: Tensor, rows: Tensor, weights: Tensor, gradient: Tensor, num_rows: int) -> Tensor:
     """`(num_rows, D)`: each row of `gradient` `(S, D)` added to the rows `(S, K)` it came from, times `weights`."""
-    starts = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
     matrix = sparse.csr_array(
         (weights.flatten().numpy(), rows.flatten().numpy(), starts.numpy()), shape=(len(rows), num_rows)
     )

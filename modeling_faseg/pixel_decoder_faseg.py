@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_faseg import FASegConfig
@@ -92,10 +93,17 @@ class FASegPixelDecoderLayer(GradientCheckpointingLayer):
         update = self.self_attn(hidden_states, position_embeddings, reference_points, spatial_shapes, valid)
         update = nn.functional.dropout(update, self.dropout, self.training)
         hidden_states = self.self_attn_layer_norm(hidden_states + update)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Its wide activations are the largest of the model, and a twentieth of a step's time to compute again.
+            update = checkpoint(self._feed_forward, hidden_states, use_reentrant=False)
+        else:
+            update = self._feed_forward(hidden_states)
+        return self.final_layer_norm(hidden_states + update)
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         update = nn.functional.relu(self.fc1(hidden_states))
         update = self.fc2(nn.functional.dropout(update, self.dropout, self.training))
-        update = nn.functional.dropout(update, self.dropout, self.training)
-        return self.final_layer_norm(hidden_states + update)
+        return nn.functional.dropout(update, self.dropout, self.training)
 
 
 class FASegPixelDecoder(nn.Module):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from tiny_models import TINY_RESNET, TINY_SWIN, tiny_batch, tiny_config, tiny_model
+from torch import nn
 
 from modeling_faseg import FASegForUniversalSegmentation
-from modeling_faseg.backbone_faseg import batch_norms
+from modeling_faseg.backbone_faseg import FASegFrozenBatchNorm2d, batch_norms
 
 
 TIMM = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
@@ -89,6 +90,32 @@ def test_frozen_batch_norms_keep_weights_and_statistics():
     model(**tiny_batch()).loss.backward()
     assert norms and all(norm.running_mean.equal(mean) for norm, mean in zip(norms, before))
     assert all(parameter.grad is None for norm in norms for parameter in norm.parameters())
+
+
+def test_frozen_batch_norms_keep_no_input():
+    """The same values and gradients as torch's in evaluation mode, with nothing of the input held for the backward."""
+    norm = nn.BatchNorm2d(4).eval().requires_grad_(False)
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        values.copy_(torch.rand(4) + 0.5)
+    outputs, gradients, kept = [], [], []
+    for norm_class in (nn.BatchNorm2d, FASegFrozenBatchNorm2d):
+        norm.__class__ = norm_class
+        features = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            output = norm(features)
+        output.sin().sum().backward()
+        outputs.append(output)
+        gradients.append(features.grad)
+        kept.append(max(sizes))
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+    assert kept == [2 * 4 * 5 * 6, 4]
+    assert norm(torch.randn(1, 4, 2, 2).bfloat16()).dtype == torch.bfloat16
+    frozen = tiny_model(freeze_backbone_batch_norm=True)
+    assert all(type(each) is FASegFrozenBatchNorm2d for each in batch_norms(frozen.model.backbone))
 
 
 def test_trained_batch_norms_learn():

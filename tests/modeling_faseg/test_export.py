@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import tiny_batch, tiny_model
 from torch.export import Dim
 
 from configuration import FASegConfig
@@ -59,3 +60,11 @@ def test_compile(resnet50):
     pictures = torch.randn(1, 3, 512, 512)
     compiled = torch.compile(resnet50, fullgraph=True)
     check(resnet50(pictures), compiled(pictures))
+
+
+@torch.no_grad()
+def test_inference_compiles_into_one_graph():
+    """Traced whole, also where the CPU gathers (the slow test above runs what the compiler makes of it)."""
+    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    check(model(pictures), compiled(pictures))

@@ -25,45 +25,47 @@ WARM_UP = 3
 TURN = 5
 
 
-def in_memory(held: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The held batches again and again; copies, since a step takes its batch apart."""
-    while True:
-        for batch in held:
-            yield copy.copy(batch)
+def recorded(batches: Iterator[dict[str, Any]], record: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`batches`, each also put into `record`; copies, since a step takes its batch apart."""
+    for batch in batches:
+        record.append(batch)
+        yield copy.copy(batch)
 
 
 def measure(arguments: TrainArguments) -> dict[str, float]:
-    """Medians over steps in seconds and the two ratios.
+    """Medians over steps in seconds, the ratio of their sums and the share of the streamed steps spent waiting.
 
-    While batches come from memory the workers of the stream run ahead until their queue is full, then rest; the first
-    step of each turn is left out on both sides.
+    A turn takes its batches from the stream, then the same ones from memory: what a step costs depends on how many
+    masks its pictures have. In the second half the workers of the stream run ahead until their queue is full, then
+    rest; the first step of each half is left out.
     """
     run = set_up(arguments)
     run.train_mode()
     stream = run.batches()
-    held = [next(stream) for _ in range(TURN)]
     seconds: dict[str, list[float]] = {"streamed": [], "in_memory": []}
     waits: list[float] = []
-    sources = {"streamed": stream, "in_memory": in_memory(held)}
+
+    def timed_step(batches: Iterator[dict[str, Any]]) -> tuple[float, float]:
+        started = time.perf_counter()
+        step = training_step(run, batches)
+        if run.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started, sum(step.waited)
+
     for _ in range(WARM_UP):
-        training_step(run, sources["in_memory"])
+        timed_step(stream)
     while len(seconds["streamed"]) < (arguments.max_train_steps or 2 * TURN):
-        for name, batches in sources.items():
-            for turn in range(TURN):
-                started = time.perf_counter()
-                step = training_step(run, batches)
-                if run.accelerator.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:
-                    seconds[name].append(time.perf_counter() - started)
-                    if name == "streamed":
-                        waits.append(sum(step.waited))
-    streamed, memory = (statistics.median(seconds[name]) for name in ("streamed", "in_memory"))
+        held: list[dict[str, Any]] = []
+        streamed = [timed_step(recorded(stream, held)) for _ in range(TURN)][1:]
+        replayed = (copy.copy(batch) for batch in held)
+        seconds["streamed"] += [spent for spent, _ in streamed]
+        waits += [waited for _, waited in streamed]
+        seconds["in_memory"] += [timed_step(replayed)[0] for _ in range(TURN)][1:]
     return {
         "steps": len(seconds["streamed"]),
-        "seconds_streamed": streamed,
-        "seconds_in_memory": memory,
-        "step_ratio": streamed / memory,
+        "seconds_streamed": statistics.median(seconds["streamed"]),
+        "seconds_in_memory": statistics.median(seconds["in_memory"]),
+        "step_ratio": sum(seconds["streamed"]) / sum(seconds["in_memory"]),
         "data_wait_share": sum(waits) / sum(seconds["streamed"]),
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from image_processing.label_maps_faseg import unique_ids
 from image_processing.preprocessing_faseg import pil_to_array
 from scripts.training.command_line import UserError
 from scripts.training.dataset import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
@@ -163,7 +164,7 @@ def check_labels(label: torch.Tensor, num_labels: int, do_reduce_labels: bool, n
     Raises:
         UserError: names the id, the sample and the likely cause.
     """
-    present = label.unique().tolist()
+    present = unique_ids(label.numpy()).tolist()
     first, last = (1, num_labels) if do_reduce_labels else (0, num_labels - 1)
     ids = [value for value in present if value != IGNORE_INDEX and not (do_reduce_labels and value == 0)]
     outside = [value for value in ids if not first <= value <= last]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,11 @@ def dataset_classes(
 
 
 def classes_file(arguments: DatasetArguments) -> Path | None:
-    """`id2label.json` beside the data, None if there is none."""
+    """`id2label.json` beside the data, None if there is none.
+
+    Raises:
+        UserError: the Hub is there but goes on failing: without its names the run would have other classes.
+    """
     folders = [folder for folder in (arguments.train_images, arguments.eval_images) if folder]
     places = [parent for folder in folders for parent in (Path(project_path(folder)), Path(folder).absolute().parent)]
     if arguments.dataset_name:
@@ -261,15 +265,15 @@ def classes_file(arguments: DatasetArguments) -> Path | None:
         if place.exists():
             places.append(place if place.is_dir() else place.parent)
         else:
+            download = partial(
+                hf_hub_download,
+                arguments.dataset_name,
+                "id2label.json",
+                repo_type="dataset",
+                revision=arguments.dataset_revision,
+            )
             try:
-                return Path(
-                    hf_hub_download(
-                        arguments.dataset_name,
-                        "id2label.json",
-                        repo_type="dataset",
-                        revision=arguments.dataset_revision,
-                    )
-                )
+                return Path(with_retries(download, "id2label.json", if_answered=True))
             except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
                 pass
     return next((place / "id2label.json" for place in places if (place / "id2label.json").is_file()), None)

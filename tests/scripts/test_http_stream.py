@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from huggingface_hub.errors import EntryNotFoundError
 
 from scripts import train
 from scripts.training import network
 from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_split, readable
+from scripts.training.dataset import DatasetArguments, load_classes, load_split, readable
 from scripts.training.network import BackOff, network_fault, with_retries
 from scripts.training.streaming import shuffled_rows
 
@@ -172,3 +173,20 @@ def test_a_name_that_nobody_answers_to_is_not_tried_again(quick):
 
     with pytest.raises(ConnectionError):
         with_retries(fails, "x", if_answered=True)
+
+
+@pytest.mark.parametrize(("faults", "expected"), [([Refused(503, "0"), Refused(429, "0")], {0: "a"}), ([], None)])
+def test_class_names_outlive_a_busy_hub(quick, monkeypatch, tmp_path, faults, expected):
+    """Without them a run would train on other classes; only an answer that there are none counts as none."""
+    (tmp_path / "id2label.json").write_text('{"0": "a"}')
+    answers = [*faults, tmp_path / "id2label.json"] if faults else [EntryNotFoundError("no such file")]
+
+    def download(*_, **__):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr("scripts.training.dataset.hf_hub_download", download)
+    assert load_classes(DatasetArguments("tester/not-here")) == expected
+    assert not answers

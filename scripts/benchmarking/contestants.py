@@ -24,7 +24,7 @@ from scripts.training.command_line import PROJECT_ROOT, UserError
 FASEG = "FASeg"
 MASK2FORMER = "HF Mask2Former"
 # After "FASeg" any of these words: what is done to the model once it is built.
-VARIANT_WORDS = ("fused", "without", "oneDNN", "bf16", "fp16", "compiled", "kernels")
+VARIANT_WORDS = ("fused", "bf16", "fp16", "compiled", "kernels")
 CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
 BACKBONES = {"ResNet-50": "faseg-resnet50-ade20k", "Swin-T": "faseg-swin-tiny-ade20k"}
 
@@ -148,8 +148,6 @@ def as_variant(model: Any, contestant: str) -> nn.Module:
         if not hasattr(model, "fuse_for_inference"):
             raise UserError("the model has no fuse_for_inference()")
         model.fuse_for_inference()
-    if "without" in words:
-        switch_off_onednn()
     if "compiled" in words:
         model.compile()
     if "kernels" in words:
@@ -158,11 +156,6 @@ def as_variant(model: Any, contestant: str) -> nn.Module:
         except (ImportError, ValueError, OSError, RuntimeError) as error:
             raise UserError(" ".join(str(error).split())[:120]) from error
     return model
-
-
-def switch_off_onednn() -> None:
-    """Throws the model code's switch of its oneDNN route for linear layers."""
-    raise UserError("the model has no switch for its oneDNN route")
 
 
 def build_processor(case: Case) -> Any:

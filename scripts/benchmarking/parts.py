@@ -25,7 +25,6 @@ from scripts.training.command_line import UserError
 
 
 FUSED, FUSED_BF16 = "FASeg fused", "FASeg fused bf16"
-WITHOUT_ONEDNN = "FASeg fused without oneDNN"
 KINDS: dict[str, Any] = {
     "inference": Inference,
     "post-processing": PostProcessing,
@@ -73,7 +72,7 @@ class Part:
 SMALL: dict[str, Any] = {"height": 512, "width": 512, "classes": 150}
 LARGE: dict[str, Any] = {"height": 1024, "width": 2048, "classes": 19}
 SWIN: dict[str, Any] = {"backbone": "Swin-T"}
-EXACT = (FASEG, FUSED, WITHOUT_ONEDNN, MASK2FORMER)
+EXACT = (FASEG, FUSED, MASK2FORMER)
 PRECISIONS = (*EXACT[:-1], FUSED_BF16, MASK2FORMER)
 PLAIN_SETTING = {**SMALL, "batch": 2}
 
@@ -82,11 +81,9 @@ MUST_SHOW = {
         "inference",
         SMALL,
         PRECISIONS,
-        targets=(Target(FUSED, 2.5, 0.35), Target(WITHOUT_ONEDNN, 1.9), Target(FUSED_BF16, 3.0)),
+        targets=(Target(FUSED, 2.5, 0.35), Target(FUSED_BF16, 3.0)),
     ),
-    "resnet50-1024x2048": Part(
-        "inference", LARGE, EXACT, targets=(Target(FUSED, 3.0, 0.5), Target(WITHOUT_ONEDNN, 2.2))
-    ),
+    "resnet50-1024x2048": Part("inference", LARGE, EXACT, targets=(Target(FUSED, 3.0, 0.5),)),
     "swin-tiny-512": Part("inference", {**SMALL, **SWIN}, PRECISIONS),
     "post-processing": Part(
         "post-processing",

@@ -158,9 +158,10 @@ def as_variant(model: Any, contestant: str) -> nn.Module:
     return model
 
 
-def build_processor(case: Case) -> Any:
-    """The contestant's own processor, set to keep pictures of the case's size as they are."""
+def build_processor(case: Case, shortest_edge: int | None = None) -> Any:
+    """The contestant's own processor, set to `shortest_edge`, by default to keep pictures of the case's size."""
     short, long = sorted((case.height, case.width))
+    short = shortest_edge or short
     edges = {"shortest_edge": short, "longest_edge": max(long, 4 * short)}
     if case.is_faseg:
         return FASegImageProcessor(size=edges)

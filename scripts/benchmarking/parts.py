@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from scripts.benchmarking.contestants import CONTEXT, FASEG, MASK2FORMER, Case
+from scripts.benchmarking.data_work import EVALUATE, Counting, DataPath
 from scripts.benchmarking.floor import needed_multiply_adds, semantic_products
 from scripts.benchmarking.measuring import Stages, in_child, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.plain import PLAIN, DecoderWork, LossWork, MatcherWork
@@ -32,6 +33,8 @@ KINDS: dict[str, Any] = {
     "matcher": MatcherWork,
     "loss": LossWork,
     "decoder": DecoderWork,
+    "data-path": DataPath,
+    "counting": Counting,
 }
 TASKS = {
     "inference": "picture to label map",
@@ -40,7 +43,10 @@ TASKS = {
     "matcher": "matching, all predictions",
     "loss": "matching and loss, forward and backward",
     "decoder": "transformer decoder, forward and backward",
+    "data-path": "JPEG to network input",
+    "counting": "label maps to the counts behind mIoU",
 }
+WITH_BACKBONE = ("inference", "training", "decoder")
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,11 @@ class Part:
     contestants: tuple[str, ...]
     baseline: str = MASK2FORMER
     targets: tuple[Target, ...] = ()
+    weighed: bool = True
 
     def title(self, case: Case) -> str:
         """What is run, in words."""
-        backbone = "" if self.kind in ("post-processing", "matcher", "loss") else f"{case.backbone}, "
+        backbone = "" if self.kind not in WITH_BACKBONE else f"{case.backbone}, "
         size = f"{case.height}x{case.width}, {case.classes} classes, batch {case.batch}"
         return f"{TASKS[self.kind]}, {backbone}{'tiny, ' if case.quick else ''}{size}"
 
@@ -95,6 +102,8 @@ MUST_SHOW = {
     "matcher": Part("matcher", PLAIN_SETTING, (FASEG, PLAIN), PLAIN, (Target(FASEG, 2.5),)),
     "loss": Part("loss", PLAIN_SETTING, (FASEG, PLAIN), PLAIN, (Target(FASEG, 1.8),)),
     "decoder": Part("decoder", PLAIN_SETTING, (FASEG, PLAIN), PLAIN, (Target(FASEG, 5.0),)),
+    "data-path": Part("data-path", LARGE, (FASEG, MASK2FORMER), targets=(Target(FASEG, 1.0),), weighed=False),
+    "counting": Part("counting", LARGE, (FASEG, EVALUATE), EVALUATE, (Target(FASEG, 10.0),), weighed=False),
 }
 FURTHER = {
     "swin-tiny-1024x2048": Part("inference", {**LARGE, **SWIN}, EXACT),
@@ -174,7 +183,7 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
     for name, rounds in measured.items():
         row = summary(rounds, baseline_totals, floor, rate)
         row["images_per_second"] = cases[name].batch / row["total"][1]
-        row["peak_memory"] = in_child(weigh, part.kind, cases[name]) if effort.memory else None
+        row["peak_memory"] = in_child(weigh, part.kind, cases[name]) if effort.memory and part.weighed else None
         if name in synchronisations:
             row["synchronisations"] = synchronisations[name]
         record["contestants"][name] = row

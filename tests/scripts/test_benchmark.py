@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from scripts.benchmark import BenchmarkArguments, benchmark, check_arguments, chosen_parts
 from scripts.benchmarking.contestants import FASEG, MASK2FORMER, Case, faseg_config, mask2former_config
+from scripts.benchmarking.data_work import EVALUATE, Counting, DataPath, random_label_maps
 from scripts.benchmarking.floor import count_multiply_adds
 from scripts.benchmarking.measuring import Clock, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.parts import MUST_SHOW, PARTS, Effort, Target, judged, summary
@@ -218,6 +219,17 @@ def test_post_processing_uses_each_processor():
     works = [PostProcessing(Case(name, **TINY)) for name in (FASEG, MASK2FORMER)]
     assert {type(work.processor).__name__ for work in works} == {"FASegImageProcessor", "Mask2FormerImageProcessor"}
     assert all(list(work.run(0)) == ["post-processing"] for work in works)
+
+
+def test_work_around_the_model():
+    for name in (FASEG, MASK2FORMER):
+        stages = DataPath(Case(name, **TINY)).run(0)
+        assert list(stages) == ["decode", "resize and normalise"] and min(stages.values()) > 0
+    for name in (FASEG, EVALUATE):
+        assert Counting(Case(name, **TINY)).run(0)["counting"] > 0
+    prediction, reference = random_label_maps(Case(FASEG, **TINY), 0)
+    assert set(prediction.ravel()) == {*range(5)} and set(reference.ravel()) == {*range(5), 255}
+    assert 0.05 < (prediction != reference).mean() < 0.9
 
 
 # --------------------------------------------------------------------------------------------------- training memory

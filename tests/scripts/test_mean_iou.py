@@ -1,12 +1,12 @@
 """Mean IoU by detectron2's rule, on cases worked by hand."""
 
 import math
-import time
 
 import evaluate
 import numpy as np
 import pytest
 
+from scripts.benchmarking.data_work import evaluate_counts
 from scripts.evaluation.mean_iou import (
     MeanIoU,
     class_counts,
@@ -109,14 +109,6 @@ def test_golden_cases(name):
     assert [found[key] for key in names] == pytest.approx(expected, abs=1e-12)
 
 
-def evaluate_counts(prediction, reference, num_labels):
-    """What `evaluate` 0.4.6's mean_iou counts per picture: right, reference and predicted pixels by class."""
-    valid = reference != IGNORED
-    prediction, reference = prediction[valid], reference[valid]
-    parts = (prediction[prediction == reference], reference, prediction)
-    return np.stack([np.histogram(part, bins=num_labels, range=(0, num_labels - 1))[0] for part in parts])
-
-
 def patches(rng, num_labels, height, width):
     ids = rng.choice([*range(num_labels), IGNORED], (height // 16, width // 16)).astype(np.uint8)
     return np.kron(ids, np.ones((16, 16), dtype=np.uint8))
@@ -141,23 +133,6 @@ def test_counts_equal_those_of_evaluate(num_labels, size):
     with np.errstate(invalid="ignore"):
         expected = np.nanmean(right / (wanted + predicted - right))
     assert scores_from_counts(found)["mmseg_mean_iou"] == pytest.approx(expected, abs=1e-12)
-
-
-def test_counting_is_ten_times_as_fast_as_evaluate():
-    """On maps of patches, as predictions and references are; best of interleaved runs."""
-    rng = np.random.default_rng(0)
-    reference = patches(rng, 19, 1024, 2048)
-    prediction = np.where(rng.random(reference.shape) < 0.001, 3, reference)
-    prediction[prediction == IGNORED] = 0
-    seconds = {"evaluate": [], "here": []}
-    for _ in range(7):
-        started = time.perf_counter()
-        evaluate_counts(prediction, reference, 19)
-        between = time.perf_counter()
-        confusion_matrix(prediction, reference, 256)
-        seconds["evaluate"].append(between - started)
-        seconds["here"].append(time.perf_counter() - between)
-    assert min(seconds["evaluate"]) > 10 * min(seconds["here"]), seconds
 
 
 def test_metric_loads_by_path_and_keeps_no_maps(pytestconfig):

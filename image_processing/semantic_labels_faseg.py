@@ -133,16 +133,26 @@ class _Resize:
         self.columns, self.column_shares = _taps(source_size[1], size[1], width, device)
         self.source_width = source_size[1]
         self.first_rows, self.last_rows = self.rows.T.tolist()
+        self.pixels, self.shares = self.columns, self.column_shares
 
     def __call__(self, source: Tensor, first: int, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of the result, `(stop - start, W, C)`, of the source's rows `(n, w, C)` from `first`."""
-        lines = (self.rows[start:stop] - first) * self.source_width
-        pixels = lines[:, None, :, None] + self.columns[:, None]
-        shares = self.row_shares[start:stop, None, :, None] * self.column_shares[:, None]
+        above, below = (self.rows[start:stop] - first).unbind(1)
+        share = self.row_shares[start:stop, 1, None, None]
+        lines = torch.lerp(source.index_select(0, above), source.index_select(0, below), share)
+        count = (stop - start) * len(self.columns)
+        if count > len(self.pixels):
+            self._prepare(stop - start)
         samples = F.embedding_bag(
-            pixels.view(-1, 4), source.flatten(0, 1), mode="sum", per_sample_weights=shares.view(-1, 4)
+            self.pixels[:count], lines.flatten(0, 1), mode="sum", per_sample_weights=self.shares[:count]
         )
         return samples.view(stop - start, -1, source.shape[2])
+
+    def _prepare(self, rows: int) -> None:
+        """Neighbours of the pixels of so many rows, and their shares, `(rows * W, 2)`: the same wherever they are."""
+        starts = torch.arange(rows, dtype=torch.int32, device=self.columns.device) * self.source_width
+        self.pixels = (starts[:, None, None] + self.columns).view(-1, 2)
+        self.shares = self.column_shares.repeat(rows, 1)
 
 
 def _taps(source: int, target: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -98,10 +98,10 @@ class FASegHungarianMatcher(nn.Module):
         probs = class_logits.detach().float().softmax(-1)
         cost_class = -probs.gather(2, classes[:, None].expand(-1, probs.shape[1], -1))
         # Binary cross-entropy against every target: softplus(x) - x * t, summed over the points.
-        products = torch.matmul(logits, targets.transpose(1, 2))
+        products = torch.matmul(targets, logits.transpose(1, 2)).transpose(1, 2)
         cost_mask = (nn.functional.softplus(logits).sum(-1, keepdim=True) - products) / self.num_points
         probs = logits.sigmoid_()
-        overlap = 2 * torch.matmul(probs, targets.transpose(1, 2))
+        overlap = 2 * torch.matmul(targets, probs.transpose(1, 2)).transpose(1, 2)
         cost_dice = 1 - (overlap + 1) / (probs.sum(-1, keepdim=True) + targets.sum(-1)[:, None] + 1)
         return self.cost_class * cost_class + self.cost_mask * cost_mask + self.cost_dice * cost_dice
 

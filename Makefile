@@ -29,8 +29,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python scripts/demo.py
 
+# Files of tests are spread over processes of one thread each.
 test: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest -m slow --timeout 1800

@@ -1,4 +1,8 @@
-"""Writes README's tables from the files in `results/`: `python scripts/readme_results.py`."""
+"""Writes README's tables and the catalogue of models from `results/` and `hub_cards/`.
+
+`python scripts/readme_results.py` writes README.md and hub_cards/README.md; `--check` writes nothing and exits with 1
+where one of them is not what it would write: after a change of results or cards, or a figure edited by hand.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,18 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import difflib
 import json
+from dataclasses import dataclass, field
 
 from scripts.benchmarking.report import benchmark_markdown
+from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
+from scripts.training.command_line import parse_arguments, run_command
 
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MODELS = "<!-- models:begin -->", "<!-- models:end -->"
 BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin; the rest is the device
 
 
@@ -51,6 +60,52 @@ def ablation_markdown(file: Path) -> str:
     return "\n".join(lines)
 
 
+def models_markdown(cards: Path, results: Path, link: str) -> str:
+    """A row per model id: published figures, as published, and measured ones from the results file of its name.
+
+    Args:
+        link: what stands before a model id in the address of its folder.
+    """
+    lines = [
+        "| model | backbone | data | parameters | mIoU published, single / multi-scale | mIoU measured | weights' licence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for file in sorted(cards.glob("*/card.yaml")):
+        model_id, facts = file.parent.name, read_card(file)
+        published = published_figures(model_id, cards / "published.yaml")
+        measured_file = results / f"{model_id}.json"
+        measured = json.loads(measured_file.read_text(encoding="utf-8")) if measured_file.is_file() else {}
+        counted = f"{measured['parameters'] / 1e6:.1f} M" if measured.get("parameters") else "-"
+        parameters = f"{published['parameters_millions']} M" if published else counted
+        figures = [number(published.get(key)) for key in ("mean_iou", "mean_iou_multi_scale")]
+        lines.append(
+            f"| [{model_id}]({link}{model_id}) | {facts.backbone} | {facts.dataset['name']} | {parameters} | "
+            f"{' / '.join(figures) if published else '-'} | "
+            f"{number(measured['mean_iou']) if measured.get('mean_iou') is not None else NOT_MEASURED} | "
+            f"{facts.license} |"
+        )
+    return "\n".join(lines)
+
+
+def catalogue_markdown(cards: Path, results: Path) -> str:
+    """The whole of hub_cards/README.md."""
+    return f"""# Models
+
+Written by `python scripts/readme_results.py`; edit `<model id>/card.yaml`, `published.yaml` or the results instead.
+
+{models_markdown(cards, results, "")}
+
+"Published" are the authors' figures for their own weights ([source](https://github.com/ziplab/FASeg)), not reproduced
+here. "Measured" is the mean IoU in `results/<model id>.json`, single scale, which names the weights, protocol and
+command; "{NOT_MEASURED}" means that there is no such file.
+
+Each folder holds `config.json` and `preprocessor_config.json` (`AutoConfig.from_pretrained("hub_cards/<model id>")`
+builds the architecture) and `card.yaml`, the facts of its model card. `scripts/export_hub.py --model_id <model id>`
+makes a repository for the Hub of them and a checkpoint, with a card after `template.md`; `--card FILE` does so for a
+model of your own.
+"""
+
+
 def with_results(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """`readme` with `table` between its markers."""
     before, rest = readme.split(begin)
@@ -58,9 +113,11 @@ def with_results(readme: str, table: str, begin: str = BEGIN, end: str = END) ->
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
-def with_all_tables(readme: str, folder: Path) -> str:
-    """`readme` with the results table, and each file of a benchmark or an ablation between the markers of its name."""
+def with_all_tables(readme: str, folder: Path, cards: Path = ROOT / "hub_cards") -> str:
+    """`readme` with the tables of results and models, and each benchmark's and ablation's between its name's markers."""
     readme = with_results(readme, results_markdown(folder))
+    if MODELS[0] in readme:
+        readme = with_results(readme, models_markdown(cards, folder, "hub_cards/"), *MODELS)
     tables = {file.stem: benchmark_markdown(file) for file in sorted(folder.glob(f"{BENCHMARK}*.json"))}
     tables |= {
         f"ablation-{file.stem}": ablation_markdown(file) for file in sorted((folder / "ablation").glob("*.json"))
@@ -72,11 +129,42 @@ def with_all_tables(readme: str, folder: Path) -> str:
     return readme
 
 
-def main() -> None:
-    """Entry point."""
-    file = ROOT / "README.md"
-    file.write_text(with_all_tables(file.read_text(encoding="utf-8"), ROOT / "results"), encoding="utf-8")
+def generated_pages(root: Path) -> dict[Path, str]:
+    """What README.md and hub_cards/README.md of a checkout should hold."""
+    readme, cards, results = root / "README.md", root / "hub_cards", root / "results"
+    return {
+        readme: with_all_tables(readme.read_text(encoding="utf-8"), results, cards),
+        cards / "README.md": catalogue_markdown(cards, results),
+    }
+
+
+def stale_lines(file: Path, wanted: str) -> list[str]:
+    """Lines that a page has and should not, and the other way round."""
+    found = file.read_text(encoding="utf-8") if file.is_file() else ""
+    changes = difflib.unified_diff(found.splitlines(), wanted.splitlines(), lineterm="", n=0)
+    return [line for line in changes if not line.startswith(("---", "+++", "@@"))]
+
+
+@dataclass
+class ReadmeArguments:
+    """Write the tables of README.md and hub_cards/README.md."""
+
+    check: bool = field(default=False, metadata={"help": "Write nothing; exit with 1 where a page is stale."})
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    arguments = parse_arguments(ReadmeArguments)
+    code = 0
+    for file, wanted in generated_pages(ROOT).items():
+        if not arguments.check:
+            file.write_text(wanted, encoding="utf-8")
+        elif lines := stale_lines(file, wanted):
+            name = file.relative_to(ROOT).as_posix()
+            print(f"{name} is not what results/ and hub_cards/ say: run python scripts/readme_results.py", *lines, sep="\n")
+            code = 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

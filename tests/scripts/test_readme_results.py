@@ -1,14 +1,96 @@
-"""README's figures are those of the results files."""
+"""README's and the catalogue's figures are those of the results files, and an edit by hand is caught."""
 
+import re
+import shutil
 from pathlib import Path
 
-from scripts.readme_results import results_markdown, with_all_tables
+import pytest
+import yaml
+
+from scripts import readme_results
+from scripts.readme_results import catalogue_markdown, generated_pages, models_markdown, results_markdown, stale_lines
 
 
 ROOT = Path(__file__).parents[2]
+MARKED = "\n<!-- models:begin -->\n<!-- models:end -->\n"
 
 
-def test_readme_shows_the_results_files():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.fixture
+def checkout(tmp_path):
+    """The pages and what they are made from, in a folder that a test may spoil."""
+    for name in ("results", "hub_cards"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    for file, text in generated_pages(tmp_path).items():
+        file.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_pages_show_the_results_files():
     assert len(results_markdown(ROOT / "results").splitlines()) > 2, "no results files"
-    assert with_all_tables(readme, ROOT / "results") == readme, "run python scripts/readme_results.py"
+    for file, wanted in generated_pages(ROOT).items():
+        assert stale_lines(file, wanted) == [], "run python scripts/readme_results.py"
+
+
+@pytest.mark.parametrize("page", ["README.md", "hub_cards/README.md"])
+def test_a_figure_edited_by_hand_is_caught(page, checkout, monkeypatch, command):
+    monkeypatch.setattr(readme_results, "ROOT", checkout)
+    code, out, _ = command(readme_results, "--check")
+    assert (code, out) == (0, "")
+    file = checkout / page
+    text = file.read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if "| [faseg-mobilenetv2-camvid](" in line)
+    file.write_text(text.replace(line, re.sub(r"\| (\d\d)\.(\d) \|", r"| \1.9 |", line, count=1)), encoding="utf-8")
+    assert file.read_text(encoding="utf-8") != text
+    code, out, _ = command(readme_results, "--check")
+    assert code == 1 and page in out and "+" + line in out.splitlines()
+    assert command(readme_results)[0] == 0 and file.read_text(encoding="utf-8") == text
+
+
+def test_a_new_result_makes_the_pages_stale(checkout, monkeypatch, command):
+    monkeypatch.setattr(readme_results, "ROOT", checkout)
+    shutil.copy(checkout / "results/faseg-mobilenetv2-camvid.json", checkout / "results/faseg-swin-tiny-ade20k.json")
+    code, out, _ = command(readme_results, "--check")
+    assert code == 1 and "faseg-swin-tiny-ade20k" in out
+    assert command(readme_results)[0] == 0 and command(readme_results, "--check")[0] == 0
+
+
+def test_published_and_measured_stand_apart():
+    table = models_markdown(ROOT / "hub_cards", ROOT / "results", "")
+    rows = {line.split("](")[0].removeprefix("| ["): [cell.strip() for cell in line.split("|")] for line in table.splitlines()}
+    published = yaml.safe_load((ROOT / "hub_cards/published.yaml").read_text())
+    assert published.keys() <= rows.keys() and len(published) == 5
+    assert rows["faseg-swin-tiny-ade20k"][5] == "49.6 / 51.3"
+    assert rows["faseg-resnet50-cityscapes"][5] == "80.5 / -"
+    assert rows["faseg-mobilenetv2-camvid"][5] == "-" and rows["faseg-mobilenetv2-camvid"][4].endswith(" M")
+    for model_id, row in rows.items():
+        if model_id in published and not (ROOT / f"results/{model_id}.json").exists():
+            assert row[6] == "not measured"
+
+
+def test_the_models_table_goes_between_its_markers():
+    readme = readme_results.with_all_tables(
+        f"{readme_results.BEGIN}\n{readme_results.END}{MARKED}", ROOT / "results", ROOT / "hub_cards"
+    )
+    assert models_markdown(ROOT / "hub_cards", ROOT / "results", "hub_cards/") in readme
+    assert "](hub_cards/faseg-resnet50-ade20k)" in readme
+    assert "](faseg-resnet50-ade20k)" in catalogue_markdown(ROOT / "hub_cards", ROOT / "results")
+
+
+def test_published_numbers_are_those_of_the_authors_table(shared):
+    """Every number of a row of the authors' README, which is recorded beside the project."""
+    text = next((shared / "seeds").glob("000_*.txt")).read_text(encoding="utf-8")
+    released = {"r50.pth": "resnet50", "swin_ti": "swin-tiny", "swin_b": "swin-base", "swin_l": "swin-large"}
+    published = yaml.safe_load((ROOT / "hub_cards/published.yaml").read_text())
+    found = set()
+    for line in text.splitlines():
+        if not line.startswith("| FASeg w/"):
+            continue
+        numbers = [cell.strip().rstrip("G") for cell in line.split("|")[3:-2]]
+        backbone = next(name for key, name in released.items() if key in line)
+        dataset = "cityscapes" if "cityscapes" in line else "ade20k"
+        model_id = next(name for name in published if backbone in name and dataset in name)
+        row = {key: str(value) for key, value in published[model_id].items() if key != "dataset"}
+        assert list(row.values()) == numbers, model_id
+        found.add(model_id)
+    assert found == published.keys()

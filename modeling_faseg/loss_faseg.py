@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_faseg import FASegConfig
-from .mask_predictions_faseg import MaskProduct, mask_predictions
-from .matcher_faseg import FASegHungarianMatcher, Matching, to_host
+from .mask_predictions_faseg import MaskPredictions, MaskProduct, mask_predictions
+from .matcher_faseg import FASegHungarianMatcher, Matching, to_host, waits_for
 from .point_sampling_faseg import PointPlacement, sample_points, sample_uncertain_points
 
 
 class FASegLoss(nn.Module):
     """Classification, mask and dice losses after Hungarian matching, for the final and all auxiliary predictions.
 
-    Random numbers are drawn for the matching first, a `torch.rand` per prediction and image, the final prediction
-    first, then two per prediction for the points of the mask losses.
+    Random numbers are drawn in the reference's order, the final prediction first: a `torch.rand` per image for its
+    matching, then two for the points of its mask losses. On a GPU, which waits at every matching, all predictions are
+    matched at once, and the draws of all matchings come before those of the losses.
     """
 
     empty_weight: Tensor
@@ -109,14 +110,21 @@ class FASegLoss(nn.Module):
         num_masks = count_masks(class_labels, device)
         valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
 
-        matchings = self.matcher.match(predictions, class_logits, mask_labels, class_labels, valid)
-        matchings = [_to_device(matching, device) for matching in matchings]
-        logits = predictions.of_queries([[queries for queries, _ in matching] for matching in matchings])
+        matchings: list[Matching] = []
+        points: list[Tensor] = []
+        at_once = len(masks) if waits_for(device) else 1
+        for first in range(0, len(masks), at_once):
+            chosen = range(first, min(first + at_once, len(masks)))
+            found = self.matcher.match(predictions, chosen, class_logits, mask_labels, class_labels, valid)
+            found = [_to_device(matching, device) for matching in found]
+            points += [self._points(predictions, *each, valid) for each in zip(chosen, found)]
+            matchings += found
+        logits = predictions.of_queries(range(len(masks)), [_queries(matching) for matching in matchings])
         losses: dict[str, Tensor] = {}
         for index, matching in enumerate(matchings):
             terms = {
                 "loss_cross_entropy": self._class_loss(class_logits[index], class_labels, matching),
-                **self._mask_losses(logits[index], mask_labels, matching, num_masks, valid),
+                **self._mask_losses(logits[index], points[index], mask_labels, matching, num_masks),
             }
             suffix = "" if index == 0 else f"_{index - 1}"
             losses.update({name + suffix: value for name, value in terms.items()})
@@ -129,20 +137,22 @@ class FASegLoss(nn.Module):
             targets[image, queries] = class_labels[image][indices]
         return nn.functional.cross_entropy(class_logits.transpose(1, 2), targets, weight=self.empty_weight.float())
 
-    def _mask_losses(
-        self,
-        logits: Tensor,
-        mask_labels: list[Tensor],
-        matching: Matching,
-        num_masks: Tensor,
-        valid: list[Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Losses of the matched masks `(N, h, w)`, in the order of the matching."""
-        counts = [len(queries) for queries, _ in matching]
-        place = None if valid is None else PointPlacement(valid, counts)
-        points = sample_uncertain_points(
+    @torch.no_grad()
+    def _points(
+        self, predictions: MaskPredictions, index: int, matching: Matching, valid: list[Tensor] | None
+    ) -> Tensor:
+        """`(N, P, 2)` points at which the matched masks of prediction `index` are compared with their targets."""
+        logits = predictions.of_queries([index], [_queries(matching)])[0]
+        place = None if valid is None else PointPlacement(valid, [len(queries) for queries, _ in matching])
+        return sample_uncertain_points(
             logits, self.num_points, self.oversample_ratio, self.importance_sample_ratio, place
         )
+
+    def _mask_losses(
+        self, logits: Tensor, points: Tensor, mask_labels: list[Tensor], matching: Matching, num_masks: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of the matched masks `(N, h, w)` at their points, in the order of the matching."""
+        counts = [len(queries) for queries, _ in matching]
         point_targets = torch.cat(
             [
                 _sample_targets(masks, indices, part)
@@ -197,6 +207,11 @@ class FASegLoss(nn.Module):
                     f"label {wrong} in image {image} of the batch but {self.num_labels} classes "
                     f"(0..{self.num_labels - 1}): fix the labels or the config's id2label, set do_reduce_labels=True?"
                 )
+
+
+def _queries(matching: Matching) -> list[Tensor]:
+    """Per image the queries that were matched."""
+    return [queries for queries, _ in matching]
 
 
 def _to_device(matching: Matching, device: torch.device) -> Matching:

@@ -34,10 +34,11 @@ class MaskPredictions:
         """`(B, Q, P)` float32 logits at the points `(B, P, 2)` of each picture; without gradient."""
         return sample_shared_points(self.logits[prediction].detach().float(), points)
 
-    def of_queries(self, queries: list[list[Tensor]]) -> list[Tensor]:
-        """Per prediction the `(N, h, w)` float32 logits of some queries, given per prediction and picture."""
+    def of_queries(self, predictions: Sequence[int], queries: list[list[Tensor]]) -> list[Tensor]:
+        """`(N, h, w)` float32 logits of some queries of each of `predictions`, given per prediction and picture."""
         chosen = []
-        for logits, per_image in zip(self.logits, queries):
+        for prediction, per_image in zip(predictions, queries):
+            logits = self.logits[prediction]
             flat = torch.cat([index + image * logits.shape[1] for image, index in enumerate(per_image)])
             chosen.append(logits.flatten(0, 1)[flat].float())
         return chosen
@@ -60,10 +61,11 @@ class MaskProducts(MaskPredictions):
             return sample_shared_points(masks.unflatten(2, pixels), points)
         return torch.matmul(embeddings, self.sampler(points).transpose(1, 2))
 
-    def of_queries(self, queries: list[list[Tensor]]) -> list[Tensor]:
+    def of_queries(self, predictions: Sequence[int], queries: list[list[Tensor]]) -> list[Tensor]:
+        embeddings = [self.embeddings[prediction] for prediction in predictions]
         per_image = []
         for image, features in enumerate(self.features.unbind(0)):
-            chosen = [each[image][index[image]] for each, index in zip(self.embeddings, queries)]
+            chosen = [each[image][index[image]] for each, index in zip(embeddings, queries)]
             masks = torch.matmul(torch.cat(chosen), features.flatten(1)).float()
             per_image.append(masks.unflatten(1, features.shape[-2:]).split([len(each) for each in chosen]))
         return [torch.cat(masks) if len(masks) > 1 else masks[0] for masks in zip(*per_image)]

@@ -4,6 +4,8 @@ Notation: L predictions, B batch, Q queries, K classes, T targets of an image (o
 points.
 """
 
+from collections.abc import Sequence
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -51,25 +53,26 @@ class FASegHungarianMatcher(nn.Module):
             ValueError: if a cost is not finite, naming the image.
         """
         masks = mask_predictions([masks_queries_logits])
-        return self.match(masks, [class_queries_logits], mask_labels, class_labels, valid)[0]
+        return self.match(masks, [0], [class_queries_logits], mask_labels, class_labels, valid)[0]
 
     @torch.no_grad()
     def match(
         self,
         masks: MaskPredictions,
+        chosen: Sequence[int],
         class_logits: list[Tensor],
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
         valid: list[Tensor] | None = None,
     ) -> list[Matching]:
-        """Matchings of all predictions; their costs come to the host together. Arguments as in `forward`."""
+        """Matchings of the chosen predictions; their costs come to the host together. Arguments as in `forward`."""
         counts = [len(classes) for classes in class_labels]
         classes = nn.utils.rnn.pad_sequence([each.to(masks.device) for each in class_labels], batch_first=True)
         targets = [each.to(masks.device, torch.float32) for each in mask_labels]
         costs = torch.stack(
             [
-                self._costs(masks, prediction, logits, targets, classes, valid)
-                for prediction, logits in enumerate(class_logits)
+                self._costs(masks, prediction, class_logits[prediction], targets, classes, valid)
+                for prediction in chosen
             ]
         )
         costs = to_host(costs)
@@ -104,6 +107,11 @@ class FASegHungarianMatcher(nn.Module):
         overlap = 2 * torch.matmul(targets, probs.transpose(1, 2)).transpose(1, 2)
         cost_dice = 1 - (overlap + 1) / (probs.sum(-1, keepdim=True) + targets.sum(-1)[:, None] + 1)
         return self.cost_class * cost_class + self.cost_mask * cost_mask + self.cost_dice * cost_dice
+
+
+def waits_for(device: torch.device) -> bool:
+    """Whether reading a tensor means waiting for the work of its device."""
+    return device.type != "cpu"
 
 
 def to_host(tensor: Tensor) -> Tensor:

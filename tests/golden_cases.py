@@ -182,19 +182,6 @@ def random_numbers(tensors: dict[str, Tensor], prefix: str = "rand/") -> list[Te
     return [tensors[name] for name in sorted(tensors) if name.startswith(prefix)]
 
 
-def matching_first(numbers: list[Tensor], num_images: int) -> list[Tensor]:
-    """The random numbers of a recorded loss in the order in which this project draws them.
-
-    The reference draws for each prediction one tensor per image for the matching, then two for the loss; this project
-    draws those of all matchings first.
-    """
-    per_prediction = num_images + 2
-    assert len(numbers) % per_prediction == 0
-    predictions = [numbers[start : start + per_prediction] for start in range(0, len(numbers), per_prediction)]
-    matching = [number for prediction in predictions for number in prediction[:num_images]]
-    return matching + [number for prediction in predictions for number in prediction[num_images:]]
-
-
 def hashed_state_dict(shared: Path, shapes: dict[str, tuple[int, ...]], salt: int) -> dict[str, Tensor]:
     """Official state dict of a `fullsize_*` case: float32 values computed from each name by the recipe beside them.
 

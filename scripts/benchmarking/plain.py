@@ -129,7 +129,9 @@ class MatcherWork(LossWork):
                 points = self.config.train_num_points
                 return [self.plain.match(each, *labels, points) for each in inputs.multiplied()]
             predictions = mask_predictions(inputs.products())
-            return self.criterion.matcher.match(predictions, inputs.class_logits, *labels)
+            return self.criterion.matcher.match(
+                predictions, range(len(inputs.class_logits)), inputs.class_logits, *labels
+            )
 
     def run(self, seed: int) -> Stages:
         """Seconds of the one stage."""

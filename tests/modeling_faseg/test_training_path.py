@@ -108,6 +108,7 @@ def test_a_training_step_waits_for_the_device_twice(monkeypatch, exclude_ignored
         transfers.append(tuple(tensor.shape))
         return tensor.clone()
 
+    monkeypatch.setattr(loss_faseg, "waits_for", lambda device: True)
     monkeypatch.setattr(matcher_faseg, "to_host", counted)
     monkeypatch.setattr(loss_faseg, "to_host", counted)
     monkeypatch.setattr(matcher_faseg, "_check_finite", lambda *args: None)  # reads the host copy
@@ -141,7 +142,7 @@ def test_matchings_of_all_predictions_are_those_of_each():
     labels = batch["mask_labels"], batch["class_labels"]
     torch.manual_seed(2)
     together = criterion.matcher.match(
-        MaskProducts([each.embeddings for each in products], products[0].features), class_logits, *labels
+        MaskProducts([each.embeddings for each in products], products[0].features), range(3), class_logits, *labels
     )
     torch.manual_seed(2)
     for matching, each, logits in zip(together, masks, class_logits):

@@ -29,7 +29,7 @@ def draw_curves(log_file: Path, picture: Path) -> None:
 
     lines = read_log(log_file)
     figure = Figure(figsize=(10, 6))  # the Agg canvas: no window, nothing shared
-    margins = {"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.18, "hspace": 0.18}
+    margins = {"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.18, "hspace": 0.3}
     panels = figure.subplots(2, 2, gridspec_kw=margins).ravel()
     panels[0].set_title("loss, mean of the predictions")
     draw(panels[0], lines, "loss_per_prediction", "")
@@ -43,6 +43,8 @@ def draw_curves(log_file: Path, picture: Path) -> None:
     panels[3].set_ylim(bottom=0)
     for panel in panels:
         panel.grid(alpha=0.3)
+        if not panel.lines:
+            panel.text(0.5, 0.5, "none yet", transform=panel.transAxes, ha="center", color="0.4")
         if panel.get_legend_handles_labels()[1]:
             panel.legend()
     for panel in panels[2:]:

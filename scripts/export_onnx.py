@@ -1,0 +1,271 @@
+"""Exports a checkpoint to an ONNX file that runs without PyTorch.
+
+`python scripts/export_onnx.py --model_name_or_path outputs/model --output_dir outputs/onnx` writes `model.onnx`, from
+normalised pictures of any size and batch to logits; with `--with_processing` from an 8-bit picture to its label map.
+The file is compared with the model before it gets its name. `examples/onnx_runtime.py` runs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import contextlib
+import importlib.util
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scripts.training.command_line import (
+    UserError,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    project_path,
+    run_command,
+)
+from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
+from scripts.training.whole_folder import sync, write_failure
+
+
+if TYPE_CHECKING:
+    import onnx
+
+    from scripts.onnx_export.checking import Check
+
+FILE_NAME = "model.onnx"
+PRECISIONS = ("fp32", "fp16")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass
+class ExportArguments(ModelArguments):
+    """Write a checkpoint as one ONNX file and compare it with the model. A dynamic file takes heights and widths from
+    a least side on, in steps of 32: 256 for the released FASeg models, of which HRCA reads two windows at least; the
+    file's metadata states it."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder that gets model.onnx."})
+    height: int | None = field(default=None, metadata={"help": "Static height; with --width, and a batch of one."})
+    width: int | None = field(default=None, metadata={"help": "Static width; left out, any size and batch."})
+    precision: str = field(default="fp32", metadata={"help": "Of the weights: fp32 or fp16."})
+    with_processing: bool = field(
+        default=False, metadata={"help": "Pre- and post-processing in the graph: uint8 (H, W, 3) to labels (H, W)."}
+    )
+    int8: bool = field(default=False, metadata={"help": "Weights of matrix products in 8 bits, by onnxruntime."})
+    least_agreement: float = field(
+        default=0.95, metadata={"help": "Share of equal labels that fp16, int8 and processing in the graph must keep."}
+    )
+    timing_runs: int = field(default=5, metadata={"help": "Runs behind the speed figure; 0 for none."})
+    seed: int = field(default=0, metadata={"help": "Of the pictures that are compared."})
+
+
+def check_arguments(arguments: ExportArguments) -> None:
+    """Raises `UserError` at values that cannot work, before anything is loaded."""
+    if not arguments.model_name_or_path:
+        raise UserError("no checkpoint: give --model_name_or_path")
+    if not arguments.output_dir:
+        raise UserError("no output folder: give --output_dir")
+    check_folder("--output_dir", Path(arguments.output_dir))
+    if arguments.precision not in PRECISIONS:
+        raise UserError(f"--precision {arguments.precision}: choose one of {', '.join(PRECISIONS)}")
+    if arguments.int8 and arguments.precision != "fp32":
+        raise UserError(f"--int8 and --precision {arguments.precision}: leave one of them out")
+    if (arguments.height is None) != (arguments.width is None):
+        raise UserError("--height and --width belong together: give both, or neither for any size")
+    for name in ("height", "width"):
+        side = getattr(arguments, name)
+        if side is not None and (side < 32 or side % 32):
+            raise UserError(f"--{name} {side}: give a multiple of 32, {max(32, round(side / 32) * 32)} for instance")
+    check_at_least(arguments, 0, "timing_runs", "seed", "least_agreement")
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
+
+
+def export_onnx(arguments: ExportArguments) -> Path:
+    """Writes the file, or raises `UserError` and leaves none."""
+    check_arguments(arguments)
+    from scripts.onnx_export.network import check_weights, least_side
+
+    # ---- model
+    config = build_config(arguments)
+    model = build_model(arguments, config, new_classes=False).eval()
+    size = (arguments.height, arguments.width) if arguments.height and arguments.width else None
+    # A static graph gets every picture on a canvas of its size; what does not fit is resized until it does.
+    settings = {"pad_size": {"height": size[0], "width": size[1]}} if size else {}
+    processor = build_processor(arguments, config, **settings)
+    check_weights(model)
+    if arguments.with_processing and not size:
+        refuse_small_pictures(processor, least_side(config))
+
+    # ---- graph
+    if not size:
+        print("tracing the model for any size, which takes minutes", flush=True)
+    graph = build_graph(arguments, model, processor, size)
+
+    # ---- file, whole or not at all
+    folder = Path(arguments.output_dir or "")
+    new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
+    partial = folder / f".{FILE_NAME}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(graph.SerializeToString())
+        sync(partial)
+        print(f"{FILE_NAME}: {partial.stat().st_size / 1e6:.1f} MB, {accepted(arguments, config)}", flush=True)
+        compare(arguments, model, processor, partial, size)
+        os.replace(partial, folder / FILE_NAME)
+    except OSError as error:
+        raise UserError(f"{folder / FILE_NAME} could not be written: {write_failure(error, folder)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # those that hold the file now stay
+            for place in new_folders:
+                place.rmdir()
+    print(f"{folder / FILE_NAME} written")
+    return folder / FILE_NAME
+
+
+def refuse_small_pictures(processor: Any, least: int) -> None:
+    """Raises `UserError` if the processor makes pictures smaller than the dynamic graph takes."""
+    sides = processor.pad_size or processor.size
+    shortest = sides["shortest_edge"] or min(sides["height"] or 0, sides["width"] or 0)
+    if not processor.do_resize or shortest < least:
+        raise UserError(
+            f"--with_processing: the processor makes pictures of {shortest or 'any size'}, the dynamic graph takes "
+            f"{least} or more on each side: give --height and --width"
+        )
+
+
+def build_graph(
+    arguments: ExportArguments, model: Any, processor: Any, size: tuple[int, int] | None
+) -> onnx.ModelProto:
+    """The graph that the arguments ask for, with its metadata."""
+    import onnx
+
+    from scripts.onnx_export.metadata import describe, license_of
+    from scripts.onnx_export.network import export_network, in_eight_bits
+    from scripts.onnx_export.processing import with_processing
+
+    graph = export_network(model, size, half=arguments.precision == "fp16")
+    if arguments.with_processing:
+        graph = with_processing(graph, processor, model.config.num_labels)
+    if arguments.int8:
+        graph = in_eight_bits(graph)
+    name = project_path(arguments.model_name_or_path or "")
+    facts = {
+        "model_id": Path(name).resolve().name if Path(name).exists() else name,
+        "license": license_of(name, model.config),
+        "precision": "int8" if arguments.int8 else arguments.precision,
+        "with_processing": arguments.with_processing,
+    }
+    onnx.helper.set_model_props(graph, describe(model, processor, graph, size, **facts))
+    return graph
+
+
+def accepted(arguments: ExportArguments, config: Any) -> str:
+    """The pictures that the file takes, in words."""
+    from scripts.onnx_export.network import least_side
+
+    if arguments.with_processing:
+        return "8-bit pictures of any size"
+    if arguments.height:
+        return f"pictures of {arguments.height} x {arguments.width}, one at a time"
+    least = least_side(config)
+    return f"height and width from {least} on in steps of 32, any batch: pictures below {least} give errors"
+
+
+# ---- check ----------------------------------------------------------------------------------------------------------
+
+
+def compare(arguments: ExportArguments, model: Any, processor: Any, file: Path, size: tuple[int, int] | None) -> None:
+    """Runs file and model on the same inputs, prints what differs and how fast they are.
+
+    Raises:
+        UserError: they differ by more than the tolerance.
+    """
+    from scripts.onnx_export import checking
+
+    try:
+        session = checking.open_session(file)
+    except Exception as error:  # onnxruntime has no common class of errors
+        raise UserError(f"onnxruntime cannot load the file: {error}") from error
+    exact = arguments.precision == "fp32" and not arguments.int8 and not arguments.with_processing
+    if arguments.with_processing:
+        check = checking.compare_pictures(model, processor, session, arguments.seed)
+    else:
+        sizes = checking.sizes_to_check(model, processor, size)
+        check = checking.compare_network(model, session, sizes, arguments.seed, exact)
+    report(check)
+    failed = [found for found in check.counted if exact and not found.within_tolerance]
+    if failed:
+        raise UserError(
+            f"the file differs from the model: {failed[0]}; at most {checking.CLASS_TOLERANCE:g} of class logits and "
+            f"{checking.MASK_TOLERANCE:g} of mask logits are allowed. Nothing was written"
+        )
+    if not check.equal_labels >= (arguments.least_agreement if not exact else 0):
+        raise UserError(
+            f"{100 * check.equal_labels:.2f} % of labels are equal, --least_agreement asks for "
+            f"{100 * arguments.least_agreement:g} %. Nothing was written"
+        )
+    if arguments.timing_runs:
+        print(measured_speed(arguments, model, processor, session, size))
+
+
+def report(check: Check) -> None:
+    """Prints each comparison, and how many had a close decision."""
+    from scripts.onnx_export.checking import CLOSE
+
+    for found in check.counted:
+        print(f"  {found}")
+    close = sum(found.nearest_decision < CLOSE for found in check.counted)
+    if close or check.apart:
+        print(
+            f"  {close + len(check.apart)} of {len(check.counted) + len(check.apart)} inputs had a mask decision "
+            f"within {CLOSE:g} of its threshold; {len(check.apart)} came out otherwise and were drawn again"
+        )
+
+
+def measured_speed(
+    arguments: ExportArguments, model: Any, processor: Any, session: Any, size: tuple[int, int] | None
+) -> str:
+    """A line on the time of onnxruntime against eager, on the largest input of the check."""
+    from scripts.onnx_export import checking
+    from scripts.onnx_export.network import INPUT
+
+    if arguments.with_processing:
+        edge = processor.size["shortest_edge"] or processor.size["height"]
+        picture = checking.drawn_picture(edge, edge * 4 // 3, arguments.seed)
+        what = f"a picture of {picture.shape[0]} x {picture.shape[1]}, processing included"
+        ratio = checking.speed_ratio(
+            lambda: checking.eager_labels(model, processor, picture),
+            lambda: session.run(None, {"picture": picture}),
+            arguments.timing_runs,
+        )
+    else:
+        batch_size, height, width = checking.sizes_to_check(model, processor, size)[-1]
+        pixels = checking.drawn_pictures(batch_size, height, width, arguments.seed)
+        what = f"{batch_size} x {height} x {width}"
+        with torch.no_grad():
+            ratio = checking.speed_ratio(
+                lambda: model(pixel_values=pixels),
+                lambda: session.run(None, {INPUT: pixels.numpy()}),
+                arguments.timing_runs,
+            )
+    return (
+        f"speed: onnxruntime is {ratio:.2f} times as fast as eager PyTorch on {what} (medians of "
+        f"{arguments.timing_runs} runs in turns, {torch.get_num_threads()} thread(s))"
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    export_onnx(parse_arguments(ExportArguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

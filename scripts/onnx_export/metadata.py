@@ -1,0 +1,93 @@
+"""What an ONNX file says of itself, so that it can be used without the checkpoint it came from."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import transformers
+from huggingface_hub.repocard import metadata_load
+from transformers.image_utils import SizeDict
+from transformers.utils import cached_file
+
+from image_processing.post_processing_faseg import FASegPostProcessing
+from scripts.onnx_export.network import STEP, least_side
+
+
+SETTINGS = (
+    "do_convert_rgb",
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_pad",
+    "pad_size",
+    "size_divisor",
+    "task",
+)
+
+
+def describe(
+    model: Any, processor: Any, graph: onnx.ModelProto, size: tuple[int, int] | None, **facts: Any
+) -> dict[str, str]:
+    """The file's metadata: texts, those that are no plain words in JSON.
+
+    Args:
+        size: height and width of a static graph, None for a dynamic one.
+        facts: `model_id`, `license`, `precision`, `with_processing`, `int8`.
+    """
+    config = model.config
+    least = {"height": least_side(config), "width": least_side(config), "multiple_of": STEP}
+    settings = {name: getattr(processor, name, None) for name in SETTINGS}
+    versions = {opset.domain or "onnx": opset.version for opset in graph.opset_import}
+    facts |= {
+        "id2label": {int(index): str(name) for index, name in config.id2label.items()},
+        "task": getattr(config, "task", "semantic"),
+        "processor": {name: plain(value) for name, value in settings.items()},
+        "size_divisor": processor.size_divisor,
+        "sizes": {"height": size[0], "width": size[1], "batch": 1} if size else least,
+        "thresholds": thresholds(config),
+        "opset": versions,
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+    }
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it; sizes without the sides that are not set."""
+    if isinstance(value, SizeDict):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def thresholds(config: Any) -> dict[str, float]:
+    """Thresholds inside the graph, and those of post-processing to instances and segments by default."""
+    found = {"attention_mask_threshold": float(config.attention_mask_threshold)}
+    for kind in ("instance", "panoptic"):
+        method = vars(FASegPostProcessing)[f"post_process_{kind}_segmentation"].function
+        for name, parameter in inspect.signature(method).parameters.items():
+            if name.endswith("threshold"):
+                found[f"{kind}.{name}"] = parameter.default
+    return found
+
+
+def license_of(name: str, config: Any) -> str:
+    """The licence that the checkpoint's card or configuration names, "unknown" if neither does."""
+    card = Path(name) / "README.md"
+    if not card.is_file():
+        try:
+            cached = cached_file(name, "README.md", _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError):
+            cached = None
+        card = Path(cached) if cached else card
+    facts = (metadata_load(card) or {}) if card.is_file() else {}
+    return str(facts.get("license_name") or facts.get("license") or getattr(config, "license", None) or "unknown")

@@ -1,0 +1,162 @@
+"""A model as an ONNX graph: normalised pictures to class and mask logits.
+
+Notation: B batch, Q queries, K classes, H and W of the (padded) picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+from unittest import mock
+
+import onnx
+import torch
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxscript import ir
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.swin.modeling_swin import SwinLayer
+
+from scripts.training.command_line import UserError
+
+
+STEP = 32  # pictures come in multiples of the coarsest stride
+LARGEST_SIDE = 8192
+LARGEST_BATCH = 1024
+INPUT, CLASSES, MASKS = "pixel_values", "class_queries_logits", "masks_queries_logits"
+
+
+class Logits(nn.Module):
+    """The model with tensors in and tensors out, float32 at both ends whatever its weights are in."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, 3, H, W)` to `(B, Q, K+1)` and `(B, Q, H/4, W/4)`."""
+        outputs = self.model(pixel_values=pixel_values.to(self.model.dtype))
+        return outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
+
+
+def least_side(config: PreTrainedConfig) -> int:
+    """Least height and width of a dynamic graph.
+
+    A size of one is a constant to torch.export: there have to be two rows of the coarsest map, and two HRCA windows.
+    """
+    rows = 2
+    if getattr(config, "reads_high_resolution_level", False):
+        rows = max(rows, math.isqrt(2 * config.high_resolution_reduction - 1) + 1)
+    return STEP * rows
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raises `UserError` for weights that are not numbers, naming the first such tensor."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged, train it again")
+
+
+def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: bool = False) -> onnx.ModelProto:
+    """The ONNX graph of `model`, which stays as it is.
+
+    Args:
+        size: height and width of a static graph with a batch of one; None for a graph of any batch, and any height
+            and width from `least_side` on in steps of 32.
+        half: float16 weights; what the model computes in float32 by itself, positions and softmax, stays so.
+    """
+    twin = copy.deepcopy(model).eval().float()
+    twin.set_attn_implementation("eager")
+    if half:
+        twin.half()
+    least = least_side(model.config)
+    example = torch.zeros(1, 3, *size) if size else torch.zeros(2, 3, least + STEP, least + 2 * STEP)
+    shapes = None
+    translations: dict[Any, Any] = {torch.ops.aten.where.self: where}
+    if size is None:
+        height, width = (Dim(name, min=least // STEP, max=LARGEST_SIDE // STEP) for name in ("rows", "columns"))
+        shapes = {INPUT: {0: Dim("batch", min=1, max=LARGEST_BATCH), 2: STEP * height, 3: STEP * width}}
+        translations[torch.ops.aten.remainder.Scalar] = remainder
+    with torch.no_grad(), mock.patch.object(SwinLayer, "forward", swin_layer):
+        traced = torch.export.export(Logits(twin), (example,), dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[CLASSES, MASKS],
+            custom_translation_table=translations,
+            verbose=False,
+        )
+    graph = program.model_proto
+    name_sizes(graph.graph, size)
+    return graph
+
+
+def where(condition: Any, yes: Any, no: Any) -> Any:
+    """`aten::where`; of truth values, which onnxruntime's `Where` does not take, by logic."""
+    if yes.dtype != ir.DataType.BOOL:
+        return op.Where(condition, yes, no)
+    return op.Or(op.And(condition, yes), op.And(op.Not(condition), no))
+
+
+def remainder(number: Any, divisor: Any) -> Any:
+    """`aten::remainder` of whole numbers by one that is known only at run time, which torch 2.15 cannot translate."""
+    return op.Mod(number, divisor)
+
+
+def name_sizes(graph: onnx.GraphProto, size: tuple[int, int] | None) -> None:
+    """Gives dynamic sizes of inputs and outputs plain names; drops sizes in between, which runtimes find out."""
+    del graph.value_info[:]
+    if size is not None:
+        return
+    names = {INPUT: {0: "batch", 2: "height", 3: "width"}, CLASSES: {0: "batch"}}
+    names[MASKS] = {0: "batch", 2: "height / 4", 3: "width / 4"}
+    for value in (*graph.input, *graph.output):
+        for axis, name in names[value.name].items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+
+
+def swin_layer(
+    layer: Any, hidden_states: Tensor, input_dimensions: tuple[int, int], always_partition: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """`SwinLayer.forward` for evaluation, written so that a size known only at run time is divided once.
+
+    Transformers' own form computes the padding by remainders of remainders, on which torch.export works for hours.
+    Guarded by `test_swin_layer_equals_transformers`.
+    """
+    side, shift = layer.window_size, layer.shift_size
+    height, width = input_dimensions
+    batch_size = hidden_states.shape[0]
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
+
+    def windows(maps: Tensor) -> Tensor:
+        """`(B, rows * side, columns * side, C)` to `(B * rows * columns, side * side, C)`."""
+        split = maps.unflatten(1, (rows, side)).unflatten(3, (columns, side))
+        return split.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+    def regions(length: int) -> Tensor:
+        places = torch.arange(length, device=hidden_states.device)
+        return (places >= length - side).long() + (places >= length - shift).long()
+
+    maps = layer.layernorm_before(hidden_states).unflatten(1, (height, width))
+    maps = nn.functional.pad(maps, (0, 0, 0, columns * side - width, 0, rows * side - height))
+    mask = None
+    if shift > 0:  # what the shift has brought together from opposite borders does not mix
+        region = 3 * regions(rows * side)[:, None] + regions(columns * side)
+        region = windows(region[None, :, :, None].expand(batch_size, -1, -1, -1))
+        mask = torch.where(region == region.transpose(1, 2), 0.0, -100.0).to(hidden_states.dtype)
+    update, weights = layer.attention(windows(layer.cyclic_shift(maps)), mask, **kwargs)
+    update = update.unflatten(1, (side, side)).unflatten(0, (batch_size, rows, columns))
+    update = layer.cyclic_shift(update.transpose(2, 3).flatten(3, 4).flatten(1, 2), reverse=True)
+    hidden_states = hidden_states + update[:, :height, :width].flatten(1, 2)
+    return hidden_states + layer.mlp(layer.layernorm_after(hidden_states)), weights
+
+
+def in_eight_bits(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """`graph` with the constant weights of its matrix products in 8 bits, in blocks of 32 with a scale each."""
+    quantizer = MatMulNBitsQuantizer(graph, bits=8, block_size=32, is_symmetric=True)
+    quantizer.process()
+    return quantizer.model.model

@@ -1,0 +1,191 @@
+"""What the processor does, as ONNX graphs around the network: uint8 picture in, label map out.
+
+The resize is ONNX's antialiased one on 8 bits, which follows Pillow's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+from onnx import compose, parser
+
+from image_processing.semantic_labels_faseg import LOGITS_STRIDE
+from scripts.onnx_export.network import CLASSES, INPUT, MASKS
+from scripts.training.command_line import UserError
+
+
+MODES = {2: "linear", 3: "cubic"}  # by the number of Pillow's filter
+
+# `wanted`: height and width that the processor's size rule asks for, float64.
+BY_EDGES = """
+    shorter = ReduceMin(sides)
+    enlargement = Div(shortest_edge, shorter)
+    enlarged = Mul(sides, enlargement)
+    is_shorter = Equal(sides, shorter)
+    by_shortest = Where(is_shorter, shortest_edge, enlarged)
+    longer = ReduceMax(by_shortest)
+    room = Div(longest_edge, longer)
+    reduction = Min(one, room)
+    wanted = Mul(by_shortest, reduction)
+"""
+PREPARE = """
+prepare (uint8[picture_height, picture_width, 3] picture)
+    => (float[1, 3, height, width] {input}, int64[2] network_size, int64[2] picture_size)
+<{constants}>
+{{
+    picture_size = Shape <start = 0, end = 2> (picture)
+    sides = Cast <to = 11> (picture_size)
+    {size_rule}
+    pad_room = Div(pad_size, wanted)
+    least_room = ReduceMin(pad_room)
+    shrinking = Min(one, least_room)
+    fitting = Mul(wanted, shrinking)
+    half_up = Add(fitting, half)
+    whole = Floor(half_up)
+    positive = Max(one, whole)
+    network_size = Cast <to = 7> (positive)
+    channels_first = Transpose <perm = [2, 0, 1]> (picture)
+    planes = Unsqueeze(channels_first, first_axis)
+    planes_size = Concat <axis = 0> (one_picture, network_size)
+    resized = Resize <mode = "{mode}", antialias = 1, exclude_outside = 1, cubic_coeff_a = -0.5,
+        coordinate_transformation_mode = "half_pixel"> (planes, , , planes_size)
+    values = Cast <to = 1> (resized)
+    centred = Sub(values, mean)
+    normal = Div(centred, deviation)
+    {canvas}
+    lacking = Sub(canvas, network_size)
+    borders = Concat <axis = 0> (no_borders, lacking)
+    {input} = Pad(normal, borders)
+}}
+"""
+FIXED_CANVAS = "canvas = Cast <to = 7> (pad_size)"
+NEXT_MULTIPLE = """
+    beyond = Add(network_size, divisor_less_one)
+    steps = Div(beyond, divisor)
+    canvas = Mul(steps, divisor)
+"""
+FINISH = """
+finish (float[1, Q, L] {classes}, float[1, Q, h, w] {masks}, int64[2] network_size, int64[2] picture_size)
+    => ({label_type}[picture_height, picture_width] labels)
+<int64[2] stride = {{{stride}, {stride}}}, int64[1] from_start = {{0}}, int64[1] but_last = {{-1}},
+ int64[1] class_axis = {{2}}, int64[2] corner = {{0, 0}}, int64[2] plane_axes = {{2, 3}},
+ int64[1] picture_axis = {{0}}, int64[3] pixels_flat = {{0, 0, -1}}>
+{{
+    probs = Softmax <axis = -1> ({classes})
+    class_probs = Slice(probs, from_start, but_last, class_axis)
+    probs_by_class = Transpose <perm = [0, 2, 1]> (class_probs)
+    queries = Shape <start = 0, end = 2> ({masks})
+    logits_size = Shape <start = 2, end = 4> ({masks})
+    canvas = Mul(logits_size, stride)
+    canvas_size = Concat <axis = 0> (queries, canvas)
+    on_canvas = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> ({masks}, , , canvas_size)
+    cut = Slice(on_canvas, corner, network_size, plane_axes)
+    {sum_over_queries}
+    best = ArgMax <axis = 1, keepdims = 0> (scores)
+    map = Squeeze(best, picture_axis)
+    labels = Cast <to = {label_number}> (map)
+}}
+"""
+RESIZE = """
+    {name}_channels = Shape <start = 0, end = 2> ({source})
+    {name}_size = Concat <axis = 0> ({name}_channels, picture_size)
+    {name} = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> ({source}, , , {name}_size)
+"""
+SUM = """
+    mask_probs = Sigmoid({source})
+    flat_probs = Reshape(mask_probs, pixels_flat)
+    flat_scores = MatMul(probs_by_class, flat_probs)
+    all_classes = Shape <start = 0, end = 2> (flat_scores)
+    plane = Shape <start = 2, end = 4> ({source})
+    {name}_shape = Concat <axis = 0> (all_classes, plane)
+    {name} = Reshape(flat_scores, {name}_shape)
+"""
+
+
+def with_processing(network: onnx.ModelProto, processor: Any, num_labels: int) -> onnx.ModelProto:
+    """`network` between the processor's resize, normalisation and padding, and its semantic post-processing.
+
+    Returns:
+        a graph of `picture` `(H, W, 3)` uint8 to `labels` `(H, W)`, uint8 where that suffices and int32 otherwise.
+    Raises:
+        UserError: a setting of the processor that the graph cannot follow.
+    """
+    model = compose.merge_models(as_model(prepare_graph(processor), network), network, [(INPUT, INPUT)])
+    finish = as_model(finish_graph(processor.task != "semantic", num_labels), network)
+    names = [CLASSES, MASKS, "network_size", "picture_size"]
+    return compose.merge_models(model, finish, [(name, name) for name in names])
+
+
+def as_model(text: str, like: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph in ONNX's text format as a model of the versions of `like`; names inside it start with its own."""
+    version = next(opset.version for opset in like.opset_import if not opset.domain)
+    model = parser.parse_model(f'<ir_version: {like.ir_version}, opset_import: ["" : {version}]>\n{text}')
+    graph = model.graph
+    outside = {value.name for value in (*graph.input, *graph.output)}
+    inside = {name for node in graph.node for name in (*node.input, *node.output)} - outside - {""}
+    renamed = {name: f"{graph.name}/{name}" for name in inside}
+    for number, node in enumerate(graph.node):
+        node.name = f"{graph.name}/{number}"
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for constant in graph.initializer:
+        constant.name = renamed.get(constant.name, constant.name)
+    return model
+
+
+def prepare_graph(processor: Any) -> str:
+    """The processor's way from a picture to `pixel_values`, in ONNX's text format."""
+    if processor.resample not in MODES:
+        raise UserError(f"--with_processing: the processor has resample={processor.resample}: choose 2, bilinear")
+    size, pad_size = processor.size, processor.pad_size
+    doubles = {"one": [1.0], "half": [0.5], "pad_size": [float("inf")] * 2}
+    divisor = processor.size_divisor if processor.do_pad else 0
+    if pad_size:
+        doubles["pad_size"] = [float(pad_size["height"]), float(pad_size["width"])]
+    if not processor.do_resize:
+        rule = "wanted = Identity(sides)"
+    elif size["shortest_edge"]:
+        rule = BY_EDGES
+        doubles["shortest_edge"] = [float(size["shortest_edge"])]
+        doubles["longest_edge"] = [float(size["longest_edge"] or "inf")]
+    elif size["height"] and size["width"]:
+        rule = "wanted = Identity(fixed_size)"
+        doubles["fixed_size"] = [float(size["height"]), float(size["width"])]
+    else:
+        raise UserError(f"--with_processing: the processor has size {dict(size)}: set shortest_edge, or height, width")
+    integers = {"first_axis": [0], "one_picture": [1, 3], "no_borders": [0] * 6, "divisor": [divisor or 1]}
+    integers["divisor_less_one"] = [(divisor or 1) - 1]
+    canvas = FIXED_CANVAS if pad_size else NEXT_MULTIPLE
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
+    deviation = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
+    constants = [f"double[{len(values)}] {name} = {braced(values)}" for name, values in doubles.items()]
+    constants += [f"int64[{len(values)}] {name} = {braced(values)}" for name, values in integers.items()]
+    constants.append(f"float[1, 3, 1, 1] mean = {braced([value / factor for value in mean])}")
+    constants.append(f"float[1, 3, 1, 1] deviation = {braced([value / factor for value in deviation])}")
+    return PREPARE.format(
+        input=INPUT, constants=",\n ".join(constants), size_rule=rule, mode=MODES[processor.resample], canvas=canvas
+    )
+
+
+def finish_graph(resize_masks_first: bool, num_labels: int) -> str:
+    """`post_process_semantic_segmentation` from logits to a label map of the picture's size, in ONNX's text format."""
+    if resize_masks_first:
+        steps = RESIZE.format(name="large_masks", source="cut") + SUM.format(name="scores", source="large_masks")
+    else:
+        steps = SUM.format(name="small_scores", source="cut") + RESIZE.format(name="scores", source="small_scores")
+    name, number = ("uint8", onnx.TensorProto.UINT8) if num_labels <= 256 else ("int32", onnx.TensorProto.INT32)
+    return FINISH.format(
+        classes=CLASSES,
+        masks=MASKS,
+        stride=LOGITS_STRIDE,
+        sum_over_queries=steps,
+        label_type=name,
+        label_number=number,
+    )
+
+
+def braced(values: list[Any]) -> str:
+    """`{1, 2}`; infinity, which the format lacks, as a number that no picture reaches."""
+    return "{" + ", ".join(repr(min(value, 1e9)) for value in values) + "}"

@@ -1,0 +1,289 @@
+"""`scripts/export_onnx.py`: onnxruntime equals the model, the file says what it is, failures leave nothing behind.
+
+Tiny models here; FASeg R50 and Swin-T at real width are slow tests.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_folder import decided, write_model_folder
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers.models.swin.modeling_swin import SwinLayer
+
+from scripts import export_onnx as command_module
+from scripts.export_onnx import ExportArguments, export_onnx
+from scripts.onnx_export import checking, network
+from scripts.training.command_line import UserError, parse_arguments
+from scripts.training.model_folder import save_model_folder
+
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+sys.modules["torch"] = None  # any import of it fails
+sys.argv = sys.argv[1:]
+exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {"__name__": "__main__"})
+"""
+
+
+def export(folder, output_dir, *flags):
+    flags = ["--model_name_or_path", folder, "--output_dir", output_dir, "--timing_runs", 0, *flags]
+    return export_onnx(parse_arguments(ExportArguments, list(map(str, flags))))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_recipe, tmp_path_factory):
+    """Folder of a tiny model that finds several classes."""
+    folder = write_model_folder(tiny_recipe, tmp_path_factory.mktemp("checkpoint") / "tiny")
+    model = decided(AutoModelForUniversalSegmentation.from_pretrained(folder))
+    save_model_folder(model, AutoImageProcessor.from_pretrained(folder), folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A tiny model\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dynamic_file(checkpoint, tmp_path_factory):
+    return export(checkpoint, tmp_path_factory.mktemp("dynamic"))
+
+
+@pytest.fixture(scope="module")
+def processing_file(checkpoint, tmp_path_factory):
+    return export(checkpoint, tmp_path_factory.mktemp("static"), "--height", 64, "--width", 96, "--with_processing")
+
+
+def logits(model, pixels):
+    with torch.no_grad():
+        outputs = model(pixel_values=torch.from_numpy(pixels))
+    return outputs.class_queries_logits.numpy(), outputs.masks_queries_logits.numpy()
+
+
+def a_picture(height, width, seed=0):
+    return Image.fromarray(checking.drawn_picture(height, width, seed))
+
+
+def eager_labels(folder, picture, **settings):
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **settings)
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
+    return checking.eager_labels(model, processor, np.asarray(picture)).numpy()
+
+
+def run_example(file, picture, folder):
+    """Label map and printed text of the example, in a process that cannot import torch."""
+    picture.save(folder / "street.png")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(ROOT / "examples" / "onnx_runtime.py"), "street.png", str(file)],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return np.asarray(Image.open(folder / "street_labels.png")), done.stdout
+
+
+def test_dynamic_file_equals_the_model_at_sizes_it_was_not_made_with(dynamic_file, checkpoint):
+    model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint).eval()
+    session = onnxruntime.InferenceSession(dynamic_file)
+    for shape in [(1, 3, 64, 64), (1, 3, 64, 160), (3, 3, 192, 128)]:
+        pixels = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+        theirs = session.run(None, {"pixel_values": pixels})
+        for one, other, tolerance in zip(logits(model, pixels), theirs, (1e-4, 1e-3), strict=True):
+            np.testing.assert_allclose(other, one, atol=tolerance, rtol=0)
+
+
+def test_file_says_what_it_is(dynamic_file, checkpoint):
+    graph = onnx.load(dynamic_file)
+    facts = {entry.key: entry.value for entry in graph.metadata_props}
+    assert json.loads(facts["id2label"]) == {str(index): f"class {index}" for index in range(6)}
+    assert json.loads(facts["sizes"]) == {"height": 64, "width": 64, "multiple_of": 32}
+    settings = json.loads(facts["processor"])
+    assert settings["size"] == {"shortest_edge": 64, "longest_edge": 128} and settings["size_divisor"] == 32
+    assert facts["license"] == "cc-by-nc-4.0" and facts["model_id"] == checkpoint.name
+    assert (facts["task"], facts["precision"], facts["with_processing"]) == ("semantic", "fp32", "false")
+    assert json.loads(facts["thresholds"])["attention_mask_threshold"] == 0.15
+    assert json.loads(facts["opset"])["onnx"] == graph.opset_import[0].version
+    assert facts["torch_version"] == torch.__version__ and facts["transformers_version"]
+    named = [dim.dim_param or dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert named == ["batch", 3, "height", "width"]
+    assert str(checkpoint.parent) not in str(facts)
+
+
+@pytest.mark.parametrize("size", [(120, 90), (48, 64)])
+def test_example_without_torch_gives_the_labels_of_processor_and_model(size, dynamic_file, checkpoint, tmp_path):
+    picture = a_picture(*size)
+    labels, printed = run_example(dynamic_file, picture, tmp_path)
+    expected = eager_labels(checkpoint, picture)
+    assert labels.shape == size and len(np.unique(expected)) > 1
+    assert (labels == expected).mean() > 0.999  # but where two classes tie to float noise
+    best = np.bincount(expected.ravel()).argmax()
+    share = f"class {best}: {100 * (expected == best).mean():.1f}"[:-2]
+    assert printed.startswith(share) and "street_labels.png" in printed
+
+
+def test_processing_in_the_graph(processing_file, checkpoint, tmp_path):
+    graph = onnx.load(processing_file).graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["picture", "labels"]
+    for size in [(120, 90), (50, 200)]:
+        picture = a_picture(*size)
+        labels, _ = run_example(processing_file, picture, tmp_path)
+        expected = eager_labels(checkpoint, picture, pad_size={"height": 64, "width": 96})
+        assert (
+            labels.shape == size and (labels == expected).mean() > 0.98
+        )  # the resize rounds otherwise here and there
+
+
+def test_int8_and_fp16_keep_the_labels(checkpoint, processing_file, tmp_path, capsys):
+    static = ["--height", 64, "--width", 96]
+    for flags in (["--int8"], ["--precision", "fp16"]):
+        file = export(checkpoint, tmp_path / flags[-1], *static, *flags)
+        printed = capsys.readouterr().out
+        assert "% of labels equal" in printed
+        graph = onnx.load(file).graph
+        kinds = {node.op_type for node in graph.node}
+        halves = [constant for constant in graph.initializer if constant.data_type == onnx.TensorProto.FLOAT16]
+        assert ("MatMulNBits" in kinds) == ("--int8" in flags) and bool(halves) == ("fp16" in flags)
+    with pytest.raises(UserError, match="--least_agreement asks for 101 %"):
+        export(checkpoint, tmp_path / "none", *static, "--precision", "fp16", "--least_agreement", 1.01)
+    assert not (tmp_path / "none").exists()
+
+
+def test_export_leaves_the_model_as_it_was(checkpoint):
+    model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    implementation, swin_forward = model.config._attn_implementation, SwinLayer.forward
+    network.export_network(model.train(), (64, 64), half=True)
+    assert model.training and model.config._attn_implementation == implementation
+    assert SwinLayer.forward is swin_forward
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_file_that_differs_from_the_model_is_not_left(checkpoint, tmp_path, monkeypatch):
+    real = network.export_network
+
+    def wrong(model, *arguments, **settings):
+        graph = real(model, *arguments, **settings)
+        bias = next(entry for entry in graph.graph.initializer if entry.name.endswith("class_predictor.bias"))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.01, bias.name))
+        return graph
+
+    monkeypatch.setattr(network, "export_network", wrong)
+    (tmp_path / "model.onnx").write_bytes(b"an older file")
+    with pytest.raises(UserError, match="the file differs from the model"):
+        export(checkpoint, tmp_path, "--height", 64, "--width", 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"an older file"
+
+
+def test_weights_that_are_no_numbers_are_refused(checkpoint, tmp_path, command):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in checkpoint.glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["class_predictor.bias"][2] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    flags = ["--model_name_or_path", folder, "--output_dir", tmp_path / "out"]
+    code, _, errors = command(command_module, *flags)
+    assert code == 2 and "tensor class_predictor.bias holds NaN" in errors[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_close_decisions_are_told_apart(checkpoint, monkeypatch):
+    """A comparison out of tolerance counts only if no mask probability was near its threshold."""
+    model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint).eval()
+    with checking.nearest_decision(model) as nearest, torch.no_grad():
+        model(pixel_values=torch.randn(1, 3, 64, 96))
+    assert len(nearest) == 3 and all(0 <= distance < 1 for distance in nearest)  # layer 3 of 4 is HRCA
+    found = iter([(1.0, 5e-4), (1.0, 5e-4), (1e-6, 5e-4), (1.0, 0.1)])
+
+    def compare(*_):
+        difference, distance = next(found)
+        return checking.Comparison("1 x 64 x 64", 1.0, 0, distance, difference, 0.0)
+
+    monkeypatch.setattr(checking, "compare_logits", compare)
+    check = checking.compare_network(model, None, [(1, 64, 64)] * 2, 0, exact=True)
+    assert len(check.apart) == 2 and [entry.within_tolerance for entry in check.counted] == [True, False]
+
+
+def test_label_agreement():
+    scores = torch.tensor([[[[0.5, 0.5, 0.9]], [[0.4, 0.4996, 0.1]]]])
+    assert checking.label_agreement(scores, torch.tensor([[[0, 1, 1]]])) == (pytest.approx(1 / 3), 1)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_swin_layer_equals_transformers(shift):
+    config = AutoConfig.for_model("swin", embed_dim=16, window_size=4, num_heads=[2], depths=[1])
+    config._attn_implementation = "eager"
+    layer = SwinLayer(config, 16, (16, 16), 2, shift_size=shift).eval()
+    torch.nn.init.normal_(layer.attention.relative_position_bias.relative_position_bias_table)
+    for height, width in [(8, 12), (9, 6), (3, 5)]:
+        states = torch.randn(2, height * width, 16)
+        with torch.no_grad():
+            expected = layer(states, (height, width), always_partition=True)[0]
+            found = network.swin_layer(layer, states, (height, width), always_partition=True)[0]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--height 64", "--height and --width belong together"),
+        ("--height 100 --width 64", "--height 100: give a multiple of 32, 96 for instance"),
+        ("--precision bf16", "--precision bf16: choose one of fp32, fp16"),
+        ("--precision fp16 --int8", "leave one of them out"),
+        ("--timing_runs -1", "--timing_runs -1: give at least 0"),
+        ("--output_dir CHECKPOINT/config.json", "is a file: name another folder"),
+    ],
+)
+def test_errors_are_one_line(flags, message, checkpoint, tmp_path, command):
+    flags = flags.replace("CHECKPOINT", str(checkpoint)).split()
+    flags = ["--model_name_or_path", checkpoint, "--output_dir", tmp_path / "out", *flags]
+    code, _, errors = command(command_module, *flags)
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_below_the_least_size_are_refused(dynamic_file, checkpoint, tmp_path):
+    """By the command where the processor makes them, and by the example where a flag of the picture would."""
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    small = tmp_path / "small"
+    small.mkdir()
+    for file in checkpoint.iterdir():
+        if file.is_file():
+            (small / file.name).write_bytes(file.read_bytes())
+    settings["size"] = {"shortest_edge": 32, "longest_edge": 64}
+    (small / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"pictures of 32, the dynamic graph takes 64 .*--height and --width"):
+        export(small, tmp_path / "out", "--with_processing")
+    picture = a_picture(300, 60)  # the longest edge bounds it: 128 x 26
+    with pytest.raises(AssertionError, match="becomes 32x128, this file takes 64x64 on"):
+        run_example(dynamic_file, picture, tmp_path)
+
+
+# ---- real width -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
+@pytest.mark.parametrize("model_id", ["faseg-resnet50-ade20k", "faseg-swin-tiny-ade20k"])
+def test_released_architecture(model_id, static, tmp_path, capsys):
+    """Random weights; three sizes (static: three pictures) within golden tolerances, labels equal where decided."""
+    card = ROOT / "hub_cards" / model_id
+    torch.manual_seed(0)
+    model = AutoModelForUniversalSegmentation.from_config(AutoConfig.from_pretrained(card)).eval()
+    save_model_folder(decided(model), AutoImageProcessor.from_pretrained(card), tmp_path / model_id)
+    flags = ["--height", 512, "--width", 512] if static else []
+    export(tmp_path / model_id, tmp_path / "out", *flags, "--timing_runs", 3)
+    printed = capsys.readouterr().out
+    with capsys.disabled():
+        print(f"\n{model_id} {'static' if static else 'dynamic'}\n{printed}")
+    assert printed.count("% of labels equal") == 3 and "speed: onnxruntime is" in printed

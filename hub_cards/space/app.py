@@ -1,0 +1,328 @@
+"""The page: upload pictures, see and download what a FASeg model finds in them.
+
+Everything it needs lies beside it. `MAX_MEGAPIXELS` and `MAX_PICTURES` in the environment set how much one visitor may
+ask for; `ALLOW_ANY_MODEL=1` lets visitors of a public Space load models that its README does not name. That runs the
+code in those models' repositories: leave it off where the Space holds a token.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from html import escape
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
+
+import gradio as gr
+import numpy as np
+from huggingface_hub import metadata_load
+from PIL import Image
+from segment import Found, LoadedModel, Problem, Result, load_model, read_picture, segment
+from visualization import IGNORE_INDEX, class_colour, colour_map
+
+
+FOLDER = Path(__file__).resolve().parent
+MODELS: list[str] = (metadata_load(FOLDER / "README.md") or {})["models"]
+EXAMPLES = sorted(str(file) for file in (FOLDER / "examples").glob("*.jpg"))
+ANY_MODEL = "SPACE_ID" not in os.environ or os.environ.get("ALLOW_ANY_MODEL") == "1"
+MAX_PIXELS = int(float(os.environ.get("MAX_MEGAPIXELS", "24")) * 1e6)
+MAX_PICTURES = int(os.environ.get("MAX_PICTURES", "16"))
+SHOWN_SIDE = 1600  # pixels: what the page shows; the files have the picture's own size
+DEFAULT_OPACITY = 0.55
+
+THEME = gr.themes.Soft(
+    primary_hue="teal",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],  # of the visitor's machine: nothing is fetched
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    body_background_fill="*neutral_50",
+    block_title_background_fill="transparent",
+    block_title_background_fill_dark="transparent",
+    block_title_padding="0",
+    block_title_text_color="*body_text_color",
+    block_label_background_fill="transparent",
+    block_label_background_fill_dark="transparent",
+    block_label_border_width="0",
+    block_label_border_width_dark="0",
+    block_label_shadow="none",
+    block_label_text_color="*body_text_color",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
+)
+SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--overlay-opacity', value); }"
+CSS = """
+.stack { display: grid; margin: 0; border-radius: 8px; overflow: hidden; align-self: start; }
+.stack img { grid-area: 1 / 1; width: 100%; height: auto; margin: 0; display: block; }
+.stack .regions { opacity: var(--overlay-opacity, DEFAULT_OPACITY); image-rendering: pixelated; }
+.finding { display: grid; grid-template-columns: minmax(0, 2fr) minmax(15rem, 1fr); gap: 1.25rem; }
+.finding .scroll { max-height: 36rem; overflow-y: auto; }
+.finding table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .92rem; margin: 0; }
+.finding tr, .finding thead, .finding tbody { border: 0 !important; background: none !important; }
+.finding th, .finding td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
+  padding: .4rem .35rem !important; }
+.finding th { font-weight: 600; color: var(--body-text-color-subdued); text-align: left; }
+.finding .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.finding .name { overflow-wrap: anywhere; }
+.swatch { display: inline-block; width: .95rem; height: .95rem; border-radius: 3px; border: 1px solid #8888;
+  margin-right: .5rem; vertical-align: -.15rem; }
+.problems { border: 1px solid var(--error-border-color); background: var(--error-background-fill);
+  color: var(--error-text-color); border-radius: 8px; padding: .7rem 1rem; overflow-wrap: anywhere; }
+.problems p { margin: .15rem 0; color: inherit; }
+.placeholder { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 5rem 1rem;
+  text-align: center; color: var(--body-text-color-subdued); }
+#problems, #view { padding: 0; }
+#problems:not(:has(.problems)) { display: none; }
+.strip .grid-wrap { padding: 0; overflow: visible; max-height: none; min-height: 0; }
+.strip .grid-container { grid-template-columns: repeat(auto-fill, 6rem); grid-template-rows: none;
+  grid-auto-rows: 6rem; gap: .5rem; }
+.strip .caption-label { inset: auto .2rem .2rem .2rem; max-width: none; padding: 0 .3rem; font-size: .72rem; }
+.strip, .strip > div { background: none !important; border: 0 !important; box-shadow: none !important; padding: 2px; }
+@media (max-width: 900px) { .finding { grid-template-columns: minmax(0, 1fr); } }
+""".replace("DEFAULT_OPACITY", str(DEFAULT_OPACITY))
+PLACEHOLDER = "<div class='placeholder'>Upload pictures, or choose an example, to see what the model finds.</div>"
+
+
+# ---- what the page shows --------------------------------------------------------------------------------------------
+
+
+def image_source(image: Image.Image, kind: str) -> str:
+    """A picture as the `src` of an `<img>`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def coloured_regions(regions: np.ndarray) -> Image.Image:
+    """Opaque colours where something was found, clear elsewhere."""
+    alpha = np.where(regions == IGNORE_INDEX, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.dstack([colour_map(regions), alpha]))
+
+
+def finding_html(result: Result, title: str) -> str:
+    """The picture under its regions, whose opacity the page's style sets, and a table that is the legend too."""
+    picture = result.image.copy()
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    regions = coloured_regions(result.regions).resize(picture.size, Image.Resampling.NEAREST)
+    return (
+        "<div class='finding'><figure class='stack'>"
+        f"<img src='{image_source(picture, 'webp')}' alt='{escape(title)}'>"
+        f"<img class='regions' src='{image_source(regions, 'png')}' alt='what was found in {escape(title)}'>"
+        f"</figure><div class='scroll'>{area_table(result.found, result.regions.size)}</div></div>"
+    )
+
+
+def area_table(found: list[Found], all_pixels: int) -> str:
+    """Colour, name, score if there is one, and area of each class or segment."""
+    if not found:
+        return "<p>Nothing was found above the threshold: try a lower one.</p>"
+    scored = any(entry.score is not None for entry in found)
+    rows = "".join(
+        f"<tr><td class='name'><span class='swatch' style='background:rgb{class_colour(entry.number)}'></span>"
+        f"{escape(entry.name)}</td>"
+        + (f"<td class='number'>{entry.score or 0:.2f}</td>" if scored else "")
+        + f"<td class='number'>{entry.pixels / all_pixels:.1%}</td><td class='number'>{entry.pixels:,}</td></tr>"
+        for entry in found
+    )
+    score = "<th class='number'>Score</th>" if scored else ""
+    return (
+        f"<table><thead><tr><th>Found</th>{score}<th class='number'>Area</th><th class='number'>Pixels</th></tr>"
+        f"</thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def problems_html(problems: list[str]) -> str:
+    """A box of one line per problem; nothing if there is none."""
+    lines = "".join(f"<p>{escape(problem)}</p>" for problem in problems)
+    return f"<div class='problems' role='alert'>{lines}</div>" if problems else ""
+
+
+# ---- what the page does ---------------------------------------------------------------------------------------------
+
+
+def checked_model(name: str | None) -> LoadedModel:
+    """The model of that name.
+
+    Raises:
+        Problem: none is named, it cannot be loaded, or visitors may not choose it.
+    """
+    name = (name or "").strip()
+    if not name:
+        raise Problem("No model: give a name on the Hub, as user/model, or the folder of an exported model.")
+    if not ANY_MODEL and name not in MODELS:
+        raise Problem(f"This Space offers {', '.join(MODELS)}. Copy it to your account to use {name}.")
+    return load_model(name)
+
+
+def describe_model(name: str | None) -> tuple[Any, Any, str]:
+    """Tasks of the model, whether they take a threshold, and what is wrong with the model."""
+    try:
+        loaded = checked_model(name)
+    except Problem as problem:
+        return gr.skip(), gr.skip(), problems_html([str(problem)])
+    tasks = loaded.tasks
+    return gr.Radio(choices=tasks, value=tasks[0]), gr.Slider(visible=tasks[0] != "semantic"), ""
+
+
+def stems(paths: list[Path]) -> list[str]:
+    """A distinct name per picture: its stem, numbered where stems collide."""
+    names: dict[str, None] = {}
+    for path in paths:
+        numbered = (f"{path.stem}_{number}" for number in count(2))
+        names[path.stem if path.stem not in names else next(name for name in numbered if name not in names)] = None
+    return list(names)
+
+
+def segment_pictures(
+    files: list[str] | None, model: str | None, task: str, threshold: float, progress: Any = None
+) -> tuple[list[tuple[str, Result]], list[str]]:
+    """Names and results of the pictures that could be segmented, and what is wrong with the others."""
+    paths = [Path(file) for file in files or []]
+    if not paths:
+        return [], ["No picture: upload one or choose an example."]
+    problems = []
+    if len(paths) > MAX_PICTURES:
+        problems.append(f"{len(paths)} pictures, but {MAX_PICTURES} are taken at once: the rest was left out.")
+    jobs = list(zip(stems(paths), paths, strict=True))[:MAX_PICTURES]
+    try:
+        loaded = checked_model(model)
+    except Problem as problem:
+        return [], [str(problem)]
+    results = []
+    for name, path in jobs if progress is None else progress.tqdm(jobs, desc="Segmenting", unit="pictures"):
+        try:
+            results.append((name, segment(loaded, read_picture(path, MAX_PIXELS), task, threshold)))
+        except Problem as problem:
+            problems.append(str(problem))
+        except Exception as error:  # shown in a line here, in full in the Space's log
+            logging.exception("%s could not be segmented", path.name)
+            problems.append(f"{path.name} could not be segmented: {type(error).__name__}. The log says more.")
+    return results, problems
+
+
+def write_files(results: list[tuple[str, Result]], folder: Path) -> list[str]:
+    """The label maps and, last, one archive of everything."""
+    written = [result.write(folder, name) for name, result in results]
+    archive = folder / "everything.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        for file in (file for files in written for file in files):
+            stream.write(file, file.name)
+    return [str(files[0]) for files in written] + [str(archive)]
+
+
+def show(
+    files: list[str] | None,
+    model: str | None,
+    task: str,
+    threshold: float,
+    progress: Any = gr.Progress(),  # noqa: B008
+) -> Iterator[tuple[Any, ...]]:
+    """Values of `problems`, `view`, `pages`, `thumbnails`, `opacity` and `downloads`."""
+    results, problems = segment_pictures(files, model, task, threshold, progress)
+    pages = [finding_html(result, name) for name, result in results]
+    thumbnails = []
+    for name, result in results:
+        thumbnail = result.image.copy()
+        thumbnail.thumbnail((256, 256))
+        thumbnails.append((thumbnail, name))
+    with tempfile.TemporaryDirectory() as folder:
+        downloads = write_files(results, Path(folder)) if results else None
+        # As a generator, for Gradio copies the files after this and before it goes on.
+        yield (
+            problems_html(problems),
+            pages[0] if pages else PLACEHOLDER,
+            pages,
+            gr.Gallery(thumbnails, visible=len(pages) > 1, selected_index=0 if pages else None),
+            gr.Slider(visible=bool(pages)),
+            gr.File(downloads, visible=bool(downloads)),
+        )
+
+
+def show_page(pages: list[str], chosen: gr.SelectData) -> str:
+    """The page of the thumbnail that was clicked."""
+    return pages[chosen.index]
+
+
+def choose_example(chosen: gr.SelectData) -> list[str]:
+    """The example that was clicked, as the uploaded picture."""
+    return [EXAMPLES[chosen.index]]
+
+
+def strip(value: list[str], elem_id: str, visible: bool = True) -> gr.Gallery:
+    """Small pictures to choose one of."""
+    return gr.Gallery(
+        value,
+        elem_id=elem_id,
+        elem_classes="strip",
+        show_label=False,
+        buttons=[],
+        object_fit="cover",
+        height="auto",
+        allow_preview=False,
+        visible=visible,
+    )
+
+
+def build_page() -> gr.Blocks:
+    """The page with its events."""
+    with gr.Blocks(title="FASeg segmentation", delete_cache=(3600, 3600), fill_width=True) as page:
+        gr.Markdown("# FASeg segmentation\nWhat every pixel of a picture belongs to.")
+        pages = gr.State([])
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=320):
+                upload = gr.File(
+                    label="Pictures", file_count="multiple", file_types=["image"], height=190, elem_id="upload"
+                )
+                gr.Markdown("or an example")
+                examples = strip(EXAMPLES, "examples")
+                model = gr.Dropdown(
+                    MODELS,
+                    value=MODELS[0],
+                    label="Model",
+                    info="A name on the Hub, or a folder" if ANY_MODEL else None,
+                    allow_custom_value=ANY_MODEL,
+                    elem_id="model",
+                )
+                task = gr.Radio(["semantic"], value="semantic", label="Task", elem_id="task")
+                threshold = gr.Slider(
+                    0, 1, 0.5, step=0.05, label="Threshold", info="Least score of a segment", visible=False
+                )
+                run = gr.Button("Segment", variant="primary", elem_id="run")
+            with gr.Column(scale=3, min_width=480):
+                problems = gr.HTML(elem_id="problems")
+                view = gr.HTML(PLACEHOLDER, elem_id="view")
+                thumbnails = strip([], "thumbnails", visible=False)
+                opacity = gr.Slider(
+                    0, 1, DEFAULT_OPACITY, step=0.05, label="Opacity of the overlay", visible=False, elem_id="opacity"
+                )
+                downloads = gr.File(
+                    label="Label maps (pixel value = class id)", interactive=False, visible=False, elem_id="downloads"
+                )
+
+        shown = [problems, view, pages, thumbnails, opacity, downloads]
+        asked = {"inputs": [upload, model, task, threshold], "outputs": shown, "show_progress_on": view}
+        about = {"inputs": model, "outputs": [task, threshold, problems], "show_progress_on": task}
+        # One at a time, so that a model is loaded once.
+        page.load(describe_model, **about, concurrency_id="model")
+        model.change(describe_model, **about, concurrency_id="model")
+        task.change(lambda chosen: gr.Slider(visible=chosen != "semantic"), task, threshold)
+        opacity.change(None, opacity, js=SET_OPACITY)
+        run.click(show, **asked, concurrency_id="model")
+        examples.select(choose_example, None, upload).then(show, **asked, concurrency_id="model")
+        thumbnails.select(show_page, pages, view)
+    return page
+
+
+if __name__ == "__main__":
+    build_page().launch(theme=THEME, css=CSS, max_file_size="100mb", ssr_mode=False, footer_links=[])

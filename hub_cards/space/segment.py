@@ -1,0 +1,200 @@
+"""A model by its Hub name or folder, and what it finds in a picture. Needs transformers, but not the FASeg project."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+from visualization import IGNORE_INDEX, label_image, with_legend
+
+
+TASKS = ("semantic", "instance", "panoptic")
+DEEP_MODES = ("I", "F")  # with I;16 and the like: more than 8 bits
+
+
+class Problem(Exception):
+    """Something that a visitor can put right; the page shows it as it stands."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with its processor."""
+
+    model: Any
+    processor: Any
+
+    @property
+    def tasks(self) -> list[str]:
+        """What the processor offers, the task that the model was trained for first."""
+        offered = [task for task in TASKS if hasattr(self.processor, f"post_process_{task}_segmentation")]
+        return sorted(offered, key=lambda task: task != getattr(self.processor, "task", None))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id -> name."""
+        return {int(index): str(name) for index, name in self.model.config.id2label.items()}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A class of a semantic map, or a segment: `number` is its value in `Result.regions`."""
+
+    number: int
+    name: str
+    score: float | None
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one picture.
+
+    Attributes:
+        class_ids: `(H, W)` class of each pixel, 255 where nothing was found.
+        regions: `(H, W)` the same as `class_ids` for a semantic map, else numbers of segments from 1, 255 where there
+            is none.
+        found: by area, largest first.
+    """
+
+    image: Image.Image
+    class_ids: np.ndarray
+    regions: np.ndarray
+    found: list[Found]
+
+    def write(self, folder: Path, stem: str) -> list[Path]:
+        """Writes the label map first, then the overlay and, if there are segments, their map and list."""
+        files = [folder / f"{stem}_labels.png", folder / f"{stem}_overlay.png"]
+        label_image(self.class_ids).save(files[0])
+        numbered = {entry.number: entry.name for entry in self.found}
+        with_legend(self.image, self.regions, numbered).save(files[1])
+        if self.regions is not self.class_ids:
+            files += [folder / f"{stem}_segments.png", folder / f"{stem}_segments.json"]
+            label_image(self.regions).save(files[2])
+            files[3].write_text(json.dumps([vars(entry) for entry in self.found], indent=1), encoding="utf-8")
+        return files
+
+
+@lru_cache(maxsize=2)
+def load_model(name: str) -> LoadedModel:
+    """The model and processor of a folder or a Hub repository, whose own code is run.
+
+    Raises:
+        Problem: there is none, or it is no segmentation model.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise Problem(f"The folder {name} holds no config.json: name the folder of an exported model.")
+    else:
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise Problem(f"{name!r} is neither a folder nor a name on the Hub, as user/model is.") from error
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+        model = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=True)
+    except Exception as error:  # transformers raises many kinds, and remote code any
+        raise Problem(f"The model {name} cannot be loaded: {loading_failure(error)}") from error
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return LoadedModel(model.to(device).eval(), processor)
+
+
+def loading_failure(error: BaseException) -> str:
+    """In one line, why `from_pretrained` failed, with what to do about it."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 20:
+        causes.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "its access is restricted: ask for it on its page, and give the Space a token."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the Hub has no such model, or it is private: check the name."
+    if any(isinstance(cause, ConnectionError) or "offline" in str(cause).lower() for cause in causes):
+        return "it is not on this machine, and the Hub cannot be reached: try again later."
+    if "Unrecognized" in str(error):
+        return "it is not a universal segmentation model: choose one that FASeg exported."
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def read_picture(path: Path, max_pixels: int) -> Image.Image:
+    """RGB picture, upright by its EXIF orientation.
+
+    Raises:
+        Problem: it cannot be read, has more than 8 bits per channel, or more than `max_pixels`.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Problem(
+                    f"{path.name} is too large: {width} x {height} are {width * height / 1e6:.1f} megapixels, "
+                    f"at most {max_pixels / 1e6:.1f} are taken. Make it smaller and try again."
+                )
+            if image.mode.startswith(DEEP_MODES):
+                raise Problem(f"{path.name} has more than 8 bits per channel (mode {image.mode}): convert it to 8.")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise Problem(f"{path.name} is too large: at most {max_pixels / 1e6:.1f} megapixels are taken.") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Problem(f"{path.name} cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?") from error
+
+
+@torch.no_grad()
+def segment(loaded: LoadedModel, image: Image.Image, task: str, threshold: float) -> Result:
+    """What the model finds in an RGB picture.
+
+    Args:
+        task: one of `loaded.tasks`.
+        threshold: least score of an instance or panoptic segment, in `[0, 1]`; a semantic map has none.
+    Raises:
+        Problem: a task that the model does not offer.
+    """
+    if task not in loaded.tasks:
+        raise Problem(f"The model offers no {task} segmentation: choose {' or '.join(loaded.tasks)}.")
+    inputs = loaded.processor(images=[image], return_tensors="pt")
+    outputs = loaded.model(**{key: inputs[key].to(loaded.model.device) for key in ("pixel_values", "pixel_mask")})
+    post_process = getattr(loaded.processor, f"post_process_{task}_segmentation")
+    settings = {} if task == "semantic" else {"threshold": threshold}
+    answer = post_process(
+        outputs,
+        target_sizes=[(image.height, image.width)],
+        input_sizes=inputs["input_sizes"],
+        **settings,
+    )[0]
+    if task == "semantic":
+        class_ids = answer.cpu().numpy()
+        ids, pixels = np.unique(class_ids, return_counts=True)
+        found = [
+            Found(index, loaded.names.get(index, str(index)), None, area)
+            for index, area in zip(ids.tolist(), pixels.tolist(), strict=True)
+        ]
+        return Result(image, class_ids, class_ids, by_area(found))
+    return segments_result(image, answer, loaded.names)
+
+
+def segments_result(image: Image.Image, answer: dict[str, Any], names: dict[int, str]) -> Result:
+    """Of the processor's map of segments and their list, what is seen of each segment."""
+    segment_map = answer["segmentation"].cpu().numpy()
+    class_ids, regions = np.full_like(segment_map, IGNORE_INDEX), np.full_like(segment_map, IGNORE_INDEX)
+    found = []
+    for entry in answer["segments_info"]:
+        inside = segment_map == entry["id"]
+        if not inside.any():  # covered by better instances
+            continue
+        number, label = len(found) + 1, int(entry["label_id"])
+        class_ids[inside], regions[inside] = label, number
+        name = f"{names.get(label, label)} {number}"
+        found.append(Found(number, name, entry["score"], int(inside.sum())))
+    return Result(image, class_ids, regions, by_area(found))
+
+
+def by_area(found: list[Found]) -> list[Found]:
+    """Largest first."""
+    return sorted(found, key=lambda entry: -entry.pixels)

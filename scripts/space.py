@@ -1,0 +1,127 @@
+"""The Space: a page on which visitors segment pictures, written as a folder or started on this machine.
+
+`python scripts/space.py --model_name_or_path outputs/demo/model` starts it on http://127.0.0.1:7860; `export_hub.py
+--space` writes it ready to push. Its files are `hub_cards/space/` and what `write_space` puts beside them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+
+import numpy as np
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from scripts.demo_data import draw_sample
+from scripts.street_picture import draw_street
+from scripts.training.command_line import PROJECT_ROOT, UserError, parse_arguments, project_path, run_command
+
+
+SPACE = PROJECT_ROOT / "hub_cards" / "space"
+SPACE_FILES = ("app.py", "segment.py", "requirements.txt")
+SHARED_FILES = ("visualization.py",)  # of scripts/: needed on the Hub, where the project is not installed
+GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
+
+
+@dataclass
+class SpaceArguments:
+    """Start the Space on this machine."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of an exported model, or Hub name."}
+    )
+    port: int = field(default=7860, metadata={"help": "Port on 127.0.0.1."})
+
+
+def write_space(output_dir: Path, model_id: str) -> None:
+    """Writes the Space as a folder that can be pushed as it is, or started by `python app.py` in it.
+
+    Args:
+        model_id: name on the Hub, or folder, of the model that the page starts with.
+    Raises:
+        UserError: `output_dir` cannot be written.
+    """
+    readme = (SPACE / "README.md").read_text(encoding="utf-8")
+    # A JSON string is a YAML string, whatever the name holds.
+    values = {"title": json.dumps(f"FASeg {Path(model_id).name}"), "model_id": json.dumps(model_id)}
+    for name, value in {**values, "sdk_version": GRADIO_VERSION}.items():
+        readme = readme.replace(f"{{{{{name}}}}}", value)
+    examples = {"street.jpg": draw_street(np.random.default_rng(3))}
+    for index in (0, 1):
+        examples[f"shapes-{index + 1}.jpg"] = draw_sample(np.random.default_rng([0, 7, index]))[0]
+    try:
+        (output_dir / "examples").mkdir(parents=True, exist_ok=True)
+        (output_dir / "README.md").write_text(readme, encoding="utf-8")
+        for source in (*(SPACE / name for name in SPACE_FILES), *(PROJECT_ROOT / "scripts" / n for n in SHARED_FILES)):
+            shutil.copyfile(source, output_dir / source.name)
+        for file, picture in examples.items():
+            picture.save(output_dir / "examples" / file, quality=90)
+    except OSError as error:
+        raise UserError(f"the Space could not be written to {output_dir}: {error.strerror or error}") from error
+
+
+def checked_model(name: str | None) -> str:
+    """`name` as the page can use it: an absolute folder, or a name on the Hub.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not name:
+        raise UserError("no model: give --model_name_or_path, a folder or a name on the Hub")
+    path = Path(project_path(name))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"--model_name_or_path {name}: no config.json there: name an exported model's folder")
+        return str(path.resolve())
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--model_name_or_path {name}: neither a folder nor a name on the Hub") from error
+    if path.is_absolute() or name.count("/") != 1:
+        raise UserError(f"--model_name_or_path {name}: no such folder, and names on the Hub are user/model")
+    return name
+
+
+def check_port(port: int) -> None:
+    """Raises `UserError` if nothing can listen there."""
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port}: give 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port}: {error.strerror}: give another") from error
+
+
+def main() -> int:
+    """Entry point."""
+    arguments = parse_arguments(SpaceArguments)
+    model_id = checked_model(arguments.model_name_or_path)
+    check_port(arguments.port)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "gradio is not installed: pip install 'faseg-transformers[demo]', or '.[demo]' in the checkout"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(Path(folder), model_id)
+        environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(arguments.port)}
+        return subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment).returncode
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,239 @@
+"""The Space as a visitor meets it: in a browser, at a laptop's width, in light and dark."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+import image_processing  # noqa: F401 - registers the processors
+import modeling_faseg  # noqa: F401 - and the models
+from scripts.demo_data import draw_sample
+from scripts.evaluation.inference import SingleScale
+from scripts.visualization import overlay
+
+
+WIDTH, HEIGHT = 1366, 768
+SECONDS = 60_000  # a first answer loads the model
+
+
+class Visitor:
+    """A browser's page on the Space, and all that went wrong in it."""
+
+    def __init__(self, page, address: str) -> None:
+        self.page, self.address, self.complaints = page, address, []
+        page.on("console", lambda message: message.type == "error" and self.complain(message.text))
+        page.on("pageerror", lambda error: self.complain(str(error)))
+        page.on("request", lambda request: request.url.startswith(("http", "ws")) and self.check(request.url))
+        page.set_default_timeout(SECONDS)
+        page.goto(address)
+        page.locator("#run").wait_for()
+
+    def complain(self, text: str) -> None:
+        self.complaints.append(text)
+
+    def check(self, url: str) -> None:
+        """The page asks nobody but its own server."""
+        if url.split("//")[1].split("/")[0] != self.address.split("//")[1]:
+            self.complaints.append(f"asked {url}")
+
+    def upload(self, *files: Path) -> None:
+        """Chooses files in the dialogue that a click opens, and waits until the page lists them."""
+        with self.page.expect_file_chooser() as chooser:
+            self.page.locator("#upload button").first.click()
+        chooser.value.set_files([str(file) for file in files])
+        self.page.locator("#upload .file-preview tr").nth(len(files) - 1).wait_for()
+
+    def segment(self) -> None:
+        """Presses the button and waits for the answer, whatever it is."""
+        self.page.evaluate("document.querySelectorAll('.finding, .problems').forEach((old) => old.remove())")
+        self.page.locator("#run").click()
+        self.page.locator(".finding, .problems").first.wait_for()
+
+    def download(self, name: str) -> bytes:
+        """The contents of a file of the list of downloads."""
+        row = self.page.locator("#downloads tr", has_text=name.rpartition(".")[0])
+        with self.page.expect_download() as download:
+            row.locator("a").first.click()
+        assert download.value.suggested_filename == name
+        return Path(download.value.path()).read_bytes()
+
+    def problems(self) -> list[str]:
+        return self.page.locator(".problems p").all_inner_texts()
+
+    def scrolls_sideways(self) -> bool:
+        return self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+    def screenshot(self, name: str) -> None:
+        """Into the folder `FASEG_SCREENSHOTS`, where it is set."""
+        if folder := os.environ.get("FASEG_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.wait_for_timeout(700)  # transitions
+            self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+@pytest.fixture(params=["light", "dark"])
+def theme(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def visitor(browser, space, theme):
+    """On the page, with no complaint at the end."""
+    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=theme)
+    visitor = Visitor(context.new_page(), space)
+    yield visitor
+    complaints, sideways = visitor.complaints, visitor.scrolls_sideways()
+    context.close()
+    assert not complaints
+    assert not sideways
+
+
+@pytest.fixture
+def light_only(theme):
+    if theme == "dark":
+        pytest.skip("the same in the dark")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> list[Path]:
+    """Two drawn pictures of different sizes; losslessly stored, but for the second's EXIF orientation."""
+    folder = tmp_path_factory.mktemp("pictures")
+    files = [folder / "first shapes.png", folder / "second.png"]
+    draw_sample(np.random.default_rng(1))[0].save(files[0])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    draw_sample(np.random.default_rng(2))[0].crop((0, 0, 150, 100)).save(files[1], exif=turned)
+    return files
+
+
+@pytest.fixture(scope="session")
+def expected(semantic_model):
+    """Label map of a picture, by the project's own model and processor."""
+    model = AutoModelForUniversalSegmentation.from_pretrained(semantic_model).eval()
+    return SingleScale(model, AutoImageProcessor.from_pretrained(semantic_model), "cpu")
+
+
+def label_map(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_start(visitor, theme):
+    shown = visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(channel) for channel in shown.strip("rgba()").split(",")[:3])
+    assert (brightness > 600) == (theme == "light")
+    assert visitor.page.locator("#task input").count() == 1
+    assert visitor.page.locator("#examples img").count() == 3
+    visitor.screenshot(f"start-{theme}")
+
+
+def test_a_picture_and_its_label_map(visitor, theme, pictures, expected):
+    visitor.upload(pictures[0])
+    visitor.segment()
+    assert visitor.problems() == []
+    labels = expected(Image.open(pictures[0]).convert("RGB"))
+    assert len(np.unique(labels)) == 3
+    downloaded = label_map(visitor.download("first shapes_labels.png"))
+    np.testing.assert_array_equal(downloaded, labels)
+
+    rows = [row.split("\t") for row in visitor.page.locator(".finding tbody tr").all_inner_texts()]
+    names = {"sky": 0, "road & <kerb>": 1, "car": 2}
+    assert {names[name.strip()]: int(pixels.replace(",", "")) for name, _, pixels in rows} == {
+        index: int((labels == index).sum()) for index in range(3)
+    }
+    visitor.screenshot(f"result-{theme}")
+
+
+def shown_picture(visitor) -> np.ndarray:
+    """What the screen shows of the picture under its overlay."""
+    stack = visitor.page.locator(".finding .stack")
+    stack.scroll_into_view_if_needed()
+    return np.asarray(Image.open(io.BytesIO(stack.screenshot())).convert("RGB"), dtype=float)
+
+
+def test_the_overlay_on_the_screen_follows_its_opacity(visitor, light_only, pictures, expected):
+    visitor.upload(pictures[0])
+    visitor.segment()
+    image = Image.open(pictures[0]).convert("RGB")
+    labels = expected(image)
+    for opacity in (0.55, 0.0, 1.0):
+        visitor.page.locator("#opacity input[type=range]").fill(str(opacity))
+        visitor.page.wait_for_timeout(300)
+        screen = shown_picture(visitor)
+        wanted = overlay(image, labels, opacity).resize((screen.shape[1], screen.shape[0]), Image.Resampling.BILINEAR)
+        # The page's picture is WebP, and the browser enlarges it.
+        assert np.abs(screen - np.asarray(wanted, dtype=float)).mean() < 8, opacity
+
+
+def test_several_pictures(visitor, light_only, pictures, expected):
+    visitor.upload(*pictures)
+    visitor.segment()
+    thumbnails = visitor.page.locator("#thumbnails .thumbnail-item")
+    thumbnails.nth(1).wait_for()
+    assert thumbnails.count() == 2
+    first = visitor.page.locator(".finding .stack img").first.get_attribute("alt")
+    thumbnails.nth(1).click()
+    visitor.page.locator(".finding .stack img[alt='second']").wait_for()
+    assert first == "first shapes"
+    archive = zipfile.ZipFile(io.BytesIO(visitor.download("everything.zip")))
+    assert sorted(archive.namelist()) == [
+        "first shapes_labels.png",
+        "first shapes_overlay.png",
+        "second_labels.png",
+        "second_overlay.png",
+    ]
+    upright = Image.open(pictures[1]).convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(label_map(archive.read("second_labels.png")), expected(upright))
+    visitor.screenshot("several")
+
+
+def test_bad_files_are_named_and_the_good_ones_shown(visitor, theme, pictures, tmp_path):
+    broken, large = tmp_path / "holiday.jpg", tmp_path / "poster.png"
+    broken.write_bytes(b"\xff\xd8\xff" + b"not a picture" * 20)
+    Image.new("L", (1200, 1000)).save(large)
+    visitor.upload(broken, large)
+    visitor.segment()
+    unreadable, too_large = visitor.problems()
+    assert unreadable == "holiday.jpg cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?"
+    assert too_large.startswith("poster.png is too large: 1200 x 1000 are 1.2 megapixels, at most 1.0 are taken")
+    assert visitor.page.locator(".finding").count() == 0
+    visitor.screenshot(f"error-{theme}")
+
+
+def test_nothing_uploaded(visitor, light_only):
+    visitor.segment()
+    assert visitor.problems() == ["No picture: upload one or choose an example."]
+
+
+def test_an_example(visitor, light_only):
+    visitor.page.locator("#examples .thumbnail-item").nth(2).click()
+    visitor.page.locator(".finding .stack img[alt='street']").wait_for()
+    assert visitor.problems() == []
+
+
+def choose_model(visitor, name: str) -> None:
+    field = visitor.page.locator("#model input")
+    field.fill(name)
+    field.press("Enter")
+
+
+def test_another_model_with_segments(visitor, light_only, pictures, panoptic_model):
+    choose_model(visitor, str(panoptic_model))
+    visitor.page.locator("#task input[value=instance]").check()
+    visitor.page.get_by_label("Threshold").and_(visitor.page.locator("input[type=range]")).fill("0.05")
+    visitor.upload(pictures[0])
+    visitor.segment()
+    assert "Score" in visitor.page.locator(".finding thead").inner_text()
+    archive = zipfile.ZipFile(io.BytesIO(visitor.download("everything.zip")))
+    assert "first shapes_segments.json" in archive.namelist()
+    visitor.screenshot("instances")
+
+
+def test_a_model_that_does_not_exist(visitor, light_only, tmp_path):
+    choose_model(visitor, str(tmp_path))
+    visitor.page.locator(".problems").wait_for()
+    assert visitor.problems() == [f"The folder {tmp_path} holds no config.json: name the folder of an exported model."]

@@ -1,0 +1,205 @@
+"""The Space's folder, and what stands behind its page; the page itself is tested in a browser (tests/browser)."""
+
+import importlib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from PIL import Image
+
+from clean_process import run_clean
+from image_processing import FASegImageProcessor
+from modeling_faseg import FASegForUniversalSegmentation
+from scripts import space
+from scripts.evaluation.inference import SingleScale
+from scripts.training.command_line import UserError
+from space_models import write_tiny_model
+
+
+ROOT = Path(__file__).parents[2]
+SEGMENT_ELSEWHERE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from segment import load_model, read_picture, segment
+loaded = load_model(sys.argv[2])
+for task in loaded.tasks:
+    result = segment(loaded, read_picture(Path(sys.argv[3]), 10**6), task, 0.05)
+    result.write(Path(sys.argv[4]), task)
+print(*loaded.tasks)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The Space of a model on the Hub."""
+    folder = tmp_path_factory.mktemp("space")
+    space.write_space(folder, "user/a-model")
+    return folder
+
+
+@pytest.fixture
+def segment(folder, monkeypatch):
+    """The module `segment` of the Space, imported as the Space imports it."""
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module("segment")
+    for name in ("segment", "visualization"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def panoptic_folder(tmp_path_factory):
+    """A tiny model that offers all tasks, with its code."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", "panoptic")
+
+
+def test_the_folder_is_ready_to_push(folder):
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert files == [
+        "README.md",
+        "app.py",
+        "examples/shapes-1.jpg",
+        "examples/shapes-2.jpg",
+        "examples/street.jpg",
+        "requirements.txt",
+        "segment.py",
+        "visualization.py",
+    ]
+    card = metadata_load(folder / "README.md")
+    assert card["models"] == ["user/a-model"] and card["title"] == "FASeg a-model"
+    assert card["sdk"] == "gradio" and card["sdk_version"] == space.GRADIO_VERSION
+    assert (folder / card["app_file"]).is_file()
+    assert len(card["short_description"]) <= 60  # the Hub refuses longer ones
+    assert "{{" not in (folder / "README.md").read_text()
+    assert (folder / "visualization.py").read_text() == (ROOT / "scripts" / "visualization.py").read_text()
+    for file in (folder / "examples").iterdir():
+        with Image.open(file) as picture:
+            picture.load()
+        assert file.stat().st_size < 150_000
+
+
+def test_nothing_of_the_project_is_imported():
+    """On the Hub it is not installed."""
+    packages = "configuration|image_processing|modeling_faseg|scripts|tests"
+    for file in (space.SPACE / name for name in space.SPACE_FILES if name.endswith(".py")):
+        assert not re.search(rf"^\s*(from|import) ({packages})\b", file.read_text(), re.MULTILINE), file
+
+
+def test_requirements_are_the_projects():
+    """The lower bounds that the project is tested with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in (space.SPACE / "requirements.txt").read_text().split():
+        assert line in project["dependencies"]
+    demo = project.get("optional-dependencies", {}).get("demo", [])
+    assert not demo or f"gradio>={space.GRADIO_VERSION}" in demo
+
+
+def test_an_odd_name_stays_one_yaml_string(tmp_path):
+    space.write_space(tmp_path, 'odd: "name" #1')
+    assert metadata_load(tmp_path / "README.md")["models"] == ['odd: "name" #1']
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"the Space could not be written to .*taken"):
+        space.write_space(tmp_path / "taken", "user/a-model")
+
+
+def test_every_task_where_the_project_is_not_installed(folder, panoptic_folder, tmp_path):
+    picture = folder / "examples" / "shapes-1.jpg"
+    tasks = run_clean(
+        SEGMENT_ELSEWHERE, [str(folder), str(panoptic_folder), str(picture), str(tmp_path)], tmp_path
+    ).split()
+    assert tasks == ["panoptic", "semantic", "instance"]
+
+    model = FASegForUniversalSegmentation.from_pretrained(panoptic_folder).eval()
+    processor = FASegImageProcessor.from_pretrained(panoptic_folder)
+    image = Image.open(picture).convert("RGB")
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "semantic_labels.png")), SingleScale(model, processor, "cpu")(image)
+    )
+    inputs = processor(images=[image], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+    for task in ("panoptic", "instance"):
+        post_process = getattr(processor, f"post_process_{task}_segmentation")
+        answer = post_process(outputs, threshold=0.05, target_sizes=[(image.height, image.width)])[0]
+        assert answer["segments_info"], "a test that sees no segment"
+        class_of = {entry["id"]: entry["label_id"] for entry in answer["segments_info"]}
+        expected = np.vectorize(lambda number: class_of.get(number, 255))(answer["segmentation"].numpy())  # noqa: B023
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"{task}_labels.png")), expected)
+
+
+def test_pictures_that_cannot_be_used(segment, tmp_path):
+    broken, large, deep = (tmp_path / name for name in ("broken.jpg", "large.png", "deep.png"))
+    Image.new("RGB", (40, 30)).save(broken)
+    broken.write_bytes(broken.read_bytes()[:-200])
+    Image.new("L", (300, 200)).save(large)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(deep)
+    for file, message in {
+        broken: r"^broken.jpg cannot be read",
+        large: r"^large.png is too large: 300 x 200 are 0\.1 megapixels, at most 0\.1 are taken",
+        deep: r"^deep.png has more than 8 bits",
+        tmp_path / "gone.png": r"^gone.png cannot be read",
+    }.items():
+        with pytest.raises(segment.Problem, match=message):
+            segment.read_picture(file, 50_000)
+
+
+def test_models_that_cannot_be_used(segment, tmp_path, monkeypatch):
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "config.json").write_text('{"model_type": "no_such_type"}')
+    (tmp_path / "strange" / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    for name, message in {
+        str(tmp_path): "holds no config.json",
+        "a b/c": "is neither a folder nor a name on the Hub",
+        str(tmp_path / "strange"): "cannot be loaded: .*no_such_type",
+    }.items():
+        with pytest.raises(segment.Problem, match=message):
+            segment.load_model(name)
+
+
+def test_why_the_hub_gave_no_model(segment):
+    from httpx2 import Request, Response
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    answer = Response(401, request=Request("GET", "http://localhost"))
+    for cause, message in (
+        (GatedRepoError("gated", response=answer), "access is restricted"),
+        (RepositoryNotFoundError("none", response=answer), "no such model, or it is private"),
+        (LocalEntryNotFoundError("offline mode is enabled"), "the Hub cannot be reached"),
+        (ConnectionError("refused"), "the Hub cannot be reached"),
+    ):
+        try:
+            raise OSError("a long text") from cause
+        except OSError as error:
+            assert message in segment.loading_failure(error)
+
+
+def test_the_command_refuses_what_cannot_work(tmp_path):
+    for name, message in {
+        None: "give --model_name_or_path",
+        str(tmp_path): "no config.json there",
+        "outputs/no-such-folder/model": "neither a folder nor a name on the Hub",
+        "no-such-folder": "names on the Hub are user/model",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            space.checked_model(name)
+    with pytest.raises(UserError, match="--port 70000: give 1 to 65535"):
+        space.check_port(70000)
+
+
+def test_a_port_that_is_taken():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: .*: give another"):
+            space.check_port(port)

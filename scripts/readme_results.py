@@ -67,7 +67,7 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
         link: what stands before a model id in the address of its folder.
     """
     lines = [
-        "| model | backbone | data | parameters | mIoU published, single / multi-scale | mIoU measured | weights' licence |",
+        "| model | backbone | data | parameters | mIoU published, single / multi-scale | mIoU measured | weights |",
         "|---|---|---|---|---|---|---|",
     ]
     for file in sorted(cards.glob("*/card.yaml")):
@@ -114,7 +114,7 @@ def with_results(readme: str, table: str, begin: str = BEGIN, end: str = END) ->
 
 
 def with_all_tables(readme: str, folder: Path, cards: Path = ROOT / "hub_cards") -> str:
-    """`readme` with the tables of results and models, and each benchmark's and ablation's between its name's markers."""
+    """`readme` with the tables of results and models, and those of benchmarks and ablations, between their markers."""
     readme = with_results(readme, results_markdown(folder))
     if MODELS[0] in readme:
         readme = with_results(readme, models_markdown(cards, folder, "hub_cards/"), *MODELS)
@@ -161,7 +161,11 @@ def main() -> int:
             file.write_text(wanted, encoding="utf-8")
         elif lines := stale_lines(file, wanted):
             name = file.relative_to(ROOT).as_posix()
-            print(f"{name} is not what results/ and hub_cards/ say: run python scripts/readme_results.py", *lines, sep="\n")
+            print(
+                f"{name} is not what results/ and hub_cards/ say: run python scripts/readme_results.py",
+                *lines,
+                sep="\n",
+            )
             code = 1
     return code
 

@@ -1,0 +1,184 @@
+"""From a checkpoint to a model repository that a stranger can use, trust and cite.
+
+python scripts/export_hub.py --model_name_or_path outputs/camvid --model_id faseg-mobilenetv2-camvid \
+    --results results/faseg-mobilenetv2-camvid.json --sample_images street.jpg --output_dir outputs/hub --dry_run
+
+writes the folder: weights, configuration, both processors, code, card, recipe, log, sample pictures, licences.
+`--push --repo_id USER/NAME` in place of `--dry_run` also uploads it, in one commit, and loads it back as a stranger
+would. The same command again changes nothing, or goes on where it was cut.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataclasses import dataclass, field
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils.hub import convert_file_size_to_int
+
+from scripts.sharing.cards import card_file, read_card, read_results
+from scripts.sharing.clean_load import load_back
+from scripts.sharing.hub import push
+from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks
+from scripts.sharing.repository import (
+    Export,
+    check_code_knows,
+    check_finite,
+    check_measured_on,
+    check_output,
+    write_repository,
+)
+from scripts.training.command_line import UserError, check_folder, parse_arguments, project_path, run_command
+from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
+
+
+@dataclass
+class ExportArguments:
+    """Write a checkpoint as a model repository, and push it to the Hub."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint folder or Hub id."})
+    model_id: str | None = field(default=None, metadata={"help": "Which of hub_cards/ the card's facts are from."})
+    card: str | None = field(default=None, metadata={"help": "card.yaml of a model of your own; see hub_cards/."})
+    results: str | None = field(
+        default=None, metadata={"help": "File of scripts/eval.py; without it the card says 'not measured'."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder to write; an earlier export is replaced."})
+    sample_images: list[str] = field(
+        default_factory=list, metadata={"help": "Pictures that the card shows beside what the model makes of them."}
+    )
+    max_shard_size: str = field(default="5GB", metadata={"help": "Weights above this are split."})
+    dry_run: bool = field(default=False, metadata={"help": "Write the folder and load it back; upload nothing."})
+    push: bool = field(default=False, metadata={"help": "Write the folder, upload it and load it back."})
+    repo_id: str | None = field(default=None, metadata={"help": "USER/NAME on the Hub."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    revision: str | None = field(default=None, metadata={"help": "Tag for the commit, such as v1.0."})
+    space: bool = field(
+        default=False, metadata={"help": "Also the demo: in OUTPUT_DIR-space, and on the Hub as the Space USER/NAME."}
+    )
+
+
+def check_arguments(arguments: ExportArguments) -> None:
+    """Raises `UserError` at values that cannot work, before anything is loaded."""
+    for name in ("model_name_or_path", "model_id", "output_dir"):
+        if not getattr(arguments, name):
+            raise UserError(f"--{name} is missing")
+    if arguments.dry_run == arguments.push:
+        raise UserError("give --dry_run (write the folder) or --push (write it and upload it)")
+    if arguments.push and not arguments.repo_id:
+        raise UserError("--push needs --repo_id USER/NAME")
+    for flag in ("private", "revision"):
+        if getattr(arguments, flag) and not arguments.push:
+            raise UserError(f"--{flag} needs --push")
+    if arguments.repo_id:
+        try:
+            validate_repo_id(arguments.repo_id)
+        except HFValidationError as error:
+            raise UserError(f"--repo_id {arguments.repo_id}: {error}") from error
+        if "/" not in arguments.repo_id:
+            raise UserError(f"--repo_id {arguments.repo_id}: write USER/NAME")
+    try:
+        convert_file_size_to_int(arguments.max_shard_size)
+    except ValueError as error:
+        raise UserError(f"--max_shard_size {arguments.max_shard_size}: write a number and MB or GB") from error
+    check_folder("--output_dir", Path(str(arguments.output_dir)))
+
+
+def load_export(arguments: ExportArguments) -> Export:
+    """The checkpoint with its facts and figures, checked.
+
+    Raises:
+        UserError: it is no whole checkpoint, or the figures are of another.
+    """
+    checkpoint = project_path(str(arguments.model_name_or_path))
+    facts = read_card(Path(arguments.card) if arguments.card else card_file(str(arguments.model_id)))
+    results = read_results(Path(project_path(arguments.results))) if arguments.results else None
+    named = ModelArguments(model_name_or_path=checkpoint)
+    config = build_config(named)
+    check_code_knows(type(config), checkpoint)
+    model = build_model(named, config, new_classes=False).eval()
+    check_finite(model)
+    if results is not None:
+        check_measured_on(results, checkpoint)
+    return Export(
+        checkpoint,
+        model,
+        build_processor(named, config),
+        facts,
+        str(arguments.model_id),
+        arguments.repo_id or f"USER/{arguments.model_id}",
+        results,
+        [Path(name) for name in arguments.sample_images],
+        arguments.max_shard_size,
+    )
+
+
+def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
+    """Writes the demo beside the repository's folder.
+
+    Raises:
+        UserError: this checkout has none.
+    """
+    try:
+        from scripts.space import write_space
+    except ImportError as error:
+        raise UserError(f"--space: {error}") from error
+    space = folder.with_name(f"{folder.name}-space")
+    write_space(space, arguments.repo_id or str(folder.resolve()))
+    return space
+
+
+def main() -> None:
+    """Entry point."""
+    # ---- arguments, checkpoint, figures ----
+    arguments = parse_arguments(ExportArguments)
+    check_arguments(arguments)
+    folder = Path(str(arguments.output_dir))
+    check_output(folder, project_path(str(arguments.model_name_or_path)))
+    export = load_export(arguments)
+    if export.results is None:
+        print("no --results: the card says 'not measured'; scripts/eval.py --output_file FILE writes them")
+
+    # ---- folder, looked through for what must not leave ----
+    if torch.accelerator.is_available():
+        export.model.to(torch.accelerator.current_accelerator())
+    write_repository(export, folder)
+    names = check_leaks(folder)
+    size = sum((folder / name).stat().st_size for name in names)
+    print(f"{len(names)} files, {size / 1e6:.1f} MB, written to {folder}")
+    space = write_space_folder(arguments, folder) if arguments.space else None
+    if space:
+        print(f"demo written to {space}")
+
+    # ---- as a stranger sees it ----
+    difference = load_back(str(folder.resolve()), None, export.model, export.processor)
+    print(f"loads without this project; largest difference of logits {difference:.2g}")
+    if arguments.dry_run:
+        return
+
+    # ---- Hub ----
+    repo_id = str(arguments.repo_id)
+    pushed = push(folder, names, repo_id, arguments.private, arguments.revision, f"Upload {arguments.model_id}")
+    print(f"{pushed.url}: {'commit' if pushed.changed else 'nothing to change, already at commit'} {pushed.commit}")
+    if space:
+        demo = push(
+            space, check_leaks(space, SPACE_ALLOWED), repo_id, arguments.private, arguments.revision,
+            "Upload demo", "space", SPACE_ALLOWED,
+        )  # fmt: skip
+        print(f"{demo.url}: {'commit' if demo.changed else 'nothing to change, already at commit'} {demo.commit}")
+    try:
+        difference = load_back(repo_id, pushed.commit, export.model, export.processor)
+    except UserError as error:
+        raise UserError(f"pushed as commit {pushed.commit[:12]}, but {error}") from error
+    print(f"loads from the Hub without this project; largest difference of logits {difference:.2g}")
+
+
+if __name__ == "__main__":
+    run_command(main)

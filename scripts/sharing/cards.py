@@ -1,0 +1,324 @@
+"""Model cards: facts from `card.yaml`, figures from results files, published numbers from `published.yaml`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from scripts.training.command_line import PROJECT_ROOT, UserError
+
+
+HUB_CARDS = PROJECT_ROOT / "hub_cards"
+TEMPLATE = HUB_CARDS / "template.md"
+PUBLISHED = HUB_CARDS / "published.yaml"
+DATASET_FACTS = ("name", "id", "url", "split", "license", "description")
+NOT_MEASURED = "not measured"
+# Results key -> name in the card, type in the card's metadata.
+FIGURES = {
+    "mean_iou": ("mean IoU", "mean_iou"),
+    "mean_accuracy": ("mean accuracy", "mean_accuracy"),
+    "overall_accuracy": ("pixel accuracy", "accuracy"),
+    "mean_boundary_iou": ("mean boundary IoU", "mean_boundary_iou"),
+}
+PUBLISHED_FIGURES = {
+    "mean_iou": "mIoU, single scale",
+    "mean_iou_multi_scale": "mIoU, multi-scale and flip",
+    "crop": "crop",
+    "parameters_millions": "parameters (millions)",
+    "gflops": "GFLOPs",
+}
+RECIPE_ROWS = {
+    "dataset_name": "data set",
+    "max_train_steps": "steps",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch per process and micro step",
+    "total_train_batch_size": "batch in all",
+    "gradient_accumulation_steps": "micro steps per step",
+    "crop_height": "crop height",
+    "crop_width": "crop width",
+    "learning_rate": "learning rate",
+    "backbone_lr_multiplier": "times this for the backbone",
+    "lr_scheduler_type": "schedule",
+    "weight_decay": "weight decay",
+    "max_grad_norm": "gradient norm clipped to",
+    "mixed_precision": "mixed precision",
+    "ema_decay": "moving average of weights",
+    "seed": "seed",
+}
+SNIPPET = """\
+{download}from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
+for region in segment({picture}):
+    print(region["label"], region["mask"].getbbox())"""
+
+
+@dataclass
+class CardFacts:
+    """A `card.yaml`: what no results file knows, and no figures.
+
+    Args:
+        notice: what the licence follows from, by where the weights come from: "trained" (there is a recipe beside
+            them) and "converted" (from the authors' release).
+        dataset: `DATASET_FACTS`.
+    """
+
+    name: str
+    summary: str
+    backbone: str
+    license: str
+    notice: dict[str, str]
+    dataset: dict[str, str]
+    limits: list[str] = field(default_factory=list)
+    base_model: str | None = None
+
+
+def read_yaml(file: Path) -> Any:
+    """Contents of a YAML file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def read_card(file: Path) -> CardFacts:
+    """The facts of a `card.yaml`.
+
+    Raises:
+        UserError: names the file and the field that is missing, unknown or of another kind.
+    """
+    found = read_yaml(file)
+    known = {item.name for item in fields(CardFacts)}
+    needed = known - {"limits", "base_model"}
+    if not isinstance(found, dict) or (unknown := found.keys() - known) or (missing := needed - found.keys()):
+        what = "no mapping" if not isinstance(found, dict) else f"{(unknown and 'unknown') or 'missing'} field "
+        which = "" if not isinstance(found, dict) else sorted(unknown or missing)[0]
+        raise UserError(f"{file}: {what}{which}: a card has {', '.join(sorted(known))}")
+    for name in ("notice", "dataset"):
+        if not isinstance(found[name], dict):
+            raise UserError(f"{file}: {name} holds {found[name]!r}: write `key: value` lines")
+    if lacking := [name for name in DATASET_FACTS if not found["dataset"].get(name)]:
+        raise UserError(f"{file}: dataset lacks {lacking[0]}")
+    if not found["notice"] or found["notice"].keys() - {"trained", "converted"}:
+        raise UserError(f"{file}: notice has {sorted(found['notice'])}: give trained, converted or both")
+    return CardFacts(**found)
+
+
+def card_file(model_id: str) -> Path:
+    """Where the card's facts of a model id are.
+
+    Raises:
+        UserError: it has none.
+    """
+    file = HUB_CARDS / model_id / "card.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.parent.name for path in HUB_CARDS.glob("*/card.yaml")))
+        raise UserError(
+            f"--model_id {model_id}: no hub_cards/{model_id}/card.yaml: one of {known}; or give --card FILE"
+        )
+    return file
+
+
+def published_figures(model_id: str, file: Path = PUBLISHED) -> dict[str, Any]:
+    """What the paper's authors report for a model id; empty for a model of this project's own."""
+    return (read_yaml(file) or {}).get(model_id, {})
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """A results file of `scripts/eval.py`.
+
+    Raises:
+        UserError: it is not there or is something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"--results {file}: no such file: write it with scripts/eval.py --output_file {file}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"--results {file}: {error}") from error
+    needed = ("dataset", "split", "images", "protocol", "command", "per_class")
+    if not isinstance(found, dict) or (lacking := [key for key in needed if key not in found]):
+        which = f": it has no {lacking[0]!r}" if isinstance(found, dict) else ""
+        raise UserError(f"--results {file}: no results file of scripts/eval.py{which}")
+    return found
+
+
+def number(value: float | None) -> str:
+    """One decimal, in percent; says so where there was nothing to measure."""
+    return NOT_MEASURED if value is None else f"{value:.1f}"
+
+
+def without_local_paths(command: str) -> str:
+    """A command whose absolute and upward paths are cut down to `path/to/<name>`."""
+    return re.sub(
+        r"(?<![\w/.])(?:/|~/|\.\./|[A-Za-z]:\\)[^\s'\"]*?([^\s'\"/\\]+)(?=[\s'\"]|$)", r"path/to/\1", command
+    )
+
+
+def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
+    """What the template's section of measured figures shows."""
+    rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES.items()]
+    if interval := results.get("interval"):
+        span = f"{interval['low']:.1f} to {interval['high']:.1f}"
+        rows.insert(1, (f"{interval['confidence']:.0%} interval over pictures (bootstrap)", span))
+    if parameters := results.get("parameters"):
+        rows.append(("parameters (millions)", f"{parameters / 1e6:.1f}"))
+    protocol = dict(results["protocol"])
+    settings = ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name")
+    name = protocol.get("name", "native")
+    return {
+        **{key: results[key] for key in ("dataset", "split", "images")},
+        "rows": rows,
+        "metric": results.get("metric", "mIoU"),
+        "protocol": f"`{name}`" + (f" ({settings})" if settings else ""),
+        "commit": ((results.get("project") or {}).get("commit") or "unknown")[:7],
+        "command": without_local_paths(results["command"]),
+        "per_class": [
+            (label, number(row.get("iou")), number(row.get("accuracy"))) for label, row in results["per_class"].items()
+        ],
+        "habits": [
+            (row["habit"], number(row.get("detectron2")))
+            for row in results.get("protocol_lens", [])
+            if row["habit"] != "protocol"
+        ],
+    }
+
+
+def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
+    """The figures as the Hub's `model-index` holds them; one that was not measured is left out."""
+    revision = results.get("dataset_revision") or {}
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Semantic segmentation",
+            dataset_type=facts.dataset["id"],
+            dataset_name=facts.dataset["name"],
+            dataset_split=results["split"],
+            dataset_revision=revision.get("hub_commit") or revision.get("sha256"),
+            metric_type=metric,
+            metric_name=label,
+            metric_value=results[key],
+        )
+        for key, (label, metric) in FIGURES.items()
+        if results.get(key) is not None
+    ]
+
+
+def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str, Any]) -> list[str]:
+    """What the model is not good at: of its data, of its size of segments as measured, and what nobody reproduced."""
+    found = []
+    measured = [group for group in (results or {}).get("segment_sizes", []) if group.get("mean_iou") is not None]
+    if measured and results is not None:
+        small = min(measured, key=lambda group: group["mean_iou"])
+        bound = f"up to {small['max_area']} pixels" if small["max_area"] else "of the largest size"
+        found.append(
+            f"Small things are found far less well than large ones: mean IoU over all sizes is "
+            f"{number(results.get('mean_iou'))}, but {number(small['mean_iou'])} among segments {bound} (the worst of "
+            f"{len(measured)} groups by size)."
+        )
+    else:
+        found.append(
+            "Small and thin things are found far less well than large ones; by how much was not measured here."
+        )
+    if results is not None:
+        classes = [(row["iou"], name) for name, row in results["per_class"].items() if row.get("iou") is not None]
+        worst = ", ".join(f"{name} ({number(iou)})" for iou, name in sorted(classes)[:3])
+        found.append(f"The classes found worst, by IoU: {worst}.")
+    if published and results is None:
+        found.append(
+            "The published figures were not reproduced by this project: nobody trained or evaluated the model on that "
+            "data set here; equality with the authors' implementation is shown on recorded inputs and outputs."
+        )
+    return found + facts.limits
+
+
+def training_rows(recipe: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the card says of a `recipe.yaml`."""
+    return [(label, str(recipe[key])) for key, label in RECIPE_ROWS.items() if recipe and recipe.get(key) is not None]
+
+
+def snippet(name: str, sample: str | None = None) -> str:
+    """Six lines of inference with the repository `name`, on its own sample picture if it has one."""
+    if sample is None:
+        return SNIPPET.format(download="", name=name, picture='"picture.jpg"')
+    return SNIPPET.format(
+        download="from huggingface_hub import hf_hub_download\n",
+        name=name,
+        picture=f'hf_hub_download("{name}", "{sample}")',
+    )
+
+
+def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None) -> str:
+    """What the licence of the weights follows from: of what they were trained on, or converted from, or both."""
+    origins = ["trained"] if recipe else ["converted"]
+    if recipe and recipe.get("model_name_or_path"):  # tuned further: what the first weights came with stays
+        origins = ["converted", "trained"]
+    return " ".join([facts.notice[origin] for origin in origins if origin in facts.notice] or facts.notice.values())
+
+
+def model_card(
+    model_id: str,
+    repo_id: str,
+    facts: CardFacts,
+    results: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    samples: list[dict[str, str]] | None = None,
+    files: frozenset[str] = frozenset(),
+    needs_timm: bool = False,
+) -> ModelCard:
+    """The card of a repository.
+
+    Args:
+        results: of `read_results`; without them the card says "not measured".
+        recipe: what the weights were trained with; None for converted ones.
+        samples: `picture`, `input` and `caption` of each sample picture.
+        files: names beside the card, which it refers to.
+    """
+    published = published_figures(model_id)
+    data = ModelCardData(
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        tags=["image-segmentation", "semantic-segmentation", "faseg", "vision"],
+        base_model=facts.base_model,
+        metrics=["mean_iou", "accuracy"] if results else None,
+        model_name=repo_id.rpartition("/")[2] if results else None,
+        eval_results=eval_results(results, facts) if results else None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=facts.name,
+        summary=facts.summary,
+        notice=licence_notice(facts, recipe),
+        license=facts.license,
+        non_commercial="-nc" in facts.license.lower(),
+        samples=samples or [],
+        snippet=snippet(repo_id, samples[0]["input"] if samples else None),
+        needs_timm=needs_timm,
+        has_onnx=any(name.startswith("onnx/") for name in files),
+        has_log="train_log.jsonl" in files,
+        measured=measured_facts(results) if results else None,
+        published=[
+            (f"{label}, {published['dataset']}" if "mIoU" in label else label, str(published[key]))
+            for key, label in PUBLISHED_FIGURES.items()
+            if key in published
+        ],
+        dataset=facts.dataset,
+        backbone=facts.backbone,
+        training=training_rows(recipe),
+        converted=not recipe and "converted" in facts.notice,
+        limits=limits(facts, results, published),
+    )

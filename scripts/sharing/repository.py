@@ -1,0 +1,227 @@
+"""The folder that becomes a repository: weights, code, processors, card, recipe, log, sample pictures, licences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image, ImageOps
+from transformers import PreTrainedConfig
+
+from image_processing.preprocessing_faseg import pil_to_array
+from scripts.evaluation.inference import SingleScale
+from scripts.evaluation.results import weights_sha256
+from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
+from scripts.sharing.leaks import repository_files, write_scrubbed_recipe
+from scripts.training.command_line import PROJECT_ROOT, UserError
+from scripts.training.whole_folder import WRITE_ERRORS, write_failure
+from scripts.visualization import with_legend
+
+
+MAX_SAMPLE_SIDE = 960
+LICENCE_TEXTS = {
+    "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/legalcode",
+    "cc-by-nc-sa-4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode",
+    "cc-by-4.0": "https://creativecommons.org/licenses/by/4.0/legalcode",
+    "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "mit": "https://opensource.org/license/mit",
+}
+# What transformers writes into a config.json besides its fields.
+OF_TRANSFORMERS = {"_name_or_path", "_commit_hash", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+OF_TRANSFORMERS |= {"attn_implementation", "_attn_implementation", "num_labels", "quantization_config"}
+
+
+@dataclass
+class Export:
+    """What goes into a repository.
+
+    Args:
+        checkpoint: its folder, or its name on the Hub.
+        repo_id: name that the card uses.
+        samples: pictures to show beside what the model makes of them.
+        max_shard_size: weights above it are split, such as "5GB".
+    """
+
+    checkpoint: str
+    model: Any
+    processor: Any
+    facts: CardFacts
+    model_id: str
+    repo_id: str
+    results: dict[str, Any] | None = None
+    samples: Sequence[Path] = field(default_factory=list)
+    max_shard_size: str = "5GB"
+
+
+# ---- checks before anything is written ------------------------------------------------------------------------------
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Refuses weights that are not numbers.
+
+    Raises:
+        UserError: names the first tensor.
+    """
+    bad = [
+        (name, int((~torch.isfinite(value)).sum()))
+        for name, value in model.state_dict().items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if bad:
+        more = f" ({len(bad)} such tensors)" if bad[1:] else ""
+        raise UserError(
+            f"weights: {bad[0][0]} holds {bad[0][1]} values that are nan or infinite{more}: nothing to share"
+        )
+
+
+def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
+    """Refuses a configuration written by newer code: the older code would go with it and pass the field over.
+
+    Raises:
+        UserError: names the field.
+    """
+    stored, _ = PreTrainedConfig.get_config_dict(name)
+    known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS
+    if unknown := sorted(stored.keys() - known):
+        raise UserError(
+            f"{name}: config.json has {unknown[0]!r}, which this code does not know: the code is older than the "
+            "configuration: update the project, or remove the field if nothing reads it"
+        )
+
+
+def check_measured_on(results: dict[str, Any], checkpoint: str) -> None:
+    """Refuses figures of other weights.
+
+    Raises:
+        UserError: the results file names the SHA-256 of others.
+    """
+    measured, own = results.get("weights_sha256"), weights_sha256(checkpoint)
+    if measured and own and measured != own:
+        raise UserError(
+            f"--results were measured on other weights (sha256 {measured[:12]}, not {own[:12]} as in {checkpoint}): "
+            f"evaluate this checkpoint: {without_local_paths(results['command'])}"
+        )
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def sample_input(file: Path) -> Image.Image:
+    """RGB picture of at most `MAX_SAMPLE_SIDE` pixels a side, upright, without metadata (places, dates, cameras).
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            picture = Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"--sample_images {file}: {error}") from error
+    picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
+    return picture
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures on white."""
+    sheet = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), "white")
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width + 8, 0))
+    return sheet
+
+
+def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
+    """Writes `samples/<name>_input.jpg` and, beside its prediction, `samples/<name>.jpg` of each sample picture."""
+    names = {int(index): str(label) for index, label in export.model.config.id2label.items()}
+    segment = SingleScale(export.model, export.processor, export.model.device)
+    written = []
+    for number, file in enumerate(export.samples, 1):
+        (folder / "samples").mkdir(exist_ok=True)
+        entry = {"picture": f"samples/{number}.jpg", "input": f"samples/{number}_input.jpg"}
+        sample_input(file).save(folder / entry["input"], quality=92)
+        with Image.open(folder / entry["input"]) as image:  # what a reader gets, with JPEG's losses
+            picture = image.convert("RGB")
+        labels = segment(picture)
+        side_by_side(picture, with_legend(picture, labels, names)).save(folder / entry["picture"], quality=90)
+        written.append(entry | {"caption": f"Sample {number} and its segmentation"})
+    return written
+
+
+def licence_text(facts: CardFacts, recipe: dict[str, Any] | None) -> str:
+    """The repository's LICENSE: of the weights, with the code's named apart."""
+    where = LICENCE_TEXTS.get(facts.license.lower())
+    return (
+        f"The weights in this repository (*.safetensors, onnx/*.onnx) are licensed under {facts.license}"
+        f"{f': {where}' if where else ''}\n\n{licence_notice(facts, recipe)}\n\n"
+        "The code (*.py) is licensed under Apache-2.0, see LICENSE-CODE.\n"
+    )
+
+
+def fill(export: Export, folder: Path) -> ModelCard:
+    """Writes everything into an empty folder."""
+    checkpoint = Path(export.checkpoint)
+    export.model.save_pretrained(folder, max_shard_size=export.max_shard_size)
+    export.processor.save_pretrained(folder)
+    recipe = None
+    if (checkpoint / "recipe.yaml").is_file():
+        recipe = write_scrubbed_recipe(checkpoint / "recipe.yaml", folder / "recipe.yaml")
+    if (checkpoint / "train_log.jsonl").is_file():
+        shutil.copyfile(checkpoint / "train_log.jsonl", folder / "train_log.jsonl")
+    for file in sorted([*checkpoint.glob("*.onnx"), *checkpoint.glob("onnx/*.onnx")]):
+        (folder / "onnx").mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / "onnx" / file.name)
+    samples = write_samples(export, folder)
+    backbone = getattr(export.model.config, "backbone_config", None)
+    files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    timm = getattr(backbone, "model_type", "") == "timm_backbone"
+    card = model_card(
+        export.model_id, export.repo_id, export.facts, export.results, recipe, samples, files, needs_timm=timm
+    )
+    card.save(folder / "README.md")
+    (folder / "LICENSE").write_text(licence_text(export.facts, recipe), encoding="utf-8")
+    shutil.copyfile(PROJECT_ROOT / "LICENSE", folder / "LICENSE-CODE")
+    return card
+
+
+# ---- the folder as a whole ------------------------------------------------------------------------------------------
+
+
+def check_output(folder: Path, checkpoint: str) -> None:
+    """Lets an export replace nothing but an earlier export.
+
+    Raises:
+        UserError: the folder is the checkpoint, or holds something else.
+    """
+    if folder.resolve() == Path(checkpoint).resolve():
+        raise UserError(f"--output_dir {folder} is the checkpoint itself: name another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        repository_files(folder)
+        metadata = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        if not (folder / "LICENSE-CODE").is_file() or "model_type" not in metadata:
+            raise UserError(f"--output_dir {folder} is not empty and no earlier export: name another folder")
+
+
+def write_repository(export: Export, folder: Path) -> ModelCard:
+    """Writes the repository's folder whole or not at all, in place of an earlier export.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            complete = Path(temporary) / "complete"
+            complete.mkdir()
+            card = fill(export, complete)
+            if folder.exists():
+                folder.rename(Path(temporary) / "replaced")
+            complete.rename(folder)
+    except WRITE_ERRORS as error:
+        raise UserError(f"{folder} could not be written: {write_failure(error, folder)}") from error
+    return card

@@ -1,0 +1,77 @@
+"""What the tests of exports share: a tiny checkpoint with its results, and clients that talk to a loopback Hub."""
+
+import json
+from contextlib import contextmanager
+
+import huggingface_hub
+import numpy as np
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from push_hub import TOKEN, PushHub
+from tiny_folder import decided
+
+from scripts.evaluation.results import weights_sha256
+from scripts.training.arguments import TrainArguments
+from scripts.training.command_line import parse_arguments
+from scripts.training.model_folder import build_config, build_model, build_processor, save_model_folder
+
+
+LABELS = {index: f"class {index}" for index in range(6)}
+MODEL_ID = "faseg-mobilenetv2-camvid"
+NAME = "tester/tiny"
+TEMPLATE = constants.HUGGINGFACE_CO_URL_TEMPLATE
+
+
+def write_checkpoint(recipe, folder):
+    """A training run's output folder, with what must not leave it, and `results.json` of its weights."""
+    arguments = parse_arguments(TrainArguments, [str(recipe)])
+    torch.manual_seed(0)
+    config = build_config(arguments, LABELS)
+    processor = build_processor(arguments, config, size={"shortest_edge": 64, "longest_edge": 128}, num_labels=6)
+    save_model_folder(decided(build_model(arguments, config)), processor, folder)
+    (folder / "recipe.yaml").write_text(
+        f"dataset_name: {folder}/data/camvid\noutput_dir: {folder}\nmax_train_steps: 3\nhub_token: {TOKEN}\n"
+        "backbone_weights: ../weights/mobilenetv2_100.safetensors\nlearning_rate: 0.001\n"
+    )
+    (folder / "train_log.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "optimizer.bin").write_bytes(b"state")
+    rows = {label: {"iou": 10.0 + index, "accuracy": 20.0 + index} for index, label in LABELS.items()}
+    rows["class 5"] = {"iou": None, "accuracy": None}
+    results = {
+        "metric": "mIoU, mean over classes present in the ground truth, ignored pixels left out",
+        "mean_iou": 12.34, "mean_accuracy": 45.67, "overall_accuracy": 89.01, "mean_boundary_iou": None,
+        "interval": {"low": 11.1, "high": 13.3, "confidence": 0.95, "resamples": 10, "seed": 0},
+        "per_class": rows, "segment_sizes": [{"max_area": 9, "mean_iou": 3.21}, {"max_area": None, "mean_iou": 50.0}],
+        "dataset": "shapes", "split": "validation", "images": 3, "protocol": {"name": "native", "shortest_edge": 64},
+        "weights_sha256": weights_sha256(str(folder)), "parameters": 123456, "project": {"commit": "abcdef0123"},
+        "command": f"python scripts/eval.py --model_name_or_path {folder} --dataset_name ../data/shapes",
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    picture.save(folder / "street.png")
+    return folder
+
+
+@contextmanager
+def loopback(monkeypatch, **settings):
+    """A `PushHub` that this process and its children take for the Hub."""
+    with PushHub(**settings) as hub:
+        environment = {
+            "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", TEMPLATE.replace(TEMPLATE.split("/{")[0], hub.url)
+        )
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", None, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()

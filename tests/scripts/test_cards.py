@@ -1,0 +1,199 @@
+"""Model cards: every figure from a results file, published ones apart, licences said loudly, valid for the Hub."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_exports import loopback
+from huggingface_hub import ModelCard
+
+from scripts.sharing.cards import (
+    HUB_CARDS,
+    card_file,
+    model_card,
+    published_figures,
+    read_card,
+    read_results,
+    without_local_paths,
+)
+from scripts.training.command_line import PROJECT_ROOT, UserError
+
+
+MODEL_IDS = sorted(file.parent.name for file in HUB_CARDS.glob("*/card.yaml"))
+CAMVID = "faseg-mobilenetv2-camvid"
+RECIPE = {"max_train_steps": 520, "learning_rate": 0.0005, "crop_height": 256}
+HAND_TYPED = re.compile(r"\d+\.\d|\d\s*%|mIoU", re.IGNORECASE)
+
+
+@pytest.fixture
+def results():
+    return read_results(PROJECT_ROOT / "results" / f"{CAMVID}.json")
+
+
+def card_of(model_id, results=None, recipe=None, **settings):
+    return model_card(model_id, f"tester/{model_id}", read_card(card_file(model_id)), results, recipe, **settings)
+
+
+def section(card, title):
+    """A section of a card, down to the next heading of any kind."""
+    return re.search(rf"^#+ {title}\n(.*?)(?=^#|\Z)", card.text, re.DOTALL | re.MULTILINE)[1]
+
+
+def decimals(text):
+    return set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text))
+
+
+def test_every_model_has_a_card():
+    assert len(MODEL_IDS) == 6 and CAMVID in MODEL_IDS
+    assert {file.parent.name for file in HUB_CARDS.glob("faseg-*/config.json")} <= set(MODEL_IDS)
+
+
+@pytest.mark.parametrize("model_id", MODEL_IDS)
+def test_cards_carry_what_they_must(model_id):
+    card = card_of(model_id, recipe=RECIPE if model_id == CAMVID else None)
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "cc-by-nc-4.0",
+        "transformers",
+        "image-segmentation",
+    )
+    lines = [line for line in card.text.splitlines() if line.strip()]
+    assert lines[0].startswith("# FASeg") and lines[1].startswith("> **Not for commercial use.**"), "not loud"
+    assert "CC BY-NC 4.0" in lines[1] or "CC BY-NC 4.0" in lines[2]
+    for title in ("Use", "Measured", "Data and licence", "How it was trained", "Limits", "Cite"):
+        assert section(card, title).strip(), title
+    assert "he2023dynamic" in card.text and "Small and thin things" in section(card, "Limits")
+    assert "{{" not in card.text and "None" not in card.text
+    snippet = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+    compile(snippet, "snippet", "exec")
+    assert 5 <= len(snippet.splitlines()) <= 6 and f'"tester/{model_id}"' in snippet
+
+
+@pytest.mark.parametrize("model_id", MODEL_IDS)
+def test_cards_validate_with_the_hub_library(model_id, results, monkeypatch):
+    """Here as metadata, and by the library's own call, which asks the Hub: the stand-in checks what is on the wire."""
+    with loopback(monkeypatch) as hub:
+        for card in (card_of(model_id), card_of(model_id, results)):
+            card.validate()
+            again = ModelCard(str(card))
+            assert again.data.to_dict() == card.data.to_dict()
+        assert hub.requested("/api/validate-yaml") == 2
+        card.data.license = None
+        with pytest.raises(ValueError, match="license"):
+            card.validate()
+
+
+def test_measured_figures_are_those_of_the_results_file(results):
+    card = card_of(CAMVID, results, RECIPE)
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    expected = {"mean_iou": "mean_iou", "accuracy": "overall_accuracy", "mean_accuracy": "mean_accuracy"}
+    assert {metric: found[metric] for metric in expected} == {metric: results[key] for metric, key in expected.items()}
+    assert (
+        card.data.eval_results[0].dataset_name == "CamVid" and card.data.eval_results[0].dataset_split == "validation"
+    )
+    measured = section(card, "Measured")
+    for key in ("mean_iou", "overall_accuracy", "mean_boundary_iou"):
+        assert f"| {results[key]:.1f} |" in measured
+    for name, row in results["per_class"].items():
+        assert f"| {name} | {row['iou']:.1f} | {row['accuracy']:.1f} |" in measured
+    assert results["command"] in measured and "`native` (shortest_edge 360" in measured
+    assert results["project"]["commit"][:7] in measured
+
+
+def test_no_figure_is_typed_by_hand(results):
+    """Whatever decimal a card shows changes with its sources: shift them all, and none stays."""
+    for model_id in MODEL_IDS:
+        facts = re.sub("NC.4.0", "", card_file(model_id).read_text(), flags=re.IGNORECASE)
+        assert not HAND_TYPED.search(facts), model_id
+
+    def shifted(value):
+        if isinstance(value, dict):
+            return {key: shifted(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shifted(item) for item in value]
+        return value + 0.5 if isinstance(value, float) and value > 1 else value
+
+    before, after = (decimals(section(card_of(CAMVID, source), "Measured")) for source in (results, shifted(results)))
+    expected = {f"{row['iou'] + 0.5:.1f}" for row in results["per_class"].values()}
+    assert expected <= after and f"{results['mean_iou'] + 0.5:.1f}" in after
+    assert f"{results['mean_iou']:.1f}" in before
+
+
+def test_published_figures_stand_apart_and_are_not_model_index(results):
+    for model_id in MODEL_IDS:
+        card, published = card_of(model_id), published_figures(model_id)
+        assert card.data.eval_results is None, "the authors' figures are no result of this repository"
+        assert section(card, "Measured").startswith("\nNot measured")
+        if not published:
+            assert "### Published" not in card.text
+            continue
+        assert "**not measured here**" in section(card, "Published")
+        assert str(published["mean_iou"]) in section(card, "Published")
+        assert str(published["mean_iou"]) not in card.text.replace(section(card, "Published"), "")
+        assert "not reproduced" in section(card, "Limits")
+
+
+def test_a_figure_that_is_missing_is_said_to_be(results):
+    del results["mean_boundary_iou"], results["interval"], results["segment_sizes"]
+    results["mean_accuracy"] = None
+    results["per_class"]["pole"] = {"iou": None, "accuracy": None}
+    card = card_of(CAMVID, results)
+    measured = section(card, "Measured")
+    for line in ("| mean boundary IoU | not measured |", "| mean accuracy | not measured |"):
+        assert line in measured
+    assert "| pole | not measured | not measured |" in measured and "interval" not in measured
+    assert {result.metric_type for result in card.data.eval_results} == {"mean_iou", "accuracy"}
+    assert "by how much was not measured here" in section(card, "Limits")
+
+
+def test_limits_name_small_segments_and_the_worst_classes(results):
+    limits = section(card_of(CAMVID, results), "Limits")
+    small = min(results["segment_sizes"], key=lambda group: group["mean_iou"])
+    assert f"{small['mean_iou']:.1f} among segments up to {small['max_area']} pixels" in limits
+    worst = min(results["per_class"].items(), key=lambda item: item[1]["iou"])
+    assert f"{worst[0]} ({worst[1]['iou']:.1f})" in limits
+
+
+def test_the_licence_follows_where_weights_come_from():
+    model_id = "faseg-resnet50-ade20k"
+    converted, trained = card_of(model_id).text, card_of(model_id, recipe=RECIPE).text
+    tuned = card_of(model_id, recipe=RECIPE | {"model_name_or_path": "tester/other"}).text
+    assert "converted from the authors' release" in converted and "trained on ADE20K, whose" not in converted
+    assert "trained on ADE20K, whose" in trained and "converted from the authors" not in trained
+    assert "trained on ADE20K, whose" in tuned and "converted from the authors' release" in tuned
+    assert "| steps | 520 |" in trained and "By the paper's authors" in converted
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("eval.py --dataset_name /data/jane/camvid --tta", "eval.py --dataset_name path/to/camvid --tta"),
+        ("eval.py --a ../up/b.yaml --c outputs/run", "eval.py --a path/to/b.yaml --c outputs/run"),
+        ("scripts/eval.py --d user/name --e=~/x", "scripts/eval.py --d user/name --e=path/to/x"),
+        ("eval.py --a '/x/y z'", "eval.py --a 'path/to/y z'"),
+    ],
+)
+def test_commands_keep_no_places_of_this_machine(command, shown):
+    assert without_local_paths(command) == shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"licence": "mit"}, "unknown field licence"),
+        ({"license": ...}, "missing field license"),
+        ({"dataset": {"name": "x"}}, "dataset lacks id"),
+        ({"dataset": "x"}, "dataset holds 'x'"),
+        ({"notice": {"stolen": "x"}}, "notice has ['stolen']"),
+        (None, "no mapping"),
+    ],
+)
+def test_wrong_cards_are_named(change, message, tmp_path):
+    facts = yaml.safe_load(card_file(CAMVID).read_text())
+    facts = None if change is None else {key: value for key, value in (facts | change).items() if value is not ...}
+    (tmp_path / "card.yaml").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_card(tmp_path / "card.yaml")
+    assert Path(card_file(CAMVID)).is_file()

@@ -62,18 +62,21 @@ def run_child(function, rank, world, port, errors):
     os._exit(code)
 
 
-def in_processes(function, world=1, kill_after=None):
+def in_processes(function, world=1, kill_after=None, counted_from=None):
     """Runs `function(rank)` in `world` processes; returns their exit codes and what they failed with.
 
     Args:
         kill_after: seconds until all are killed; they also are once one has been.
+        counted_from: these seconds begin when it first returns true; at the start, if it is left out.
     """
     errors, port = SERVER.Queue(), free_port()
     children = [SERVER.Process(target=run_child, args=(function, rank, world, port, errors)) for rank in range(world)]
     for child in children:
         child.start()
-    end = time.monotonic() + (120 if kill_after is None else kill_after)
+    end = time.monotonic() + (120 if kill_after is None or counted_from else kill_after)
     while any(child.is_alive() for child in children):
+        if counted_from and counted_from():
+            end, counted_from = time.monotonic() + kill_after, None
         if time.monotonic() > end or any(child.exitcode == -signal.SIGKILL for child in children):
             for child in children:
                 child.kill()
@@ -88,8 +91,8 @@ def train_rank(arguments, rank):
     train(arguments)
 
 
-def train_in_processes(arguments, world=1, kill_after=None):
-    return in_processes(partial(train_rank, arguments), world, kill_after)
+def train_in_processes(arguments, world=1, kill_after=None, counted_from=None):
+    return in_processes(partial(train_rank, arguments), world, kill_after, counted_from)
 
 
 def arguments_for(tiny_recipe, shapes, output_dir, *flags):

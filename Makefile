@@ -42,6 +42,7 @@ test-hf: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python scripts/readme_results.py --check
 
 types: $(STAMP)
 	$(BIN)/python -m mypy

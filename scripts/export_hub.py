@@ -17,6 +17,7 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import shutil
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +28,7 @@ from transformers.utils.hub import convert_file_size_to_int
 from scripts.sharing.cards import card_file, read_card, read_results
 from scripts.sharing.clean_load import load_back
 from scripts.sharing.hub import push
-from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks
+from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks, repository_files
 from scripts.sharing.repository import (
     Export,
     check_code_knows,
@@ -36,8 +37,13 @@ from scripts.sharing.repository import (
     check_output,
     write_repository,
 )
+from scripts.space import write_space
 from scripts.training.command_line import UserError, check_folder, parse_arguments, project_path, run_command
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
+
+
+# Message, kind of repository, and the files that it may hold.
+OF_SPACE = ("Upload demo", "space", SPACE_ALLOWED)
 
 
 @dataclass
@@ -74,6 +80,8 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError("give --dry_run (write the folder) or --push (write it and upload it)")
     if arguments.push and not arguments.repo_id:
         raise UserError("--push needs --repo_id USER/NAME")
+    if arguments.space and not arguments.repo_id:
+        raise UserError("--space needs --repo_id USER/NAME: the demo names the model that it shows")
     for flag in ("private", "revision"):
         if getattr(arguments, flag) and not arguments.push:
             raise UserError(f"--{flag} needs --push")
@@ -121,17 +129,17 @@ def load_export(arguments: ExportArguments) -> Export:
 
 
 def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
-    """Writes the demo beside the repository's folder.
+    """Writes the demo beside the repository's folder, in place of an earlier one.
 
     Raises:
-        UserError: this checkout has none.
+        UserError: something else is there.
     """
-    try:
-        from scripts.space import write_space
-    except ImportError as error:
-        raise UserError(f"--space: {error}") from error
     space = folder.with_name(f"{folder.name}-space")
-    write_space(space, arguments.repo_id or str(folder.resolve()))
+    if space.exists():
+        repository_files(space, SPACE_ALLOWED)
+        shutil.rmtree(space)
+    write_space(space, str(arguments.repo_id))
+    check_leaks(space, SPACE_ALLOWED)
     return space
 
 
@@ -168,10 +176,7 @@ def main() -> None:
     pushed = push(folder, names, repo_id, arguments.private, arguments.revision, f"Upload {arguments.model_id}")
     print(f"{pushed.url}: {'commit' if pushed.changed else 'nothing to change, already at commit'} {pushed.commit}")
     if space:
-        demo = push(
-            space, check_leaks(space, SPACE_ALLOWED), repo_id, arguments.private, arguments.revision,
-            "Upload demo", "space", SPACE_ALLOWED,
-        )  # fmt: skip
+        demo = push(space, check_leaks(space, SPACE_ALLOWED), repo_id, arguments.private, None, *OF_SPACE)
         print(f"{demo.url}: {'commit' if demo.changed else 'nothing to change, already at commit'} {demo.commit}")
     try:
         difference = load_back(repo_id, pushed.commit, export.model, export.processor)

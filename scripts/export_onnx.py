@@ -16,6 +16,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import contextlib
 import importlib.util
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,8 @@ def build_graph(
     from scripts.onnx_export.network import export_network, in_eight_bits
     from scripts.onnx_export.processing import with_processing
 
+    for library in ("onnxscript", "onnx_ir"):  # what they cannot simplify
+        logging.getLogger(library).setLevel(logging.ERROR)
     graph = export_network(model, size, half=arguments.precision == "fp16")
     if arguments.with_processing:
         graph = with_processing(graph, processor, model.config.num_labels)

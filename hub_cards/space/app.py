@@ -63,7 +63,8 @@ THEME = gr.themes.Soft(
 )
 SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--overlay-opacity', value); }"
 CSS = """
-.stack { display: grid; margin: 0; border-radius: 8px; overflow: hidden; align-self: start; }
+.stack { display: grid; margin: 0; width: min(100%, calc(36rem * var(--ratio)));
+  border-radius: 8px; overflow: hidden; align-self: start; }
 .stack img { grid-area: 1 / 1; width: 100%; height: auto; margin: 0; display: block; }
 .stack .regions { opacity: var(--overlay-opacity, DEFAULT_OPACITY); image-rendering: pixelated; }
 .finding { display: grid; grid-template-columns: minmax(0, 2fr) minmax(15rem, 1fr); gap: 1.25rem; }
@@ -83,6 +84,7 @@ CSS = """
 .placeholder { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 5rem 1rem;
   text-align: center; color: var(--body-text-color-subdued); }
 #problems, #view { padding: 0; }
+#model input { text-overflow: ellipsis; padding-right: 2rem; }
 #problems:not(:has(.problems)) { display: none; }
 .strip .grid-wrap { padding: 0; overflow: visible; max-height: none; min-height: 0; }
 .strip .grid-container { grid-template-columns: repeat(auto-fill, 6rem); grid-template-rows: none;
@@ -116,7 +118,7 @@ def finding_html(result: Result, title: str) -> str:
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     regions = coloured_regions(result.regions).resize(picture.size, Image.Resampling.NEAREST)
     return (
-        "<div class='finding'><figure class='stack'>"
+        f"<div class='finding'><figure class='stack' style='--ratio: {picture.width / picture.height:.4f}'>"
         f"<img src='{image_source(picture, 'webp')}' alt='{escape(title)}'>"
         f"<img class='regions' src='{image_source(regions, 'png')}' alt='what was found in {escape(title)}'>"
         f"</figure><div class='scroll'>{area_table(result.found, result.regions.size)}</div></div>"

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import onnx
 import torch
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxscript import ir
 from onnxscript import opset18 as op
 from torch import Tensor, nn
@@ -90,7 +89,7 @@ def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: b
             custom_translation_table=translations,
             verbose=False,
         )
-    graph = program.model_proto
+    graph = cast(torch.onnx.ONNXProgram, program).model_proto
     name_sizes(graph.graph, size)
     return graph
 
@@ -157,6 +156,9 @@ def swin_layer(
 
 def in_eight_bits(graph: onnx.ModelProto) -> onnx.ModelProto:
     """`graph` with the constant weights of its matrix products in 8 bits, in blocks of 32 with a scale each."""
+    # Imported here because it sets up the program's logging.
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
     quantizer = MatMulNBitsQuantizer(graph, bits=8, block_size=32, is_symmetric=True)
     quantizer.process()
     return quantizer.model.model

@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import get_session
 
 from scripts.sharing.leaks import ALLOWED
@@ -140,24 +141,32 @@ class Repository:
             raise UserError(f"push to {self.repo_id}: {failure(error, self.repo_id)}; {self.state()}") from error
 
 
+def foreign_content(repository: Repository, folder: Path, present: list[str]) -> str | None:
+    """What an existing repository is instead of an earlier push of this model or its demo; None if it is one."""
+    name = "config.json" if repository.repo_type == "model" else "README.md"
+    with tempfile.TemporaryDirectory() as temporary:
+        there = None
+        if name in present:
+            repo_id, kind = repository.repo_id, repository.repo_type
+            there = Path(repository.api.hf_hub_download(repo_id, name, repo_type=kind, local_dir=temporary))
+        if repository.repo_type == "space":
+            models = (metadata_load(there) or {}).get("models") if there else None
+            return "another app" if "app.py" in present and repository.repo_id not in (models or []) else None
+        found = json.loads(there.read_text(encoding="utf-8")).get("model_type") if there else None
+    own = json.loads((folder / name).read_text(encoding="utf-8"))["model_type"]
+    weights = [file for file in present if file.endswith((".safetensors", ".bin", ".gguf"))]
+    return None if found == own else f"a {found} model" if found else next(iter(weights), None)
+
+
 def stale_files(repository: Repository, folder: Path, names: list[str], allowed: tuple[str, ...]) -> list[str]:
     """Files of an existing repository that exports write but this one does not have: they go. Others stay.
 
     Raises:
-        UserError: the repository holds another kind of model.
+        UserError: the repository is something else.
     """
     present = repository.api.list_repo_files(repository.repo_id, repo_type=repository.repo_type)
-    if repository.repo_type == "model":
-        there = None
-        if "config.json" in present:
-            with tempfile.TemporaryDirectory() as temporary:
-                file = repository.api.hf_hub_download(repository.repo_id, "config.json", local_dir=temporary)
-                there = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
-        own = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        weights = [name for name in present if name.endswith((".safetensors", ".bin", ".gguf"))]
-        if there != own and (there or weights):
-            what = f"a {there} model" if there else weights[0]
-            raise UserError(f"--repo_id {repository.repo_id}: the repository holds {what}: take another name")
+    if foreign := foreign_content(repository, folder, present):
+        raise UserError(f"--repo_id {repository.repo_id}: {repository.url} holds {foreign}: take another name")
     written = [name for name in present if any(fnmatch(name, pattern) for pattern in allowed)]
     return [name for name in written if name not in names]
 
@@ -203,8 +212,8 @@ def push(
             if (tagged := tagged_commit(repository, tag)) not in (None, before.sha):
                 raise UserError(f"--revision {tag}: the tag stands for commit {tagged[:12]} already: take another")
         else:
-            sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
-            repository.api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **sdk)
+            sdk = "gradio" if repo_type == "space" else None
+            repository.api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
             after = repository.info()
             repository.head, repository.created = (after.sha if after else None), True
         repository.committing = True

@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - and the models
 from scripts.demo_data import draw_sample
 from scripts.evaluation.inference import SingleScale
+from scripts.space import write_space
 from scripts.visualization import overlay
 
 
@@ -76,9 +79,13 @@ class Visitor:
             self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-@pytest.fixture(params=["light", "dark"])
+in_light_and_dark = pytest.mark.parametrize("theme", ["light", "dark"], indirect=True)
+
+
+@pytest.fixture
 def theme(request) -> str:
-    return request.param
+    """What the visitor's system prefers."""
+    return getattr(request, "param", "light")
 
 
 @pytest.fixture
@@ -91,12 +98,6 @@ def visitor(browser, space, theme):
     context.close()
     assert not complaints
     assert not sideways
-
-
-@pytest.fixture
-def light_only(theme):
-    if theme == "dark":
-        pytest.skip("the same in the dark")
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +123,7 @@ def label_map(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+@in_light_and_dark
 def test_start(visitor, theme):
     shown = visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(channel) for channel in shown.strip("rgba()").split(",")[:3])
@@ -131,6 +133,7 @@ def test_start(visitor, theme):
     visitor.screenshot(f"start-{theme}")
 
 
+@in_light_and_dark
 def test_a_picture_and_its_label_map(visitor, theme, pictures, expected):
     visitor.upload(pictures[0])
     visitor.segment()
@@ -155,7 +158,7 @@ def shown_picture(visitor) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(stack.screenshot())).convert("RGB"), dtype=float)
 
 
-def test_the_overlay_on_the_screen_follows_its_opacity(visitor, light_only, pictures, expected):
+def test_the_overlay_on_the_screen_follows_its_opacity(visitor, pictures, expected):
     visitor.upload(pictures[0])
     visitor.segment()
     image = Image.open(pictures[0]).convert("RGB")
@@ -169,7 +172,7 @@ def test_the_overlay_on_the_screen_follows_its_opacity(visitor, light_only, pict
         assert np.abs(screen - np.asarray(wanted, dtype=float)).mean() < 8, opacity
 
 
-def test_several_pictures(visitor, light_only, pictures, expected):
+def test_several_pictures(visitor, pictures, expected):
     visitor.upload(*pictures)
     visitor.segment()
     thumbnails = visitor.page.locator("#thumbnails .thumbnail-item")
@@ -191,25 +194,34 @@ def test_several_pictures(visitor, light_only, pictures, expected):
     visitor.screenshot("several")
 
 
+@in_light_and_dark
 def test_bad_files_are_named_and_the_good_ones_shown(visitor, theme, pictures, tmp_path):
     broken, large = tmp_path / "holiday.jpg", tmp_path / "poster.png"
     broken.write_bytes(b"\xff\xd8\xff" + b"not a picture" * 20)
     Image.new("L", (1200, 1000)).save(large)
-    visitor.upload(broken, large)
+    visitor.upload(broken, large, pictures[0])
     visitor.segment()
     unreadable, too_large = visitor.problems()
     assert unreadable == "holiday.jpg cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?"
     assert too_large.startswith("poster.png is too large: 1200 x 1000 are 1.2 megapixels, at most 1.0 are taken")
-    assert visitor.page.locator(".finding").count() == 0
+    assert visitor.page.locator(".finding .stack img[alt='first shapes']").count() == 1
     visitor.screenshot(f"error-{theme}")
 
 
-def test_nothing_uploaded(visitor, light_only):
+def test_a_file_that_is_no_picture(visitor, theme, tmp_path):
+    (tmp_path / "notes.png").write_text("not a picture")
+    visitor.upload(tmp_path / "notes.png")
+    visitor.segment()
+    assert visitor.problems() == ["notes.png cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?"]
+    assert visitor.page.locator(".finding").count() == 0
+
+
+def test_nothing_uploaded(visitor):
     visitor.segment()
     assert visitor.problems() == ["No picture: upload one or choose an example."]
 
 
-def test_an_example(visitor, light_only):
+def test_an_example(visitor):
     visitor.page.locator("#examples .thumbnail-item").nth(2).click()
     visitor.page.locator(".finding .stack img[alt='street']").wait_for()
     assert visitor.problems() == []
@@ -221,7 +233,7 @@ def choose_model(visitor, name: str) -> None:
     field.press("Enter")
 
 
-def test_another_model_with_segments(visitor, light_only, pictures, panoptic_model):
+def test_another_model_with_segments(visitor, pictures, panoptic_model):
     choose_model(visitor, str(panoptic_model))
     visitor.page.locator("#task input[value=instance]").check()
     visitor.page.get_by_label("Threshold").and_(visitor.page.locator("input[type=range]")).fill("0.05")
@@ -233,7 +245,30 @@ def test_another_model_with_segments(visitor, light_only, pictures, panoptic_mod
     visitor.screenshot("instances")
 
 
-def test_a_model_that_does_not_exist(visitor, light_only, tmp_path):
+def test_a_model_that_does_not_exist(visitor, tmp_path):
     choose_model(visitor, str(tmp_path))
     visitor.page.locator(".problems").wait_for()
     assert visitor.problems() == [f"The folder {tmp_path} holds no config.json: name the folder of an exported model."]
+
+
+CHOOSE_A_MODEL = """
+import app
+for app.ANY_MODEL in (app.ANY_MODEL, True):
+    try:
+        app.checked_model("other/model")
+    except app.Problem as problem:
+        print(problem)
+"""
+
+
+def test_on_the_hub_visitors_choose_among_the_named_models(browser, tmp_path):
+    """A model brings its own code: a visitor must not choose whose code the Space runs."""
+    write_space(tmp_path, "user/a-model")
+    environment = {**os.environ, "SPACE_ID": "user/space", "HF_HUB_OFFLINE": "1"}
+    environment.pop("ALLOW_ANY_MODEL", None)
+    answer = subprocess.run(
+        [sys.executable, "-c", CHOOSE_A_MODEL], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    on_the_hub, allowed = answer.stdout.splitlines()
+    assert on_the_hub == "This Space offers user/a-model. Copy it to your account to use other/model."
+    assert allowed.startswith("The model other/model cannot be loaded: it is not on this machine")

@@ -71,6 +71,7 @@ def loopback(monkeypatch, **settings):
         monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", None, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made anew, with the endpoint of now
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         huggingface_hub.close_session()
         yield hub

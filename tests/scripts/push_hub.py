@@ -104,8 +104,9 @@ class PushHub(ThreadingHTTPServer):
         if len(parts) < 3 or parts[0]:
             return ["no metadata"]
         data = yaml.safe_load(parts[1])
-        needed = {"model": ("license", "pipeline_tag"), "space": ("title", "sdk", "app_file")}[kind]
-        errors = [f'"{key}" must be text' for key in needed if not isinstance(data.get(key), str)]
+        needed = ("title", "sdk", "app_file") if kind == "space" else ()
+        found = {key: data.get(key) for key in ("license", "pipeline_tag", *needed) if key in data or key in needed}
+        errors = [f'"{key}" must be text' for key, value in found.items() if not isinstance(value, str)]
         if data.get("license") == "other" and not (data.get("license_name") and data.get("license_link")):
             errors.append('"license: other" needs license_name and license_link')
         for entry in data.get("model-index", []):

@@ -180,8 +180,7 @@ def test_a_stranger_gets_the_same_map_bit_for_bit(export, checkpoint, tmp_path, 
     """Pushed over a connection that breaks, pulled over one that breaks; the card's snippet runs as it stands."""
     hub.faults = [["PUT /lfs/", "drop", 2], ["PUT /lfs/", 503, 1], ["GET /tester/tiny/resolve", "drop", 2]]
     flags = ["--results", checkpoint / "results.json", "--sample_images", checkpoint / "street.png"]
-    code, _, errors = export(*PUSH, *flags, "--revision", "v1.0")
-    assert code == 0, errors[-1:]
+    assert done(export(*PUSH, *flags, "--revision", "v1.0"))
     assert len(hub.repositories[MODEL].commits) == 2, "the first is the Hub's own"
     assert hub.repositories[MODEL].tags == {"v1.0": hub.repositories[MODEL].head}
     printed = run_stranger(STRANGER, [NAME, checkpoint / "street.png", tmp_path / "there.npz"], tmp_path)
@@ -279,6 +278,8 @@ def test_the_space_is_pushed_beside_the_model(export, hub, tmp_path):
     assert NAME in files["README.md"].decode() and (tmp_path / "export-space/app.py").is_file()
     assert "app.py" not in hub.repositories[MODEL].files
     assert done(export(*PUSH, "--space")) and len(hub.repositories[f"spaces/{NAME}"].commits) == 2
+    files["README.md"] = b"---\ntitle: Chess\nsdk: gradio\napp_file: app.py\n---\n"
+    assert f"{hub.url}/spaces/{NAME} holds another app: take another name" in error_of(export(*PUSH, "--space"))
 
 
 # ---- failing well ----
@@ -288,15 +289,15 @@ def test_the_space_is_pushed_beside_the_model(export, hub, tmp_path):
     ("fault", "message"),
     [
         (["POST /api/repos/create", 500, 99], "has a fault of its own (500); nothing on the Hub was changed"),
-        (["GET /api/whoami-v2", 429, 99], "asks to slow down (429)"),
+        pytest.param(["GET /api/whoami-v2", 429, 99], "asks to slow down (429)", marks=pytest.mark.slow),
         (["GET /api/whoami-v2", "stall", 99], "does not answer (ReadTimeout)"),
-        (["/preupload/", 500, 99], "has a fault of its own (500)"),
+        pytest.param(["/preupload/", 500, 99], "has a fault of its own (500)", marks=pytest.mark.slow),
         (["PUT /lfs/", 429, 99], "asks to slow down (429)"),
         (["PUT /lfs/", "drop", 99], "does not answer"),
         (["/commit/", 413, 99], "refuses the size"),
         (["/commit/", 500, 99], "has a fault of its own (500)"),
-        (["/commit/", 409, 99], "being changed by somebody else"),
-        (["/validate-yaml", 503, 99], "has a fault of its own (503)"),
+        pytest.param(["/commit/", 409, 99], "being changed by somebody else", marks=pytest.mark.slow),
+        pytest.param(["/validate-yaml", 503, 99], "has a fault of its own (503)", marks=pytest.mark.slow),
     ],
 )
 def test_a_hub_at_fault_is_one_line_and_safe_to_run_again(fault, message, export, hub, monkeypatch):
@@ -335,9 +336,9 @@ def test_another_kind_of_model_is_not_written_over(export, hub):
     assert done(export(*PUSH))
     repository = hub.repositories[MODEL]
     repository.files["config.json"] = b'{"model_type": "bert"}'
-    assert "the repository holds a bert model: take another name" in error_of(export(*PUSH))
+    assert f"{hub.url}/{NAME} holds a bert model: take another name" in error_of(export(*PUSH))
     del repository.files["config.json"]
-    assert "the repository holds model.safetensors: take another name" in error_of(export(*PUSH))
+    assert f"{hub.url}/{NAME} holds model.safetensors: take another name" in error_of(export(*PUSH))
     assert len(repository.commits) == 2
 
 
@@ -371,6 +372,27 @@ def test_code_older_than_the_configuration(export, copy, tmp_path):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.slow
+def test_a_repository_whose_code_is_older_than_its_configuration(export, copy, tmp_path, hub, monkeypatch):
+    """Pushed well and then spoilt, as by somebody else's commit: seen when it is loaded back."""
+    push = export_hub.push
+
+    def pushed_and_spoilt(*arguments):
+        result = push(*arguments)
+        files = hub.repositories[MODEL].files
+        code = files["transformer_decoder_faseg.py"].decode()
+        assert "self.config.attention_mask_threshold" in code
+        code = code.replace("self.config.attention_mask_threshold", "0.9")
+        files["transformer_decoder_faseg.py"] = code.encode()
+        return result
+
+    load_back = export_hub.load_back
+    monkeypatch.setattr(export_hub, "push", pushed_and_spoilt)
+    monkeypatch.setattr(export_hub, "load_back", lambda name, *rest: load_back(name, *rest) if name == NAME else 0.0)
+    message = error_of(export(*PUSH, real_load=True))
+    assert "pushed as commit" in message and "loads back with other logits: they differ by" in message
+
+
 def test_figures_of_other_weights_and_missing_ones(export, checkpoint, copy, tmp_path):
     results = json.loads((copy / "results.json").read_text())
     (copy / "results.json").write_text(json.dumps(results | {"weights_sha256": "0" * 64}))
@@ -393,6 +415,7 @@ def test_figures_of_other_weights_and_missing_ones(export, checkpoint, copy, tmp
         (["--push"], "--push needs --repo_id"),
         (["--push", "--repo_id", "no-user"], "write USER/NAME"),
         (["--push", "--repo_id", "a/b/c"], "--repo_id a/b/c"),
+        (["--dry_run", "--space"], "--space needs --repo_id USER/NAME"),
         (["--dry_run", "--private"], "--private needs --push"),
         (["--dry_run", "--revision", "v1"], "--revision needs --push"),
         (["--dry_run", "--max_shard_size", "much"], "--max_shard_size much"),

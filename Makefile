@@ -6,13 +6,15 @@ STAMP := $(VENV)/.installed
 # Tests and the demo make their own data: after installation nothing reaches for the network.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test test-slow test-hf lint types format clean
+.PHONY: help install demo space test test-slow test-hf test-browser lint types format clean
 
 help:
 	@echo "make demo       train, evaluate and use a small FASeg on generated data; leaves a picture and an HTML report"
+	@echo "make space      the demo page on this machine; make space MODEL=outputs/train for another model"
 	@echo "make test       the default tests (no network after installation)"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-hf    transformers' own common tests on the model and both processors"
+	@echo "make test-browser  the demo page in a headless Chromium; skipped, with a line, where there is none"
 	@echo "make lint types ruff and mypy"
 	@echo "make format     apply ruff's fixes and formatting"
 	@echo "make clean      remove the environment, caches and outputs"
@@ -29,6 +31,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python scripts/demo.py
 
+space: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python scripts/space.py --model_name_or_path $(or $(MODEL),outputs/demo/model)
+
 # Files of tests are spread over processes of one thread each.
 test: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -38,6 +44,10 @@ test-slow: $(STAMP)
 
 test-hf: $(STAMP)
 	$(BIN)/python tests/transformers_common/run.py
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(OFFLINE) $(BIN)/python -m pytest tests/browser --timeout 600
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

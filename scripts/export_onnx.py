@@ -179,7 +179,7 @@ def accepted(arguments: ExportArguments, config: Any) -> str:
     if arguments.height:
         return f"pictures of {arguments.height} x {arguments.width}, one at a time"
     least = least_side(config)
-    return f"height and width from {least} on in steps of 32, any batch: pictures below {least} give errors"
+    return f"height and width from {least} on in steps of 32, any batch"
 
 
 # ---- check ----------------------------------------------------------------------------------------------------------

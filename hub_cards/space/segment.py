@@ -99,8 +99,9 @@ def load_model(name: str) -> LoadedModel:
         except HFValidationError as error:
             raise Problem(f"{name!r} is neither a folder nor a name on the Hub, as user/model is.") from error
     try:
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+        # The model first: the processor's errors do not say why it could not be fetched.
         model = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=True)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
     except Exception as error:  # transformers raises many kinds, and remote code any
         raise Problem(f"The model {name} cannot be loaded: {loading_failure(error)}") from error
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -15,6 +15,9 @@ from scipy import sparse
 from torch import Tensor, nn
 
 
+BAG_BYTES = 6 * 2**20  # of indices and weights at a time
+
+
 def sample_maps(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """
     Args:
@@ -62,13 +65,21 @@ def sample_by_grid(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
 
 
 def sample_by_gather(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """As `sample_maps`, by one `embedding_bag`; float32 throughout. Its gradients would be slow: see below."""
-    corners = Corners(len(value), shapes, locations)
-    row_weights = corners.row_weights(weights)
-    output = nn.functional.embedding_bag(
-        corners.rows(), bordered_table(value, shapes), mode="sum", per_sample_weights=row_weights
-    )
-    return output.view(*locations.shape[:2], -1)
+    """As `sample_maps`, by `embedding_bag`; float32 throughout. Its gradients would be slow: see below.
+
+    Goes through the tokens a cache's worth at a time.
+    """
+    table = bordered_table(value, shapes)
+    output = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+    bytes_per_token = 16 * weights[:, :1].numel()  # of an index, and of a weight, at four corners
+    step = locations.shape[1] if torch.compiler.is_compiling() else max(1, BAG_BYTES // bytes_per_token)
+    for start in range(0, locations.shape[1], step):
+        part = slice(start, start + step)
+        corners = Corners(len(value), shapes, locations[:, part])
+        row_weights = corners.row_weights(weights[:, part])
+        samples = nn.functional.embedding_bag(corners.rows(), table, mode="sum", per_sample_weights=row_weights)
+        output[:, part] = samples.view(len(value), -1, output.shape[2])
+    return output
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -19,6 +19,7 @@ from .position_encoding_faseg import build_position_encoding
 
 
 NUM_ENCODER_LEVELS = 3  # the deformable encoder works on 1/32, 1/16 and 1/8
+TOKENS_AT_ONCE = 4096  # of the feed-forward on a CPU without gradients: its wide activations stay in the cache
 
 
 @dataclass
@@ -96,9 +97,13 @@ class FASegPixelDecoderLayer(GradientCheckpointingLayer):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # Its wide activations are the largest of the model, and a twentieth of a step's time to compute again.
             update = checkpoint(self._feed_forward, hidden_states, use_reentrant=False)
-        else:
-            update = self._feed_forward(hidden_states)
-        return self.final_layer_norm(hidden_states + update)
+            return self.final_layer_norm(hidden_states + update)
+        if hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.final_layer_norm(hidden_states + self._feed_forward(hidden_states))
+        result = torch.empty_like(hidden_states)
+        for tokens, part in zip(hidden_states.split(TOKENS_AT_ONCE, dim=1), result.split(TOKENS_AT_ONCE, dim=1)):
+            part.copy_(self.final_layer_norm(tokens + self._feed_forward(tokens)))
+        return result
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         update = nn.functional.relu(self.fc1(hidden_states))
@@ -184,8 +189,16 @@ class FASegPixelDecoder(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, valid)
         tokens = hidden_states.split([height * width for height, width in shapes], dim=1)
-        maps = [level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens, shapes)]
+        maps = [_as_map(level, shape) for level, shape in zip(tokens, shapes)]
         return maps if valid is None else [level * mask for level, mask in zip(maps, masks)]
+
+
+def _as_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`(B, H*W, C)` tokens as a map `(B, C, H, W)` with channels last in memory, not copied."""
+    if not torch.compiler.is_compiling() and len(tokens) == 1:
+        # The stride of a batch of one may be anything; only that of a whole map is taken for channels last.
+        tokens = tokens.reshape(-1, tokens.shape[-1]).unflatten(0, (1, -1))
+    return tokens.unflatten(1, shape).permute(0, 3, 1, 2)
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

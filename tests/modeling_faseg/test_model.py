@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import TINY_SWIN, tiny_batch, tiny_config, tiny_model
 
-from modeling_faseg import FASegForUniversalSegmentation
+from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling_faseg, pixel_decoder_faseg
 from modeling_faseg.attention_faseg import FASegAttention
 from modeling_faseg.transformer_decoder_faseg import FASegFocusQueries
 
@@ -235,3 +235,16 @@ def test_initialisation_of_the_reference():
     offsets = tiny_model().model.pixel_decoder.layers[0].self_attn.sampling_offsets
     assert not offsets.weight.any()
     torch.testing.assert_close(offsets.bias.view(4, 3, 4, 2)[0, 0], torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_tokens_a_few_at_a_time_are_tokens_all_at_once(monkeypatch, batch_size):
+    """On a CPU the encoder goes through its tokens in parts, of which these pictures have but one."""
+    pictures = torch.randn(batch_size, 3, 96, 64)
+    expected = tiny_model()(pictures)
+    monkeypatch.setattr(deformable_sampling_faseg, "BAG_BYTES", 10_000)
+    monkeypatch.setattr(pixel_decoder_faseg, "TOKENS_AT_ONCE", 7)
+    found = tiny_model()(pictures)
+    torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.class_queries_logits, expected.class_queries_logits, atol=1e-5, rtol=1e-5)

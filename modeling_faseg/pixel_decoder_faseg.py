@@ -64,7 +64,7 @@ class FASegConvNorm(nn.Module):
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         features = self.norm(self.conv(features), valid)
         if self.relu:
-            features = nn.functional.relu(features)
+            features = nn.functional.relu(features, inplace=True)  # nothing needs the norm's output for its gradient
         return features if valid is None else features * valid
 
 
@@ -164,12 +164,13 @@ class FASegPixelDecoder(nn.Module):
             encode(source, mask)
             for encode, source, mask in zip(self.position_encodings, [*sources, levels[-1]][:4], masks)
         ]
-        feature_maps = self._encode(sources[:NUM_ENCODER_LEVELS], positions, masks)
+        del sources[NUM_ENCODER_LEVELS:]  # as large as all the others together, and read by its position alone
+        feature_maps = self._encode(sources, positions, masks)
 
         finest_mask = masks[-1]
-        lateral = self.lateral_projection(levels[-1], finest_mask)
-        upsampled = _upsample(feature_maps[-1], lateral.shape[-2:], masks[NUM_ENCODER_LEVELS - 1], finest_mask)
-        finest = self.output_projection(lateral + upsampled, finest_mask)
+        merged = self.lateral_projection(levels[-1], finest_mask)
+        merged += _upsample(feature_maps[-1], merged.shape[-2:], masks[NUM_ENCODER_LEVELS - 1], finest_mask)
+        finest = self.output_projection(merged, finest_mask)
         return FASegPixelDecoderOutput([*feature_maps, finest], positions, self.mask_projection(finest))
 
     def _encode(self, sources: list[Tensor], positions: list[Tensor], masks: list) -> list[Tensor]:

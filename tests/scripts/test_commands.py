@@ -256,7 +256,13 @@ def write_names(folder, count):
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("train", "file"), ("train", "module"), ("eval", "file"), ("predict", "module")]
+    ("name", "start"),
+    [
+        ("train", "file"),
+        ("predict", "module"),
+        pytest.param("train", "module", marks=pytest.mark.slow),
+        pytest.param("eval", "file", marks=pytest.mark.slow),
+    ],
 )
 def test_commands_start_as_file_and_as_module(name, start, tmp_path):
     """Without arguments each says in one line what it lacks; started as a file, from any folder."""

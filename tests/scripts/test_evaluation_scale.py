@@ -53,6 +53,7 @@ def test_two_processes_equal_one(evaluated, shapes_model, tmp_path):  # noqa: F8
     assert {k: v for k, v in one.items() if k not in differ} == {k: v for k, v in two.items() if k not in differ}
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_both(shapes_model, tmp_path):  # noqa: F811 - fixture
     """None waits for the sums of the other: row 1, with an id outside the classes, is the second process's."""
     folder = write_split(tmp_path, samples(4, p1="id"))

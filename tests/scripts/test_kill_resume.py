@@ -94,6 +94,7 @@ def test_killed_while_a_checkpoint_is_written(tiny_recipe, shapes, tmp_path, unb
     assert_equal_end(folder, unbroken()[0])
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(tiny_recipe, shapes, tmp_path, unbroken):
     folder = tmp_path / "run"
     found = killed_then_resumed(tiny_recipe, shapes, folder, partial(die_in_step, [100, 4]), world=2, flags=BF16)

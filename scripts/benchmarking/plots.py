@@ -49,7 +49,8 @@ def draw_parts(records: list[dict[str, Any]]) -> Figure:
     stages = dict.fromkeys(
         stage for record in records for row in record["contestants"].values() for stage in row["stages"]
     )
-    colours = {stage: f"C{index % 10}" for index, stage in enumerate(stages)}
+    palette = matplotlib.colormaps["tab20"]
+    colours = {stage: palette(index % 20) for index, stage in enumerate(stages)}
     for (times, memory), record in zip(axes, records):
         names = list(record["contestants"])[::-1]
         for name in names:
@@ -65,6 +66,8 @@ def draw_parts(records: list[dict[str, Any]]) -> Figure:
         times.margins(x=0.28)  # room for the legend
         times.legend(fontsize=6, loc="upper right")
         memory.set_yticks([])
+        if not any(row["peak_memory"] for row in record["contestants"].values()):
+            memory.set_axis_off()
         times.tick_params(labelsize=8)
         memory.tick_params(labelsize=8)
     axes[-1][0].set_xlabel("ms, median")

@@ -188,7 +188,7 @@ def main(folder, model_folder, shapes):
     for name in IN_TWO_PROCESSES:
         try:
             found["variants"][name] = train_variant(accelerator, **VARIANTS[name])
-        except Exception:
+        except Exception:  # whatever it is, the test of this variant shows it; the other process goes on
             found["variants"][name] = traceback.format_exc(limit=-2)
 
     found["sharded"] = sharded_against_copied(accelerator)

@@ -11,23 +11,14 @@ from pathlib import Path
 COMMIT = "0" * 39 + "1"
 
 
-class HubServer(ThreadingHTTPServer):
-    """Serves `folder` as the dataset `tester/shapes`, and its files under `/plain/`.
-
-    Args:
-        faults: what happens to the coming requests for parts of parquet files, in turn: None (nothing), "drop" (the
-            connection breaks in the middle of the body), "stall" (nothing comes for `stall_seconds`), or a status.
-    """
+class LoopbackServer(ThreadingHTTPServer):
+    """A server on a free port, from the start of a `with` block to its end."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, folder: Path, faults=(), stall_seconds: float = 5.0) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.faults = list(faults)
-        self.stall_seconds = stall_seconds
-        self.served: list[str] = []
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
@@ -37,6 +28,22 @@ class HubServer(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+
+
+class HubServer(LoopbackServer):
+    """Serves `folder` as the dataset `tester/shapes`, and its files under `/plain/`.
+
+    Args:
+        faults: what happens to the coming requests for parts of parquet files, in turn: None (nothing), "drop" (the
+            connection breaks in the middle of the body), "stall" (nothing comes for `stall_seconds`), or a status.
+    """
+
+    def __init__(self, folder: Path, faults=(), stall_seconds: float = 5.0) -> None:
+        super().__init__(Handler)
+        self.folder = folder
+        self.faults = list(faults)
+        self.stall_seconds = stall_seconds
+        self.served: list[str] = []
 
     def entry(self, file: Path) -> dict:
         """A file or folder as the tree of a repository lists it."""

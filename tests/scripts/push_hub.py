@@ -5,10 +5,11 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote
 
 import yaml
+from hub_server import LoopbackServer
 
 
 TOKEN, OTHER_TOKEN = "hf_" + "t" * 34, "hf_" + "o" * 34
@@ -53,7 +54,7 @@ class Repository:
         return self.tags.get(revision) or (revision if revision in self.commits else None)
 
 
-class PushHub(ThreadingHTTPServer):
+class PushHub(LoopbackServer):
     """The stand-in; `repositories` by `<kind>/<user>/<name>`, kind being models or spaces.
 
     Args:
@@ -63,26 +64,14 @@ class PushHub(ThreadingHTTPServer):
         max_lfs_bytes: larger files are refused.
     """
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, faults=(), stall_seconds: float = 30.0, max_lfs_bytes: int = 2**40) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.faults = [list(fault) for fault in faults]
         self.stall_seconds, self.max_lfs_bytes = stall_seconds, max_lfs_bytes
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.lock = threading.Lock()
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
 
     def requested(self, text: str) -> int:
         """How many requests held `text`."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from scripts.training.command_line import UserError
+from scripts.training.model_folder import tensors_that_are_no_numbers
 
 
 STEP = 32  # pictures come in multiples of the coarsest stride
@@ -52,11 +53,10 @@ def least_side(config: PreTrainedConfig) -> int:
     return STEP * rows
 
 
-def check_weights(model: nn.Module) -> None:
+def check_weights(model: PreTrainedModel) -> None:
     """Raises `UserError` for weights that are not numbers, naming the first such tensor."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged, train it again")
+    for name in tensors_that_are_no_numbers(model):
+        raise UserError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged, train it again")
 
 
 def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: bool = False) -> onnx.ModelProto:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from image_processing.preprocessing_faseg import pil_to_array
 from scripts.evaluation.inference import SingleScale
@@ -21,6 +20,7 @@ from scripts.evaluation.results import weights_sha256
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import repository_files, write_scrubbed_recipe
 from scripts.training.command_line import PROJECT_ROOT, UserError
+from scripts.training.model_folder import tensors_that_are_no_numbers
 from scripts.training.whole_folder import WRITE_ERRORS, write_failure
 from scripts.visualization import with_legend
 
@@ -63,22 +63,16 @@ class Export:
 # ---- checks before anything is written ------------------------------------------------------------------------------
 
 
-def check_finite(model: torch.nn.Module) -> None:
+def check_finite(model: PreTrainedModel) -> None:
     """Refuses weights that are not numbers.
 
     Raises:
         UserError: names the first tensor.
     """
-    bad = [
-        (name, int((~torch.isfinite(value)).sum()))
-        for name, value in model.state_dict().items()
-        if value.is_floating_point() and not torch.isfinite(value).all()
-    ]
-    if bad:
-        more = f" ({len(bad)} such tensors)" if bad[1:] else ""
-        raise UserError(
-            f"weights: {bad[0][0]} holds {bad[0][1]} values that are nan or infinite{more}: nothing to share"
-        )
+    if bad := tensors_that_are_no_numbers(model):
+        name, count = next(iter(bad.items()))
+        more = f" ({len(bad)} such tensors)" if len(bad) > 1 else ""
+        raise UserError(f"weights: {name} holds {count} values that are nan or infinite{more}: nothing to share")
 
 
 def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:

@@ -173,6 +173,14 @@ def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:
         )
 
 
+def tensors_that_are_no_numbers(model: PreTrainedModel) -> dict[str, int]:
+    """Name -> how many of its values are NaN or infinite, of the model's tensors that hold such values."""
+    counts = {
+        name: int((~value.isfinite()).sum()) for name, value in model.state_dict().items() if value.is_floating_point()
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 def save_model_folder(model: PreTrainedModel, processor: Any, folder: Path, state_dict: dict | None = None) -> None:
     """Writes weights, configuration, processor and their code."""
     model.save_pretrained(folder, state_dict=state_dict)

@@ -1,0 +1,108 @@
+"""One-file HTML pages: the style all of the project's reports share, pictures inside, tables and simple charts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from scripts.visualization import class_colour
+
+
+STYLE = """
+:root { color-scheme: light dark; --text: #222; --quiet: #595959; --line: #8884; --ground: #fff; }
+@media (prefers-color-scheme: dark) { :root { --text: #ddd; --quiet: #aaa; --ground: #181818; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+       color: var(--text); background: var(--ground); overflow-wrap: break-word; }
+table { border-collapse: collapse; }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+.wide { overflow-x: auto; }
+figure { margin: 0; flex: 1 1 14rem; min-width: 0; } figure img { width: 100%; image-rendering: pixelated; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; } figcaption, .quiet { color: var(--quiet); }
+.swatch { display: inline-block; width: .9rem; height: .9rem; margin-right: .4rem; border: 1px solid currentColor; }
+"""
+
+
+def html_page(title: str, body: str, style: str = "") -> str:
+    """A whole page. `body` is HTML; `style` is added to the shared one."""
+    title = html.escape(title)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}{style}</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def write_page(file: Path, title: str, body: str, style: str = "") -> None:
+    file.write_text(html_page(title, body, style), encoding="utf-8")
+
+
+def picture_tag(image: Image.Image, alt: str, lossless: bool = True) -> str:
+    """An `<img>` with the picture inside: as PNG, or as JPEG (photos; a tenth of the size)."""
+    buffer = io.BytesIO()
+    if lossless:
+        image.save(buffer, "PNG")
+    else:
+        image.convert("RGB").save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="{html.escape(alt)}" src="data:image/{"png" if lossless else "jpeg"};base64,{data}">'
+
+
+def figure(image: Image.Image, caption: str, lossless: bool = True) -> str:
+    """A picture with its caption, which is its alternative text, too."""
+    return f"<figure>{picture_tag(image, caption, lossless)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def row(figures: Iterable[str]) -> str:
+    """Figures side by side, wrapped where the window is narrow."""
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Rows of HTML cells; the caller escapes text. Scrolls by itself where it is wider than the page."""
+    top = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>" if head else ""
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in rows)
+    return f'<div class="wide"><table>{top}{lines}</table></div>'
+
+
+def facts_table(facts: dict[str, str]) -> str:
+    """Name and text, a row each."""
+    lines = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items()
+    )
+    return f'<div class="wide"><table>{lines}</table></div>'
+
+
+def class_cell(index: int, name: str) -> str:
+    """A class's swatch and name."""
+    return f"<span class='swatch' style='background:rgb{class_colour(index)}'></span>{html.escape(name)}"
+
+
+def curve(points: Sequence[tuple[float, float]], label: str, width: int = 640, height: int = 220) -> str:
+    """A line chart as SVG, over steps; the vertical axis starts at zero."""
+    left, bottom, top = 56, 28, 10
+    last = max(x for x, _ in points) or 1
+    highest = max(y for _, y in points) or 1
+
+    def place(x: float, y: float) -> str:
+        return f"{left + (width - left - 10) * x / last:.1f},{top + (height - top - bottom) * (1 - y / highest):.1f}"
+
+    lines = []
+    for share in (0.0, 0.5, 1.0):
+        y = place(0, highest * share).split(",")[1]
+        lines.append(f'<line x1="{left}" x2="{width - 10}" y1="{y}" y2="{y}" stroke="#8884"/>')
+        lines.append(f'<text x="{left - 6}" y="{y}" text-anchor="end" dy="4">{highest * share:.0f}</text>')
+    path = " ".join(place(x, y) for x, y in points)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}" font-size="12" '
+        f'fill="currentColor" style="max-width:{width}px">{"".join(lines)}'
+        f'<polyline points="{path}" fill="none" stroke="#47a" stroke-width="2"/>'
+        f'<text x="{left}" y="{height - 8}">step 0</text>'
+        f'<text x="{width - 10}" y="{height - 8}" text-anchor="end">step {last:.0f}</text></svg>'
+    )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
-from .semantic_labels_faseg import LOGITS_STRIDE, semantic_labels
+from .semantic_labels_faseg import LOGITS_STRIDE, labels_of_logits, semantic_labels
 
 
 logger = logging.get_logger(__name__)
@@ -63,6 +63,20 @@ def semantic_scores(
     for chunk, masks in upsampled_masks(mask_logits, input_size, target_size):
         scores.addmm_(class_probs[chunk].T, masks.sigmoid().flatten(1))
     return scores.view(-1, height, width)
+
+
+def logits_at(
+    logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None
+) -> Tensor:
+    """Logits `(K, h, w)` resized to the canvas, cut to the picture, resized to the target (if given)."""
+    on_canvas = resize(logits.float(), canvas)[:, : input_size[0], : input_size[1]]
+    return on_canvas if target_size is None else resize(on_canvas, target_size)
+
+
+def _with_scores(scores: Tensor) -> SemanticSegmentationPostProcessorOutput:
+    """Class scores `(K, height, width)` and the best class of every pixel."""
+    data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+    return SemanticSegmentationPostProcessorOutput(data=data)
 
 
 def instance_segments(
@@ -239,7 +253,8 @@ class FASegPostProcessing:
         """One map of class ids per picture.
 
         Args:
-            outputs: with `class_queries_logits` `(B, Q, K+1)` and `masks_queries_logits` `(B, Q, H/4, W/4)`.
+            outputs: with `class_queries_logits` `(B, Q, K+1)` and `masks_queries_logits` `(B, Q, H/4, W/4)`, or, of a
+                model without queries (SeMask), with `logits` `(B, K, H/4, W/4)`.
             target_sizes: B sizes of the maps; left out, maps are at the input sizes.
             input_sizes: B sizes, see the class.
             return_segmentation_scores: also return the class scores.
@@ -247,22 +262,27 @@ class FASegPostProcessing:
                 panoptic models, which is the default for those tasks.
         Returns:
             int64 maps `(height, width)`; with `return_segmentation_scores` objects with `segmentation` and
-            `segmentation_scores` `(K, height, width)`.
+            `segmentation_scores` `(K, height, width)`, which are logits where the model has no queries.
         Raises:
             ValueError: as many sizes as pictures are needed; an input size larger than the canvas.
         """
         if resize_masks_first is None:
             resize_masks_first = self.task != "semantic"
         results: list[Any] = []
+        if getattr(outputs, "class_queries_logits", None) is None:
+            for logits, sizes in self._pictures_of_logits(outputs.logits, target_sizes, input_sizes):
+                if return_segmentation_scores:
+                    results.append(_with_scores(logits_at(logits, *sizes)))
+                else:
+                    results.append(labels_of_logits(logits, *sizes))
+            return results
         for class_logits, mask_logits, input_size, target_size in self._pictures(outputs, target_sizes, input_sizes):
             if not return_segmentation_scores:
                 results.append(semantic_labels(class_logits, mask_logits, input_size, target_size, resize_masks_first))
                 continue
             first = target_size if resize_masks_first else None
             scores = semantic_scores(class_logits, mask_logits, input_size, first)
-            scores = resize(scores, input_size if target_size is None else target_size)
-            data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
-            results.append(SemanticSegmentationPostProcessorOutput(data=data))
+            results.append(_with_scores(resize(scores, input_size if target_size is None else target_size)))
         return results
 
     @for_tasks("instance", "panoptic")
@@ -361,6 +381,35 @@ class FASegPostProcessing:
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
+
+    def _pictures_of_logits(
+        self, logits: Tensor, target_sizes: Any, input_sizes: Any
+    ) -> Iterator[tuple[Tensor, tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]]]:
+        """Per picture: logits `(K, h, w)`; canvas, input size, target size or None.
+
+        A canvas need not be a multiple of the stride: it is what the processor's rule makes of the input sizes.
+        """
+        batch, _, height, width = logits.shape
+        canvas = (height * LOGITS_STRIDE, width * LOGITS_STRIDE)
+        targets = None if target_sizes is None else checked_sizes("target_sizes", target_sizes, batch)
+        inputs = None if input_sizes is None else checked_sizes("input_sizes", input_sizes, batch)
+        if inputs is None and targets is not None:
+            inputs = [self.network_size(*target) for target in targets]
+        if inputs is not None:
+            expected = self.canvas_size(inputs)
+            if tuple(-(-side // LOGITS_STRIDE) for side in expected) == (height, width):
+                canvas = expected
+            elif input_sizes is None:
+                logger.warning(
+                    f"target_sizes {targets} would have been resized and padded to {expected}, but the model saw about"
+                    f" {canvas}: taking all of it as picture. Pass the processor's input_sizes to cut the padding."
+                )
+                inputs = None
+        for index in range(batch):
+            input_size = canvas if inputs is None else inputs[index]
+            if input_size[0] > canvas[0] or input_size[1] > canvas[1]:
+                raise ValueError(f"input_sizes holds {input_size}, larger than the padded network input {canvas}")
+            yield logits[index], (canvas, input_size, None if targets is None else targets[index])
 
     def _pictures(
         self, outputs: Any, target_sizes: Any, input_sizes: Any

@@ -63,6 +63,35 @@ def semantic_labels(
     return best_classes(blocks, size, device)
 
 
+@torch.no_grad()
+def labels_of_logits(
+    logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None = None
+) -> Tensor:
+    """The class with the largest logit of every pixel, after two resizes: to the canvas, and of the picture's part of
+    it to the target.
+
+    Args:
+        logits: `(K, h, w)`.
+        canvas: size of the padded network input.
+        target_size: size of the result, the input size if left out.
+    Returns:
+        int64 map of `target_size`.
+    """
+    size = input_size if target_size is None else target_size
+    last = logits.float().permute(1, 2, 0).contiguous()
+    height, width, channels = last.shape
+    upsample = _Resize((height, width), canvas, logits.device, kept=input_size)
+
+    def rows(start: int, stop: int) -> Tensor:
+        return upsample(last, 0, start, stop)
+
+    if size == input_size:
+        blocks = all_rows(rows, size, channels, logits.device)
+    else:
+        blocks = resized_rows(rows, input_size, size, channels, logits.device)
+    return best_classes(blocks, size, logits.device)
+
+
 def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Argmax over classes of `scores` `(K, h, w)` resized to `size`, without holding all classes at that size."""
     channels, height, width = scores.shape

@@ -29,6 +29,9 @@ from scripts.training.samples import BadSample, BadSamples, check_labels, decode
 from scripts.training.streaming import StreamRow, worker_loader
 
 
+# Models whose class scores, averaged over windows as they are, become probabilities before sizes are averaged.
+SOFTMAX_MODELS = ("qlseg", "semask")
+
 # ---- from a picture to class scores ---------------------------------------------------------------------------------
 
 
@@ -54,6 +57,11 @@ def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], targe
         inputs: `pixel_values` (1, 3, H, W) and `pixel_mask` (1, H, W), 1 where there is picture.
     """
     return post_processed(model, processor, inputs, target_size, with_scores=True).segmentation_scores
+
+
+def comparable_scores(model: Any, scores: Tensor) -> Tensor:
+    """Class scores `(K, H, W)` as multi-scale evaluation averages them: of some models their softmax."""
+    return scores.softmax(dim=0) if model.config.model_type in SOFTMAX_MODELS else scores
 
 
 def semantic_labels(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]) -> Tensor:
@@ -134,6 +142,7 @@ def multi_scale_scores(
         else:
             view = resized_view(image, size, mirrored)
             scores = resize(window_scores(model, processor, view, windows, device), target_size)
+        scores = comparable_scores(model, scores)
         scores = scores.flip(-1) if mirrored else scores
         total = scores if total.ndim == 0 else total.add_(scores)
     return total.div_(len(views))

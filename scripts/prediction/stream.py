@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from scripts.evaluation.inference import (
+    comparable_scores,
     first_example,
     label_array,
     processed_inputs,
@@ -208,7 +209,7 @@ class Prediction:
         inputs = processed_inputs(self.processor, image, self.accelerator.device)
         size = (image.height, image.width)
         if self.shards.with_scores:
-            scores = semantic_scores(self.model, self.processor, inputs, size)
+            scores = comparable_scores(self.model, semantic_scores(self.model, self.processor, inputs, size))
             labels = label_array(scores.argmax(dim=0))
             share = (255 * scores.amax(dim=0) / scores.sum(dim=0).clamp(min=1e-12)).round().clamp(0, 255)
             row["score"] = png(Image.fromarray(share.cpu().numpy().astype(np.uint8)), sample["name"])

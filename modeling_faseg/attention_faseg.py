@@ -10,6 +10,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_faseg import FASegConfig
 
 
+def attention_weights(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    """`(B, N, Q, L)` weights in the dtype of `query`; rows sum to one."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -21,10 +29,7 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """Attention by two matrix products; returns its weights, which DFPQ needs."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = attention_weights(query, key, attention_mask, scaling)
     dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
 
@@ -52,6 +57,7 @@ class FASegAttention(nn.Module):
         blocked: Tensor | None = None,
         need_weights: bool = False,
         output_scale: Tensor | None = None,
+        report_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
@@ -60,10 +66,12 @@ class FASegAttention(nn.Module):
                 bias of the output projection, as torch's multi-head attention has it.
             values: `(B, L, C)`.
             blocked: `(B, 1, Q or 1, L)`, `True` where a query may not look; None blocks nothing.
-            need_weights: whether the weights are wanted, which only eager attention gives.
+            need_weights: whether the model computes with the weights, which only eager attention gives.
             output_scale: `(B, 1, 1)` factor of what was attended to; 0 stands for no keys at all.
+            report_weights: whether the weights are to be looked at: the output is computed as without.
         Returns:
-            `(B, Q, C)` and the weights `(B, N, Q, L)`, None if the attention implementation gives none.
+            `(B, Q, C)` and the weights `(B, N, Q, L)`, None if they are not asked for and the attention implementation
+            gives none.
         """
         if keys.shape[1] == 0:
             return self.o_proj(torch.zeros_like(queries)), None
@@ -78,15 +86,18 @@ class FASegAttention(nn.Module):
             # Finite, with room for the score it is added to: a row without any key left stays finite too.
             attention_mask = torch.zeros_like(blocked, dtype=query.dtype)
             attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min / 2)
+        key = self._split_heads(self.k_proj(keys))
         output, weights = attention(
             self,
             query,
-            self._split_heads(self.k_proj(keys)),
+            key,
             self._split_heads(self.v_proj(values)),
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
         )
+        if report_weights and weights is None:
+            weights = attention_weights(query, key, attention_mask, self.scaling)
         output = output.flatten(2)
         if output_scale is not None:
             output = output * output_scale

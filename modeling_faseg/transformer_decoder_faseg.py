@@ -25,8 +25,10 @@ class FASegFocus:
     """Where the queries looked, layer by layer (`output_focus=True`).
 
     `focus_maps`: per layer `(B, Q, H/s, W/s)` attention averaged over heads, on the level that the layer attended to;
-    `positional_queries`: per layer `(B, Q, C)` positional queries in use after it; `hrca_windows`: per layer None, or
-    for an HRCA layer its kept windows `(B, W)` (indices of level-0 tokens) and the windows' side in pixels of level 3.
+    each sums to one, but those of an HRCA layer that keeps no window, which are zero, as they are outside of windows.
+    `positional_queries`: per layer `(B, Q, C)` positional queries in use after it.
+    `hrca_windows`: per layer None, or for an HRCA layer its kept windows `(B, W)`, best first (indices of level-0
+    tokens; -1 where a padded picture keeps fewer than W), and the windows' side in pixels of level 3. W may be 0.
     """
 
     focus_maps: list[Tensor] = field(default_factory=list)
@@ -109,6 +111,7 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
         blocked: Tensor | None = None,
         attended_share: Tensor | None = None,
         need_weights: bool = True,
+        report_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
@@ -118,12 +121,13 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
             keys: `(B, L, C)` with positions; `values`: `(B, L, C)` without.
             blocked: `(B, 1, Q or 1, L)` mask of the cross-attention.
             attended_share: `(B, 1, 1)`, 0 for pictures of which nothing is attended to.
-            need_weights: whether the cross-attention's weights are wanted.
+            need_weights: whether the model computes with the cross-attention's weights.
+            report_weights: whether they are to be looked at, without a change of anything else.
         Returns:
             `(B, Q, C)` and the cross-attention averaged over heads `(B, Q, L)`, float32, or None.
         """
         update, weights = self.cross_attn(
-            hidden_states + cross_position, keys, values, blocked, need_weights, attended_share
+            hidden_states + cross_position, keys, values, blocked, need_weights, attended_share, report_weights
         )
         hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(update))
         positioned = hidden_states + self_position
@@ -131,7 +135,9 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
         hidden_states = self.self_attn_layer_norm(hidden_states + self._drop(update))
         update = self.fc2(self._drop(nn.functional.relu(self.fc1(hidden_states))))
         hidden_states = self.final_layer_norm(hidden_states + self._drop(update))
-        return hidden_states, weights.float().mean(1) if need_weights and weights is not None else None
+        if weights is None or not (need_weights or report_weights):
+            return hidden_states, None
+        return hidden_states, weights.float().mean(1)
 
     def _drop(self, update: Tensor) -> Tensor:
         return nn.functional.dropout(update, self.dropout, self.training)
@@ -224,10 +230,17 @@ class FASegTransformerDecoder(nn.Module):
                     value,
                     blocked,
                     attended_share,
-                    output_focus,
+                    need_weights=False,
+                    report_weights=output_focus,
                 )
                 if output.focus is not None:
-                    self._record_windows(output.focus, attention, windows, feature_maps, positional_queries)
+                    if attention is not None and attended_share is not None:
+                        attention = attention * attended_share
+                    output.focus.focus_maps.append(self._window_focus(attention, windows, feature_maps))
+                    output.focus.positional_queries.append(positional_queries)
+                    kept = self._windows_kept(windows, valid)
+                    reported = windows if kept is None else windows.masked_fill(~kept, -1)
+                    output.focus.hrca_windows.append((reported, self._window_side(feature_maps)))
                 continue
 
             probs = torch.matmul(mask_embeddings.detach(), level_mask_features[level]).float().sigmoid()
@@ -305,44 +318,44 @@ class FASegTransformerDecoder(nn.Module):
         keys = values + _gather_pixels(positions[HIGH_RESOLUTION_LEVEL], index)
         if valid is None:
             return keys, values, None, None
-        # Each picture keeps as many windows as it would without its padding.
+        kept = cast(Tensor, self._windows_kept(windows, valid))
+        pixels = _gather_pixels(valid[HIGH_RESOLUTION_LEVEL], index)[..., 0]
+        pixels = pixels & kept.repeat_interleave(index.shape[1] // max(windows.shape[1], 1), dim=1)
+        return keys, values, ~pixels[:, None, None, :], pixels.any(1)[:, None, None].to(keys.dtype)
+
+    def _windows_kept(self, windows: Tensor, valid: list[Tensor] | None) -> Tensor | None:
+        """Which of `windows` `(B, W)` each picture keeps: as many as it would without its padding. None: all."""
+        if valid is None:
+            return None
         num_tokens = valid[0].flatten(1).sum(1, keepdim=True)
         num_windows = (num_tokens // self.config.high_resolution_reduction).clamp(
             min=self.config.high_resolution_min_windows
         )
-        kept = torch.arange(windows.shape[1], device=windows.device) < torch.minimum(num_windows, num_tokens)
-        pixels = _gather_pixels(valid[HIGH_RESOLUTION_LEVEL], index)[..., 0]
-        pixels = pixels & kept.repeat_interleave(index.shape[1] // max(windows.shape[1], 1), dim=1)
-        return keys, values, ~pixels[:, None, None, :], pixels.any(1)[:, None, None].to(keys.dtype)
+        return torch.arange(windows.shape[1], device=windows.device) < torch.minimum(num_windows, num_tokens)
+
+    def _window_side(self, feature_maps: list[Tensor]) -> int:
+        """Pixels of level 3 along a window, which lies under one token of level 0."""
+        return feature_maps[HIGH_RESOLUTION_LEVEL].shape[-1] // feature_maps[0].shape[-1]
 
     def _window_pixels(self, windows: Tensor, feature_maps: list[Tensor]) -> Tensor:
         """`(B, W * side * side)` level-3 tokens of the windows `(B, W)`, row by row within each."""
         columns = feature_maps[0].shape[-1]
         fine_columns = feature_maps[HIGH_RESOLUTION_LEVEL].shape[-1]
-        side = fine_columns // columns
+        side = self._window_side(feature_maps)
         offsets = torch.arange(side, device=windows.device)
         rows = (windows // columns)[..., None, None] * side + offsets[:, None]
         pixels = rows * fine_columns + (windows % columns)[..., None, None] * side + offsets
         return pixels.flatten(1)
 
-    def _record_windows(
-        self,
-        focus: FASegFocus,
-        attention: Tensor | None,
-        windows: Tensor,
-        feature_maps: list[Tensor],
-        positional_queries: Tensor,
-    ) -> None:
-        """Add an HRCA layer to `focus`: its attention lies on the kept windows of level 3 and is zero elsewhere."""
-        batch_size, num_queries = positional_queries.shape[:2]
+    def _window_focus(self, attention: Tensor | None, windows: Tensor, feature_maps: list[Tensor]) -> Tensor:
+        """`(B, Q, W * side * side)` attention of an HRCA layer as `(B, Q, H/4, W/4)`, zero outside of its windows."""
+        batch_size, num_queries = len(windows), self.config.num_queries
         height, width = feature_maps[HIGH_RESOLUTION_LEVEL].shape[-2:]
-        focus_map = positional_queries.new_zeros((batch_size, num_queries, height * width), dtype=torch.float32)
+        focus_map = torch.zeros((batch_size, num_queries, height * width), device=windows.device)
         if attention is not None:
             index = self._window_pixels(windows, feature_maps)[:, None].expand(-1, num_queries, -1)
             focus_map = focus_map.scatter(2, index, attention)
-        focus.focus_maps.append(focus_map.unflatten(2, (height, width)))
-        focus.positional_queries.append(positional_queries)
-        focus.hrca_windows.append((windows, width // feature_maps[0].shape[-1]))
+        return focus_map.unflatten(2, (height, width))
 
 
 def _masks(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

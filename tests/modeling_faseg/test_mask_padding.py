@@ -95,11 +95,14 @@ def test_a_picture_too_small_for_a_window_reads_none_beside_a_large_one():
     _, pictures, pixel_mask = padded_batch()
     maps = model.model.backbone(pictures).feature_maps
     _, _, focus = run_head(model, maps, pixel_mask)
-    assert focus.hrca_windows[3][0].shape == (2, 2)
+    windows = focus.hrca_windows[3][0]
+    assert (windows >= 0).tolist() == [[False, False], [True, True]]
+    looked = torch.tensor([[0.0], [1.0]]).expand(-1, 6)
+    torch.testing.assert_close(focus.focus_maps[3].flatten(2).sum(-1), looked)
     decoder = model.model.transformer_decoder
     decoded = model.model.pixel_decoder(list(maps), level_masks(pixel_mask))
     _, _, blocked, attended_share = decoder._read_windows(
-        focus.hrca_windows[3][0], decoded.feature_maps, decoded.positions, level_masks(pixel_mask)
+        windows.clamp(min=0), decoded.feature_maps, decoded.positions, level_masks(pixel_mask)
     )
     assert attended_share.flatten().tolist() == [0.0, 1.0]
     assert blocked[0].all() and not blocked[1].any()

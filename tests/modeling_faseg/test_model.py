@@ -196,25 +196,6 @@ def test_attention_without_keys_is_the_output_bias():
     torch.testing.assert_close(output, attention.o_proj.bias.expand(2, 6, -1))
 
 
-def test_focus_output():
-    pictures = tiny_batch()["pixel_values"]
-    model = tiny_model()
-    output = model(pictures, output_focus=True)
-    assert [tuple(focus.shape[-2:]) for focus in output.focus_maps] == [(2, 3), (4, 6), (8, 12), (16, 24), (2, 3)]
-    for focus in output.focus_maps:
-        torch.testing.assert_close(focus.flatten(2).sum(-1), torch.ones(2, 6))
-    assert len(output.positional_queries) == 5
-    windows, side = output.hrca_windows[3]
-    assert side == 8
-    # attention lies on the kept windows alone
-    outside = torch.ones(2, 2, 3)
-    outside.flatten(1).scatter_(1, windows, 0)
-    outside = outside.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    assert (output.focus_maps[3] * outside[:, None]).abs().max() == 0
-    assert model(pictures).focus_maps is None
-    torch.testing.assert_close(model(pictures).masks_queries_logits, output.masks_queries_logits, rtol=1e-4, atol=1e-6)
-
-
 def test_another_label_set_keeps_everything_but_the_class_head(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)

@@ -39,6 +39,18 @@ def semantic_labels(
     Returns:
         int64 map of `target_size`.
     """
+    blocks = score_blocks(class_logits, mask_logits, input_size, target_size, resize_masks_first)
+    return best_classes(blocks, input_size if target_size is None else target_size, class_logits.device)
+
+
+def score_blocks(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    input_size: tuple[int, int],
+    target_size: tuple[int, int] | None = None,
+    resize_masks_first: bool = False,
+) -> Iterable[Tensor]:
+    """Blocks of rows `(n, width, K)` of the class scores whose best are `semantic_labels`, from top to bottom."""
     device = class_logits.device
     class_probs = class_logits.float().softmax(dim=-1)[:, :-1].contiguous()
     logits = mask_logits.float().permute(1, 2, 0).contiguous()
@@ -51,16 +63,13 @@ def semantic_labels(
     def score_rows(start: int, stop: int) -> Tensor:
         return torch.matmul(mask_rows(start, stop).sigmoid_(), class_probs)
 
-    blocks: Iterable[Tensor]
     size = input_size if target_size is None else target_size
     if size == input_size:
-        blocks = all_rows(score_rows, size, max(class_probs.shape), device)
-    elif resize_masks_first:
+        return all_rows(score_rows, size, max(class_probs.shape), device)
+    if resize_masks_first:
         blocks = resized_rows(mask_rows, input_size, size, max(class_probs.shape), device)
-        blocks = (torch.matmul(block.sigmoid_(), class_probs) for block in blocks)
-    else:
-        blocks = resized_rows(score_rows, input_size, size, max(class_probs.shape), device)
-    return best_classes(blocks, size, device)
+        return (torch.matmul(block.sigmoid_(), class_probs) for block in blocks)
+    return resized_rows(score_rows, input_size, size, max(class_probs.shape), device)
 
 
 @torch.no_grad()
@@ -77,6 +86,14 @@ def labels_of_logits(
     Returns:
         int64 map of `target_size`.
     """
+    blocks = logit_blocks(logits, canvas, input_size, target_size)
+    return best_classes(blocks, input_size if target_size is None else target_size, logits.device)
+
+
+def logit_blocks(
+    logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None = None
+) -> Iterator[Tensor]:
+    """Blocks of rows `(n, width, K)` of the logits whose largest are `labels_of_logits`, from top to bottom."""
     size = input_size if target_size is None else target_size
     last = logits.float().permute(1, 2, 0).contiguous()
     height, width, channels = last.shape
@@ -86,10 +103,8 @@ def labels_of_logits(
         return upsample(last, 0, start, stop)
 
     if size == input_size:
-        blocks = all_rows(rows, size, channels, logits.device)
-    else:
-        blocks = resized_rows(rows, input_size, size, channels, logits.device)
-    return best_classes(blocks, size, logits.device)
+        return all_rows(rows, size, channels, logits.device)
+    return resized_rows(rows, input_size, size, channels, logits.device)
 
 
 def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ from transformers.image_utils import SizeDict
 
 from image_processing.post_processing_faseg import resize
 from image_processing.preprocessing_faseg import network_size
+from scripts.evaluation.confidence import confidence_of, labels_and_confidence
 from scripts.evaluation.mean_iou import confusion_matrix, valid_part
 from scripts.evaluation.sliding_window import Windows
 from scripts.training.command_line import UserError
@@ -162,13 +163,25 @@ class SingleScale:
         self.model, self.processor, self.device, self.windows = model, processor, device, windows
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        size = (image.height, image.width)
         if self.windows is None:
             inputs = processed_inputs(self.processor, image, self.device)
-            return label_array(semantic_labels(self.model, self.processor, inputs, size))
+            return label_array(semantic_labels(self.model, self.processor, inputs, (image.height, image.width)))
+        return label_array(self.scores_through_windows(image, self.windows).argmax(dim=0))
+
+    def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """The same label map, and its confidence, see `confidence.py`."""
+        if self.windows is None:
+            inputs = processed_inputs(self.processor, image, self.device)
+            labels, confidence = labels_and_confidence(self.model, self.processor, inputs, (image.height, image.width))
+            return label_array(labels), confidence.cpu().numpy()
+        scores = self.scores_through_windows(image, self.windows)
+        return label_array(scores.argmax(dim=0)), confidence_of(comparable_scores(self.model, scores)).cpu().numpy()
+
+    def scores_through_windows(self, image: Image.Image, windows: Windows) -> Tensor:
+        """`(K, H, W)` class scores at the picture's size."""
+        size = (image.height, image.width)
         view = resized_view(image, self.processor.network_size(*size), flip=False)
-        scores = window_scores(self.model, self.processor, view, self.windows, self.device)
-        return label_array(resize(scores, size).argmax(dim=0))
+        return resize(window_scores(self.model, self.processor, view, windows, self.device), size)
 
 
 class MultiScale:
@@ -192,12 +205,20 @@ class MultiScale:
         self.base, self.edges, self.windows = base, list(edges), windows
 
     def __call__(self, image: Image.Image) -> np.ndarray:
+        return label_array(self.scores(image).argmax(dim=0))
+
+    def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """The same label map, and its confidence, see `confidence.py`."""
+        scores = self.scores(image)
+        return label_array(scores.argmax(dim=0)), confidence_of(scores).cpu().numpy()
+
+    def scores(self, image: Image.Image) -> Tensor:
+        """`(K, H, W)` mean class scores at the picture's size."""
         size = (image.height, image.width)
         resized = resized_view(image, view_size(image, *self.base), flip=False)
-        scores = multi_scale_scores(
+        return multi_scale_scores(
             self.model, self.processor, resized, size, self.edges, device=self.device, windows=self.windows
         )
-        return label_array(scores.argmax(dim=0))
 
 
 # ---- from a split to counts -----------------------------------------------------------------------------------------

@@ -1,0 +1,56 @@
+"""How sure the model is of each pixel: the best class's share of the scores of all classes.
+
+A query-based model's score of a class is a sum over queries of class probability times mask probability, which is no
+distribution over classes: the share makes it one. A model with one logit per class is asked for its softmax. Scores of
+several windows or sizes are averaged before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from image_processing.semantic_labels_faseg import best_classes, logit_blocks, score_blocks
+
+
+LEAST_SUM = 1e-12
+
+
+def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:
+    """Share of the best class in `scores` (at least 0), whose dimension `classes` goes; in 0..1."""
+    return scores.amax(dim=classes) / scores.sum(dim=classes).clamp(min=LEAST_SUM)
+
+
+def watched(blocks: Iterable[Tensor], confidence: Tensor, are_logits: bool) -> Iterator[Tensor]:
+    """The blocks `(n, width, K)` of a picture as they are; their confidence goes into `confidence` on the way."""
+    start = 0
+    for block in blocks:
+        confidence[start : start + len(block)] = confidence_of(block.softmax(-1) if are_logits else block, -1)
+        start += len(block)
+        yield block
+
+
+@torch.no_grad()
+def labels_and_confidence(
+    model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """What `inference.semantic_labels` gives, and the confidence in it, float32, both of `target_size`.
+
+    All scores at that size never exist at once.
+    """
+    outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+    mask = inputs["pixel_mask"][0]
+    input_size = (int(mask[:, 0].sum()), int(mask[0].sum()))
+    are_logits = getattr(outputs, "class_queries_logits", None) is None
+    blocks: Iterable[Tensor]
+    if are_logits:
+        ((logits, sizes),) = processor._pictures_of_logits(outputs.logits, [target_size], [input_size])
+        blocks = logit_blocks(logits, *sizes)
+    else:
+        classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
+        blocks = score_blocks(classes, masks, input_size, target_size, processor.task != "semantic")
+    confidence = torch.empty(target_size, device=mask.device)
+    return best_classes(watched(blocks, confidence, are_logits), target_size, mask.device), confidence

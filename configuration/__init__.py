@@ -3,8 +3,10 @@
 from transformers import AutoConfig
 
 from .configuration_faseg import FASegConfig
+from .configuration_semask import SeMaskConfig, SeMaskSwinConfig
 
 
 AutoConfig.register("faseg", FASegConfig, exist_ok=True)
+AutoConfig.register("semask", SeMaskConfig, exist_ok=True)
 
-__all__ = ["FASegConfig"]
+__all__ = ["FASegConfig", "SeMaskConfig", "SeMaskSwinConfig"]

@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .configuration_semask import with_semantic_classes
+
 
 @strict
 class FASegConfig(PreTrainedConfig):
@@ -155,6 +157,7 @@ class FASegConfig(PreTrainedConfig):
                     "'convnextv2', 'timm_backbone', ..."
                 )
         super().__post_init__(**kwargs)
+        self.backbone_config = with_semantic_classes(self.backbone_config, self.num_labels)
 
     def validate_architecture(self) -> None:
         """Check fields against each other and their ranges.

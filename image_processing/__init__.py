@@ -2,7 +2,7 @@
 
 from transformers import AutoImageProcessor
 
-from configuration import FASegConfig
+from configuration import FASegConfig, SeMaskConfig
 
 from .image_processing_faseg import FASegImageProcessor
 from .image_processing_pil_faseg import FASegImageProcessorPil
@@ -10,10 +10,11 @@ from .image_processing_pil_faseg import FASegImageProcessorPil
 
 FASegImageProcessor.register_for_auto_class("AutoImageProcessor")
 FASegImageProcessorPil.register_for_auto_class("AutoImageProcessor")
-AutoImageProcessor.register(
-    FASegConfig,
-    image_processor_classes={"torchvision": FASegImageProcessor, "pil": FASegImageProcessorPil},
-    exist_ok=True,
-)
+for _config_class in (FASegConfig, SeMaskConfig):
+    AutoImageProcessor.register(
+        _config_class,
+        image_processor_classes={"torchvision": FASegImageProcessor, "pil": FASegImageProcessorPil},
+        exist_ok=True,
+    )
 
 __all__ = ["FASegImageProcessor", "FASegImageProcessorPil"]

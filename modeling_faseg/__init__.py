@@ -1,4 +1,4 @@
-"""The FASeg models; importing this package registers them with transformers' auto classes."""
+"""The FASeg and SeMask models; importing this package registers them with transformers' auto classes."""
 
 from transformers import (
     AutoModel,
@@ -9,7 +9,9 @@ from transformers import (
 
 import configuration  # noqa: F401  (registers the configurations)
 
+from .backbone_semask import SeMaskBackboneOutput, SeMaskSwinBackbone
 from .configuration_faseg import FASegConfig
+from .configuration_semask import SeMaskConfig
 from .modeling_faseg import (
     FASegForUniversalSegmentation,
     FASegForUniversalSegmentationOutput,
@@ -17,6 +19,7 @@ from .modeling_faseg import (
     FASegModelOutput,
     FASegPreTrainedModel,
 )
+from .modeling_semask import SeMaskForSemanticSegmentation, SeMaskPreTrainedModel, SeMaskSemanticSegmenterOutput
 
 
 AutoModel.register(FASegConfig, FASegModel, exist_ok=True)
@@ -26,6 +29,8 @@ for _auto_class in (
     AutoModelForImageSegmentation,
 ):
     _auto_class.register(FASegConfig, FASegForUniversalSegmentation, exist_ok=True)
+for _auto_class in (AutoModelForSemanticSegmentation, AutoModelForImageSegmentation):
+    _auto_class.register(SeMaskConfig, SeMaskForSemanticSegmentation, exist_ok=True)
 
 __all__ = [
     "FASegForUniversalSegmentation",
@@ -33,4 +38,9 @@ __all__ = [
     "FASegModel",
     "FASegModelOutput",
     "FASegPreTrainedModel",
+    "SeMaskBackboneOutput",
+    "SeMaskForSemanticSegmentation",
+    "SeMaskPreTrainedModel",
+    "SeMaskSemanticSegmenterOutput",
+    "SeMaskSwinBackbone",
 ]

@@ -1,4 +1,4 @@
-"""Official FASeg checkpoint -> a folder that `from_pretrained` loads.
+"""Official FASeg or SeMask-FPN checkpoint -> a folder that `from_pretrained` loads.
 
 python scripts/convert_checkpoint.py --checkpoint ade_faseg_r50.pth --model_id faseg-resnet50-ade20k --output_dir DIR
 python scripts/convert_checkpoint.py --model_id faseg-resnet50-ade20k --output_dir DIR      (fetches the released file)
@@ -21,9 +21,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from configuration import FASegConfig
 from image_processing import FASegImageProcessor
-from modeling_faseg import FASegForUniversalSegmentation
+from modeling_faseg import FASegForUniversalSegmentation, SeMaskForSemanticSegmentation
+from scripts.conversion import semask_names
 from scripts.conversion.checkpoint_files import download, read_checkpoint, sha256
 from scripts.conversion.parameter_names import ConversionError, convert_state_dict, official_parameter_names
 from scripts.training.command_line import PROJECT_ROOT, UserError, parse_arguments, run_command
@@ -38,19 +38,28 @@ RELEASED_FILES = {
     "faseg-swin-large-ade20k-640": _RELEASE + "ade_faseg_swin_l.pth",
     "faseg-resnet50-cityscapes": _RELEASE + "cityscapes_faseg_r50.pth",
 }
+# Files that have to be fetched by hand, and where.
+RELEASED_PAGES = dict(semask_names.RELEASED_PAGES)
+# Model class and converter of each kind of configuration.
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "faseg": (FASegForUniversalSegmentation, convert_state_dict),
+    "semask": (SeMaskForSemanticSegmentation, semask_names.convert_state_dict),
+}
 HUB_CARDS = PROJECT_ROOT / "hub_cards"
 
 
 @dataclass
 class ConvertArguments:
-    """Convert an official FASeg checkpoint to a from_pretrained folder."""
+    """Convert an official FASeg or SeMask-FPN checkpoint to a from_pretrained folder."""
 
     output_dir: str = field(default="", metadata={"help": "Folder to write; must not hold anything yet."})
     checkpoint: str | None = field(
         default=None,
         metadata={"help": "Official file: .pth, .pkl or .safetensors. Without it the release is fetched."},
     )
-    model_id: str | None = field(default=None, metadata={"help": f"One of {', '.join(RELEASED_FILES)}."})
+    model_id: str | None = field(
+        default=None, metadata={"help": f"One of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}."}
+    )
     config: str | None = field(default=None, metadata={"help": "config.json of another architecture."})
     url: str | None = field(
         default=None,
@@ -73,12 +82,13 @@ def main() -> None:
         checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else _fetch(arguments)
         if checkpoint.is_file():
             print(f"sha256 {sha256(checkpoint)}  {checkpoint}")
-        state_dict = convert_state_dict(read_checkpoint(checkpoint), config)
+        model_class, convert = FAMILIES[config.model_type]
+        state_dict = convert(read_checkpoint(checkpoint), config)
+        model = model_class(config)
     except ValueError as error:  # a ConversionError, or a config that its own checks let pass and the model does not
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"{error.strerror or error}: {error.filename or arguments.checkpoint}") from error
-    model = FASegForUniversalSegmentation(config)
     model.load_state_dict(state_dict, strict=True)
 
     # --- folder ------------------------------------------------------------------------------------------------------
@@ -126,8 +136,12 @@ def _config_and_processor(arguments: ConvertArguments) -> tuple[Any, Any]:
     if (arguments.model_id is None) == (arguments.config is None):
         raise UserError("give either --model_id or --config")
     if arguments.model_id is not None:
-        if arguments.model_id not in RELEASED_FILES:
-            raise UserError(f"--model_id {arguments.model_id!r} is unknown: one of {', '.join(RELEASED_FILES)}")
+        known = [*RELEASED_FILES, *RELEASED_PAGES]
+        if arguments.model_id not in known:
+            raise UserError(f"--model_id {arguments.model_id!r} is unknown: one of {', '.join(known)}")
+        if arguments.model_id in RELEASED_PAGES and not (arguments.checkpoint or arguments.url):
+            page = RELEASED_PAGES[arguments.model_id]
+            raise UserError(f"--model_id {arguments.model_id}: fetch the file from {page} and give it as --checkpoint")
         config_file = HUB_CARDS / arguments.model_id / "config.json"
         if not config_file.is_file():
             raise UserError(f"{config_file} is missing: run from a checkout of the project, or give --config")
@@ -141,14 +155,14 @@ def _config_and_processor(arguments: ConvertArguments) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(config_file)
     except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{config_file}: {error}") from error
-    if config.model_type != FASegConfig.model_type:
-        raise UserError(f"{config_file}: model_type is {config.model_type!r}, not 'faseg'")
+    if config.model_type not in FAMILIES:
+        raise UserError(f"{config_file}: model_type is {config.model_type!r}, not one of {', '.join(FAMILIES)}")
     beside = config_file.with_name("preprocessor_config.json")
     if beside.is_file():
         processor = FASegImageProcessor.from_pretrained(beside.parent)
     else:
         processor = FASegImageProcessor(
-            task=config.task, num_labels=config.num_labels, ignore_index=config.ignore_value
+            task=getattr(config, "task", "semantic"), num_labels=config.num_labels, ignore_index=config.ignore_value
         )
     return config, processor
 

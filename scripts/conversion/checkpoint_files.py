@@ -28,7 +28,7 @@ _PICKLE_SUFFIXES = (".pth", ".pt", ".pkl")
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The official state dict in `path` (`.safetensors`; `.pth`, `.pt` or `.pkl` with weights only), on the CPU.
 
-    A file may hold the state dict itself or `{"model": state dict, ...}`.
+    A file may hold the state dict itself, `{"model": state dict, ...}` or `{"state_dict": state dict, ...}`.
 
     Raises:
         ConversionError: naming the file and what is wrong with it.
@@ -47,8 +47,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: unknown kind {path.suffix!r}; known: .safetensors, {', '.join(_PICKLE_SUFFIXES)}"
         )
     content = _read_pickle(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     return _finite(_as_state_dict(content, path), path)
 
 

@@ -202,7 +202,17 @@ def convert_state_dict(official: dict[str, Tensor], config: Any, head_only: bool
     expected = _expected(config)
     if head_only:
         expected = {name: value for name, value in expected.items() if _is_head(name)}
-    sources = {name: official_source(name) for name in expected}
+    return take_tensors(official, expected, {name: official_source(name) for name in expected})
+
+
+def take_tensors(
+    official: dict[str, Tensor], expected: dict[str, Tensor], sources: dict[str, Source]
+) -> dict[str, Tensor]:
+    """A state dict of the names, shapes and types of `expected`, filled from the official one.
+
+    Raises:
+        ConversionError: missing or unexpected names, other shapes.
+    """
     has_counters = any(name.endswith(".num_batches_tracked") for name in official)
 
     missing = sorted(
@@ -219,8 +229,8 @@ def convert_state_dict(official: dict[str, Tensor], config: Any, head_only: bool
     if missing or unexpected:
         raise ConversionError(
             "the checkpoint and the config describe different models"
-            + (f"; missing from the checkpoint: {_listed(missing)}" if missing else "")
-            + (f"; unknown to the config: {_listed(unexpected)}" if unexpected else "")
+            + (f"; missing from the checkpoint: {listed(missing)}" if missing else "")
+            + (f"; unknown to the config: {listed(unexpected)}" if unexpected else "")
         )
 
     converted = {}
@@ -273,7 +283,7 @@ def _refuse_other_models(official: dict[str, Tensor]) -> None:
             raise ConversionError("the checkpoint is of a decode_head model (SeMask, QLSeg or another), not of FASeg")
         raise ConversionError(
             "the checkpoint has no head weights (sem_seg_head.predictor.*): a backbone alone, or another "
-            f"model; its names start {_listed(sorted(official))}"
+            f"model; its names start {listed(sorted(official))}"
         )
     lacking = [
         part
@@ -292,19 +302,21 @@ def _check_sizes(official: dict[str, Tensor], config: Any) -> None:
     for name, axis, offset, field in _SIZES:
         value = official.get(name)
         if value is not None and value.ndim > axis:
-            _same(field, value.shape[axis] - offset, getattr(config, field))
+            same_size(field, value.shape[axis] - offset, getattr(config, field))
     for pattern, field in _DEPTHS:
         indices = [int(match.group(1)) for name in official if (match := re.match(pattern, name))]
-        _same(field, max(indices, default=-1) + 1, getattr(config, field))
+        same_size(field, max(indices, default=-1) + 1, getattr(config, field))
 
 
-def _same(field: str, found: int, wanted: int) -> None:
+def same_size(field: str, found: int, wanted: int) -> None:
+    """Raises a `ConversionError` that names the field where a checkpoint differs from the config."""
     if found != wanted:
         raise ConversionError(
             f"the checkpoint has {field}={found}, the config {field}={wanted}: use that checkpoint's config"
         )
 
 
-def _listed(names: list[str], limit: int = 4) -> str:
+def listed(names: list[str], limit: int = 4) -> str:
+    """The first of the names, and how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

@@ -1,0 +1,458 @@
+"""SeMask Swin: a Swin Transformer that ends every stage with semantic attention.
+
+Notation: B batch, H and W of a stage's map, C its channels, K classes, W' windows of L tokens each, N heads.
+
+The module names are those of transformers' Swin, so that ImageNet weights fit. The code is this project's own: the
+reference drops paths on both branches, never shrinks a window to a small map, and has no norm after the last stage.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_semask import SeMaskSwinConfig
+
+
+BLOCKED = -100.0  # added to the score of a key that the cyclic shift has brought next to a query (reference)
+
+
+@dataclass
+class SeMaskBackboneOutput(BackboneOutput):
+    """Output of `SeMaskSwinBackbone`: transformers' `BackboneOutput` and the semantic maps.
+
+    Args:
+        feature_maps: `(B, C, H, W)` of each stage in `out_features`, after a norm of its own.
+        hidden_states: the patch embedding and every stage's map, before those norms (`output_hidden_states=True`).
+        attentions: `(B * W', N, L, L)` window attention of every block (`output_attentions=True`, eager attention).
+        semantic_maps: `(B, K, H, W)` of every stage, class scores of a kind: the loss on their sum teaches them.
+    """
+
+    semantic_maps: tuple[Tensor, ...] | None = None
+
+
+def to_windows(maps: Tensor, side: int) -> Tensor:
+    """`(B, H, W, C)` with sides that are multiples of `side` -> `(B * W', side * side, C)`, row by row."""
+    batch, height, width, channels = maps.shape
+    windows = maps.view(batch, height // side, side, width // side, side, channels).transpose(2, 3)
+    return windows.reshape(-1, side * side, channels)
+
+
+def from_windows(windows: Tensor, side: int, height: int, width: int) -> Tensor:
+    """Undo `to_windows`: `(B, height, width, C)`."""
+    grid = windows.view(-1, height // side, width // side, side, side, windows.shape[-1])
+    return grid.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
+def padded_to(maps: Tensor, multiple: int) -> Tensor:
+    """`(B, H, W, C)` with zeros at the right and bottom, so that both sides are multiples."""
+    height, width = maps.shape[1:3]
+    return F.pad(maps, (0, 0, 0, -width % multiple, 0, -height % multiple))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention by two matrix products; returns its weights."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    dropped = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
+
+
+class SeMaskDropPath(nn.Module):
+    """Drops a residual branch of some pictures of the batch, and scales up those of the others."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = torch.rand((len(branch), *[1] * (branch.ndim - 1)), device=branch.device) >= self.rate
+        return branch * (kept.to(branch.dtype) / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+class SeMaskRelativePositionBias(nn.Module):
+    """A learned score per head for every offset between two tokens of a window."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, num_heads: int, side: int):
+        super().__init__()
+        self.side = side
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", self.computed_index(), persistent=False)
+
+    def computed_index(self) -> Tensor:
+        """`(L * L,)` rows of the table: by row offset first, then by column offset."""
+        positions = torch.arange(self.side)
+        rows, columns = (axis.flatten() for axis in torch.meshgrid(positions, positions, indexing="ij"))
+        down = rows[:, None] - rows + self.side - 1
+        right = columns[:, None] - columns + self.side - 1
+        return (down * (2 * self.side - 1) + right).flatten()
+
+    def forward(self) -> Tensor:
+        """`(1, N, L, L)`."""
+        tokens = self.side**2
+        bias = self.relative_position_bias_table[self.relative_position_index].view(tokens, tokens, -1)
+        return bias.permute(2, 0, 1)[None]
+
+
+class SeMaskSwinAttention(nn.Module):
+    """Multi-head attention inside windows."""
+
+    def __init__(self, config: SeMaskSwinConfig, channels: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = channels // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(channels, channels, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(channels, channels, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(channels, channels, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(channels, channels)
+        self.relative_position_bias = SeMaskRelativePositionBias(num_heads, config.window_size)
+
+    def forward(self, windows: Tensor, blocked: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            windows: `(B * W', L, C)`.
+            blocked: `(W', L, L)`, 0 or a score so low that a key is not attended to.
+        Returns:
+            `(B * W', L, C)`, and with eager attention the weights `(B * W', N, L, L)`.
+        """
+        count, tokens, channels = windows.shape
+        query, key, value = (
+            project(windows).view(count, tokens, -1, self.head_dim).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scores = self.relative_position_bias()
+        if blocked is not None:
+            scores = (scores + blocked[:, None]).repeat(count // len(blocked), 1, 1, 1)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            cast(str, self.config._attn_implementation), eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            scores.to(query.dtype),
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.o_proj(output.reshape(count, tokens, channels)), weights
+
+
+class SeMaskSwinMLP(nn.Module):
+    """The feed-forward branch of a block."""
+
+    def __init__(self, config: SeMaskSwinConfig, channels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, int(config.mlp_ratio * channels))
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(int(config.mlp_ratio * channels), channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(maps)))))
+
+
+class SeMaskSwinBlock(GradientCheckpointingLayer):
+    """One Swin block: attention in windows, which every other block shifts by half a window, and a feed-forward."""
+
+    def __init__(self, config: SeMaskSwinConfig, channels: int, num_heads: int, shift: int, drop_path: float):
+        super().__init__()
+        self.side, self.shift = config.window_size, shift
+        self.layernorm_before = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.attention = SeMaskSwinAttention(config, channels, num_heads)
+        self.layernorm_after = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.mlp = SeMaskSwinMLP(config, channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = SeMaskDropPath(drop_path)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`(B, H, W, C)` -> the same."""
+        height, width = maps.shape[1:3]
+        branch = padded_to(self.layernorm_before(maps), self.side)
+        padded_height, padded_width = branch.shape[1:3]
+        blocked = None
+        if self.shift:
+            branch = branch.roll((-self.shift, -self.shift), dims=(1, 2))
+            blocked = self._blocked_by_shift(padded_height, padded_width, maps.device)
+        windows, _ = self.attention(to_windows(branch, self.side), blocked)
+        branch = from_windows(self.dropout(windows), self.side, padded_height, padded_width)
+        if self.shift:
+            branch = branch.roll((self.shift, self.shift), dims=(1, 2))
+        maps = maps + self.drop_path(branch[:, :height, :width])
+        return maps + self.drop_path(self.mlp(self.layernorm_after(maps)))
+
+    def _blocked_by_shift(self, height: int, width: int, device: torch.device) -> Tensor:
+        """`(W', L, L)` scores that keep apart tokens which the shift has carried around the border."""
+        rows, columns = (self._region(length, device) for length in (height, width))
+        regions = (3 * rows[:, None] + columns)[None, :, :, None]
+        tokens = to_windows(regions, self.side)[:, :, 0]
+        return BLOCKED * (tokens[:, None] != tokens[:, :, None]).float()
+
+    def _region(self, length: int, device: torch.device) -> Tensor:
+        """`(length,)` 0, 1 or 2: before the last window, in it, in its part that the shift has carried there."""
+        positions = torch.arange(length, device=device)
+        return (positions >= length - self.side).long() + (positions >= length - self.shift).long()
+
+
+class SeMaskSemanticAttention(nn.Module):
+    """Attention between tokens that look alike to a classifier, added with a learned weight (SeMask Sec. 3.2).
+
+    One head without scale or position: `softmax(S T^T) V`, where `S` and `T` are class scores of the tokens. `gamma`,
+    the paper's lambda, starts at 0; `output` must not start at 0 too, or neither would ever learn.
+    """
+
+    def __init__(self, config: SeMaskSwinConfig, channels: int, num_classes: int):
+        super().__init__()
+        self.query = nn.Linear(channels, num_classes)
+        self.key = nn.Linear(channels, num_classes)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(config.semantic_dropout)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B * W', L, C)` -> the same, and the class scores `S` `(B * W', L, K)`."""
+        semantic = self.query(tokens)
+        scores = torch.matmul(semantic, self.key(tokens).transpose(1, 2))
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(tokens.dtype)
+        update = self.output(torch.matmul(weights, self.value(tokens)))
+        return tokens + self.gamma * self.dropout(update), semantic
+
+
+class SeMaskSemanticLayer(GradientCheckpointingLayer):
+    """Semantic attention over a stage's map, in windows that are never shifted or over the whole map at once.
+
+    What follows sees the norm's output: no skip leads around it, as in the reference.
+    """
+
+    def __init__(self, config: SeMaskSwinConfig, channels: int, num_classes: int, num_blocks: int, is_global: bool):
+        super().__init__()
+        self.side = None if is_global else config.semantic_window_size or config.window_size
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.blocks = nn.ModuleList(SeMaskSemanticAttention(config, channels, num_classes) for _ in range(num_blocks))
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, H, W, C)` -> the same, and the semantic map `(B, H, W, K)` of the last block.
+
+        Windows are filled up with zeros after the norm; these tokens are attended to like the others (reference).
+        """
+        batch, height, width, channels = maps.shape
+        maps = self.norm(maps)
+        if self.side is None:
+            tokens = maps.view(batch, -1, channels)
+        else:
+            maps = padded_to(maps, self.side)
+            padded_height, padded_width = maps.shape[1:3]
+            tokens = to_windows(maps, self.side)
+        for block in self.blocks:
+            tokens, semantic = block(tokens)
+        if self.side is None:
+            return tokens.view(batch, height, width, channels), semantic.view(batch, height, width, -1)
+        maps, semantic_map = (
+            from_windows(windows, self.side, padded_height, padded_width)[:, :height, :width]
+            for windows in (tokens, semantic)
+        )
+        return maps, semantic_map
+
+
+class SeMaskPatchMerging(nn.Module):
+    """Four neighbours become one token of twice the channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`(B, H, W, C)` -> `(B, ceil(H / 2), ceil(W / 2), 2 C)`."""
+        maps = padded_to(maps, 2)
+        corners = [maps[:, row::2, column::2] for column in range(2) for row in range(2)]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+class SeMaskSwinStage(nn.Module):
+    """Swin blocks, the semantic layer, and patch merging for the next stage."""
+
+    def __init__(self, config: SeMaskSwinConfig, stage: int, num_classes: int):
+        super().__init__()
+        channels, first = config.embed_dim * 2**stage, sum(config.depths[:stage])
+        steps = max(sum(config.depths) - 1, 1)
+        self.blocks = nn.ModuleList(
+            SeMaskSwinBlock(
+                config,
+                channels,
+                config.num_heads[stage],
+                shift=config.window_size // 2 if block % 2 else 0,
+                drop_path=config.drop_path_rate * (first + block) / steps,
+            )
+            for block in range(config.depths[stage])
+        )
+        self.semantic_layer = SeMaskSemanticLayer(
+            config, channels, num_classes, config.num_semantic_blocks[stage], stage in config.global_semantic_stages
+        )
+        self.downsample = SeMaskPatchMerging(channels) if stage + 1 < len(config.depths) else None
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, H, W, C)` -> the stage's map before patch merging, and its semantic map `(B, H, W, K)`."""
+        for block in self.blocks:
+            maps = block(maps)
+        return self.semantic_layer(maps)
+
+
+class SeMaskPatchEmbeddings(nn.Module):
+    """Pictures to patches of 4x4 pixels, zeros at the right and bottom filling the last one."""
+
+    def __init__(self, config: SeMaskSwinConfig):
+        super().__init__()
+        self.side = cast(int, config.patch_size)
+        self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.side, stride=self.side)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`(B, 3, H, W)` -> `(B, ceil(H / 4), ceil(W / 4), C)`."""
+        height, width = pixel_values.shape[-2:]
+        padded = F.pad(pixel_values, (0, -width % self.side, 0, -height % self.side))
+        return self.projection(padded).permute(0, 2, 3, 1)
+
+
+class SeMaskSwinEmbeddings(nn.Module):
+    """Patches and their norm."""
+
+    def __init__(self, config: SeMaskSwinConfig):
+        super().__init__()
+        self.patch_embeddings = SeMaskPatchEmbeddings(config)
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.patch_embeddings(pixel_values)))
+
+
+class SeMaskSwinEncoder(nn.Module):
+    """The stages."""
+
+    def __init__(self, config: SeMaskSwinConfig, num_classes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(SeMaskSwinStage(config, stage, num_classes) for stage in range(len(config.depths)))
+
+    def forward(self, maps: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """`(B, H, W, C)` -> every stage's map and semantic map, channels last."""
+        stage_maps, semantic_maps = [], []
+        for stage in self.layers:
+            maps, semantic_map = stage(maps)
+            stage_maps.append(maps)
+            semantic_maps.append(semantic_map)
+            if stage.downsample is not None:
+                maps = cast(nn.Module, stage.downsample)(maps)
+        return stage_maps, semantic_maps
+
+
+class SeMaskSwinPreTrainedModel(PreTrainedModel):
+    """Loading, saving and the reference's initialisation."""
+
+    config: SeMaskSwinConfig
+    base_model_prefix = "swin"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SeMaskSwinBlock", "SeMaskSemanticLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"attentions": OutputRecorder(SeMaskSwinAttention, index=1)}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SeMaskRelativePositionBias):
+            init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
+            init.copy_(module.relative_position_index, module.computed_index())
+        elif isinstance(module, SeMaskSemanticAttention):
+            init.zeros_(module.gamma)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
+    """The backbone: pictures of any size to feature maps of strides 4, 8, 16 and 32, and semantic maps."""
+
+    def __init__(self, config: SeMaskSwinConfig):
+        super().__init__(config)
+        config.validate()
+        stages = [config.embed_dim * 2**stage for stage in range(len(config.depths))]
+        self.num_features = [config.embed_dim, *stages]
+        self.embeddings = SeMaskSwinEmbeddings(config)
+        self.encoder = SeMaskSwinEncoder(config, config.num_semantic_classes or cast(int, config.num_labels))
+        self.hidden_states_norms = nn.ModuleDict(
+            {stage: nn.LayerNorm(channels) for stage, channels in zip(self.out_features, self.channels)}
+        )
+        self.post_init()
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any
+    ) -> SeMaskBackboneOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)` normalised pictures.
+            output_hidden_states: whether to return the maps before their norms.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        embedded = self.embeddings(pixel_values)
+        stage_maps, semantic_maps = self.encoder(embedded)
+        maps = dict(zip(self.stage_names, [embedded, *stage_maps]))
+        return SeMaskBackboneOutput(
+            feature_maps=tuple(
+                _channels_first(self.hidden_states_norms[stage](maps[stage])) for stage in self.out_features
+            ),
+            hidden_states=tuple(map(_channels_first, maps.values())) if output_hidden_states else None,
+            semantic_maps=tuple(map(_channels_first, semantic_maps)),
+        )
+
+
+def _channels_first(maps: Tensor) -> Tensor:
+    """`(B, H, W, C)` -> `(B, C, H, W)`."""
+    return maps.permute(0, 3, 1, 2).contiguous()
+
+
+AutoBackbone.register(SeMaskSwinConfig, SeMaskSwinBackbone, exist_ok=True)
+SeMaskSwinBackbone.register_for_auto_class("AutoBackbone")
+
+__all__ = ["SeMaskBackboneOutput", "SeMaskSwinBackbone"]

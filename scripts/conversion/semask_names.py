@@ -1,0 +1,105 @@
+"""Official SeMask-FPN state dicts as this project's, by name; the rules of `parameter_names` hold for plain Swin."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .parameter_names import ConversionError, Source, listed, same_size, take_tensors
+from .parameter_names import official_source as swin_source
+
+
+# Google Drive asks before it gives out files of this size: they are fetched by hand.
+_DRIVE = "https://drive.google.com/file/d/"
+RELEASED_PAGES = {
+    "semask-fpn-tiny-ade20k": "https://github.com/Picsart-AI-Research/SeMask-Segmentation",  # "TBD" in its table
+    "semask-fpn-small-ade20k": _DRIVE + "1QhDG4SyGFtWL5kP9BbBoyPqTuFu7fH_y",
+    "semask-fpn-base-ade20k": _DRIVE + "1PXCEhrrUy5TJC4dUp7YDQvaapnMzGT6C",
+    "semask-fpn-large-ade20k": _DRIVE + "1u5flfAQCiQJbMZbZPIlGUGTYBz9Ca7rE",
+    "semask-fpn-tiny-cityscapes": _DRIVE + "1_JBOJQSUVes-CWs075XyPnuNfG5psELr",
+    "semask-fpn-small-cityscapes": _DRIVE + "1WyT207dZmdwETBUR6aeiqOVfQdUIV_fN",
+    "semask-fpn-base-cityscapes": _DRIVE + "1-LzVB6XzD7IR0zzE5qmE0EM4ZTv429b4",
+    "semask-fpn-large-cityscapes": _DRIVE + "1R9DDCmucQ_a_6ZkMGufEZCzJ-_qVMqCB",
+    "semask-fpn-tiny-coco-stuff10k": _DRIVE + "1qhXsJ8H64JPI_DW7CNzhxpHSEG2sKaIl",
+    "semask-fpn-small-coco-stuff10k": _DRIVE + "1ddXSMQu5ClkbLNMyQdyT0ATaOr86vIkL",
+    "semask-fpn-base-coco-stuff10k": _DRIVE + "1pGWI7U9bZJoe4ZaDx7ktWELx-uVN7rL0",
+    "semask-fpn-large-coco-stuff10k": _DRIVE + "1F6B9x9pX-SYEth7hdtxeNUeQ3XncOH7G",
+}
+
+_SEMANTIC_LAYER = r"backbone\.encoder\.layers\.(\d+)\.semantic_layer\."
+_SEMANTIC_BLOCK = _SEMANTIC_LAYER + r"blocks\.(\d+)\."
+_RULES = (
+    (_SEMANTIC_LAYER + r"norm\.", r"backbone.layers.\1.semantic_layer.norm1."),
+    (_SEMANTIC_BLOCK + r"query\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_cls_q."),
+    (_SEMANTIC_BLOCK + r"key\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_cls_k."),
+    (_SEMANTIC_BLOCK + r"value\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_v."),
+    (_SEMANTIC_BLOCK + r"output\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_res."),
+    (_SEMANTIC_BLOCK + r"gamma", r"backbone.layers.\1.semantic_layer.class_injection.\2.gamma"),
+    (r"decoder\.classifier\.", r"decode_head.conv_seg."),
+)
+_CONVOLUTION = re.compile(r"decoder\.stages\.(\d+)\.(\d+)\.(conv|norm)\.")
+# A convolution and a doubling take turns in the official list, and its norm is called bn.
+_OFFICIAL_PART = {"conv": "conv", "norm": "bn"}
+_SEMANTIC_CLASSES = "backbone.layers.0.semantic_layer.class_injection.0.mlp_cls_q.weight"
+
+
+def official_source(name: str) -> Source:
+    """The official tensor that fills `name` of `SeMaskForSemanticSegmentation`.
+
+    Raises:
+        ConversionError: where the official model has no such tensor.
+    """
+    if match := _CONVOLUTION.match(name):
+        stage, step, part = match.groups()
+        start = f"decode_head.scale_heads.{stage}.{2 * int(step)}.{_OFFICIAL_PART[part]}."
+        return Source(start + name[match.end() :])
+    for pattern, template in _RULES:
+        if match := re.match(pattern, name):
+            return Source(match.expand(template) + name[match.end() :])
+    return swin_source(f"model.{name}")
+
+
+def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """This project's state dict of an official one, and its number of semantic classes put into `config`.
+
+    Args:
+        official: official names and tensors (meta tensors are fine).
+        config: `SeMaskConfig` of the same architecture.
+    Raises:
+        ConversionError: for a checkpoint of another model, other sizes, missing or unexpected names.
+    """
+    from modeling_faseg import SeMaskForSemanticSegmentation
+
+    _refuse_other_models(official)
+    same_size("num_labels", len(official["decode_head.conv_seg.weight"]), config.num_labels)
+    # The released COCO-Stuff configurations say 150 here, which cannot have trained 171 classes.
+    config.backbone_config.num_semantic_classes = len(official[_SEMANTIC_CLASSES])
+    with torch.device("meta"):
+        expected = SeMaskForSemanticSegmentation(config).state_dict()
+    return take_tensors(official, expected, {name: official_source(name) for name in expected})
+
+
+def convert_backbone(official: dict[str, Tensor], backbone: Any) -> dict[str, Tensor]:
+    """State dict of a `SeMaskSwinBackbone` of official names without the prefix `backbone.`, as SeMask's copy of
+    Mask2Former has them."""
+    expected = backbone.state_dict()
+    sources = {name: official_source(f"backbone.{name}") for name in expected}
+    return take_tensors({f"backbone.{name}": value for name, value in official.items()}, expected, sources)
+
+
+def _refuse_other_models(official: dict[str, Tensor]) -> None:
+    if not official:
+        raise ConversionError("the checkpoint holds no tensors")
+    if any(name.startswith("sem_seg_head.") for name in official):
+        raise ConversionError(
+            "the checkpoint is of a mask-classification model (sem_seg_head.*), FASeg or SeMask-Mask2Former, not of "
+            "SeMask-FPN"
+        )
+    if "decode_head.conv_seg.weight" not in official:
+        raise ConversionError(
+            "the checkpoint has no head weights (decode_head.conv_seg): a backbone alone, whose predictions would be "
+            f"noise, or another model; its names start {listed(sorted(official))}"
+        )
+    if _SEMANTIC_CLASSES not in official:
+        raise ConversionError("the checkpoint has no semantic layers: it is of another decode_head model, not SeMask")

@@ -1,7 +1,11 @@
 """What the tests of exports share: a tiny checkpoint with its results, and clients that talk to a loopback Hub."""
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -11,12 +15,14 @@ from PIL import Image
 from push_hub import TOKEN, PushHub
 from tiny_folder import decided
 
+from clean_process import PRELUDE
 from scripts.evaluation.results import weights_sha256
 from scripts.training.arguments import TrainArguments
 from scripts.training.command_line import parse_arguments
 from scripts.training.model_folder import build_config, build_model, build_processor, save_model_folder
 
 
+ROOT = Path(__file__).parents[2]
 LABELS = {index: f"class {index}" for index in range(6)}
 MODEL_ID = "faseg-mobilenetv2-camvid"
 NAME = "tester/tiny"
@@ -76,3 +82,57 @@ def loopback(monkeypatch, **settings):
         huggingface_hub.close_session()
         yield hub
         huggingface_hub.close_session()
+
+
+# What a user runs who has nothing of this project: the card's snippet, the pipeline and the auto classes.
+STRANGER = """
+import json, re, sys
+import numpy as np, torch
+from PIL import Image
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
+
+name, picture, output = sys.argv[1:]
+torch.set_num_threads(1)
+image = Image.open(picture)
+segments = pipeline("image-segmentation", name, trust_remote_code=True)(image)
+processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+model = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=True)
+with torch.no_grad():
+    outputs = model(**processor(images=[image], return_tensors="pt"))
+size = [(image.height, image.width)]
+np.savez(
+    output,
+    logits=outputs.masks_queries_logits,
+    labels=processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0],
+    **{segment["label"]: np.asarray(segment["mask"]) for segment in segments},
+)
+snippet = re.search(r"```python\\n(.*?)```", ModelCard.load(name).text, re.DOTALL)[1]
+assert len(snippet.strip().splitlines()) == 6, snippet
+exec(snippet)
+"""
+
+
+def run_stranger(program, arguments, folder):
+    """A process that cannot import the project, with empty caches, on the loopback Hub of the environment."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PRELUDE + program, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def child(*arguments, wait=True):
+    """export_hub.py in a process of its own, on the loopback Hub of the environment."""
+    command = [sys.executable, "scripts/export_hub.py", *map(str, arguments)]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if wait:
+        out, errors = started.communicate(timeout=280)
+        assert started.returncode == 0, errors[-3000:]
+        return out
+    return started

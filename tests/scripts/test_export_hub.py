@@ -1,11 +1,8 @@
 """Exports to the Hub: the folder, the push, what a stranger gets, and every way to fail."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,21 +10,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hub_exports import MODEL_ID, NAME, loopback, write_checkpoint
+from hub_exports import MODEL_ID, NAME, STRANGER, child, loopback, run_stranger, write_checkpoint
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from push_hub import OTHER_TOKEN
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments, pipeline
 
-from clean_process import PRELUDE
 from scripts import export_hub
 from scripts.sharing import hub as sharing_hub
 from scripts.sharing.leaks import check_leaks
 from scripts.training.command_line import UserError
 
 
-ROOT = Path(__file__).parents[2]
 PUSH = ["--push", "--repo_id", NAME]
 MODEL = f"models/{NAME}"
 
@@ -133,47 +128,6 @@ def test_an_export_replaces_only_an_export(export, checkpoint, tmp_path):
 
 
 # ---- push and pull ----
-
-STRANGER = """
-import json, re, sys
-import numpy as np, torch
-from PIL import Image
-from huggingface_hub import ModelCard
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
-
-name, picture, output = sys.argv[1:]
-torch.set_num_threads(1)
-image = Image.open(picture)
-segments = pipeline("image-segmentation", name, trust_remote_code=True)(image)
-processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
-model = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=True)
-with torch.no_grad():
-    outputs = model(**processor(images=[image], return_tensors="pt"))
-size = [(image.height, image.width)]
-np.savez(
-    output,
-    logits=outputs.masks_queries_logits,
-    labels=processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0],
-    **{segment["label"]: np.asarray(segment["mask"]) for segment in segments},
-)
-snippet = re.search(r"```python\\n(.*?)```", ModelCard.load(name).text, re.DOTALL)[1]
-assert len(snippet.strip().splitlines()) == 6, snippet
-exec(snippet)
-"""
-
-
-def run_stranger(program, arguments, folder):
-    """A process that cannot import the project, with empty caches, on the loopback Hub of the environment."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PRELUDE + program, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_a_stranger_gets_the_same_map_bit_for_bit(export, checkpoint, tmp_path, hub):
@@ -475,24 +429,13 @@ def test_a_file_put_into_the_folder_is_refused(export, tmp_path):
 # ---- killed, and the models' own push_to_hub ----
 
 
-def child(hub, *arguments, wait=True):
-    """export_hub.py in a process of its own, on the loopback Hub of the environment."""
-    command = [sys.executable, "scripts/export_hub.py", *map(str, arguments)]
-    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if wait:
-        out, errors = started.communicate(timeout=280)
-        assert started.returncode == 0, errors[-3000:]
-        return out
-    return started
-
-
 @pytest.mark.slow
 def test_a_killed_push_goes_on(checkpoint, tmp_path, hub):
     """Killed in the middle of the upload of one of several shards; the next run sends the others only."""
     flags = ["--model_name_or_path", checkpoint, "--model_id", MODEL_ID, "--output_dir", tmp_path / "export", *PUSH]
     flags += ["--max_shard_size", "100KB"]
     hub.stall_seconds, hub.faults = 60, [["PUT /lfs/", None, 1], ["PUT /lfs/", "stall", 99]]
-    killed = child(hub, *flags, wait=False)
+    killed = child(*flags, wait=False)
     for _ in range(24000):
         if hub.objects and hub.requested("PUT /lfs/") > 1:
             break
@@ -501,7 +444,7 @@ def test_a_killed_push_goes_on(checkpoint, tmp_path, hub):
     killed.communicate()
     assert killed.returncode < 0 and len(hub.repositories[MODEL].commits) == 1
     arrived, hub.faults, hub.requests = len(hub.objects), [], []
-    out = child(hub, *flags)
+    out = child(*flags)
     weights = [name for name in hub.repositories[MODEL].files if name.endswith(".safetensors")]
     assert hub.requested("PUT /lfs/") == len(weights) - arrived and arrived >= 1
     assert "loads from the Hub without this project; largest difference of logits 0" in out

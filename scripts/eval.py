@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from scripts.evaluation.bootstrap import BootstrapCounts
@@ -37,6 +38,7 @@ from scripts.evaluation.protocols import (
     protocol_sizes,
 )
 from scripts.evaluation.provenance import dataset_revision, project_commit
+from scripts.evaluation.report import DEFAULT_FOLDER, ErrorReport, report_file
 from scripts.evaluation.results import (
     build_results,
     details_text,
@@ -67,6 +69,15 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
     eval_split_name: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    report: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": DEFAULT_FOLDER,
+            "help": "Also write a page about the errors: worst pictures, confusions, calibration; into this folder, "
+            f"or as this .html file ({DEFAULT_FOLDER} without a value).",
+        },
+    )
     protocol: str = field(
         default=NATIVE,
         metadata={"help": f"{', '.join(PROTOCOLS)}, or {NATIVE}: the size and label rule stored with the checkpoint."},
@@ -141,6 +152,11 @@ def check_arguments(arguments: EvaluateArguments) -> None:
         if file.is_dir():
             raise UserError(f"--output_file {file} is a folder: name a file")
         check_folder("--output_file", file.parent)
+    if arguments.report:
+        file = report_file(arguments.report)
+        if file.is_dir():
+            raise UserError(f"--report {arguments.report}: {file} is a folder: name another file")
+        check_folder("--report", file.parent)
 
 
 def evaluation_sizes(arguments: EvaluateArguments, processor: Any) -> EvaluationSizes:
@@ -229,6 +245,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if arguments.protocol_lens:
         lens_alone = arguments.tta or arguments.sliding_window
         counters["lens"] = ProtocolLens(model, lens_processor, accelerator.device, lens_alone)
+    predictor = build_predictor(arguments, model, processor, sizes, accelerator)
+    error_report = ErrorReport(num_labels, predictor, counters) if arguments.report else None
     bad_samples = BadSamples(arguments.max_bad_samples)
     started = time.perf_counter()
     confusion, images = evaluate_split(
@@ -237,13 +255,15 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         arguments,
         arguments.eval_split_name,
         accelerator,
-        build_predictor(arguments, model, processor, sizes, accelerator),
+        error_report.predictor if error_report else predictor,
         arguments.max_eval_samples,
         arguments.dataloader_num_workers,
         list(counters.values()),
         bad_samples,
         id_table,
     )
+    if error_report:
+        error_report.gather(accelerator)
     seconds = time.perf_counter() - started
     scores = scores_from_confusion(confusion)
 
@@ -281,6 +301,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             project=project_commit(),
         )
         report(results, arguments.output_file)
+        if error_report:
+            write_report(error_report, arguments.report or "", results, confusion, model.config)
     accelerator.end_training()
     return results
 
@@ -297,6 +319,18 @@ def report(results: dict[str, Any], output_file: str | None) -> None:
         print(details)
     if output_file:
         print(f"results in {output_file}")
+
+
+def write_report(
+    error_report: ErrorReport, name: str, results: dict[str, Any], confusion: np.ndarray, config: Any
+) -> None:
+    """Writes the page of `--report` and says where it is."""
+    file = report_file(name)
+    try:
+        error_report.write(file, results, confusion, config)
+    except OSError as error:
+        raise UserError(f"--report {name}: {error}") from error
+    print(f"report in {file}")
 
 
 def main() -> None:

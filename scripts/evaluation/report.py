@@ -1,0 +1,74 @@
+"""The error report of `scripts/eval.py --report`: what it counts while a split is evaluated, and where it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from scripts.evaluation.report_counts import CalibrationCounts, DistanceCounts, size_groups
+from scripts.evaluation.report_page import Findings, report_html
+from scripts.evaluation.report_pictures import PictureRanking
+from scripts.evaluation.segment_size import SegmentSizeCounts
+from scripts.visualization import model_palette
+
+
+DEFAULT_FOLDER = "outputs/report"
+
+
+def report_file(name: str) -> Path:
+    """The page that `--report` means: itself if it ends in .html, else in the folder of that name."""
+    path = Path(name)
+    return path if path.suffix.lower() in (".html", ".htm") else path / "report.html"
+
+
+class ErrorReport:
+    """Counts what the page shows, in memory that does not grow with the pictures.
+
+    Args:
+        predictor: picture -> label map, with `with_confidence`.
+        counters: for `evaluate_split`, by name; the report's are added.
+    Attributes:
+        predictor: to be used in place of the one given.
+    """
+
+    def __init__(self, num_labels: int, predictor: Any, counters: dict[str, Any]) -> None:
+        self.predictor = self.calibration = CalibrationCounts(predictor)
+        self.distances, self.pictures = DistanceCounts(), PictureRanking(num_labels)
+        self.sizes = counters.setdefault("segment_sizes", SegmentSizeCounts(num_labels))
+        for name in ("calibration", "distances", "pictures"):
+            counters[f"report_{name}"] = getattr(self, name)
+
+    def gather(self, accelerator: Accelerator) -> None:
+        """Brings the pictures of all processes together, as `evaluate_split` did the counts; each must call it."""
+        self.pictures.gather(accelerator)
+
+    def write(self, file: Path, results: dict[str, Any], confusion: np.ndarray, config: Any) -> None:
+        """Writes the page whole or not at all.
+
+        Args:
+            results: of `results.build_results`.
+            confusion: of `evaluate_split`.
+            config: the model's.
+        """
+        worst, best = self.pictures.ranked()
+        found = Findings(
+            results=results,
+            names=[str(config.id2label[index]) for index in sorted(config.id2label)],
+            palette=model_palette(config),
+            confusion=confusion,
+            distances=self.distances.totals,
+            sizes=size_groups(self.sizes),
+            calibration=self.calibration.scores(),
+            worst=worst,
+            best=best,
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            partial.write_text(report_html(found), encoding="utf-8")
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)

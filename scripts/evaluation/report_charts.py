@@ -1,0 +1,135 @@
+"""Charts of the error report as inline SVG: bars, columns, reliability; colours from the page, light or dark."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from scripts.evaluation.report_counts import CONFIDENCE_BINS, Calibration
+
+
+STYLE = """
+:root { --bar: #47a; --bad: #d55e00; --track: #8883; }
+@media (prefers-color-scheme: dark) { :root { --bar: #6ad; --bad: #f80; } }
+svg { display: block; width: 100%; height: auto; } svg text { fill: currentColor; }
+svg .quiet { fill: var(--quiet); } svg .bar { fill: var(--bar); } svg .bad { fill: var(--bad); }
+svg .track { fill: var(--track); } svg .line { stroke: var(--line); } svg .dashes { stroke: currentColor; }
+"""
+NAME_LENGTH = 24
+
+
+def svg(width: float, height: float, label: str, parts: Sequence[str], font_size: int = 13) -> str:
+    """A drawing that shrinks with the page but never grows. `label` stands for it where it cannot be seen."""
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}" '
+        f'font-size="{font_size}" style="max-width:{width:g}px">{"".join(parts)}</svg>'
+    )
+
+
+def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+    """A line of text whose baseline is at y."""
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" class="{kind}">{html.escape(words)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> str:
+    """A rectangle; `title` shows under the pointer."""
+    below = f"<title>{html.escape(title)}</title>" if title else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{kind}">{below}</rect>'
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a bar."""
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "\u2026"
+
+
+def class_bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
+    """Horizontal bars of 0..100, one below the other.
+
+    Args:
+        rows: name, percentage, and what the pointer shows.
+    """
+    height, left, right = 20, 176, 46
+    width = 540
+    parts = []
+    for number, (name, percentage, title) in enumerate(rows):
+        top = number * height
+        full = width - left - right
+        parts += [
+            text(left - 8, top + 14, shortened(name), "end"),
+            box(left, top + 4, full, height - 8, "track", title),
+            box(left, top + 4, full * percentage / 100, height - 8, "bar", title),
+            text(width, top + 14, f"{percentage:.1f}", "end"),
+        ]
+    return svg(width, height * len(rows), label, parts)
+
+
+def columns(items: Sequence[tuple[str, str, float, str]], label: str, below: str) -> str:
+    """Columns of percentages side by side; the axis goes from 0 to a round figure above the highest.
+
+    Args:
+        items: two lines under the column, its percentage (nan: no column), what the pointer shows.
+        below: what the lines under the columns mean.
+    """
+    width, plot, top, left = 760, 180, 22, 44
+    highest = max([value for _, _, value, _ in items if not math.isnan(value)], default=0)
+    end = next((end for end in (1, 2, 5, 10, 20, 50) if highest <= end), 100)
+    step = (width - left) / max(len(items), 1)
+    parts = []
+    for share in (0, 0.5, 1):
+        y = top + plot * (1 - share)
+        parts.append(f'<line x1="{left}" x2="{width}" y1="{y:g}" y2="{y:g}" class="line"/>')
+        parts.append(text(left - 6, y + 4, f"{end * share:g} %", "end", "quiet"))
+    for number, (first, second, value, title) in enumerate(items):
+        x = left + step * number
+        if not math.isnan(value):
+            tall = plot * value / end
+            parts.append(box(x + step * 0.14, top + plot - tall, step * 0.72, tall, "bad", title))
+            parts.append(text(x + step / 2, top + plot - tall - 5, f"{value:.1f}", "middle"))
+        parts.append(text(x + step / 2, top + plot + 18, first, "middle"))
+        parts.append(text(x + step / 2, top + plot + 34, second, "middle", "quiet"))
+    parts.append(text(left + (width - left) / 2, top + plot + 56, below, "middle", "quiet"))
+    return svg(width, top + plot + 64, label, parts)
+
+
+def reliability(calibration: Calibration, label: str) -> str:
+    """Share of right pixels by confidence, against the diagonal, and below it the share of all pixels."""
+    left, top, side, gap, low = 50, 28, 320, 70, 70
+    width = left + side + 12
+    share = calibration.pixels / max(int(calibration.pixels.sum()), 1)
+    highest = max(float(share.max()), 1e-9)
+    step = side / CONFIDENCE_BINS
+    parts = []
+    for tenth in (0, 0.5, 1):
+        y, x = top + side * (1 - tenth), left + side * tenth
+        parts.append(f'<line x1="{left}" x2="{left + side}" y1="{y:g}" y2="{y:g}" class="line"/>')
+        parts.append(text(left - 6, y + 4, f"{100 * tenth:.0f} %", "end", "quiet"))
+        parts.append(text(x, top + side + 16, f"{100 * tenth:.0f} %", "middle", "quiet"))
+    base = top + side + gap + low
+    for number in range(CONFIDENCE_BINS):
+        x = left + step * number
+        if calibration.pixels[number]:
+            right, sure = float(calibration.accuracy[number]), float(calibration.confidence[number])
+            title = f"{100 * sure:.1f} % sure, {100 * right:.1f} % right, {100 * share[number]:.1f} % of the pixels"
+            parts.append(box(x + 1, top + side * (1 - right), step - 2, side * right, "bar", title))
+            tall = low * float(share[number]) / highest
+            parts.append(box(x + 1, base - tall, step - 2, tall, "bad", title))
+    parts.append(
+        f'<line x1="{left}" y1="{top + side}" x2="{left + side}" y2="{top}" class="dashes" stroke-dasharray="5 4"/>'
+    )
+    parts += [
+        text(left, top - 12, "share of right pixels (dashes: perfect)"),
+        text(left + side / 2, top + side + 34, "confidence", "middle"),
+        text(left, top + side + gap - 8, "share of all pixels"),
+        text(left - 6, base - low + 4, f"{100 * highest:.0f} %", "end", "quiet"),
+        f'<line x1="{left}" x2="{left + side}" y1="{base:g}" y2="{base:g}" class="line"/>',
+    ]
+    return svg(width, base + 8, label, parts)
+
+
+def heat(share: float, right: bool) -> str:
+    """Background of a cell of the confusion matrix, stronger with its share in 0..1."""
+    strength = 75 * float(np.sqrt(min(max(share, 0.0), 1.0)))
+    return f"background:color-mix(in srgb, var({'--bar' if right else '--bad'}) {strength:.0f}%, transparent)"

@@ -1,0 +1,316 @@
+"""The error report as one HTML page, from what was counted."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scripts.evaluation import report_charts, report_confusion
+from scripts.evaluation.report_confusion import largest_confusions
+from scripts.evaluation.report_counts import CONFIDENCE_BINS, DISTANCES, Calibration, SizeGroup, shares
+from scripts.evaluation.report_pictures import RankedPicture
+from scripts.page import facts_table, figure, html_page, row, table
+from scripts.visualization import Palette, class_colour, label_image
+
+
+BARS_PER_COLUMN = 50
+LEGEND_CLASSES = 14
+NEAR = 4  # pixels from a boundary, in the summary
+
+STYLE = f"""{report_charts.STYLE}{report_confusion.STYLE}
+.bars {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; align-items: start; }}
+.chart {{ max-width: 48rem; }} .narrow {{ max-width: 24rem; }} h2 {{ margin-top: 2.5rem; }}
+.keys span.key {{ display: inline-block; margin-right: 1rem; }} summary {{ cursor: pointer; }}
+"""
+
+
+@dataclass
+class Findings:
+    """Everything that the page shows.
+
+    Args:
+        results: of `results.build_results`.
+        confusion: `(K, K + 1)`, see `evaluate_split`.
+        distances: `(2, bands)`, see `DistanceCounts`.
+        worst, best: pictures, worst and best first.
+    """
+
+    results: dict[str, Any]
+    names: list[str]
+    palette: Palette
+    confusion: np.ndarray
+    distances: np.ndarray
+    sizes: list[SizeGroup]
+    calibration: Calibration
+    worst: list[RankedPicture]
+    best: list[RankedPicture]
+
+    def class_cell(self, index: int) -> str:
+        """A class's swatch and name."""
+        swatch = f"<span class='swatch' style='background:rgb{class_colour(index, self.palette)}'></span>"
+        return f"{swatch}{html.escape(self.names[index])}"
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as text."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """A percentage of a results file as text."""
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def report_html(found: Findings) -> str:
+    """The whole page."""
+    results = found.results
+    sections = [
+        summary(found),
+        section("classes", "IoU of each class", classes(found)),
+        section("confusion", "What is taken for what", confusion(found)),
+        section("distance", "How far from a boundary the errors are", distance(found)),
+        section("size", "How large the missed segments are", sizes(found)),
+        section("calibration", "Is the model as sure as it is right?", calibration(found.calibration)),
+        section("worst", "Worst pictures", pictures(found, found.worst)),
+        section("best", "Best pictures", pictures(found, found.best)),
+        section("measured", "How this was measured", facts_table(measured(results))),
+    ]
+    return html_page(f"What {results['checkpoint']} gets wrong", "\n".join(sections), STYLE)
+
+
+def section(anchor: str, heading: str, body: str) -> str:
+    return f'<section id="{anchor}"><h2>{html.escape(heading)}</h2>\n{body}</section>'
+
+
+def paragraph(words: str) -> str:
+    return f"<p>{html.escape(words)}</p>"
+
+
+def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The figures of a chart, folded away; cells are HTML."""
+    return f"<details><summary>the same as a table</summary>{table(rows, head)}</details>"
+
+
+# ---- the parts of the page ------------------------------------------------------------------------------------------
+
+
+def summary(found: Findings) -> str:
+    """What the rest of the page says, in a few lines."""
+    results, names = found.results, found.names
+    interval = results.get("interval", {})
+    spread = f" (from {number(interval['low'])} to {number(interval['high'])} in another draw of pictures)"
+    known = [(values["iou"], name) for name, values in results["per_class"].items() if values["iou"] is not None]
+    weakest = ", ".join(f"{name} {iou:.1f} %" for iou, name in sorted(known)[:3])
+    lines = [
+        f"mean IoU {number(results['mean_iou'])}{spread if interval.get('low') is not None else ''}, "
+        f"{number(results['overall_accuracy'])} of the pixels right",
+        f"weakest classes by IoU: {weakest or '-'}",
+    ]
+    if pairs := largest_confusions(found.confusion, 1):
+        (pair,) = pairs
+        lines.append(
+            f"largest confusion: {percent(pair.share_of_class)} of {names[pair.truth]} is taken for "
+            f"{names[pair.prediction]}, which makes {percent(pair.share_of_errors)} of all wrong pixels"
+        )
+    pixels, wrong = found.distances
+    near = DISTANCES.index(NEAR) + 1
+    if wrong.any():
+        lines.append(
+            f"{percent(wrong[:near].sum() / wrong.sum())} of the wrong pixels lie at most {NEAR} px from a boundary, "
+            f"where {percent(pixels[:near].sum() / pixels.sum())} of all pixels lie"
+        )
+    lines.append(sureness(found.calibration))
+    dataset, split, images = results["dataset"], results["split"], results["images"]
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    intro = f"Semantic segmentation of {images} pictures of {dataset}, split {split}, against their label maps."
+    return f"{paragraph(intro)}<ul>{items}</ul>"
+
+
+def sureness(found: Calibration) -> str:
+    """Whether confidence is too high or too low, in a sentence."""
+    gap = found.mean_confidence - found.mean_accuracy
+    verdict = "about as sure as it is right" if abs(gap) < 0.01 else ("too sure" if gap > 0 else "not sure enough")
+    return (
+        f"the model is {verdict}: {percent(found.mean_confidence)} sure on average, {percent(found.mean_accuracy)} "
+        f"right; expected calibration error {100 * found.expected_calibration_error:.1f} points"
+    )
+
+
+def classes(found: Findings) -> str:
+    """Bars from the weakest class to the strongest, and all figures of each class."""
+    per_class = found.results["per_class"]
+    pixels = found.confusion.sum(axis=1)
+    total = max(int(pixels.sum()), 1)
+    order = sorted(
+        (index for index, name in enumerate(found.names) if per_class[name]["iou"] is not None),
+        key=lambda index: (per_class[found.names[index]]["iou"], index),
+    )
+    bars = []
+    for index in order:
+        name, iou = found.names[index], per_class[found.names[index]]["iou"]
+        bars.append((name, iou, f"{name}: IoU {iou:.2f} %, {percent(pixels[index] / total)} of the pixels"))
+    charts = []
+    for start in range(0, len(bars), BARS_PER_COLUMN):
+        part = bars[start : start + BARS_PER_COLUMN]
+        label = f"IoU in per cent, from {part[0][0]} {part[0][1]:.1f} to {part[-1][0]} {part[-1][1]:.1f}"
+        charts.append(report_charts.class_bars(part, label))
+    keys = {"iou": "IoU, %", "accuracy": "pixels found, %", "boundary_iou": "boundary IoU, %"}
+    keys = {key: text for key, text in keys.items() if all(key in values for values in per_class.values())}
+    rows = []
+    for index, name in enumerate(found.names):
+        figures = [per_class[name][key] for key in keys]
+        texts = ["-" if value is None else f"{value:.2f}" for value in figures]
+        rows.append([found.class_cell(index), *texts, f"{100 * pixels[index] / total:.2f}"])
+    absent = [name for index, name in enumerate(found.names) if not pixels[index]]
+    words = "Intersection over union of prediction and truth, over all pictures, in per cent; weakest classes first."
+    note = paragraph(f"Without a pixel in the truth, so in no mean: {', '.join(absent)}.") if absent else ""
+    return (
+        f'{paragraph(words)}<div class="bars">{"".join(charts)}</div>{note}'
+        f"{as_table(['class', *keys.values(), 'share of the truth, %'], rows)}"
+    )
+
+
+def confusion(found: Findings) -> str:
+    """The matrix, its largest entries, and all of it to take away."""
+    cells = [found.class_cell(index) for index in range(len(found.names))]
+    shown = report_confusion.shown_classes(found.confusion)
+    present = int((found.confusion.sum(axis=1) + found.confusion.sum(axis=0)[: len(found.names)] > 0).sum())
+    part = f"The {len(shown)} of {present} classes with the most wrong pixels." if len(shown) < present else ""
+    pairs = largest_confusions(found.confusion)
+    largest = report_confusion.largest_table(pairs, cells) if pairs else paragraph("No pixel is wrong.")
+    return (
+        f"{paragraph(part) if part else ''}{report_confusion.matrix(found.confusion, found.names)}"
+        f"<h3>Largest confusions</h3>{largest}<p>{report_confusion.csv_link(found.confusion, found.names)}</p>"
+    )
+
+
+def distance_bands() -> list[str]:
+    """The bands of `DistanceCounts` as text."""
+    starts = [1, *(last + 1 for last in DISTANCES)]
+    bands = [str(last) if first == last else f"{first}-{last}" for first, last in zip(starts, DISTANCES)]
+    return [*bands, f"over {DISTANCES[-1]}"]
+
+
+def distance(found: Findings) -> str:
+    pixels, wrong = found.distances
+    rates, of_errors, of_pixels = shares(wrong, pixels), wrong / max(wrong.sum(), 1), pixels / max(pixels.sum(), 1)
+    items, rows = [], []
+    for band, rate, error_share, pixel_share in zip(distance_bands(), rates, of_errors, of_pixels, strict=True):
+        title = f"{band} px from a boundary: {percent(rate)} wrong, {percent(error_share)} of all wrong pixels"
+        items.append((f"{band} px", f"{percent(error_share)} of errors", 100 * rate, title))
+        rows.append((f"{band} px", *(percent(share) for share in (rate, error_share, pixel_share))))
+    words = (
+        "Of the pixels at each distance from the nearest pixel of another label of the truth, how many are wrong "
+        "(columns), and their share of all wrong pixels (grey). Ignored pixels count nowhere, but their outline is a "
+        "boundary. Errors far from any boundary are whole regions taken for something else."
+    )
+    label = f"wrong pixels in per cent by distance: {', '.join(f'{a} {c:.1f}' for a, _, c, _ in items)}"
+    chart = report_charts.columns(items, label, "distance from the nearest boundary of the truth")
+    head = ("distance", "wrong", "share of all wrong pixels", "share of all pixels")
+    return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
+
+
+def size_text(group: SizeGroup) -> str:
+    """The areas of a group in pixels."""
+    if group.largest is None:
+        return "all sizes" if group.smallest == 1 else f"from {compact(group.smallest)}"
+    return f"to {compact(group.largest)}"
+
+
+def compact(area: int) -> str:
+    """A number of pixels in a few characters."""
+    for unit, sign in ((1_000_000, "M"), (1_000, "k")):
+        if area >= 10 * unit or (unit == 1_000_000 and area >= unit):
+            return f"{area / unit:.3g}{sign}"
+    return str(area)
+
+
+def sizes(found: Findings) -> str:
+    items, rows = [], []
+    for group in found.sizes:
+        rate = group.wrong / group.pixels
+        bounds = f"{group.smallest} to {group.largest} px" if group.largest else f"{group.smallest} px and more"
+        title = f"{group.segments} segments of {bounds}: {percent(rate)} of their pixels wrong"
+        items.append((size_text(group), f"n = {compact(group.segments)}", 100 * rate, title))
+        rows.append((bounds, str(group.segments), percent(rate), percent(group.mean_iou)))
+    words = (
+        "A segment is a connected region of one class in the truth. Segments in order of size, in groups of about as "
+        "many: how many of their pixels are wrong."
+    )
+    label = f"wrong pixels in per cent by area of the segment: {', '.join(f'{a} {c:.1f}' for a, _, c, _ in items)}"
+    chart = report_charts.columns(items, label, "area of the segment in pixels (n: number of segments)")
+    head = ("area", "segments", "pixels wrong", "mean IoU")
+    return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
+
+
+def calibration(found: Calibration) -> str:
+    rows = []
+    for index, pixels in enumerate(found.pixels):
+        bounds = f"{100 * index / CONFIDENCE_BINS:.0f} to {100 * (index + 1) / CONFIDENCE_BINS:.0f} %"
+        rows.append((bounds, str(int(pixels)), percent(found.confidence[index]), percent(found.accuracy[index])))
+    sure = sureness(found)
+    words = (
+        "The confidence of a pixel is the share of its class in the semantic scores of all classes, after windows and "
+        "sizes are averaged. These scores are what the label map is made of; they are sums over queries and no "
+        "probabilities by themselves. If the model says 80 %, then 80 % of such pixels should be right: a bar below "
+        f"the dashes means too sure. {sure[0].upper()}{sure[1:]} (the mean over pixels of the gap between confidence "
+        f"and share of right ones, in {CONFIDENCE_BINS} bins)."
+    )
+    label = (
+        f"share of right pixels by confidence; mean confidence {percent(found.mean_confidence)}, "
+        f"right {percent(found.mean_accuracy)}"
+    )
+    head = ("confidence", "pixels", "mean confidence", "right")
+    return (
+        f'{paragraph(words)}<div class="narrow">{report_charts.reliability(found, label)}</div>{as_table(head, rows)}'
+    )
+
+
+def pictures(found: Findings, ranked: Sequence[RankedPicture]) -> str:
+    """Image, truth, prediction and errors of each picture, with a legend."""
+    if not ranked:
+        return paragraph("There are too few pictures for this list.")
+    parts = [paragraph("By mean IoU over the classes in the picture's truth.")]
+    for place, picture in enumerate(ranked, 1):
+        heading = f"{place}. {picture.name}"
+        scores = f"mean IoU {percent(picture.mean_iou)}, {percent(picture.accuracy)} of the pixels right"
+        keys = "".join(f"<span class='key'>{found.class_cell(index)}</span>" for index in picture.classes)
+        if len(picture.classes) > LEGEND_CLASSES:
+            keys = "".join(
+                f"<span class='key'>{found.class_cell(index)}</span>" for index in picture.classes[:LEGEND_CLASSES]
+            )
+            keys += f"and {len(picture.classes) - LEGEND_CLASSES} more"
+        panels = [
+            figure(picture.image, "image", lossless=False),
+            figure(label_image(picture.truth, found.palette), "truth (black: ignored)"),
+            figure(label_image(picture.prediction, found.palette), "prediction"),
+            figure(picture.errors, "errors: orange is wrong, grey right, black ignored", lossless=False),
+        ]
+        parts.append(
+            f"<h3>{html.escape(heading)} <span class='quiet'>{html.escape(scores)}</span></h3>{row(panels)}"
+            f"<p class='keys quiet'>{keys}</p>"
+        )
+    return "".join(parts)
+
+
+def measured(results: Mapping[str, Any]) -> dict[str, str]:
+    """What makes the figures reproducible."""
+    protocol = dict(results["protocol"])
+    name = protocol.pop("name")
+    details = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in protocol.items())
+    facts = {
+        "checkpoint": results["checkpoint"],
+        "weights, SHA-256": results["weights_sha256"] or "-",
+        "dataset": f"{results['dataset']}, split {results['split']}, {results['images']} pictures",
+        "left out": f"{len(results['skipped'])} pictures that could not be read" if results["skipped"] else "nothing",
+        "protocol": f"{name}: {details}",
+        "rule": results["metric"],
+        "precision": results["mixed_precision"],
+        "command": results["command"],
+    }
+    return {key: str(value) for key, value in facts.items()}

@@ -166,11 +166,14 @@ def open_split(arguments: DatasetArguments, split: str) -> datasets.IterableData
     return data
 
 
-def load_split(arguments: DatasetArguments, split: str, with_labels: bool = True) -> datasets.IterableDataset:
+def load_split(
+    arguments: DatasetArguments, split: str, with_labels: bool = True, also: tuple[str, ...] = ()
+) -> datasets.IterableDataset:
     """Stream of one split, images and maps undecoded.
 
     Args:
         with_labels: whether the column of label maps is needed and read.
+        also: columns that are read as well where there are such.
     Raises:
         UserError: the dataset, split or a column does not exist.
     """
@@ -201,7 +204,8 @@ def load_split(arguments: DatasetArguments, split: str, with_labels: bool = True
         if column not in columns:
             raise UserError(f"no column {column!r} in {place}: it has {', '.join(columns)}; set --{flag}_column_name")
     kept = list(wanted.values())
-    data = data.select_columns(kept + [column for column in NAME_COLUMNS if column in columns and column not in kept])
+    others = [column for column in (*NAME_COLUMNS, *also) if column in columns and column not in kept]
+    data = data.select_columns(kept + others)
     for column in kept:
         feature = (data.features or {}).get(column)
         if feature is None or isinstance(feature, datasets.Image):

@@ -1,0 +1,237 @@
+"""Checks a data set before it is trained on: pictures, label maps, class names, splits; also what a recipe would need.
+
+python scripts/check_dataset.py --dataset_name DATA --report check.html --json check.json
+
+streams the training and the validation split once and prints one line per finding, by a name that stays the same, with
+its fix. It takes every flag of `scripts/train.py`, so that a training command is checked by changing the name of the
+script; with a recipe it also tells memory and time. Exit code 0: no error found; 1: at least one; 2: wrong usage.
+Runs alike as `python -m scripts.check_dataset`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import datasets
+from tqdm import tqdm
+
+from scripts.dataset_check.cost import Cost, RecipeCost
+from scripts.dataset_check.counts import SplitCounts
+from scripts.dataset_check.diagnosis import diagnose, in_order
+from scripts.dataset_check.finding import Evidence, Finding
+from scripts.dataset_check.label_rule import LabelRule, read_names
+from scripts.dataset_check.report import as_json, as_text
+from scripts.dataset_check.report_page import write_report
+from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
+from scripts.dataset_check.similarity import SeenPictures
+from scripts.training.arguments import TrainArguments
+from scripts.training.command_line import (
+    UserError,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    run_command,
+)
+from scripts.training.dataset import (
+    IGNORE_INDEX,
+    dataset_classes,
+    load_split,
+    number_of_examples,
+    readable,
+)
+
+
+@dataclass
+class CheckArguments(TrainArguments):
+    """Check the data set that train.py would be given: its flags, or its recipe, and these."""
+
+    report: str | None = field(default=None, metadata={"help": "HTML page with findings, classes and overlays."})
+    json: str | None = field(default=None, metadata={"help": "JSON file with all that was found, for machines."})
+    max_samples: int | None = field(default=None, metadata={"help": "Look at so many samples of each split."})
+
+
+def check_arguments(arguments: CheckArguments) -> None:
+    """Raises `UserError` at values that cannot work, before anything is read."""
+    check_at_least(arguments, 1, "max_samples", "per_device_train_batch_size", "gradient_accumulation_steps")
+    check_at_least(arguments, 0, "dataloader_num_workers")
+    for name in ("report", "json"):
+        if value := getattr(arguments, name):
+            if Path(value).is_dir():
+                raise UserError(f"--{name} {value} is a folder: name a file")
+            check_folder(f"--{name}", Path(value).parent)
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+def open_splits(
+    arguments: CheckArguments,
+) -> tuple[dict[str, datasets.IterableDataset], list[Finding]]:
+    """The splits that are there, the smaller one, of validation, first; and a note on one that is not.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    opened, failed = {}, {}
+    for split in dict.fromkeys((arguments.eval_split_name, arguments.train_split_name)):
+        try:
+            opened[split] = load_split(arguments, split, also=(SEGMENTS_COLUMN,))
+        except UserError as error:
+            failed[split] = error
+    if not opened:
+        raise failed[arguments.train_split_name]
+    return opened, [
+        Finding("note", "split-not-read", (split,), " ".join(str(error).split()), "name another split, or go without")
+        for split, error in failed.items()
+    ]
+
+
+def read_classes(
+    arguments: CheckArguments, data: datasets.IterableDataset
+) -> tuple[dict[int, str] | None, str | None, list[Finding]]:
+    """Class names by id 0..K-1, what id 255 is called if it is, and findings about the file of names.
+
+    Raises:
+        UserError: a file or `--class_map` that cannot be read.
+    """
+    names = read_names(arguments)
+    if names is None:
+        names = dataset_classes(arguments, data)
+    if names is None:
+        fix = 'write id2label.json beside the data, {"0": "name", ...}, or give --id2label'
+        return None, None, [Finding("error", "no-class-names", (), "there are no class names", fix)]
+    name_of_255 = names.pop(IGNORE_INDEX, None)
+    if sorted(names) != list(range(len(names))):
+        listed = ", ".join(map(str, list(names)[:5]))
+        message = f"{len(names)} class names have ids {listed}, ... in place of 0..{len(names) - 1}"
+        fix = "number the classes from 0 without gaps"
+        if sorted(names) == list(range(1, len(names) + 1)):
+            fix += ", and add --do_reduce_labels: maps whose classes start at 1 are read so"
+        known = {index: names.get(index, f"id {index}") for index in range(max([0, *names]) + 1)}
+        return known, name_of_255, [Finding("error", "class-names", (), message, fix)]
+    if name_of_255 is None and arguments.mapped_classes:
+        names = arguments.mapped_classes.id2label
+    return names, name_of_255, []
+
+
+def facts_of_split(
+    data: datasets.IterableDataset, arguments: CheckArguments, rule: LabelRule, total: int | None
+) -> Iterator[tuple[dict[str, Any], SampleFacts]]:
+    """Undecoded rows and what they show, in order, under a progress bar; threads decode."""
+    split = str(data.split or "split")
+    workers = max(1, arguments.dataloader_num_workers)
+    waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
+    rows = islice(readable(data), arguments.max_samples)
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, desc=f"check {split}", unit="sample", dynamic_ncols=True) as bar,
+    ):
+        for index, row in enumerate(rows):
+            waiting.append((row, pool.submit(inspect, row, arguments, rule, index)))
+            if len(waiting) > 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+                bar.update()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+            bar.update()
+
+
+def count_splits(
+    opened: dict[str, datasets.IterableDataset],
+    arguments: CheckArguments,
+    rule: LabelRule,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, SplitCounts]:
+    """Counts every split, and looks for the pictures of the first in the others.
+
+    Args:
+        keep: gets the rows of the training split, or of the only one, that show no fault.
+    """
+    splits: dict[str, SplitCounts] = {}
+    seen = SeenPictures()
+    for number, (split, data) in enumerate(opened.items()):
+        counts = splits[split] = SplitCounts(split)
+        examples = number_of_examples(data, split)
+        limits = [limit for limit in (examples, arguments.max_samples) if limit is not None]
+        for row, facts in facts_of_split(data, arguments, rule, min(limits, default=None)):
+            counts.add(facts)
+            if number:
+                counts.compare(facts, seen)
+            elif len(opened) > 1 and facts.hashed is not None and facts.picture is not None:
+                seen.add(facts.name, facts.hashed, facts.picture)
+            if not facts.faults and number == len(opened) - 1:
+                keep(row)
+        counts.complete = arguments.max_samples is None or counts.samples < arguments.max_samples
+    return dict(reversed(splits.items()))
+
+
+# --------------------------------------------------------------------------------------------------------- command
+
+
+def check(arguments: CheckArguments) -> int:
+    """Checks, prints and writes what the arguments ask for; returns the exit code."""
+    check_arguments(arguments)
+
+    # ---- classes
+    opened, findings = open_splits(arguments)
+    names, name_of_255, of_names = read_classes(arguments, next(iter(opened.values())))
+    findings += of_names
+    table = arguments.mapped_classes.table.numpy() if names and not of_names and arguments.mapped_classes else None
+    rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
+
+    # ---- recipe, whose own faults come before the long reading
+    has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path
+    recipe = RecipeCost(arguments, names) if has_model and names and not of_names else None
+
+    # ---- samples
+    splits = count_splits(opened, arguments, rule, recipe.keep if recipe else lambda row: None)
+    evidence = Evidence(splits, names, rule, arguments.train_split_name, arguments.eval_split_name, name_of_255)
+    findings += diagnose(evidence)
+    cost = Cost()
+    if recipe:
+        train = opened.get(arguments.train_split_name)
+        examples = number_of_examples(train, arguments.train_split_name) if train is not None else None
+        cost = recipe.estimate(splits, examples)
+        findings += cost.findings
+    findings = in_order(findings)
+
+    # ---- report
+    title = Path(arguments.dataset_name or arguments.train_images or arguments.eval_images or "").name
+    print(as_text(title, evidence, findings, cost))
+    try:
+        if arguments.json:
+            Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(as_json(title, evidence, findings, cost), indent=1, ensure_ascii=False)
+            Path(arguments.json).write_text(content + "\n", encoding="utf-8")
+            print(f"all figures in {arguments.json}")
+        if arguments.report:
+            Path(arguments.report).parent.mkdir(parents=True, exist_ok=True)
+            write_report(Path(arguments.report), title, evidence, findings, cost)
+            print(f"pictures and tables in {arguments.report}")
+    except OSError as error:
+        raise UserError(f"report not written: {error}") from error
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def main() -> int:
+    """Entry point."""
+    return check(parse_arguments(CheckArguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

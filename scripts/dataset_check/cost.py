@@ -1,0 +1,225 @@
+"""What a recipe needs on this data set and this machine: memory counted without computing, time from one real step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from scripts.dataset_check.counts import SplitCounts
+from scripts.dataset_check.finding import Finding
+from scripts.training.arguments import TrainArguments, with_batch_sizes
+from scripts.training.augmentation import training_augmentation
+from scripts.training.command_line import UserError, build_accelerator
+from scripts.training.dataset import IGNORE_INDEX, check_ignored_id
+from scripts.training.memory import activation_bytes, state_bytes
+from scripts.training.model_folder import build_config, build_model, build_processor, refuse_dead_hrca
+from scripts.training.run import build_optimizer, prepare_network
+from scripts.training.streaming import RowBatch, StreamRow, TrainingCollator, TrainingSamples
+
+
+MAX_ROWS = 16  # undecoded, kept for the measured step
+GIB = 2**30
+
+
+@dataclass
+class Cost:
+    """What came out.
+
+    Args:
+        facts: name -> text, for the report.
+        numbers: the same for JSON; seconds, bytes.
+    """
+
+    facts: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+class RecipeCost:
+    """The recipe's model on this machine.
+
+    Raises:
+        UserError: the recipe cannot work, whatever the data.
+    """
+
+    def __init__(self, arguments: TrainArguments, names: dict[int, str]) -> None:
+        on_cpu = not torch.accelerator.is_available()
+        if on_cpu and arguments.mixed_precision == "fp16":  # a CPU has none; bf16 takes as much memory
+            arguments = replace(arguments, mixed_precision="bf16")
+        self.accelerator = build_accelerator(arguments.mixed_precision)
+        self.arguments = with_batch_sizes(arguments, self.accelerator.num_processes)
+        self.config = build_config(arguments, names)
+        check_ignored_id(self.config)
+        refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
+        self.rows: list[dict[str, Any]] = []
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Keeps one of the first good rows for the measured step."""
+        if len(self.rows) < min(MAX_ROWS, self.arguments.per_device_train_batch_size):
+            self.rows.append(row)
+
+    def estimate(self, splits: dict[str, SplitCounts], examples: int | None) -> Cost:
+        """Memory, time and queries.
+
+        Args:
+            examples: training pictures, None if unknown.
+        """
+        arguments, cost = self.arguments, Cost()
+        micro, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+        batch = micro * accumulation * self.accelerator.num_processes
+        steps = arguments.max_train_steps
+        if steps is None and arguments.num_train_epochs and examples:
+            steps = max(1, arguments.num_train_epochs * examples // batch)
+        epochs = f", {steps * batch / examples:.1f} epochs" if steps and examples else ""
+        size = f"{arguments.crop_height}x{arguments.crop_width}"
+        cost.facts["recipe"] = (
+            f"{arguments.recipe or arguments.config_name or arguments.model_name_or_path}: "
+            f"{f'{steps} steps' if steps else 'steps'} of {batch} crops of {size}{epochs}"
+        )
+        cost.numbers |= {"steps": steps, "batch": batch}
+        model = prepare_network(build_model(arguments, self.config), arguments, self.accelerator).train()
+        fits = self._memory(model, cost)
+        if fits:
+            self._time(model, steps, accumulation, cost)
+        self._queries(splits, cost)
+        return cost
+
+    def _memory(self, model: Any, cost: Cost) -> bool:
+        """Notes the memory of one process; returns whether this machine has as much."""
+        arguments = self.arguments
+        micro, height, width = arguments.per_device_train_batch_size, arguments.crop_height, arguments.crop_width
+        state = state_bytes(model, self.accelerator.num_processes, arguments.ema_decay is not None)
+        activations = activation_bytes(model, micro, height, width, self.accelerator)
+        cost.numbers["memory"] = {**state, "activations": activations}
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in state.items())
+        if activations is None:
+            cost.facts["memory"] = f"{sum(state.values()) / GIB:.2f} GiB and what the activations take ({parts})"
+            return True
+        total, free = sum(state.values()) + activations, self._free_bytes()
+        cost.facts["memory"] = (
+            f"{total / GIB:.2f} GiB per process ({parts}, activations {activations / GIB:.2f}), loss and workspace on "
+            f"top; {free / GIB:.1f} GiB free on this machine's {self.accelerator.device.type}"
+        )
+        if total <= free:
+            return True
+        largest = int((free - sum(state.values())) / (activations / micro))
+        smaller = f"--per_device_train_batch_size {largest}, or " if 0 < largest < micro else ""
+        cost.findings.append(
+            Finding(
+                "warning",
+                "does-not-fit",
+                (),
+                f"the recipe needs {total / GIB:.1f} GiB per process, {free / GIB:.1f} GiB are free on this machine",
+                f"{smaller}--gradient_checkpointing, smaller crops, or a larger machine",
+                {"needed": total, "free": free},
+            )
+        )
+        return False
+
+    def _free_bytes(self) -> int:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.accelerator.device)[0]
+        return psutil.virtual_memory().available
+
+    def _time(self, model: Any, steps: int | None, accumulation: int, cost: Cost) -> None:
+        """Notes the seconds of loading and of a training step, measured on real samples after one to warm up."""
+        try:
+            inputs, loading = self._inputs()
+        except UserError as error:
+            cost.facts["time"] = f"not measured: {error}"
+            return
+        device, micro = self.accelerator.device, self.arguments.per_device_train_batch_size
+        model = model.to(device)
+        inputs = {
+            key: [item.to(device) for item in value] if isinstance(value, list) else value.to(device)
+            for key, value in inputs.items()
+            if key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")
+        }
+        optimizer, _ = build_optimizer(model, self.arguments, steps or 1)
+        seconds = 0.0
+        for _ in tqdm(range(2), desc="measure a training step", unit="step", dynamic_ncols=True):
+            started = self._now()
+            with self.accelerator.autocast():
+                loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds = self._now() - started
+        seconds *= accumulation
+        where = f"{device.type}" + (f" with {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+        whole = f": about {duration(steps * seconds)} for {steps} steps" if steps else ""
+        cost.facts["time"] = (
+            f"{seconds:.2f} s per step on this machine's {where}, mixed precision "
+            f"{self.accelerator.mixed_precision}{whole} (two steps run, the second measured)"
+        )
+        workers = max(1, self.arguments.dataloader_num_workers)
+        takes, gives = micro * accumulation / seconds, workers / loading
+        cost.facts["loading"] = (
+            f"{1000 * loading:.0f} ms to decode and augment a picture: {workers} worker{'s' * (workers > 1)} deliver "
+            f"{gives:.1f} pictures a second, the model takes {takes:.1f}"
+        )
+        if gives < takes:
+            cost.facts["loading"] += f": --dataloader_num_workers {int(takes * loading) + 1} would keep up"
+        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_a_picture": loading}
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+            cost.facts["memory"] += f"; {peak / GIB:.2f} GiB measured at the step's peak"
+            cost.numbers["peak_memory"] = peak
+
+    def _inputs(self) -> tuple[dict[str, Any], float]:
+        """A micro batch, as the trainer makes it, and the seconds that one of its pictures took.
+
+        Raises:
+            UserError: no sample can be used.
+        """
+        arguments, num_labels = self.arguments, self.config.num_labels or 0
+        if not self.rows:
+            raise UserError("no sample without a fault was read")
+        augmentation = training_augmentation(
+            arguments.crop_height,
+            arguments.crop_width,
+            arguments.shortest_edges,
+            arguments.longest_edge,
+            arguments.scale_range,
+            arguments.color_jitter,
+        )
+        samples = TrainingSamples(arguments, num_labels, augmentation, arguments.seed)
+        processor = build_processor(arguments, self.config, ignore_index=IGNORE_INDEX, num_labels=num_labels)
+        count = arguments.per_device_train_batch_size
+        rows = [StreamRow(0, index, self.rows[index % len(self.rows)]) for index in range(count)]
+        started = time.perf_counter()
+        batch = samples.__getitems__(RowBatch(rows, rows[0], (0, 0)))
+        loading = (time.perf_counter() - started) / count
+        inputs = TrainingCollator(processor, arguments.do_reduce_labels)(batch)
+        if isinstance(inputs, UserError):
+            raise inputs
+        return inputs, loading
+
+    def _queries(self, splits: dict[str, SplitCounts], cost: Cost) -> None:
+        """Notes a picture of more classes than the model can give masks to."""
+        queries = getattr(self.config, "num_queries", None)
+        most = max((max(counts.classes_per_map, default=0) for counts in splits.values()), default=0)
+        if queries is not None and most > queries:
+            message = f"a picture has {most} classes, the model {queries} queries: some can never be found"
+            fix = f"--config_overrides num_queries={2 * most}"
+            cost.findings.append(Finding("warning", "more-classes-than-queries", (), message, fix, {"classes": most}))
+
+    def _now(self) -> float:
+        """Seconds, after all work on the device is done."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        return time.perf_counter()
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `35 min`, `12.3 h` or `4.1 days`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

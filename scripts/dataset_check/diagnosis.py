@@ -1,0 +1,188 @@
+"""All findings about samples, classes and splits, from the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scripts.dataset_check.counts import FaultCount, SplitCounts
+from scripts.dataset_check.finding import LEVELS, Evidence, Finding
+from scripts.dataset_check.id_findings import id_findings
+from scripts.dataset_check.label_rule import IGNORED
+from scripts.dataset_check.sample import SEGMENTS_COLUMN
+from scripts.training.dataset import IGNORE_INDEX
+
+
+ENOUGH_MAPS = 100  # to call a class rare
+FEW_MAPS = 5
+# Level, what is wrong, and the fix of the faults that show in single samples.
+FAULTS = {
+    "unreadable-picture": ("error", "pictures cannot be read", "replace them, or leave the rows out"),
+    "unreadable-map": ("error", "label maps cannot be read", "replace them, or leave the rows out"),
+    "swapped-size": (
+        "error",
+        "maps have width and height of their pictures swapped",
+        "turn the map, or remove the EXIF orientation of the picture; check which is upright",
+    ),
+    "size-mismatch": (
+        "error",
+        "maps have another size than their pictures",
+        "resize the map with nearest neighbour, and check that the two belong together",
+    ),
+    "rgb-maps": (
+        "error",
+        "maps are stored in colours, not as one id per pixel",
+        "write one channel of class ids (docs/own_data.md shows how to turn colours into ids)",
+    ),
+    "maps-not-ids": ("error", "maps hold no class ids", "store whole numbers from 0 on, one id per pixel"),
+    "lossy-maps": ("error", "maps are JPEGs, which blur ids into others at every edge", "write PNGs from the source"),
+    "segments-mismatch": (
+        "error",
+        f"maps and their {SEGMENTS_COLUMN} hold different segments",
+        "write both from the same source",
+    ),
+    "map-without-class": (
+        "warning",
+        "maps hold nothing but ignored pixels",
+        "leave these rows out: they teach nothing",
+    ),
+}
+
+
+def diagnose(evidence: Evidence) -> list[Finding]:
+    """All findings, the gravest first."""
+    findings = [*sample_faults(evidence), *id_findings(evidence)]
+    renumbered = {"shifted-by-one", "labels-not-reduced", "labels-reduced-twice", "ids-out-of-range"}
+    if not renumbered & {finding.name for finding in findings}:
+        # With wrong ids every class would seem empty, rare or missing somewhere.
+        findings += class_findings(evidence)
+    findings += [finding for counts in evidence.splits.values() for finding in split_findings(counts, evidence)]
+    return in_order(findings)
+
+
+def in_order(findings: list[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes."""
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def sample_faults(evidence: Evidence) -> list[Finding]:
+    """Faults that single samples show, one finding each over all splits."""
+    findings = []
+    for name, (level, what, fix) in FAULTS.items():
+        found = {split: counts.faults[name] for split, counts in evidence.splits.items() if name in counts.faults}
+        if found:
+            findings.append(sample_fault(name, level, what, fix, found))
+    return findings
+
+
+def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str, FaultCount]) -> Finding:
+    """The finding of a fault seen in samples."""
+    first = next(iter(found.values()))
+    total = sum(fault.count for fault in found.values())
+    examples = [example for fault in found.values() for example in fault.examples]
+    return Finding(
+        level,
+        name,
+        tuple(found),
+        f"{total} {what}: {', '.join(first.names)}{', ...' if total > len(first.names) else ''}: {first.evidence[0]}",
+        fix,
+        {split: {"count": fault.count, "first": fault.names} for split, fault in found.items()},
+        examples[:3],
+    )
+
+
+# --------------------------------------------------------------------------------------------------- classes, splits
+
+
+def class_findings(evidence: Evidence) -> list[Finding]:
+    """Classes that are empty, rare, or in one split only."""
+    if not evidence.names or not evidence.enough():
+        return []
+    findings, absent = [], evidence.absent()
+    read = "" if evidence.complete else " in the samples read"
+    level = "warning" if evidence.complete else "note"
+    if absent:
+        ignored = evidence.share(IGNORE_INDEX)
+        at_255 = f"; are its pixels stored as 255 (ignored, {ignored:.1f} % of all)?" if ignored >= 1 else ""
+        findings.append(
+            Finding(
+                level,
+                "empty-class",
+                tuple(evidence.splits),
+                f"{len(absent)} of {len(evidence.names)} classes never occur{read}: {evidence.called(absent)}{at_255}",
+                "take it out of id2label and number the others anew (--class_map does), or look where its pixels went",
+                {"classes": absent},
+            )
+        )
+    train, validation = evidence.splits.get(evidence.train), evidence.splits.get(evidence.validation)
+    if train and validation and train.maps and validation.maps:
+        pairs = (
+            (level, "class-not-in-train", train, validation, "put pictures of it into the training split"),
+            ("note", "class-not-in-validation", validation, train, "its IoU will not be measured: mind the mean"),
+        )
+        for level, name, lacking, having, fix in pairs:
+            classes = [k for k in evidence.names if having.class_pixels[k] and not lacking.class_pixels[k]]
+            if classes:
+                message = f"{evidence.called(classes)} occurs in {having.split} but not in {lacking.split}{read}"
+                findings.append(Finding(level, name, (lacking.split,), message, fix, {"classes": classes}))
+    if train and train.maps >= ENOUGH_MAPS:
+        rare = [k for k in evidence.names if 0 < train.class_maps[k] < FEW_MAPS]
+        if rare:
+            message = f"{evidence.called(rare)} is in fewer than {FEW_MAPS} of {train.maps} training maps"
+            fix = "add pictures of it, or merge it into another class (--class_map)"
+            findings.append(Finding("note", "rare-class", (train.split,), message, fix, {"classes": rare}))
+    return findings
+
+
+def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
+    """What concerns one split as a whole."""
+    where = (counts.split,)
+    if not counts.samples:
+        return [Finding("error", "empty-split", where, "it has no sample", "check the files of the split")]
+    findings = []
+    total = sum(counts.class_pixels.values())
+    if total and counts.class_pixels[IGNORED] > total / 2:
+        share = 100 * counts.class_pixels[IGNORED] / total
+        findings.append(
+            Finding(
+                "warning",
+                "mostly-ignored",
+                where,
+                f"{share:.0f} % of its pixels are ignored",
+                "check that the ignored ids are no class (ids and their names are listed in the report)",
+                {"percent": round(share, 2)},
+                counts.overlays[:2],
+            )
+        )
+    others = {mode: count for mode, count in counts.picture_modes.items() if mode != "RGB"}
+    if others:
+        listed = ", ".join(f"{count} {mode}" for mode, count in sorted(others.items()))
+        message = f"{sum(others.values())} of {counts.samples} pictures are not RGB ({listed}) and are converted"
+        fix = "nothing, unless the channels matter: transparency is dropped, grey becomes three equal channels"
+        findings.append(Finding("note", "picture-modes", where, message, fix, dict(others)))
+    if counts.panoptic:
+        findings.append(
+            Finding(
+                "note",
+                "panoptic-maps",
+                where,
+                f"maps hold segments (R + 256 G + 65536 B) with {SEGMENTS_COLUMN}; checked as the classes of these",
+                "to train a semantic model, write maps of class ids: category_id of each segment, 255 where none is",
+                {"maps": counts.panoptic},
+            )
+        )
+    if counts.duplicates:
+        pairs = ", ".join(
+            f"{pair.name} = {pair.other}{' mirrored' if pair.mirrored else ''}" for pair in counts.duplicates[:3]
+        )
+        more = f" and {counts.number_of_duplicates - 3} more" if counts.number_of_duplicates > 3 else ""
+        message = (
+            f"{counts.number_of_duplicates} of {counts.samples} pictures are (nearly) in the other split too: "
+            f"{pairs}{more}"
+        )
+        details = {
+            "count": counts.number_of_duplicates,
+            "pairs": [[pair.name, pair.other, pair.bits, pair.mirrored] for pair in counts.duplicates],
+        }
+        fix = "take them out of one split: scores on trained pictures say nothing; split videos by sequence"
+        findings.append(Finding("error", "near-duplicate", where, message, fix, details))
+    return findings

@@ -1,0 +1,170 @@
+"""Findings about ids: out of range, off by one, reduced or not, 255 as a class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scripts.dataset_check.finding import Evidence, Finding
+from scripts.dataset_check.label_rule import OUTSIDE
+from scripts.dataset_check.numbering import Placement, in_words, likely_first, placement
+from scripts.training.dataset import IGNORE_INDEX
+from scripts.training.samples import likely_cause
+
+
+SOLID = 0.75  # share of 255's pixels away from edges, above which they cover things rather than border them
+
+
+def id_findings(evidence: Evidence) -> list[Finding]:
+    """What the ids that occur tell: out of range, off by one, reduced or not, 255 as a class."""
+    if evidence.name_of_255 is not None:
+        return [
+            Finding(
+                "error",
+                "255-as-class",
+                evidence.where({IGNORE_INDEX}),
+                f"the class names give id 255 to {evidence.name_of_255!r}, and 255 "
+                f"is ignored: {evidence.share(IGNORE_INDEX):.1f} % of pixels would teach nothing",
+                "store this class under an id of its own below 255, or take it out of id2label if it is no class",
+                {"percent": round(evidence.share(IGNORE_INDEX), 3)},
+                evidence.examples(),
+            )
+        ]
+    if not evidence.names or not evidence.ids:
+        return []
+    numbering = None
+    if evidence.rule.table is None and not any(counts.panoptic for counts in evidence.splits.values()):
+        numbering = numbering_finding(evidence)
+    out_of_range = [] if numbering or not evidence.class_pixels[OUTSIDE] else [range_finding(evidence)]
+    as_class = None if numbering or out_of_range else ignored_class(evidence)
+    return [finding for finding in (numbering, *out_of_range, as_class) if finding is not None]
+
+
+def numbering_finding(evidence: Evidence) -> Finding | None:
+    """Off by one in one of its forms, with what tells so; None if nothing does."""
+    names, first = evidence.names or {}, evidence.rule.first
+    last = first + len(names) - 1
+    present = {index for index in evidence.ids if index != IGNORE_INDEX}
+    outside = {index for index in present if not first <= index <= last and not (first == 1 and index == 0)}
+    fitting = likely_first(evidence.heights, names, first)
+    as_given = placement(evidence.heights, names, first)
+    span = f"ids {min(present, default=0)}..{max(present, default=0)} occur, names are for {first}..{last}"
+    zero = f"0 covers {evidence.share(0):.1f} % of pixels in {evidence.maps_with[0]} of {evidence.maps} maps"
+    if outside == {last + 1}:
+        if 0 not in present:
+            return _numbering(evidence, "shifted-by-one", f"{span}, and 0 never", fitting, as_given, first + 1)
+        if first == 0 and not (len(as_given.fitting) >= 2 and not as_given.odd):
+            return _numbering(evidence, "labels-not-reduced", f"{span}, and {zero}", fitting, as_given, 1)
+        return None
+    if outside or fitting is None:
+        return reduced_twice(evidence, present, last) if first == 1 and not outside and not as_given.fitting else None
+    if first == 1 and fitting.first == 0:
+        return _numbering(evidence, "labels-reduced-twice", span, fitting, as_given, 0)
+    if fitting.first == 1 and 0 in present:
+        return _numbering(evidence, "labels-not-reduced", zero, fitting, as_given, 1)
+    return _numbering(evidence, "shifted-by-one", span, fitting, as_given, fitting.first)
+
+
+def reduced_twice(evidence: Evidence, present: set[int], last: int) -> Finding | None:
+    """The suspicion that classes start at 0 although 0 is said to be unlabelled; None without one."""
+    if not (0 in present and evidence.ids[IGNORE_INDEX] and last not in present and evidence.enough()):
+        return None
+    return Finding(
+        "warning",
+        "labels-reduced-twice",
+        evidence.where({0, IGNORE_INDEX}),
+        f"--do_reduce_labels takes 0 for unlabelled, but 255 occurs as well and {last}, the last class, never: do the "
+        "classes start at 0 already?",
+        "look at the overlays; if so, leave --do_reduce_labels out",
+        {},
+        evidence.examples(),
+    )
+
+
+def _numbering(
+    evidence: Evidence, name: str, seen: str, fitting: Placement | None, as_given: Placement, first: int
+) -> Finding:
+    """A finding about the first id. `fitting` is the better placement if heights tell one."""
+    fixes = {
+        "labels-not-reduced": "add --do_reduce_labels, which ignores 0 and lets the classes start at 1",
+        "labels-reduced-twice": "leave --do_reduce_labels out",
+        "shifted-by-one": "subtract 1 from every id but 255"
+        + ("" if evidence.rule.first else ", or add --do_reduce_labels, which does the same")
+        if first > evidence.rule.first
+        else "add 1 to every id but 255 (and look whether 255 stands for class 0 that went below zero)",
+    }
+    message = seen
+    if fitting is not None and as_given.odd:
+        message += (
+            f"; as they are, {in_words(as_given.odd)} lie where they do not belong (0: top of a picture, 1: bottom); "
+            f"with class 0 stored as {fitting.first}, {in_words(fitting.fitting)} lie where they do"
+        )
+    details = {
+        "first id given": evidence.rule.first,
+        "first id found": first,
+        "heights as given": {**as_given.fitting, **as_given.odd},
+        "heights as found": fitting.fitting if fitting else {},
+    }
+    return Finding("error", name, tuple(evidence.splits), message, fixes[name], details, evidence.examples())
+
+
+def range_finding(evidence: Evidence) -> Finding:
+    """Ids that belong to no class, and their likely cause."""
+    names, rule = evidence.names or {}, evidence.rule
+    outside = {
+        index for index in evidence.ids if rule.classes(np.array([index]))[0] == OUTSIDE and evidence.ids[index]
+    }
+    last, reduced = rule.first + len(names) - 1, rule.first == 1
+    ids = sorted(index for index in evidence.ids if index != IGNORE_INDEX and not (reduced and index == 0))
+    if rule.table is not None:
+        fix = f"name them in --class_map, `ignore: {sorted(outside)[:5]}` if they are to be left out"
+    elif outside == {last + 1} and not reduced:
+        fix = f"{last + 1} may mark unlabelled pixels: a --class_map with `ignore: [{last + 1}]` leaves them out"
+    else:
+        fix = likely_cause(ids, sorted(outside), len(names), reduced)
+    faults = [counts.faults["ids-out-of-range"] for counts in evidence.splits.values() if counts.class_maps[OUTSIDE]]
+    listed = ", ".join(map(str, sorted(outside)[:8])) + (", ..." if len(outside) > 8 else "")
+    return Finding(
+        "error",
+        "ids-out-of-range",
+        evidence.where(outside),
+        f"ids {listed} belong to no class ({rule.first}..{last}), in {evidence.class_maps[OUTSIDE]} of "
+        f"{evidence.maps} maps, such as {', '.join(faults[0].names[:3])}",
+        fix,
+        {"ids": sorted(outside)[:100], "maps": evidence.class_maps[OUTSIDE]},
+        [example for fault in faults for example in fault.examples][:3],
+    )
+
+
+def ignored_class(evidence: Evidence) -> Finding | None:
+    """255 where a class should be: certain for masks of 0 and 255, else a suspicion; None without one."""
+    share = evidence.share(IGNORE_INDEX)
+    numbers = evidence.heights.get(IGNORE_INDEX, np.zeros(3))
+    solid = numbers[2] / max(1.0, numbers[0])
+    details = {"percent": round(share, 3), "solid": round(float(solid), 3)}
+    others = set(evidence.ids) - {IGNORE_INDEX}
+    where, absent = evidence.where({IGNORE_INDEX}), evidence.absent()
+    if others == {0} and share and absent and evidence.rule.table is None:
+        return Finding(
+            "error",
+            "255-as-class",
+            where,
+            f"maps hold 0 and 255 only, and 255 is ignored: {evidence.called(absent)} would never be trained",
+            "store 1 in place of 255",
+            details,
+            evidence.examples(),
+        )
+    if evidence.rule.first == 1 and evidence.ids[0] and share >= 0.1 and solid >= SOLID / 1.25:
+        reason = "0 marks unlabelled pixels already"
+    elif absent and evidence.enough() and share >= 1 and solid >= SOLID:
+        reason = f"{evidence.called(absent)} never occurs"
+    else:
+        return None
+    return Finding(
+        "warning",
+        "255-as-class",
+        where,
+        f"255, which is ignored, covers {share:.1f} % of pixels in solid areas, and {reason}: is it a class?",
+        "look at the black areas of the overlays; if they are a class, store it under an id below 255",
+        details,
+        evidence.examples(),
+    )

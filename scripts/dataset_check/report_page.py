@@ -1,0 +1,130 @@
+"""The check as one HTML page: verdict, findings with pictures, classes, splits, overlays."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scripts.dataset_check.cost import Cost
+from scripts.dataset_check.counts import NearDuplicate, SplitCounts
+from scripts.dataset_check.finding import NAMES, Evidence, Finding
+from scripts.dataset_check.report import class_shares, facts_of_split, verdict
+from scripts.dataset_check.sample import SampleFacts, shown_ids
+from scripts.page import class_cell, facts_table, figure, row, table, write_page
+from scripts.training.dataset import IGNORE_INDEX
+from scripts.visualization import colour_map, overlay
+
+
+STYLE = """
+.finding { border-left: .4rem solid var(--level); padding: .1rem 0 .1rem 1rem; margin: 1.5rem 0; }
+.error { --level: #c33; } .warning { --level: #d90; } .note { --level: #47a; }
+.finding h3 { margin: .2rem 0; } .finding p { margin: .3rem 0; }
+.level { text-transform: uppercase; font-size: .8rem; }
+.bar { display: inline-block; height: .7rem; background: #47a; vertical-align: middle; min-width: 1px; }
+.legend span.entry { display: inline-block; margin: 0 1.2rem .2rem 0; }
+.verdict { font-size: 1.2rem; } .row figure { flex: 0 1 18rem; }
+"""
+
+
+def write_report(file: Path, title: str, evidence: Evidence, findings: list[Finding], cost: Cost) -> None:
+    """Writes the page."""
+    body = [f'<p class="verdict">Verdict: <strong>{html.escape(verdict(findings))}</strong></p>']
+    body.append(
+        "<p>An <em>error</em> would stop a training or spoil it, a <em>warning</em> is worth a look, a <em>note</em> "
+        "is good to know. In all pictures a class has one colour; black in a map is ignored.</p>"
+    )
+    body += [finding_section(finding, evidence) for finding in findings]
+    body += [pairs_section(counts) for counts in evidence.splits.values() if counts.duplicates]
+    if cost.facts:
+        body.append(f"<h2>What the recipe needs</h2>{facts_table(cost.facts)}")
+    body += [split_section(counts, evidence) for counts in evidence.splits.values()]
+    body.append(f"<h2>Classes</h2>{classes_table(evidence)}")
+    write_page(file, f"Data check: {title}", "\n".join(body), STYLE)
+
+
+def finding_section(finding: Finding, evidence: Evidence) -> str:
+    """One finding with its fix and the samples that show it."""
+    where = f" in {', '.join(finding.splits)}" if finding.splits else ""
+    figures = [figure for sample in finding.examples for figure in sample_figures(sample, evidence)]
+    return (
+        f'<section class="finding {finding.level}"><h3><span class="level">{finding.level}</span> '
+        f"{html.escape(finding.name)}</h3>"
+        f'<p class="quiet">{html.escape(NAMES[finding.name])}{html.escape(where)}</p>'
+        f"<p>{html.escape(finding.message)}.</p><p><strong>Fix:</strong> {html.escape(finding.fix)}.</p>"
+        f"{row(figures) if figures else ''}{legend(finding.examples, evidence)}</section>"
+    )
+
+
+def sample_figures(sample: SampleFacts, evidence: Evidence) -> Iterable[str]:
+    """The picture, and its map or both in one where they fit."""
+    if sample.picture is not None:
+        width, height = sample.picture_size or sample.picture.size
+        yield figure(sample.picture, f"{sample.name}, {width}x{height}", lossless=False)
+    if sample.colour_map is not None:
+        yield figure(sample.colour_map, f"{sample.name}, map as stored")
+    elif sample.labels is not None:
+        labels = shown_ids(sample.labels, evidence.rule.num_labels)
+        yield figure(Image.fromarray(colour_map(labels)), f"{sample.name}, map")
+
+
+def overlay_figures(sample: SampleFacts, evidence: Evidence) -> Iterable[str]:
+    """The map over its picture, and alone."""
+    if sample.picture is None or sample.labels is None:
+        return
+    labels = shown_ids(sample.labels, evidence.rule.num_labels)
+    image = sample.picture.resize(labels.shape[::-1])
+    yield figure(overlay(image, labels), f"{sample.name}, map over picture", lossless=False)
+    yield figure(Image.fromarray(colour_map(labels)), f"{sample.name}, map")
+
+
+def legend(samples: Iterable[SampleFacts], evidence: Evidence) -> str:
+    """Swatches of the classes in the samples' maps."""
+    maps = [shown_ids(sample.labels, evidence.rule.num_labels) for sample in samples if sample.labels is not None]
+    present = sorted({int(index) for labels in maps for index in np.unique(labels)})
+    names = {**(evidence.names or {}), IGNORE_INDEX: "ignored"}
+    if evidence.names:
+        names[evidence.rule.num_labels] = "no class (id out of range)"
+    entries = [f'<span class="entry">{class_cell(k, names.get(k, f"id {k}"))}</span>' for k in present]
+    return f'<p class="legend">{"".join(entries)}</p>' if entries else ""
+
+
+def pairs_section(counts: SplitCounts) -> str:
+    """Near-duplicates side by side."""
+    figures = [figure for pair in counts.duplicates for figure in pair_figures(pair, counts.split)]
+    return f"<h2>Pictures in both splits</h2>{row(figures)}"
+
+
+def pair_figures(pair: NearDuplicate, split: str) -> Iterable[str]:
+    """A picture and the one of the other split that it is nearly equal to."""
+    yield figure(pair.picture, f"{pair.name} in {split}", lossless=False)
+    if pair.other_picture is not None:
+        how = f"{pair.bits} of 256 bits differ{', mirrored' if pair.mirrored else ''}"
+        yield figure(pair.other_picture, f"{pair.other} in the other split: {how}", lossless=False)
+
+
+def split_section(counts: SplitCounts, evidence: Evidence) -> str:
+    """What a split is like, and some of its samples, drawn at random."""
+    figures = [figure for sample in counts.overlays for figure in overlay_figures(sample, evidence)]
+    shown = f"{row(figures)}{legend(counts.overlays, evidence)}" if figures else ""
+    return f"<h2>Split {html.escape(counts.split)}</h2>{facts_table(facts_of_split(counts))}{shown}"
+
+
+def classes_table(evidence: Evidence) -> str:
+    """Every class: id, share of the labelled pixels in all and in each split, maps with it."""
+    shares = class_shares(evidence)
+    most = max((share for _, _, share, _ in shares), default=0) or 1
+    splits = list(evidence.splits.values())
+    rows = []
+    for index, name, share, maps in shares:
+        cells = [f"{index + evidence.rule.first}", class_cell(index, name), f"{share:.3g} %", f"{maps}"]
+        cells += [f"{100 * counts.class_pixels[index] / max(1, counts.labelled):.3g} %" for counts in splits]
+        cells.append(
+            f'<span class="bar" style="width:{12 * share / most:.2f}rem"></span>' if share else "never occurs"
+        )
+        rows.append(cells)
+    head = ["stored id", "class", "of labelled pixels", "maps with it"]
+    return table(rows, [*head, *(f"in {html.escape(counts.split)}" for counts in splits), ""])

@@ -1,0 +1,230 @@
+"""What one row of a dataset shows: nothing here stops at a fault, every fault is noted by the name of its finding."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from image_processing.label_maps_faseg import unique_ids
+from image_processing.preprocessing_faseg import EXIF_ORIENTATION, pil_to_array
+from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
+from scripts.dataset_check.similarity import perceptual_hash
+from scripts.training.command_line import UserError
+from scripts.training.dataset import IGNORE_INDEX, DatasetArguments
+from scripts.training.network import with_retries
+from scripts.training.samples import reason, sample_name
+
+
+SEGMENTS_COLUMN = "segments_info"
+SMALL = 320  # longer side of what heights, regions and the page's pictures are taken from
+SPECK = 4  # pixels of the small map: fewer are no region
+MAX_COLOURS = 4096
+
+
+@dataclass
+class SampleFacts:
+    """What the counters and the page need of one sample.
+
+    Args:
+        faults: name of the finding -> what this sample shows of it.
+        picture_size: (width, height) in pixels.
+        ids: stored id -> pixels; of panoptic maps the category ids. Empty if the map holds no ids.
+        class_pixels: the same by class, `IGNORED` and `OUTSIDE` among them.
+        small_ids: id -> (pixels, sum of their heights, pixels away from any edge) in the small map; a height is 0 at
+            the top of the picture and 1 at the bottom.
+        regions: connected areas of one class, specks left out; of panoptic maps the segments.
+        colours: distinct colours of a map in colours.
+        picture: at most `SMALL` pixels wide and high, RGB.
+        labels: the map at the same size, classes as `LabelRule.classes` gives them.
+        colour_map: the same of a map in colours.
+    """
+
+    name: str
+    faults: dict[str, str] = field(default_factory=dict)
+    picture_size: tuple[int, int] | None = None
+    picture_mode: str | None = None
+    map_mode: str | None = None
+    panoptic: bool = False
+    ids: dict[int, int] = field(default_factory=dict)
+    class_pixels: dict[int, int] = field(default_factory=dict)
+    small_ids: dict[int, tuple[int, float, int]] = field(default_factory=dict)
+    regions: int = 0
+    colours: int = 0
+    hashed: tuple[np.ndarray, np.ndarray] | None = None
+    picture: Image.Image | None = None
+    labels: np.ndarray | None = None
+    colour_map: Image.Image | None = None
+
+
+def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, index: int) -> SampleFacts:
+    """Reads an undecoded row as the trainer does, and notes what it finds."""
+    facts = SampleFacts(sample_name(row, arguments.image_column_name, index))
+    picture = decoded(row[arguments.image_column_name], facts, "picture")
+    if picture is not None:
+        try:
+            pixels = Image.fromarray(pil_to_array(picture, do_convert_rgb=True))
+        except (OSError, ValueError, SyntaxError) as error:
+            facts.faults["unreadable-picture"] = reason(error)
+        else:
+            facts.picture_size, facts.picture_mode = picture.size, picture.mode
+            facts.picture = shrunk(pixels, Image.Resampling.BOX)
+            facts.hashed = perceptual_hash(pixels)
+    label = decoded(row[arguments.label_column_name], facts, "map")
+    if label is None:
+        return facts
+    facts.map_mode = label.mode
+    if label.format == "JPEG":
+        facts.faults["lossy-maps"] = "the map is a JPEG"
+    if picture is not None and label.size != picture.size:
+        note_sizes(facts, picture.size, label.size, row[arguments.image_column_name])
+    ids = read_ids(np.asarray(label), facts, row.get(SEGMENTS_COLUMN))
+    if ids is None:
+        facts.colour_map = shrunk(label.convert("RGB"), Image.Resampling.NEAREST)
+        return facts
+    # Categories of segments start at 0, whatever maps of classes do.
+    look_at_ids(ids, facts, LabelRule(rule.num_labels) if facts.panoptic else rule)
+    return facts
+
+
+def decoded(value: Any, facts: SampleFacts, what: str) -> Image.Image | None:
+    """The picture or map as Pillow reads it, None if it cannot."""
+    try:
+        return with_retries(lambda: datasets.Image().decode_example(value), f"{what} of sample {facts.name}")
+    except UserError:
+        raise
+    except Exception as error:  # PIL raises many kinds on a broken file
+        facts.faults[f"unreadable-{what}"] = "there is none" if value is None else reason(error)
+    return None
+
+
+def note_sizes(facts: SampleFacts, picture: tuple[int, int], label: tuple[int, int], value: Any) -> None:
+    """Notes a map of another size than its picture; sizes are (width, height)."""
+    text = f"picture {picture[0]}x{picture[1]}, map {label[0]}x{label[1]}"
+    if picture != label[::-1]:
+        facts.faults["size-mismatch"] = text
+        return
+    orientation = exif_orientation(value)
+    turned = f", the picture's EXIF orientation is {orientation}" if orientation not in (0, 1) else ""
+    facts.faults["swapped-size"] = text + turned
+
+
+def exif_orientation(value: Any) -> int:
+    """What an undecoded picture says of how it is to be turned; 1 if nothing."""
+    try:
+        with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as image:
+            return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except (OSError, ValueError, SyntaxError, TypeError, AttributeError):
+        return 1
+
+
+def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray | None:
+    """`(H, W)` stored ids of a map as decoded; None for one in colours or of other numbers, which is noted."""
+    if label.ndim == 3:
+        colours = label[..., :3].astype(np.int64)
+        if segments is not None and label.shape[2] >= 3:
+            facts.panoptic = True
+            return category_ids(colours @ np.array([1, 256, 65536]), segments, facts)
+        equal = (colours == colours[..., :1]).all() or label.shape[2] < 3
+        found = np.unique(colours.reshape(-1, colours.shape[2])[:: max(1, label.size // 1_000_000)], axis=0)
+        facts.colours = min(MAX_COLOURS, len(found))
+        facts.faults["rgb-maps"] = (
+            f"{facts.map_mode} with equal channels"
+            if equal
+            else f"{facts.map_mode} with {facts.colours} colours, such as {tuple(found[-1].tolist())}"
+        )
+        return label[..., 0].astype(np.int64) if equal else None
+    if label.ndim != 2 or label.dtype.kind not in "uib":
+        facts.faults["maps-not-ids"] = f"{label.dtype} of shape {label.shape}"
+        return None
+    if label.size and label.min() < 0:
+        facts.faults["maps-not-ids"] = f"the negative id {label.min()}"
+        return None
+    return label.astype(np.int64)
+
+
+def category_ids(segment_ids: np.ndarray, segments: list[dict[str, Any]], facts: SampleFacts) -> np.ndarray:
+    """Class ids of a panoptic map `(H, W)` of segment ids; 255 where no segment is."""
+    categories = {int(segment["id"]): int(segment["category_id"]) for segment in segments}
+    present, places = np.unique(segment_ids, return_inverse=True)
+    unknown = [int(value) for value in present if value and int(value) not in categories]
+    lost = sorted(set(categories) - set(present.tolist()))
+    if unknown or lost:
+        facts.faults["segments-mismatch"] = (
+            f"segment {unknown[0]} of the map is not in {SEGMENTS_COLUMN}"
+            if unknown
+            else f"segment {lost[0]} of {SEGMENTS_COLUMN} is not in the map"
+        )
+    facts.regions = len(categories)
+    table = np.array([categories.get(int(value), IGNORE_INDEX) for value in present], dtype=np.int64)
+    return table[places.reshape(segment_ids.shape)]
+
+
+def look_at_ids(ids: np.ndarray, facts: SampleFacts, rule: LabelRule) -> None:
+    """Counts, heights and regions of a map `(H, W)` of stored ids."""
+    if not ids.size:
+        facts.faults["maps-not-ids"] = "no pixel at all"
+        return
+    present, counts = counted(ids)
+    facts.ids = dict(zip(present.tolist(), counts.tolist()))
+    step = max(1, -(-max(ids.shape) // SMALL))
+    small = ids[step // 2 :: step, step // 2 :: step]
+    small = small if small.size else ids
+    heights = np.repeat((np.arange(len(small)) + 0.5) / len(small), small.shape[1])
+    values, places = np.unique(small, return_inverse=True)
+    places = places.ravel()
+    sizes, sums = np.bincount(places), np.bincount(places, heights)
+    # A speck of solid ground: all of its 5x5 neighbours have its id.
+    flat = places.reshape(small.shape)
+    inside = ndimage.maximum_filter(flat, 5) == ndimage.minimum_filter(flat, 5)
+    solid = np.bincount(flat[inside], minlength=len(values))
+    for value, *numbers in zip(values.tolist(), sizes.tolist(), sums.tolist(), solid.tolist()):
+        facts.small_ids[value] = (numbers[0], numbers[1], numbers[2])
+    facts.labels = rule.classes(small).astype(np.int32)
+    if not facts.panoptic:
+        facts.regions = count_regions(facts.labels)
+    for index, pixels in zip(rule.classes(present).tolist(), counts.tolist()):
+        facts.class_pixels[index] = facts.class_pixels.get(index, 0) + pixels
+    if OUTSIDE in facts.class_pixels:
+        outside = present[rule.classes(present) == OUTSIDE]
+        facts.faults["ids-out-of-range"] = f"ids {', '.join(map(str, outside[:5].tolist()))}"
+    if set(facts.class_pixels) == {IGNORED}:
+        facts.faults["map-without-class"] = f"only {', '.join(map(str, present.tolist()))}, ignored"
+
+
+def counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a map in ascending order, and how many pixels each has."""
+    if ids.max() < 65536:
+        counts = np.bincount(ids.ravel())
+        present = unique_ids(ids)
+        return present, counts[present]
+    return np.unique(ids, return_counts=True)
+
+
+def count_regions(labels: np.ndarray) -> int:
+    """Connected areas of one class with at least `SPECK` pixels."""
+    regions = 0
+    boxes = ndimage.find_objects(np.maximum(labels + 1, 0))  # class 0 is 1; ignored and outside are left out
+    for index, box in enumerate(boxes):
+        if box is not None:
+            areas, count = ndimage.label(labels[box] == index)
+            regions += int((np.bincount(areas.ravel(), minlength=count + 1)[1:] >= SPECK).sum())
+    return regions
+
+
+def shrunk(image: Image.Image, how: Image.Resampling) -> Image.Image:
+    """`image` at a whole fraction of its size, at most `SMALL` pixels wide and high."""
+    step = max(1, -(-max(image.size) // SMALL))
+    if step == 1:
+        return image
+    return image.resize((max(1, image.width // step), max(1, image.height // step)), how)
+
+
+def shown_ids(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Classes of `LabelRule` as a map to be drawn: ignored is 255, outside is the id after the last class."""
+    return np.select([labels == IGNORED, labels == OUTSIDE], [IGNORE_INDEX, num_labels], labels)

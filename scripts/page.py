@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.visualization import class_colour
+from scripts.visualization import Palette, class_colour
 
 
 STYLE = """
@@ -79,9 +79,9 @@ def facts_table(facts: dict[str, str]) -> str:
     return f'<div class="wide"><table>{lines}</table></div>'
 
 
-def class_cell(index: int, name: str) -> str:
+def class_cell(index: int, name: str, palette: Palette | None = None) -> str:
     """A class's swatch and name."""
-    return f"<span class='swatch' style='background:rgb{class_colour(index)}'></span>{html.escape(name)}"
+    return f"<span class='swatch' style='background:rgb{class_colour(index, palette)}'></span>{html.escape(name)}"
 
 
 def curve(points: Sequence[tuple[float, float]], label: str, width: int = 640, height: int = 220) -> str:

@@ -40,7 +40,7 @@ from scripts.training.command_line import (
 )
 from scripts.training.dataset import DatasetArguments, load_split, number_of_examples
 from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
-from scripts.visualization import label_image, with_legend
+from scripts.visualization import label_image, model_palette, with_legend
 
 
 @dataclass
@@ -105,6 +105,7 @@ def predict_pictures(
     """Writes a label map and an overlay per picture; returns how many of this process's could not be read."""
     segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    palette = model_palette(model.config)
     output_dir.mkdir(parents=True, exist_ok=True)
     jobs = list(zip(pictures, output_names(pictures), strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
@@ -121,8 +122,8 @@ def predict_pictures(
                 failed += 1
                 continue
             labels = segment(image)
-            label_image(labels).save(output_dir / f"{name}_labels.png")
-            with_legend(image, labels, names).save(output_dir / f"{name}_overlay.png")
+            label_image(labels, palette).save(output_dir / f"{name}_labels.png")
+            with_legend(image, labels, names, palette).save(output_dir / f"{name}_overlay.png")
     accelerator.wait_for_everyone()
     if failed:
         print(f"{failed} of {len(own)} pictures could not be read", file=sys.stderr)

@@ -1,72 +1,160 @@
-"""Colours of classes: one stable palette, label maps as palette PNGs, overlays with a legend."""
+"""Colours of classes, one set for every picture of the project: label maps as PNGs, overlays, contours, legends.
+
+A dataset's own colours come from `palette.json` beside its `id2label.json`: `{"0": "#804080", ...}` or a list by id,
+of `"#rrggbb"` or `[red, green, blue]`. The trainer keeps them in the model's configuration as `palette`.
+"""
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-# Paul Tol's bright, vibrant and muted schemes, told apart by colour-blind readers (personal.sron.nl/~pault).
-COLOUR_BLIND_SAFE = (
-    (0x44, 0x77, 0xAA),
-    (0xEE, 0x66, 0x77),
-    (0x22, 0x88, 0x33),
-    (0xCC, 0xBB, 0x44),
-    (0x66, 0xCC, 0xEE),
-    (0xAA, 0x33, 0x77),
-    (0xEE, 0x77, 0x33),
-    (0x33, 0x22, 0x88),
-    (0x44, 0xAA, 0x99),
-    (0x88, 0x22, 0x55),
-    (0xDD, 0xCC, 0x77),
-    (0x99, 0x99, 0x33),
+Colour = tuple[int, int, int]
+Palette = Mapping[int, Colour]
+
+# Each colour is as far from those before it as could be found, and from the black of ignored pixels, in CIEDE2000, as
+# seen with and without a colour-vision deficiency (protan, deutan, tritan): 15 at least among the first dozen. A class
+# keeps its colour however many there are.
+COLOURS = bytes.fromhex(
+    "334c8000ffccb21900b299ffcce600e66600994ce6198080804c4c66b2b2cc9980ffccff0000665511004433449977660000dd7788bb"
+    "ccff99bbbb55bb447799bbaa553333eebb99dd0033ccaadd9977ff4400993366227744bb779955666699557744003355998888bbcccc"
+    "888899ffff666666667700ff664466ff8800772211ee55ccbbdd77777799aa8877445555bbffbb99aa55333377558844eeaaff550044"
+    "bbbbcc4433aaaa9999ffeedd664433773344eeccbb5599dd8866bb886677aabb77cc5500ee3344bbcc3377bb2299666655559944dd99"
+    "665566443322bb66aabb5588ff88bbeeee7788ddee1122669999886633557766554466ff4400bb5555003333ddff7799aa7777995533"
+    "ddeeff555577aa88aabb99aa444422aaddccbb33225588dd226655aa88ff7744dd88558800443344cceebb99ccbb8833777755ddbbbb"
+    "ccff00004466aaee9977aa66330044000088eebbddaacc771177338855bbffcc55ee668844998899334499eeaa2288aaaaccaa998866"
+    "bb88bb667766778855554499ee4499bbaacc9911887711446633bb77226699aaee99aa99778877eeccddeeddcc77cc8855eebb11cc44"
+    "bb00ff4466aa22441199ccbb9988cc556611cc2288111155aadd8800ee55aa0077cc66bbbbee8866118888bbbbaaaaaa77eeff33aadd"
+    "dd6655ccaa6633883388882200bb77882222dd224422aa99aa3366447777991144cc66229966ff44007799ddaaccffcc3344ccbb9944"
+    "9966cc334455eeaa8822bbaa660055ddff88bb11aaaaffaa66ff66775555ee99330033110000ff9955cc662299aadd00555544889966"
+    "ee11996677dd88aabbcceebbaaaa886699445533008800cc0011aaddaaeebb2255770066dd55888888eebb55aacc5555aaaaff550088"
+    "aa11eeff7722ccddee000077dd33666611776611bb442211ccbb00ddccee4455ff8899ee887733ffbbcc5544448844ccaabb9955ddcc"
+    "11116688bbdd55668899cc665555aa9999aacc11114411cc7733ddffbb55ee5577aaccddccccff0055336699aacc3300997799005577"
+    "aa33227700aaddccaa"
 )
 IGNORED_COLOUR = (0, 0, 0)
 IGNORE_INDEX = 255
+OPACITY = 0.55
 
 
-def class_colour(index: int) -> tuple[int, int, int]:
-    """RGB of a class, the same in every picture; past twelve classes hues go round by the golden angle."""
+# ---- colours --------------------------------------------------------------------------------------------------------
+
+
+def parse_colour(value: Any) -> Colour:
+    """`"#rrggbb"` or three numbers in 0..255.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        if isinstance(value, str):
+            numbers = list(bytes.fromhex(value.removeprefix("#")))
+        else:
+            numbers = [int(number) for number in value]
+        red, green, blue = numbers
+        if not all(0 <= number <= 255 for number in numbers):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f'{value!r} is no colour: write "#rrggbb" or [red, green, blue] in 0..255') from None
+    return red, green, blue
+
+
+def parse_palette(value: Any) -> dict[int, Colour]:
+    """Colours by class id, of a mapping or a list by id; None and gaps leave a class to the project's own colours.
+
+    Raises:
+        ValueError: it holds something that is no colour, or ids that are no numbers.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping | list | tuple):
+        raise ValueError(f"a palette of {type(value).__name__}: write a mapping of id to colour, or a list by id")
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {int(index): parse_colour(colour) for index, colour in entries if colour is not None}
+
+
+def model_palette(config: Any) -> dict[int, Colour]:
+    """The colours that a model's configuration holds, those of its dataset; often none."""
+    try:
+        return parse_palette(getattr(config, "palette", None))
+    except ValueError:  # a foreign model's, of another form
+        return {}
+
+
+def class_colour(index: int, palette: Palette | None = None) -> Colour:
+    """RGB of a class, the same in every picture."""
     if index == IGNORE_INDEX:
         return IGNORED_COLOUR
-    if index < len(COLOUR_BLIND_SAFE):
-        return COLOUR_BLIND_SAFE[index]
-    lightness = (0.45, 0.6, 0.75)[index % 3]
-    red, green, blue = colorsys.hls_to_rgb(index * 0.61803398875 % 1.0, lightness, 0.65)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    if palette and index in palette:
+        return palette[index]
+    start = 3 * (index % (len(COLOURS) // 3))
+    return COLOURS[start], COLOURS[start + 1], COLOURS[start + 2]
 
 
-def colour_map(labels: np.ndarray) -> np.ndarray:
+# ---- label maps -----------------------------------------------------------------------------------------------------
+
+
+def colour_map(labels: np.ndarray, palette: Palette | None = None) -> np.ndarray:
     """`(H, W)` ids -> `(H, W, 3)` uint8 colours."""
     ids, inverse = np.unique(labels, return_inverse=True)
-    colours = np.array([class_colour(int(index)) for index in ids], dtype=np.uint8)
+    colours = np.array([class_colour(int(index), palette) for index in ids], dtype=np.uint8)
     return colours[inverse.reshape(labels.shape)]
 
 
-def label_image(labels: np.ndarray) -> Image.Image:
+def label_image(labels: np.ndarray, palette: Palette | None = None) -> Image.Image:
     """Label map as a PNG-ready picture: pixel value = class id, with the palette where ids fit into a byte."""
     if labels.max(initial=0) > 255:
         return Image.fromarray(labels.astype(np.uint16))
     image = Image.fromarray(labels.astype(np.uint8))
-    image.putpalette([channel for index in range(256) for channel in class_colour(index)])
+    image.putpalette([channel for index in range(256) for channel in class_colour(index, palette)])
     return image
 
 
-def overlay(image: Image.Image, labels: np.ndarray, opacity: float = 0.55) -> Image.Image:
-    """RGB picture with its label map laid over it; ignored pixels stay as they are."""
+def contours(labels: np.ndarray) -> np.ndarray:
+    """`(H, W)` bool: pixels with a neighbour, by a side, of another id."""
+    edges = np.zeros(labels.shape, dtype=bool)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    edges[:, 1:] |= across
+    edges[:, :-1] |= across
+    edges[1:] |= down
+    edges[:-1] |= down
+    return edges
+
+
+# ---- overlays -------------------------------------------------------------------------------------------------------
+
+
+def overlay(
+    image: Image.Image,
+    labels: np.ndarray,
+    opacity: float = OPACITY,
+    palette: Palette | None = None,
+    with_contours: bool = True,
+) -> Image.Image:
+    """RGB picture with its label map laid over it; ignored pixels stay as they are.
+
+    Args:
+        opacity: of the colours, 0 to 1.
+        with_contours: whether regions end in a line of their full colour, also at `opacity` 0.
+    """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    weight = np.where(labels == IGNORE_INDEX, 0.0, opacity)[..., None]
-    mixed = pixels * (1 - weight) + colour_map(labels) * weight
+    weight = np.full(labels.shape, opacity, dtype=np.float32)
+    if with_contours:
+        weight[contours(labels)] = 1
+    weight[labels == IGNORE_INDEX] = 0
+    mixed = pixels * (1 - weight[..., None]) + colour_map(labels, palette) * weight[..., None]
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def legend(entries: Sequence[tuple[int, str]], width: int) -> Image.Image:
+def legend(entries: Sequence[tuple[int, str]], width: int, palette: Palette | None = None) -> Image.Image:
     """Swatches with names, in rows that fit into `width` pixels (and never narrower than one entry)."""
-    font = ImageFont.load_default(14)
-    swatch, gap, row_height = 14, 8, 24
+    swatch = max(14, round(width / 80))  # as large beside a large picture as beside a small one
+    font = ImageFont.load_default(swatch)
+    gap, row_height = round(swatch * 0.6), round(swatch * 1.75)
     sizes = [swatch + gap + int(font.getlength(name)) + 2 * gap for _, name in entries]
     width = max([width, *(size + 2 * gap for size in sizes)])
     places, x, y = [], gap, 0
@@ -77,18 +165,32 @@ def legend(entries: Sequence[tuple[int, str]], width: int) -> Image.Image:
         x += size
     picture = Image.new("RGB", (width, y + row_height), "white")
     draw = ImageDraw.Draw(picture)
+    top = (row_height - swatch) // 2
     for (index, name), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y + 5, x + swatch, y + 5 + swatch), fill=class_colour(index), outline="black")
-        draw.text((x + swatch + gap, y + 3), name, fill="black", font=font)
+        box = (x, y + top, x + swatch, y + top + swatch)
+        draw.rectangle(box, fill=class_colour(index, palette), outline="black")
+        draw.text((x + swatch + gap, y + top + swatch / 2), name, fill="black", font=font, anchor="lm")
     return picture
 
 
-def with_legend(image: Image.Image, labels: np.ndarray, id2label: dict[int, str]) -> Image.Image:
-    """Overlay of a picture with a legend of the classes in it below."""
-    present = [int(index) for index in np.unique(labels) if index != IGNORE_INDEX]
-    below = legend([(index, id2label.get(index, str(index))) for index in present], image.width)
-    above = overlay(image, labels)
-    sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
-    sheet.paste(above, (0, 0))
-    sheet.paste(below, (0, above.height))
+def present_classes(labels: Iterable[np.ndarray] | np.ndarray, id2label: Mapping[int, str]) -> list[tuple[int, str]]:
+    """Entries of a legend: ids that occur in one or several label maps, and their names."""
+    maps = [labels] if isinstance(labels, np.ndarray) else list(labels)
+    present = sorted({int(index) for each in maps for index in np.unique(each)} - {IGNORE_INDEX})
+    return [(index, id2label.get(index, str(index))) for index in present]
+
+
+def below(picture: Image.Image, entries: Sequence[tuple[int, str]], palette: Palette | None = None) -> Image.Image:
+    """A picture with a legend under it."""
+    key = legend(entries, picture.width, palette)
+    sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")
+    sheet.paste(picture, (0, 0))
+    sheet.paste(key, (0, picture.height))
     return sheet
+
+
+def with_legend(
+    image: Image.Image, labels: np.ndarray, id2label: Mapping[int, str], palette: Palette | None = None
+) -> Image.Image:
+    """Overlay of a picture with a legend of the classes in it below."""
+    return below(overlay(image, labels, palette=palette), present_classes(labels, id2label), palette)

@@ -27,7 +27,7 @@ import numpy as np
 from huggingface_hub import metadata_load
 from PIL import Image
 from segment import Found, LoadedModel, Problem, Result, load_model, read_picture, segment
-from visualization import IGNORE_INDEX, class_colour, colour_map
+from visualization import IGNORE_INDEX, Palette, class_colour, colour_map, contours
 
 
 FOLDER = Path(__file__).resolve().parent
@@ -66,7 +66,8 @@ CSS = """
 .stack { display: grid; margin: 0; width: min(100%, calc(36rem * var(--ratio)));
   border-radius: 8px; overflow: hidden; align-self: start; }
 .stack img { grid-area: 1 / 1; width: 100%; height: auto; margin: 0; display: block; }
-.stack .regions { opacity: var(--overlay-opacity, DEFAULT_OPACITY); image-rendering: pixelated; }
+.stack .regions { opacity: var(--overlay-opacity, DEFAULT_OPACITY); }
+.stack .regions, .stack .lines { image-rendering: pixelated; }
 .finding { display: grid; grid-template-columns: minmax(0, 2fr) minmax(15rem, 1fr); gap: 1.25rem; }
 .finding .scroll { max-height: 36rem; overflow-y: auto; }
 .finding table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .92rem; margin: 0; }
@@ -106,33 +107,37 @@ def image_source(image: Image.Image, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def coloured_regions(regions: np.ndarray) -> Image.Image:
-    """Opaque colours where something was found, clear elsewhere."""
-    alpha = np.where(regions == IGNORE_INDEX, 0, 255).astype(np.uint8)
-    return Image.fromarray(np.dstack([colour_map(regions), alpha]))
+def coloured_regions(regions: np.ndarray, shown: np.ndarray, palette: Palette | None = None) -> Image.Image:
+    """Opaque colours where something was found and `shown` is true, clear elsewhere."""
+    alpha = np.where(shown & (regions != IGNORE_INDEX), 255, 0).astype(np.uint8)
+    return Image.fromarray(np.dstack([colour_map(regions, palette), alpha]))
 
 
 def finding_html(result: Result, title: str) -> str:
-    """The picture under its regions, whose opacity the page's style sets, and a table that is the legend too."""
+    """The picture under its regions, whose opacity the page's style sets; the table is the legend too."""
     picture = result.image.copy()
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    regions = coloured_regions(result.regions).resize(picture.size, Image.Resampling.NEAREST)
+    regions = result.regions.astype(np.int32)
+    regions = np.asarray(Image.fromarray(regions).resize(picture.size, Image.Resampling.NEAREST))
+    areas = coloured_regions(regions, np.full(regions.shape, True), result.palette)
+    lines = coloured_regions(regions, contours(regions), result.palette)
     return (
         f"<div class='finding'><figure class='stack' style='--ratio: {picture.width / picture.height:.4f}'>"
         f"<img src='{image_source(picture, 'webp')}' alt='{escape(title)}'>"
-        f"<img class='regions' src='{image_source(regions, 'png')}' alt='what was found in {escape(title)}'>"
-        f"</figure><div class='scroll'>{area_table(result.found, result.regions.size)}</div></div>"
+        f"<img class='regions' src='{image_source(areas, 'png')}' alt='what was found in {escape(title)}'>"
+        f"<img class='lines' src='{image_source(lines, 'png')}' alt=''>"
+        f"</figure><div class='scroll'>{area_table(result.found, result.regions.size, result.palette)}</div></div>"
     )
 
 
-def area_table(found: list[Found], all_pixels: int) -> str:
+def area_table(found: list[Found], all_pixels: int, palette: Palette | None = None) -> str:
     """Colour, name, score if there is one, and area of each class or segment."""
     if not found:
         return "<p>Nothing was found above the threshold: try a lower one.</p>"
     scored = any(entry.score is not None for entry in found)
     rows = "".join(
-        f"<tr><td class='name'><span class='swatch' style='background:rgb{class_colour(entry.number)}'></span>"
-        f"{escape(entry.name)}</td>"
+        f"<tr><td class='name'><span class='swatch' style='background:"
+        f"rgb{class_colour(entry.number, palette)}'></span>{escape(entry.name)}</td>"
         + (f"<td class='number'>{entry.score or 0:.2f}</td>" if scored else "")
         + f"<td class='number'>{entry.pixels / all_pixels:.1%}</td><td class='number'>{entry.pixels:,}</td></tr>"
         for entry in found

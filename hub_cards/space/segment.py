@@ -14,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
-from visualization import IGNORE_INDEX, label_image, with_legend
+from visualization import IGNORE_INDEX, Palette, label_image, model_palette, with_legend
 
 
 TASKS = ("semantic", "instance", "panoptic")
@@ -63,19 +63,21 @@ class Result:
         regions: `(H, W)` the same as `class_ids` for a semantic map, else numbers of segments from 1, 255 where there
             is none.
         found: by area, largest first.
+        palette: colours of the classes in a semantic map, if the model has its dataset's; segments have the page's.
     """
 
     image: Image.Image
     class_ids: np.ndarray
     regions: np.ndarray
     found: list[Found]
+    palette: Palette | None = None
 
     def write(self, folder: Path, stem: str) -> list[Path]:
         """Writes the label map first, then the overlay and, if there are segments, their map and list."""
         files = [folder / f"{stem}_labels.png", folder / f"{stem}_overlay.png"]
-        label_image(self.class_ids).save(files[0])
+        label_image(self.class_ids, self.palette).save(files[0])
         numbered = {entry.number: entry.name for entry in self.found}
-        with_legend(self.image, self.regions, numbered).save(files[1])
+        with_legend(self.image, self.regions, numbered, self.palette).save(files[1])
         if self.regions is not self.class_ids:
             files += [folder / f"{stem}_segments.png", folder / f"{stem}_segments.json"]
             label_image(self.regions).save(files[2])
@@ -176,7 +178,7 @@ def segment(loaded: LoadedModel, image: Image.Image, task: str, threshold: float
             Found(index, loaded.names.get(index, str(index)), None, area)
             for index, area in zip(ids.tolist(), pixels.tolist(), strict=True)
         ]
-        return Result(image, class_ids, class_ids, by_area(found))
+        return Result(image, class_ids, class_ids, by_area(found), model_palette(loaded.model.config))
     return segments_result(image, answer, loaded.names)
 
 

@@ -38,7 +38,7 @@ from scripts.training.command_line import UserError
 from scripts.training.dataset import readable
 from scripts.training.samples import BadSample, BadSamples, decode_image, sample_name
 from scripts.training.streaming import StreamRow, good_batches, worker_loader
-from scripts.visualization import label_image, with_legend
+from scripts.visualization import label_image, model_palette, with_legend
 
 
 def model_sha256(model: Any, processor: Any) -> str:
@@ -215,11 +215,12 @@ class Prediction:
             row["score"] = png(Image.fromarray(share.cpu().numpy().astype(np.uint8)), sample["name"])
         else:
             labels = label_array(semantic_labels(self.model, self.processor, inputs, size))
-        row["label"] = png(label_image(labels), sample["name"])
+        palette = model_palette(self.model.config)
+        row["label"] = png(label_image(labels, palette), sample["name"])
         if sample["index"] < self.overlays:
             folder = self.shards.folder / "overlays"
             folder.mkdir(exist_ok=True)
-            with_legend(image, labels, names).save(folder / f"{sample['index']:06d}.png")
+            with_legend(image, labels, names, palette).save(folder / f"{sample['index']:06d}.png")
         return row
 
     def _finish(self, total: int, bad: BadSamples) -> int:

@@ -22,7 +22,7 @@ from scripts.sharing.leaks import repository_files, write_scrubbed_recipe
 from scripts.training.command_line import PROJECT_ROOT, UserError
 from scripts.training.model_folder import tensors_that_are_no_numbers
 from scripts.training.whole_folder import WRITE_ERRORS, write_failure
-from scripts.visualization import with_legend
+from scripts.visualization import model_palette, with_legend
 
 
 MAX_SAMPLE_SIDE = 960
@@ -133,6 +133,7 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
     """Writes `samples/<name>_input.jpg` and, beside its prediction, `samples/<name>.jpg` of each sample picture."""
     names = {int(index): str(label) for index, label in export.model.config.id2label.items()}
+    palette = model_palette(export.model.config)
     segment = SingleScale(export.model, export.processor, export.model.device)
     written = []
     for number, file in enumerate(export.samples, 1):
@@ -142,7 +143,7 @@ def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
         with Image.open(folder / entry["input"]) as image:  # what a reader gets, with JPEG's losses
             picture = image.convert("RGB")
         labels = segment(picture)
-        side_by_side(picture, with_legend(picture, labels, names)).save(folder / entry["picture"], quality=90)
+        side_by_side(picture, with_legend(picture, labels, names, palette)).save(folder / entry["picture"], quality=90)
         written.append(entry | {"caption": f"Sample {number} and its segmentation"})
     return written
 

@@ -30,6 +30,7 @@ from scripts.training.dataset import (
 from scripts.training.memory import memory_estimate
 from scripts.training.model_folder import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.training.optimization import build_parameter_groups, build_scheduler
+from scripts.training.palette import take_palette
 from scripts.training.samples import BadSamples
 from scripts.training.settings import training_settings
 from scripts.training.streaming import StreamBatches, TrainingCollator, TrainingSamples, good_batches, worker_loader
@@ -212,6 +213,7 @@ def set_up(arguments: TrainArguments) -> Run:
 
     # ---- model
     config = build_config(arguments, id2label)
+    take_palette(config, arguments)
     check_ignored_id(config)
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     settings = training_settings(arguments, accelerator, data, config, max_steps)

@@ -51,7 +51,15 @@ FREE = {
     "trust_remote_code",
 }
 # Of no account in a model's configuration.
-NOT_OF_THE_MODEL = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+NOT_OF_THE_MODEL = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "palette",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
 def data_identity(arguments: TrainArguments, data: datasets.IterableDataset) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from scripts.evaluation.inference import SingleScale, reduced_labels
 from scripts.training.command_line import UserError
 from scripts.training.dataset import DatasetArguments, load_split, readable
 from scripts.training.samples import BadSample, decode_sample
-from scripts.visualization import colour_map
+from scripts.visualization import Palette, below, colour_map, model_palette, present_classes
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -168,7 +168,7 @@ class TrackedPictures:
         predictor = SingleScale(model, self.processor, self.accelerator.device)
         with self.accelerator.autocast(), torch.no_grad():
             strips = {
-                f"pictures/{index}_{name}": strip(image, truth, predictor(image))
+                f"pictures/{index}_{name}": explained_strip(image, truth, predictor(image), model.config)
                 for index, (name, image, truth) in enumerate(self.samples)
             }
         model.train(was_training)
@@ -183,9 +183,19 @@ class TrackedPictures:
                 print(f"pictures not saved: {error}")
 
 
-def strip(image: Image.Image, truth: np.ndarray, prediction: np.ndarray) -> Image.Image:
+def explained_strip(image: Image.Image, truth: np.ndarray, prediction: np.ndarray, config: Any) -> Image.Image:
+    """A strip in the colours of the model's dataset, over a legend of the classes in it."""
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    palette = model_palette(config)
+    return below(strip(image, truth, prediction, palette), present_classes([truth, prediction], names), palette)
+
+
+def strip(
+    image: Image.Image, truth: np.ndarray, prediction: np.ndarray, palette: Palette | None = None
+) -> Image.Image:
     """image | truth | prediction side by side, each at most `PANEL_SIZE`; ignored pixels of the truth are black."""
-    panels = [image.convert("RGB"), Image.fromarray(colour_map(truth)), Image.fromarray(colour_map(prediction))]
+    maps = [Image.fromarray(colour_map(labels, palette)) for labels in (truth, prediction)]
+    panels = [image.convert("RGB"), *maps]
     for index, panel in enumerate(panels):
         panel.thumbnail(PANEL_SIZE, Image.Resampling.NEAREST if index else Image.Resampling.BILINEAR)
     sheet = Image.new("RGB", (sum(panel.width + GAP for panel in panels) - GAP, panels[0].height), "white")

@@ -3,10 +3,12 @@
 from transformers import AutoConfig
 
 from .configuration_faseg import FASegConfig
+from .configuration_qlseg import QLSegConfig
 from .configuration_semask import SeMaskConfig, SeMaskSwinConfig
 
 
 AutoConfig.register("faseg", FASegConfig, exist_ok=True)
+AutoConfig.register("qlseg", QLSegConfig, exist_ok=True)
 AutoConfig.register("semask", SeMaskConfig, exist_ok=True)
 
-__all__ = ["FASegConfig", "SeMaskConfig", "SeMaskSwinConfig"]
+__all__ = ["FASegConfig", "QLSegConfig", "SeMaskConfig", "SeMaskSwinConfig"]

@@ -2,7 +2,7 @@
 
 from transformers import AutoImageProcessor
 
-from configuration import FASegConfig, SeMaskConfig
+from configuration import FASegConfig, QLSegConfig, SeMaskConfig
 
 from .image_processing_faseg import FASegImageProcessor
 from .image_processing_pil_faseg import FASegImageProcessorPil
@@ -10,7 +10,7 @@ from .image_processing_pil_faseg import FASegImageProcessorPil
 
 FASegImageProcessor.register_for_auto_class("AutoImageProcessor")
 FASegImageProcessorPil.register_for_auto_class("AutoImageProcessor")
-for _config_class in (FASegConfig, SeMaskConfig):
+for _config_class in (FASegConfig, QLSegConfig, SeMaskConfig):
     AutoImageProcessor.register(
         _config_class,
         image_processor_classes={"torchvision": FASegImageProcessor, "pil": FASegImageProcessorPil},

@@ -1,4 +1,4 @@
-"""The FASeg and SeMask models; importing this package registers them with transformers' auto classes."""
+"""The FASeg, QLSeg and SeMask models; importing this package registers them with transformers' auto classes."""
 
 from transformers import (
     AutoModel,
@@ -11,6 +11,7 @@ import configuration  # noqa: F401  (registers the configurations)
 
 from .backbone_semask import SeMaskBackboneOutput, SeMaskSwinBackbone
 from .configuration_faseg import FASegConfig
+from .configuration_qlseg import QLSegConfig
 from .configuration_semask import SeMaskConfig
 from .modeling_faseg import (
     FASegForUniversalSegmentation,
@@ -19,16 +20,25 @@ from .modeling_faseg import (
     FASegModelOutput,
     FASegPreTrainedModel,
 )
+from .modeling_qlseg import (
+    QLSegForSemanticSegmentation,
+    QLSegForSemanticSegmentationOutput,
+    QLSegModel,
+    QLSegModelOutput,
+    QLSegPreTrainedModel,
+)
 from .modeling_semask import SeMaskForSemanticSegmentation, SeMaskPreTrainedModel, SeMaskSemanticSegmenterOutput
 
 
 AutoModel.register(FASegConfig, FASegModel, exist_ok=True)
+AutoModel.register(QLSegConfig, QLSegModel, exist_ok=True)
 for _auto_class in (
     AutoModelForUniversalSegmentation,
     AutoModelForSemanticSegmentation,
     AutoModelForImageSegmentation,
 ):
     _auto_class.register(FASegConfig, FASegForUniversalSegmentation, exist_ok=True)
+    _auto_class.register(QLSegConfig, QLSegForSemanticSegmentation, exist_ok=True)
 for _auto_class in (AutoModelForSemanticSegmentation, AutoModelForImageSegmentation):
     _auto_class.register(SeMaskConfig, SeMaskForSemanticSegmentation, exist_ok=True)
 
@@ -38,6 +48,11 @@ __all__ = [
     "FASegModel",
     "FASegModelOutput",
     "FASegPreTrainedModel",
+    "QLSegForSemanticSegmentation",
+    "QLSegForSemanticSegmentationOutput",
+    "QLSegModel",
+    "QLSegModelOutput",
+    "QLSegPreTrainedModel",
     "SeMaskBackboneOutput",
     "SeMaskForSemanticSegmentation",
     "SeMaskPreTrainedModel",

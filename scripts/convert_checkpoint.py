@@ -1,4 +1,4 @@
-"""Official FASeg or SeMask-FPN checkpoint -> a folder that `from_pretrained` loads.
+"""Official FASeg, SeMask-FPN or QLSeg checkpoint -> a folder that `from_pretrained` loads.
 
 python scripts/convert_checkpoint.py --checkpoint ade_faseg_r50.pth --model_id faseg-resnet50-ade20k --output_dir DIR
 python scripts/convert_checkpoint.py --model_id faseg-resnet50-ade20k --output_dir DIR      (fetches the released file)
@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from image_processing import FASegImageProcessor
-from modeling_faseg import FASegForUniversalSegmentation, SeMaskForSemanticSegmentation
-from scripts.conversion import semask_names
+from modeling_faseg import FASegForUniversalSegmentation, QLSegForSemanticSegmentation, SeMaskForSemanticSegmentation
+from scripts.conversion import qlseg_names, semask_names
 from scripts.conversion.checkpoint_files import download, read_checkpoint, sha256
 from scripts.conversion.parameter_names import ConversionError, convert_state_dict, official_parameter_names
 from scripts.training.command_line import PROJECT_ROOT, UserError, parse_arguments, run_command
@@ -39,10 +39,11 @@ RELEASED_FILES = {
     "faseg-resnet50-cityscapes": _RELEASE + "cityscapes_faseg_r50.pth",
 }
 # Files that have to be fetched by hand, and where.
-RELEASED_PAGES = dict(semask_names.RELEASED_PAGES)
+RELEASED_PAGES = {**semask_names.RELEASED_PAGES, **qlseg_names.RELEASED_PAGES}
 # Model class and converter of each kind of configuration.
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "faseg": (FASegForUniversalSegmentation, convert_state_dict),
+    "qlseg": (QLSegForSemanticSegmentation, qlseg_names.convert_state_dict),
     "semask": (SeMaskForSemanticSegmentation, semask_names.convert_state_dict),
 }
 HUB_CARDS = PROJECT_ROOT / "hub_cards"

@@ -1,0 +1,187 @@
+"""Every number of QLSeg, typed, with its source.
+
+"Reference" is the released QLSeg training configuration of ViT-B on ADE20K ("Multi-query and multi-level enhanced
+network for semantic segmentation", Pattern Recognition 2024). Names are FASeg's where the thing is the same.
+"""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class QLSegConfig(PreTrainedConfig):
+    r"""
+    Configuration of `QLSegModel` and `QLSegForSemanticSegmentation`.
+
+    Args:
+        image_size (`int`, *optional*, defaults to 512):
+            Side of the square window that the position embeddings are made for, in pixels (reference: the crop).
+        window_stride (`int`, *optional*, defaults to 341):
+            Step between windows at inference, in pixels (reference: two thirds of the window).
+        sliding_window (`bool`, *optional*, defaults to `True`):
+            Whether pictures of other sizes are read through windows at inference (reference). `False` reads them whole
+            on their own grid, with resized position embeddings.
+        patch_size (`int`, *optional*, defaults to 16):
+            Side of a patch of the vision transformer.
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels of a picture.
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the vision transformer and of the multi-level encoder (768 for ViT-B, 1024 for ViT-L).
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Blocks of the vision transformer (12, 24).
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Heads of the vision transformer (12, 16).
+        mlp_ratio (`int`, *optional*, defaults to 4):
+            Feed-forward width of the vision transformer, in widths.
+        drop_path_rate (`float`, *optional*, defaults to 0.1):
+            Stochastic depth of the last block's feed-forward; it grows linearly from 0 (reference: 0.1, ViT-L 0.3; the
+            attention branch is never dropped).
+        out_indices (`list[int]`, *optional*, defaults to `[5, 7, 11]`):
+            Blocks, from 0, whose outputs are the levels, shallow to deep (ViT-L: 7, 15, 23).
+        encoder_layers (`int`, *optional*, defaults to 6):
+            Deformable encoder layers over the levels.
+        encoder_attention_heads (`int`, *optional*, defaults to 8):
+            Heads of deformable attention.
+        encoder_feedforward_dim (`int`, *optional*, defaults to 1024):
+            Feed-forward width of the deformable encoder.
+        hidden_dim (`int`, *optional*, defaults to 384):
+            Width of the queries (reference: half of `hidden_size`).
+        decoder_attention_heads (`int`, *optional*, defaults to 12):
+            Heads of the decoder's attention (12, ViT-L 16).
+        decoder_stages (`int`, *optional*, defaults to 3):
+            Times that the queries are decoded and predict; each has its own layers.
+        decoder_layers (`int`, *optional*, defaults to 3):
+            Layers per stage and level.
+        fusion_chunks (`int`, *optional*, defaults to 10):
+            Groups of classes that query fusion pools. Where the classes make fewer groups, the missing ones are zero.
+        attention_mask_threshold (`float`, *optional*, defaults to 0.4):
+            Mask probability below which a query may not attend to a position in the next stage.
+        dropout (`float`, *optional*, defaults to 0.1):
+            Dropout of the decoder's attention weights, feed-forwards and residual branches.
+        ignore_value (`int`, *optional*, defaults to 255):
+            Label id that belongs to no class; such pixels count as outside every mask.
+        task (`str`, *optional*, defaults to `"semantic"`):
+            The only one.
+        no_object_weight (`float`, *optional*, defaults to 0.1):
+            Weight of classes that the picture does not show in the classification loss.
+        class_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the classification term.
+        mask_weight (`float`, *optional*, defaults to 20.0):
+            Weight of the focal term of the masks.
+        dice_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the dice term of the masks.
+        use_auxiliary_loss (`bool`, *optional*, defaults to `True`):
+            Whether every stage's prediction is trained.
+        output_auxiliary_logits (`bool`, *optional*):
+            Whether the predictions of all stages are returned.
+        init_std (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the truncated normal that linear layers start from, sampling offsets included.
+    """
+
+    model_type = "qlseg"
+
+    image_size: int = 512
+    window_stride: int = 341
+    sliding_window: bool = True
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    mlp_ratio: float | int = 4
+    drop_path_rate: float | int = 0.1
+    out_indices: list[int] | tuple[int, ...] = (5, 7, 11)
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_feedforward_dim: int = 1024
+    hidden_dim: int = 384
+    decoder_attention_heads: int = 12
+    decoder_stages: int = 3
+    decoder_layers: int = 3
+    fusion_chunks: int = 10
+    attention_mask_threshold: float | int = 0.4
+    dropout: float | int = 0.1
+    ignore_value: int = 255
+    task: Literal["semantic"] = "semantic"
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 1.0
+    mask_weight: float | int = 20.0
+    dice_weight: float | int = 1.0
+    use_auxiliary_loss: bool = True
+    output_auxiliary_logits: bool | None = None
+    init_std: float | int = 0.02
+
+    def validate_architecture(self) -> None:
+        """Check fields against each other and their ranges.
+
+        Raises:
+            ValueError: naming the field, its value and the fix. `@strict` runs this on construction; the model's
+                constructor runs it again because assigning a field does not.
+        """
+        super().validate_architecture()
+        for name in (
+            "image_size",
+            "window_stride",
+            "patch_size",
+            "num_channels",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "encoder_layers",
+            "encoder_attention_heads",
+            "encoder_feedforward_dim",
+            "hidden_dim",
+            "decoder_attention_heads",
+            "decoder_stages",
+            "decoder_layers",
+            "fusion_chunks",
+        ):
+            self._require(name, getattr(self, name) >= 1, "set it to at least 1")
+        for name in ("mlp_ratio", "no_object_weight", "class_weight", "mask_weight", "dice_weight", "init_std"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
+        for name in ("dropout", "drop_path_rate", "attention_mask_threshold"):
+            self._require(name, 0 <= getattr(self, name) < 1, "set it to 0 or more and below 1")
+        side = self.image_size // self.patch_size * self.patch_size
+        fix = f"set it to {side or self.patch_size}, a multiple of patch_size={self.patch_size}"
+        self._require("image_size", self.image_size % self.patch_size == 0, fix)
+        fix = f"set it to at most image_size={self.image_size}, or pixels are left out"
+        self._require("window_stride", self.window_stride <= self.image_size, fix)
+        for heads, width in (
+            ("num_attention_heads", self.hidden_size),
+            ("encoder_attention_heads", self.hidden_size),
+            ("decoder_attention_heads", self.hidden_dim),
+        ):
+            self._require(heads, width % getattr(self, heads) == 0, f"set it to a divisor of the width {width}")
+        self._require("hidden_size", self.hidden_size % 32 == 0, "set it to a multiple of 32 (group norm)")
+        indices = list(self.out_indices)
+        increasing = bool(indices) and indices == sorted(set(indices))
+        known = increasing and indices[0] >= 0 and indices[-1] < self.num_hidden_layers
+        fix = f"give increasing numbers of blocks from 0 to {self.num_hidden_layers - 1}"
+        self._require("out_indices", known, fix)
+        self._require(
+            "id2label",
+            sorted(self.id2label or {}) == list(range(len(self.id2label or {}))) and bool(self.id2label),
+            "number the classes 0, 1, 2, ... without a gap, at least one",
+        )
+        self._require(
+            "ignore_value",
+            self.ignore_value not in (self.id2label or {}),
+            f"choose an id that is no class: id2label has {len(self.id2label or {})} classes",
+        )
+
+    @property
+    def num_queries(self) -> int:
+        """One query per class."""
+        return self.num_labels or 0
+
+    def _require(self, name: str, condition: bool, fix: str) -> None:
+        if not condition:
+            raise ValueError(f"{name}={getattr(self, name)!r}: {fix}")
+
+
+QLSegConfig.register_for_auto_class()
+
+__all__ = ["QLSegConfig"]

@@ -1,0 +1,365 @@
+"""QLSeg: a plain vision transformer tapped at several depths, a deformable encoder across the taps, and class queries
+whose attention to each level is their mask.
+
+Notation: B batch, K classes (one query each), d width of the backbone, D width of the queries, P patch (16), H and W of
+the (padded) picture, S side of the window that the position embeddings are made for.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto import modeling_auto
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .backbone_qlseg import QLSegVisionTransformer
+from .configuration_qlseg import QLSegConfig
+from .decoder_qlseg import QLSegAttention, QLSegDecoder, QLSegDecoderLayer
+from .encoder_qlseg import QLSegEncoder
+from .loss_qlseg import QLSegLoss
+from .windows_qlseg import class_scores, sliding_scores
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class QLSegModelOutput(ModelOutput):
+    """Output of `QLSegModel`; the fields of FASeg's.
+
+    Args:
+        encoder_last_hidden_state: `(B, d, H/P, W/P)`, the deepest tap of the backbone.
+        pixel_decoder_last_hidden_state: `(B, d, H/P, W/P)`, the same level after the deformable encoder.
+        transformer_decoder_last_hidden_state: `(B, K, D)` fused queries of the last stage.
+        encoder_hidden_states: the taps, shallow to deep (`output_hidden_states=True`).
+        pixel_decoder_hidden_states: the levels after the encoder, deep to shallow (`output_hidden_states=True`).
+        transformer_decoder_hidden_states: fused queries per stage (`output_hidden_states=True`).
+        transformer_decoder_intermediate_states: fused queries per stage.
+        masks_queries_logits: `(B, K, H/P, W/P)` per stage.
+        hidden_states: the same as `transformer_decoder_hidden_states`, under the name that Transformers' tools read.
+        attentions: `(B, heads, K, K)` self-attention weights per layer (`output_attentions=True`, eager attention).
+    """
+
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
+    masks_queries_logits: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class QLSegForSemanticSegmentationOutput(ModelOutput):
+    """Output of `QLSegForSemanticSegmentation`; the fields of FASeg's, and class scores.
+
+    Args:
+        loss: scalar, the weighted sum of `loss_dict` (with labels).
+        semantic_scores: `(B, K, H, W)` sum over queries of class probability times mask probability, of windows their
+            mean (not in training mode). Post-processing reads these.
+        class_queries_logits: `(B, K, K + 1)`, the last class being "not in the picture". None where pictures were read
+            through windows, each of which has its own.
+        masks_queries_logits: `(B, K, H/P, W/P)`; None like `class_queries_logits`.
+        auxiliary_logits: the earlier predictions, one dictionary of both logits each (`output_auxiliary_logits`).
+        loss_dict: the unweighted terms of the loss (with labels).
+
+    The other fields are those of `QLSegModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    semantic_scores: Tensor | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    auxiliary_logits: list[dict[str, Tensor]] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    loss_dict: dict[str, Tensor] | None = None
+
+
+class QLSegPreTrainedModel(PreTrainedModel):
+    """Loading, saving and the reference's initialisation."""
+
+    config: QLSegConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["QLSegBlock", "QLSegEncoderLayer", "QLSegDecoderLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"attentions": OutputRecorder(QLSegAttention, index=1, layer_name="self_attn")}
+
+    _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As transformers', but the saved configuration names every auto class that can load the code with it."""
+        if self._auto_class is not None:
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            names = dict.fromkeys(self._auto_classes, f"modeling_qlseg.{self.__class__.__name__}")
+            self.config.auto_map = {**auto_map, "AutoModel": "modeling_qlseg.QLSegModel", **names}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside of transformers it skips every module that holds no parameter itself, in case an
+        # initialisation overwrites loaded weights. Ours goes through transformers.initialization, which does not.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):  # sampling offsets included, whose usual pattern the reference overwrites
+            init.trunc_normal_(module.weight, std=self.config.init_std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, QLSegDecoderLayer):
+            attention = module.self_attn
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                # The reference draws query, key and value as one matrix of three times the rows.
+                init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, QLSegEncoder):
+            init.normal_(module.level_embed)
+        elif isinstance(module, QLSegVisionTransformer):
+            init.trunc_normal_(module.cls_token, std=self.config.init_std)
+            init.trunc_normal_(module.pos_embed, std=self.config.init_std)
+        elif isinstance(module, QLSegLoss):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class QLSegModel(QLSegPreTrainedModel):
+    """Backbone, multi-level encoder and multi-query decoder: pictures to class queries and their masks.
+
+    Any height and width in multiples of the patch will do; position embeddings are resized to the grid.
+    """
+
+    def __init__(self, config: QLSegConfig):
+        super().__init__(config)
+        config.validate()
+        self.backbone = QLSegVisionTransformer(config)
+        self.encoder = QLSegEncoder(config)
+        self.decoder = QLSegDecoder(config)
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> QLSegModelOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)` normalised pictures; H and W multiples of the patch.
+            output_hidden_states: whether to return the maps and queries of every stage.
+            output_attentions: read by `capture_outputs`, which records self-attention weights (eager attention).
+        Raises:
+            ValueError: for pictures whose sides are not multiples of the patch.
+        """
+        _check_picture_size(pixel_values, self.config.patch_size)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions and self.config._attn_implementation != "eager":
+            logger.warning_once(
+                f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
+                'use model.set_attn_implementation("eager")'
+            )
+        taps = self.backbone(pixel_values)
+        levels = self.encoder(taps)
+        decoded = self.decoder(levels)
+        queries = decoded.fused_queries
+        return QLSegModelOutput(
+            encoder_last_hidden_state=taps[-1],
+            pixel_decoder_last_hidden_state=levels[0],
+            transformer_decoder_last_hidden_state=queries[-1],
+            encoder_hidden_states=tuple(taps) if output_hidden_states else None,
+            pixel_decoder_hidden_states=tuple(levels) if output_hidden_states else None,
+            transformer_decoder_hidden_states=tuple(queries) if output_hidden_states else None,
+            transformer_decoder_intermediate_states=tuple(queries),
+            masks_queries_logits=tuple(decoded.masks_queries_logits),
+            hidden_states=_selected(queries, output_hidden_states),
+        )
+
+
+class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
+    """QLSeg with its class head and loss."""
+
+    _auto_classes = (
+        "AutoModelForSemanticSegmentation",
+        "AutoModelForUniversalSegmentation",
+        "AutoModelForImageSegmentation",
+    )
+
+    def __init__(self, config: QLSegConfig):
+        super().__init__(config)
+        self.model = QLSegModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_queries + 1)
+        self.criterion = QLSegLoss(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> QLSegForSemanticSegmentationOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)` normalised pictures. Of any size at inference with `config.sliding_window`,
+                which reads what is not of the window's size through windows; else H and W multiples of the patch.
+            mask_labels: per picture `(T, H, W)` masks of 0 and 1, one per class that is there; T may be 0.
+            class_labels: per picture `(T,)` classes in 0..K-1.
+            pixel_mask: `(B, H, W)`, 1 on the picture and 0 on padding at the right and bottom. Windows leave padding
+                out, so that a picture's scores do not depend on the batch; a picture that is read whole keeps it.
+            output_hidden_states: whether to return the maps and queries of every stage (not with windows).
+            output_auxiliary_logits: whether to return the predictions of all stages (not with windows).
+            output_attentions: whether to return self-attention weights (needs `attn_implementation="eager"`).
+        Raises:
+            ValueError: for pictures whose sides do not fit, and labels that do not fit them.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            given, lacking = ("mask", "class") if class_labels is None else ("class", "mask")
+            raise ValueError(f"{given}_labels without {lacking}_labels: give both, or neither for no loss")
+        if pixel_mask is not None and pixel_mask.shape != pixel_values.shape[:1] + pixel_values.shape[2:]:
+            raise ValueError(
+                f"pixel_mask is of shape {tuple(pixel_mask.shape)}, pixel_values of {tuple(pixel_values.shape)}: "
+                "give one value per pixel"
+            )
+        has_labels = mask_labels is not None
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        is_window = size == (self.config.image_size, self.config.image_size)
+        if self.config.sliding_window and not (is_window or has_labels or self.training):
+            return QLSegForSemanticSegmentationOutput(semantic_scores=self._sliding_scores(pixel_values, pixel_mask))
+
+        if mask_labels is not None:
+            _check_label_sizes(pixel_values, mask_labels)
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
+        train_auxiliary = has_labels and self.config.use_auxiliary_loss
+        if output_attentions is not None:
+            kwargs["output_attentions"] = output_attentions
+        outputs = self.model(pixel_values, output_hidden_states, **kwargs)
+        masks = outputs.masks_queries_logits
+        states = outputs.transformer_decoder_intermediate_states
+        class_logits = self.class_predictor(states[-1])
+        earlier: list[dict[str, Tensor]] | None = None
+        if output_auxiliary_logits or train_auxiliary:
+            earlier = [
+                {"masks_queries_logits": mask, "class_queries_logits": self.class_predictor(state)}
+                for mask, state in zip(masks[:-1], states[:-1])
+            ]
+        loss, loss_dict = None, None
+        if has_labels:
+            auxiliary = earlier if train_auxiliary else None
+            loss_dict = self.criterion(masks[-1], class_logits, mask_labels, class_labels, auxiliary)
+            loss = self.criterion.weighted_sum(loss_dict)
+        return QLSegForSemanticSegmentationOutput(
+            loss=loss,
+            semantic_scores=None if self.training else class_scores(class_logits, masks[-1], size),
+            class_queries_logits=class_logits,
+            masks_queries_logits=masks[-1],
+            auxiliary_logits=earlier if output_auxiliary_logits else None,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
+            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
+            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            loss_dict=loss_dict,
+        )
+
+    def _sliding_scores(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+        """`(B, K, H, W)` mean class scores over windows of each picture."""
+        side, stride = self.config.image_size, self.config.window_stride
+
+        def scores_of(windows: Tensor) -> Tensor:
+            outputs = self.model(windows)
+            class_logits = self.class_predictor(outputs.transformer_decoder_last_hidden_state)
+            return class_scores(class_logits, outputs.masks_queries_logits[-1], (side, side))
+
+        return sliding_scores(pixel_values, _picture_sizes(pixel_values, pixel_mask), side, stride, scores_of)
+
+
+def _picture_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
+    """Height and width of each picture without its padding."""
+    if pixel_mask is None:
+        return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
+    inside = pixel_mask > 0
+    heights, widths = inside.any(2).sum(1).clamp(min=1), inside.any(1).sum(1).clamp(min=1)
+    return list(zip(heights.tolist(), widths.tolist()))
+
+
+def _selected(hidden_states: Sequence[Tensor], wanted: bool | list[int] | None) -> tuple[Tensor | None, ...] | None:
+    """All hidden states, or None in place of those that a list of indices does not name."""
+    if not wanted:
+        return None
+    if wanted is True:
+        return tuple(hidden_states)
+    kept = {index % len(hidden_states) for index in wanted}
+    return tuple(state if index in kept else None for index, state in enumerate(hidden_states))
+
+
+def _check_picture_size(pixel_values: Tensor, patch: int) -> None:
+    height, width = pixel_values.shape[-2:]
+    if height % patch or width % patch:
+        raise ValueError(
+            f"pixel_values are {height}x{width}, need multiples of {patch}: pad them as FASegImageProcessor does"
+        )
+
+
+def _check_label_sizes(pixel_values: Tensor, mask_labels: list[Tensor]) -> None:
+    if len(mask_labels) != len(pixel_values):
+        raise ValueError(f"{len(pixel_values)} pictures but mask_labels of {len(mask_labels)}: give one per picture")
+    size = tuple(pixel_values.shape[-2:])
+    for image, masks in enumerate(mask_labels):
+        if tuple(masks.shape[-2:]) != size:
+            raise ValueError(
+                f"mask_labels of image {image} of the batch are {tuple(masks.shape[-2:])}, pixel_values {size}: "
+                "resize and pad both alike, as FASegImageProcessor does with segmentation_maps"
+            )
+
+
+# Saved models carry their code. The image-segmentation pipeline looks models up in transformers' own list, and logs an
+# error for those it does not find there.
+QLSegModel.register_for_auto_class("AutoModel")
+QLSegForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["qlseg"] = "QLSegForSemanticSegmentation"
+
+__all__ = [
+    "QLSegForSemanticSegmentation",
+    "QLSegForSemanticSegmentationOutput",
+    "QLSegModel",
+    "QLSegModelOutput",
+    "QLSegPreTrainedModel",
+]

@@ -16,7 +16,7 @@ from torch import Tensor
 from image_processing.semantic_labels_faseg import best_classes, logit_blocks, score_blocks
 
 
-LEAST_SUM = 1e-12
+LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, the confidence is 0
 
 
 def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:

@@ -51,16 +51,16 @@ def class_bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
     Args:
         rows: name, percentage, and what the pointer shows.
     """
-    height, left, right = 20, 176, 46
-    width = 540
+    height, right, bar = 20, 46, 318
+    left = 14 + 7.5 * max(len(shortened(name)) for name, _, _ in rows)
+    width = left + bar + right
     parts = []
     for number, (name, percentage, title) in enumerate(rows):
         top = number * height
-        full = width - left - right
         parts += [
             text(left - 8, top + 14, shortened(name), "end"),
-            box(left, top + 4, full, height - 8, "track", title),
-            box(left, top + 4, full * percentage / 100, height - 8, "bar", title),
+            box(left, top + 4, bar, height - 8, "track", title),
+            box(left, top + 4, bar * percentage / 100, height - 8, "bar", title),
             text(width, top + 14, f"{percentage:.1f}", "end"),
         ]
     return svg(width, height * len(rows), label, parts)
@@ -73,7 +73,7 @@ def columns(items: Sequence[tuple[str, str, float, str]], label: str, below: str
         items: two lines under the column, its percentage (nan: no column), what the pointer shows.
         below: what the lines under the columns mean.
     """
-    width, plot, top, left = 760, 180, 22, 44
+    width, plot, top, left = 760, 180, 22, 56
     highest = max([value for _, _, value, _ in items if not math.isnan(value)], default=0)
     end = next((end for end in (1, 2, 5, 10, 20, 50) if highest <= end), 100)
     step = (width - left) / max(len(items), 1)
@@ -97,7 +97,7 @@ def columns(items: Sequence[tuple[str, str, float, str]], label: str, below: str
 def reliability(calibration: Calibration, label: str) -> str:
     """Share of right pixels by confidence, against the diagonal, and below it the share of all pixels."""
     left, top, side, gap, low = 50, 28, 320, 70, 70
-    width = left + side + 12
+    width = left + side + 30
     share = calibration.pixels / max(int(calibration.pixels.sum()), 1)
     highest = max(float(share.max()), 1e-9)
     step = side / CONFIDENCE_BINS

@@ -17,12 +17,12 @@ from scripts.page import table
 
 SHOWN_CLASSES = 24  # as many fit side by side; of more, those with the most wrong pixels
 LARGEST = 15
+LEAST_SHARE = 0.001
 
 STYLE = """
 .matrix td { padding: .15rem .3rem; text-align: right; min-width: 1.9rem; font-size: .8rem; }
 .matrix th { padding: .15rem .4rem; font-weight: normal; font-size: .85rem; white-space: nowrap; }
 .matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; vertical-align: middle; }
-.matrix caption { caption-side: bottom; text-align: left; color: var(--quiet); }
 """
 
 
@@ -38,7 +38,7 @@ class Confusion:
 
 
 def largest_confusions(confusion: np.ndarray, number: int = LARGEST) -> list[Confusion]:
-    """The pairs of classes behind the most wrong pixels, most first.
+    """The pairs of classes behind the most wrong pixels, most first; none behind less than `LEAST_SHARE` of them.
 
     Args:
         confusion: `(K, K + 1)`, see `evaluate_split`.
@@ -46,11 +46,12 @@ def largest_confusions(confusion: np.ndarray, number: int = LARGEST) -> list[Con
     wrong = confusion[:, : len(confusion)].copy()
     np.fill_diagonal(wrong, 0)
     of_class, errors = confusion.sum(axis=1), confusion.sum() - np.trace(confusion)
+    least = max(LEAST_SHARE * errors, 1)
     pairs = np.argsort(-wrong, axis=None, kind="stable")[:number]
     return [
         Confusion(int(row), int(column), int(pixels), float(pixels / of_class[row]), float(pixels / errors))
         for row, column in zip(*np.unravel_index(pairs, wrong.shape), strict=True)
-        if (pixels := wrong[row, column])
+        if (pixels := wrong[row, column]) >= least
     ]
 
 
@@ -67,8 +68,7 @@ def shown_classes(confusion: np.ndarray) -> list[int]:
 def matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
     """The matrix as a table: of each class of the truth (a row) the percentages predicted as each class.
 
-    A share of less than half a per cent is left blank. Where not all classes are shown, a last column takes what was
-    predicted as one of the others.
+    Where not all classes are shown, a last column takes what was predicted as one of the others.
     """
     shown = shown_classes(confusion)
     truths = [index for index in shown if confusion[index].any()]
@@ -80,8 +80,7 @@ def matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
         total = int(confusion[truth].sum())
         cells = []
         for index in [*shown, *([None] if rest else [])]:
-            pixels = int(confusion[truth].sum() - confusion[truth, shown].sum() if index is None else 0)
-            pixels = pixels if index is None else int(confusion[truth, index])
+            pixels = total - int(confusion[truth, shown].sum()) if index is None else int(confusion[truth, index])
             share = pixels / total
             taken = "any other class" if index is None else names[index]
             title = f"{names[truth]} taken for {taken}: {100 * share:.2f} %, {pixels} px"
@@ -90,9 +89,12 @@ def matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
                 f"{f'{100 * share:.0f}' if share >= 0.005 else ''}</td>"
             )
         lines.append(f"<tr><th scope='row'>{html.escape(names[truth])}</th>{''.join(cells)}</tr>")
-    caption = "Rows: truth, columns: prediction; % of the row's pixels. Blue: right, orange: wrong."
+    words = (
+        "Each row is a class of the truth, each column what was predicted there, in % of the row's pixels: blue is "
+        "right, orange wrong, blank less than half a per cent. The pointer shows exact figures."
+    )
     return (
-        f'<div class="wide"><table class="matrix"><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead>'
+        f'<p>{words}</p><div class="wide"><table class="matrix"><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

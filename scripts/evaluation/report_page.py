@@ -103,12 +103,14 @@ def summary(found: Findings) -> str:
     """What the rest of the page says, in a few lines."""
     results, names = found.results, found.names
     interval = results.get("interval", {})
-    spread = f" (from {number(interval['low'])} to {number(interval['high'])} in another draw of pictures)"
     known = [(values["iou"], name) for name, values in results["per_class"].items() if values["iou"] is not None]
     weakest = ", ".join(f"{name} {iou:.1f} %" for iou, name in sorted(known)[:3])
+    spread = ""
+    if interval.get("low") is not None:
+        low, high, confidence = number(interval["low"]), number(interval["high"]), f"{interval['confidence']:.0%}"
+        spread = f" ({low} to {high} in {confidence} of other draws of as many pictures)"
     lines = [
-        f"mean IoU {number(results['mean_iou'])}{spread if interval.get('low') is not None else ''}, "
-        f"{number(results['overall_accuracy'])} of the pixels right",
+        f"mean IoU {number(results['mean_iou'])}{spread}, {number(results['overall_accuracy'])} of the pixels right",
         f"weakest classes by IoU: {weakest or '-'}",
     ]
     if pairs := largest_confusions(found.confusion, 1):
@@ -202,14 +204,14 @@ def distance(found: Findings) -> str:
     items, rows = [], []
     for band, rate, error_share, pixel_share in zip(distance_bands(), rates, of_errors, of_pixels, strict=True):
         title = f"{band} px from a boundary: {percent(rate)} wrong, {percent(error_share)} of all wrong pixels"
-        items.append((f"{band} px", f"{percent(error_share)} of errors", 100 * rate, title))
+        items.append((f"{band} px", f"({percent(error_share)})", 100 * rate, title))
         rows.append((f"{band} px", *(percent(share) for share in (rate, error_share, pixel_share))))
     words = (
         "Of the pixels at each distance from the nearest pixel of another label of the truth, how many are wrong "
-        "(columns), and their share of all wrong pixels (grey). Ignored pixels count nowhere, but their outline is a "
+        "(columns, in %), and in brackets their share of all wrong pixels. Ignored pixels count nowhere, but their outline is a "
         "boundary. Errors far from any boundary are whole regions taken for something else."
     )
-    label = f"wrong pixels in per cent by distance: {', '.join(f'{a} {c:.1f}' for a, _, c, _ in items)}"
+    label = f"wrong pixels in per cent by distance: {', '.join(f'{name} {rate:.1f}' for name, _, rate, _ in items)}"
     chart = report_charts.columns(items, label, "distance from the nearest boundary of the truth")
     head = ("distance", "wrong", "share of all wrong pixels", "share of all pixels")
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
@@ -240,9 +242,9 @@ def sizes(found: Findings) -> str:
         rows.append((bounds, str(group.segments), percent(rate), percent(group.mean_iou)))
     words = (
         "A segment is a connected region of one class in the truth. Segments in order of size, in groups of about as "
-        "many: how many of their pixels are wrong."
+        "many: how many of their pixels are wrong (columns, in %)."
     )
-    label = f"wrong pixels in per cent by area of the segment: {', '.join(f'{a} {c:.1f}' for a, _, c, _ in items)}"
+    label = f"wrong pixels in per cent by area: {', '.join(f'{name} {rate:.1f}' for name, _, rate, _ in items)}"
     chart = report_charts.columns(items, label, "area of the segment in pixels (n: number of segments)")
     head = ("area", "segments", "pixels wrong", "mean IoU")
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
@@ -279,12 +281,11 @@ def pictures(found: Findings, ranked: Sequence[RankedPicture]) -> str:
     for place, picture in enumerate(ranked, 1):
         heading = f"{place}. {picture.name}"
         scores = f"mean IoU {percent(picture.mean_iou)}, {percent(picture.accuracy)} of the pixels right"
-        keys = "".join(f"<span class='key'>{found.class_cell(index)}</span>" for index in picture.classes)
-        if len(picture.classes) > LEGEND_CLASSES:
-            keys = "".join(
-                f"<span class='key'>{found.class_cell(index)}</span>" for index in picture.classes[:LEGEND_CLASSES]
-            )
-            keys += f"and {len(picture.classes) - LEGEND_CLASSES} more"
+        keys = "".join(
+            f"<span class='key'>{found.class_cell(index)}</span>" for index in picture.classes[:LEGEND_CLASSES]
+        )
+        if (more := len(picture.classes) - LEGEND_CLASSES) > 0:
+            keys += f"and {more} more"
         panels = [
             figure(picture.image, "image", lossless=False),
             figure(label_image(picture.truth, found.palette), "truth (black: ignored)"),

@@ -16,9 +16,9 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --bar: #6ad; --bad: #f80; } }
 svg { display: block; width: 100%; height: auto; } svg text { fill: currentColor; }
 svg .quiet { fill: var(--quiet); } svg .bar { fill: var(--bar); } svg .bad { fill: var(--bad); }
-svg .track { fill: var(--track); } svg .line { stroke: var(--line); } svg .dashes { stroke: currentColor; }
+svg .track { fill: var(--track); } svg .count { fill: var(--quiet); } svg .line { stroke: var(--line); } svg .dashes { stroke: currentColor; }
 """
-NAME_LENGTH = 24
+NAME_LENGTH = 28
 
 
 def svg(width: float, height: float, label: str, parts: Sequence[str], font_size: int = 13) -> str:
@@ -115,7 +115,7 @@ def reliability(calibration: Calibration, label: str) -> str:
             title = f"{100 * sure:.1f} % sure, {100 * right:.1f} % right, {100 * share[number]:.1f} % of the pixels"
             parts.append(box(x + 1, top + side * (1 - right), step - 2, side * right, "bar", title))
             tall = low * float(share[number]) / highest
-            parts.append(box(x + 1, base - tall, step - 2, tall, "bad", title))
+            parts.append(box(x + 1, base - tall, step - 2, tall, "count", title))
     parts.append(
         f'<line x1="{left}" y1="{top + side}" x2="{left + side}" y2="{top}" class="dashes" stroke-dasharray="5 4"/>'
     )

@@ -18,12 +18,13 @@ from scripts.page import facts_table, figure, html_page, row, table
 from scripts.visualization import Palette, class_colour, label_image
 
 
-BARS_PER_COLUMN = 50
+BARS_IN_ONE_COLUMN = 30  # more go into two
+FEW = 12
 LEGEND_CLASSES = 14
 NEAR = 4  # pixels from a boundary, in the summary
 
 STYLE = f"""{report_charts.STYLE}{report_confusion.STYLE}
-.bars {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; align-items: start; }}
+.bars {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem; align-items: start; }}
 .chart {{ max-width: 48rem; }} .narrow {{ max-width: 24rem; }} h2 {{ margin-top: 2.5rem; }}
 .keys span.key {{ display: inline-block; margin-right: 1rem; }} summary {{ cursor: pointer; }}
 """
@@ -157,8 +158,9 @@ def classes(found: Findings) -> str:
         name, iou = found.names[index], per_class[found.names[index]]["iou"]
         bars.append((name, iou, f"{name}: IoU {iou:.2f} %, {percent(pixels[index] / total)} of the pixels"))
     charts = []
-    for start in range(0, len(bars), BARS_PER_COLUMN):
-        part = bars[start : start + BARS_PER_COLUMN]
+    length = len(bars) if len(bars) <= BARS_IN_ONE_COLUMN else -(-len(bars) // 2)
+    for start in range(0, len(bars), max(length, 1)):
+        part = bars[start : start + length]
         label = f"IoU in per cent, from {part[0][0]} {part[0][1]:.1f} to {part[-1][0]} {part[-1][1]:.1f}"
         charts.append(report_charts.class_bars(part, label))
     keys = {"iou": "IoU, %", "accuracy": "pixels found, %", "boundary_iou": "boundary IoU, %"}
@@ -171,6 +173,8 @@ def classes(found: Findings) -> str:
     absent = [name for index, name in enumerate(found.names) if not pixels[index]]
     words = "Intersection over union of prediction and truth, over all pictures, in per cent; weakest classes first."
     note = paragraph(f"Without a pixel in the truth, so in no mean: {', '.join(absent)}.") if absent else ""
+    if len(absent) > FEW:
+        note = f"<details><summary>{len(absent)} classes have no pixel in the truth</summary>{note}</details>"
     return (
         f'{paragraph(words)}<div class="bars">{"".join(charts)}</div>{note}'
         f"{as_table(['class', *keys.values(), 'share of the truth, %'], rows)}"
@@ -208,8 +212,8 @@ def distance(found: Findings) -> str:
         rows.append((f"{band} px", *(percent(share) for share in (rate, error_share, pixel_share))))
     words = (
         "Of the pixels at each distance from the nearest pixel of another label of the truth, how many are wrong "
-        "(columns, in %), and in brackets their share of all wrong pixels. Ignored pixels count nowhere, but their outline is a "
-        "boundary. Errors far from any boundary are whole regions taken for something else."
+        "(columns, in %), and in brackets their share of all wrong pixels. Ignored pixels count nowhere, but their "
+        "outline is a boundary. Errors far from any boundary are whole regions taken for something else."
     )
     label = f"wrong pixels in per cent by distance: {', '.join(f'{name} {rate:.1f}' for name, _, rate, _ in items)}"
     chart = report_charts.columns(items, label, "distance from the nearest boundary of the truth")
@@ -281,9 +285,8 @@ def pictures(found: Findings, ranked: Sequence[RankedPicture]) -> str:
     for place, picture in enumerate(ranked, 1):
         heading = f"{place}. {picture.name}"
         scores = f"mean IoU {percent(picture.mean_iou)}, {percent(picture.accuracy)} of the pixels right"
-        keys = "".join(
-            f"<span class='key'>{found.class_cell(index)}</span>" for index in picture.classes[:LEGEND_CLASSES]
-        )
+        entries = picture.classes[:LEGEND_CLASSES]
+        keys = "".join(f"<span class='key'>{found.class_cell(index)}</span>" for index in entries)
         if (more := len(picture.classes) - LEGEND_CLASSES) > 0:
             keys += f"and {more} more"
         panels = [

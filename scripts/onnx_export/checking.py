@@ -1,6 +1,12 @@
 """An ONNX file against the model it was made from, run by onnxruntime: numbers, labels, speed.
 
-Notation: B batch, Q queries, K classes, (h, w) logits at 1/4.
+The model decides by thresholds what its queries look at: which pixels are below their mask's threshold, and which
+windows HRCA keeps. Float noise may turn a decision that stands on the threshold, and what follows then differs by far
+more than noise. So the model repeats the file's decisions: logits have to agree within the tolerances of the golden
+tests on every input, and each decision that the model alone would have taken otherwise has to stand so near to its
+threshold that an error within those tolerances turns it.
+
+Notation: B batch, Q queries, K classes, L tokens of a level, W kept windows, (h, w) logits at 1/4.
 """
 
 from __future__ import annotations
@@ -9,49 +15,52 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.onnx_export.network import CLASSES, INPUT, MASKS, STEP, least_side
+from modeling_faseg.transformer_decoder_faseg import POOLING_THRESHOLD
+from scripts.onnx_export.network import CLASSES, INPUT, LABELS, MASKS, PICTURE, STEP, least_side
 
 
 CLASS_TOLERANCE = 1e-4  # those of the golden tests of whole models at full size
 MASK_TOLERANCE = 1e-3
 DECIDED = 1e-3  # where the best two scores of a pixel are further apart, labels have to be equal
-CLOSE = 1e-3  # a mask probability this near to its threshold may be decided otherwise by float noise
-DRAWS = 6
 
 
 @dataclass
 class Comparison:
     """One input through both.
 
-    `class_difference` and `mask_difference` are maximal absolute ones; `equal_labels` is a share of pixels;
-    `decided_otherwise` counts pixels of other labels though the best two scores are `DECIDED` apart;
-    `nearest_decision` is the least distance of a mask probability from the attention threshold.
+    `equal_labels` is a share of pixels, `decided_otherwise` counts pixels of other labels though the best two scores
+    are `DECIDED` apart. Of exact files also: `class_difference` and `mask_difference`, maximal and absolute;
+    `decisions`, how many; `turned`, those that the model alone takes otherwise; `farthest`, the largest distance of
+    these from their threshold, in logits.
     """
 
     size: str
     equal_labels: float
     decided_otherwise: int
-    nearest_decision: float = math.inf
     class_difference: float = 0.0
     mask_difference: float = 0.0
+    decisions: int = 0
+    turned: int = 0
+    farthest: float = 0.0
 
     @property
     def within_tolerance(self) -> bool:
         return (
             self.class_difference <= CLASS_TOLERANCE
-            and self.mask_difference <= MASK_TOLERANCE
+            and max(self.mask_difference, self.farthest) <= MASK_TOLERANCE
             and not self.decided_otherwise
         )
 
@@ -59,24 +68,15 @@ class Comparison:
         text = f"{self.size}: {100 * self.equal_labels:.3f} % of labels equal"
         if self.decided_otherwise:
             text += f" ({self.decided_otherwise} others though the best two scores are {DECIDED:g} apart)"
-        if self.nearest_decision < math.inf:
+        if self.decisions:
             text += f", class logits within {self.class_difference:.1e}, mask logits within {self.mask_difference:.1e}"
+            text += f"; {self.turned} of {self.decisions:,} decisions turned by noise"
+        if self.turned:
+            text += f", {self.farthest:.1e} from the threshold"
         return text
 
 
-@dataclass
-class Check:
-    """All comparisons of one file: those that count, and those set apart for a close decision."""
-
-    counted: list[Comparison] = field(default_factory=list)
-    apart: list[Comparison] = field(default_factory=list)
-
-    @property
-    def equal_labels(self) -> float:
-        return min(comparison.equal_labels for comparison in self.counted)
-
-
-def open_session(file: Path) -> onnxruntime.InferenceSession:
+def open_session(file: Path | bytes) -> onnxruntime.InferenceSession:
     """onnxruntime on the CPU, with as many threads as torch."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -94,27 +94,114 @@ def sizes_to_check(model: Any, processor: Any, size: tuple[int, int] | None) -> 
     return [(1, least, least + STEP), (2, least + 2 * STEP, least), (1, own, STEP * math.ceil(own / 24))]
 
 
-def compare_network(
-    model: Any, session: onnxruntime.InferenceSession, sizes: Sequence[tuple[int, int, int]], seed: int, exact: bool
-) -> Check:
-    """Logits of pictures of these sizes.
+# ---- logits, with the file's decisions ------------------------------------------------------------------------------
 
-    Args:
-        exact: whether the file has float32 weights. A comparison out of tolerance is then set apart if a mask decision
-            was close, and another picture drawn, `DRAWS` at most.
+
+class Decisions:
+    """What a file decides, and the model that decides the same.
+
+    `count`, `turned` and `farthest` are `decisions`, `turned` and `farthest` of `Comparison`, since the last `read`.
     """
-    check = Check()
-    for index, (batch_size, height, width) in enumerate(sizes):
-        for draw in range(DRAWS):
-            pixels = drawn_pictures(batch_size, height, width, seed + 100 * index + draw)
-            found = compare_logits(model, session, pixels)
-            if not exact or found.within_tolerance or found.nearest_decision > CLOSE:
-                check.counted.append(found)
-                break
-            check.apart.append(found)
-        else:
-            check.counted.append(check.apart.pop())
-    return check
+
+    def __init__(self, file: Path) -> None:
+        watched = onnx.load(file)
+        constants = {value.name: onnx.numpy_helper.to_array(value) for value in watched.graph.initializer}
+        self.names = list(decisions_of(watched.graph, constants))
+        results = {value.name for value in (*watched.graph.input, *watched.graph.output)}
+        new = [name for name in (INPUT, CLASSES, MASKS, *self.names) if name not in results]
+        watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
+        self.session = open_session(watched.SerializeToString())
+
+    def read(self, inputs: dict[str, np.ndarray], names: Sequence[str] = ()) -> list[Tensor]:
+        """Runs the file and keeps what it decides; returns its values of these names."""
+        found = [torch.from_numpy(value) for value in self.session.run([*self.names, *names], inputs)]
+        self.left = found[: len(self.names)]
+        self.count = sum(decided.numel() for decided in self.left)
+        self.turned, self.farthest = 0, 0.0
+        return found[len(self.names) :]
+
+    @contextmanager
+    def repeated_by(self, model: Any) -> Iterator[None]:
+        """Inside the block the model decides as the file did."""
+        with ExitStack() as stack:
+            for decoder in (module for module in model.modules() if hasattr(module, "_keep_windows")):
+                for name, function in self._repeating(decoder).items():
+                    stack.enter_context(mock.patch.object(decoder, name, function))
+            yield
+        if self.left:  # the model takes fewer decisions than the file
+            self._note(len(self.left), math.inf)
+
+    def _repeating(self, decoder: Any) -> dict[str, Callable[..., Tensor]]:
+        """Methods for the places in a transformer decoder where it decides."""
+        blocked, initial, windows = decoder._blocked, decoder._initial_queries, decoder._keep_windows
+        threshold = decoder.config.attention_mask_threshold
+        return {
+            "_blocked": lambda probs, valid: blocked(self._sides(probs, threshold), valid),
+            "_initial_queries": lambda probs, *others: initial(self._sides(probs, POOLING_THRESHOLD), *others),
+            "_keep_windows": lambda attention, *others: self._windows(attention, windows(attention, *others)),
+        }
+
+    def _sides(self, probs: Tensor, threshold: float) -> Tensor:
+        """`(B, Q, L)` mask probabilities to 0 where the file found them below the threshold, and to 1 elsewhere."""
+        below = self._next(probs.shape, torch.bool)
+        if below is None:
+            return probs
+        turned = (probs < threshold) != below
+        if turned.any():
+            distances = probs[turned].double().logit() - math.log(threshold / (1 - threshold))
+            self._note(int(turned.sum()), float(distances.abs().max()))
+        return (~below).to(probs.dtype)
+
+    def _windows(self, attention: Tensor, own: Tensor) -> Tensor:
+        """The file's choice `(B, W)` in place of the model's `own`, by attention `(B, Q, L)`."""
+        kept = self._next(own.shape, torch.int64)
+        if kept is None:
+            return own
+        scores = attention.sum(1)
+        ranks, own_ranks = (scores.gather(1, index).sort().values for index in (kept, own))
+        if turned := int((kept.sort().values != own.sort().values).sum()):
+            self._note(turned, float((ranks.log() - own_ranks.log()).abs().max()))
+        return kept
+
+    def _next(self, shape: torch.Size, kind: torch.dtype) -> Tensor | None:
+        found = self.left.pop(0) if self.left else None
+        if found is not None and found.shape == shape and found.dtype == kind:
+            return found
+        self._note(1, math.inf)  # another decision than the model's
+        return None
+
+    def _note(self, turned: int, distance: float) -> None:
+        self.turned += turned
+        self.farthest = max(self.farthest, not_nan(distance))
+
+
+def decisions_of(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> Iterator[str]:
+    """Names of the decisions in `graph`, in its order: what is below a threshold, and the indices of the best."""
+    for node in graph.node:
+        if node.op_type == "TopK":
+            yield node.output[1]
+        threshold = constants.get(node.input[1]) if node.op_type == "Less" else None
+        if threshold is not None and threshold.size == 1 and threshold.dtype == np.float32:
+            yield node.output[0]
+
+
+def compare_network(
+    model: Any,
+    session: onnxruntime.InferenceSession,
+    sizes: Sequence[tuple[int, int, int]],
+    seed: int,
+    decisions: Decisions | None,
+) -> list[Comparison]:
+    """Logits of pictures of these sizes; `decisions` of files whose weights are exact, None for others."""
+    comparisons = []
+    for index, size in enumerate(sizes):
+        pixels = drawn_pictures(*size, seed + 100 * index)
+        inputs = {INPUT: pixels.numpy()}
+        if decisions is not None:
+            decisions.read(inputs)
+        logits = [torch.from_numpy(found) for found in session.run([CLASSES, MASKS], inputs)]
+        comparisons.append(compare_logits(model, pixels, logits, decisions))
+    return comparisons
 
 
 def drawn_pictures(batch_size: int, height: int, width: int, seed: int) -> Tensor:
@@ -126,22 +213,20 @@ def drawn_pictures(batch_size: int, height: int, width: int, seed: int) -> Tenso
 
 
 @torch.no_grad()
-def compare_logits(model: Any, session: onnxruntime.InferenceSession, pixels: Tensor) -> Comparison:
-    """Both on the same normalised pictures."""
-    with nearest_decision(model) as nearest:
+def compare_logits(model: Any, pixels: Tensor, theirs: Sequence[Tensor], decisions: Decisions | None) -> Comparison:
+    """The file's class and mask logits of normalised pictures, and the decisions behind them, with the model's."""
+    with decisions.repeated_by(model) if decisions else nullcontext():
         outputs = model(pixel_values=pixels)
     ours = outputs.class_queries_logits, outputs.masks_queries_logits
-    theirs = tuple(torch.from_numpy(logits) for logits in session.run([CLASSES, MASKS], {INPUT: pixels.numpy()}))
-    differences = [float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True)]
-    scores = class_scores(*ours)
-    labels = class_scores(*theirs).argmax(dim=1)
-    return Comparison(
+    differences = [not_nan(float((one - other).abs().max())) for one, other in zip(ours, theirs, strict=True)]
+    found = Comparison(
         " x ".join(str(side) for side in (len(pixels), *pixels.shape[2:])),
-        *label_agreement(scores, labels),
-        nearest_decision=min(nearest, default=math.inf),
-        class_difference=not_nan(differences[0]),
-        mask_difference=not_nan(differences[1]),
+        *label_agreement(class_scores(*ours), class_scores(*theirs).argmax(dim=1)),
+        *differences,
     )
+    if decisions:
+        found.decisions, found.turned, found.farthest = decisions.count, decisions.turned, decisions.farthest
+    return found
 
 
 def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -162,27 +247,6 @@ def not_nan(difference: float) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-@contextmanager
-def nearest_decision(model: Any) -> Iterator[list[float]]:
-    """Collects, per layer of masked attention, the least distance of a mask probability from its threshold."""
-    distances: list[float] = []
-
-    def watched(decoder: Any) -> Callable[..., Tensor]:
-        blocked = decoder._blocked
-
-        def run(probs: Tensor, valid: Tensor | None) -> Tensor:
-            distances.append(float((probs - decoder.config.attention_mask_threshold).abs().min()))
-            return blocked(probs, valid)
-
-        return run
-
-    with ExitStack() as stack:
-        for module in model.modules():
-            if hasattr(module, "_blocked"):
-                stack.enter_context(mock.patch.object(module, "_blocked", watched(module)))
-        yield distances
-
-
 # ---- with pre- and post-processing ----------------------------------------------------------------------------------
 
 
@@ -201,31 +265,39 @@ def eager_labels(model: Any, processor: Any, picture: np.ndarray) -> Tensor:
     return processor.post_process_semantic_segmentation(outputs, **sizes)[0]
 
 
-def compare_pictures(model: Any, processor: Any, session: onnxruntime.InferenceSession, seed: int) -> Check:
-    """Label maps of three pictures: upright, wide, and larger than the network's size.
+def compare_pictures(
+    model: Any, processor: Any, session: onnxruntime.InferenceSession, seed: int, decisions: Decisions | None
+) -> list[Comparison]:
+    """Three pictures, upright, wide, and larger than the network's size: the network's logits, and the label maps.
 
-    The resized picture differs by one of 255 here and there, which rounds otherwise: labels are counted, no more.
+    The logits are those of the picture as the file has resized it. The processor's resize differs from that by one of
+    255 here and there, so label maps, made by each on its own, may differ where two classes are close.
     """
     edge = processor.size["shortest_edge"] or processor.size["height"] or 64
-    check = Check()
+    comparisons = []
     sizes = [(edge, edge * 3 // 4), (edge * 2 // 3, edge), (edge * 5 // 4, edge * 3 // 2)]
     for index, (height, width) in enumerate(sizes):
         picture = drawn_picture(height, width, seed + index)
-        labels = torch.from_numpy(session.run(["labels"], {"picture": picture})[0].astype(np.int64))
-        share = float((eager_labels(model, processor, picture) == labels).float().mean())
-        check.counted.append(Comparison(f"picture of {height} x {width}", share, 0))
-    return check
+        found = Comparison("", 0.0, 0)
+        if decisions is not None:
+            pixels, *logits = decisions.read({PICTURE: picture}, (INPUT, CLASSES, MASKS))
+            found = compare_logits(model, pixels, logits, decisions)
+        labels = torch.from_numpy(session.run([LABELS], {PICTURE: picture})[0].astype(np.int64))
+        found.equal_labels = float((eager_labels(model, processor, picture) == labels).float().mean())
+        found.size = f"picture of {height} x {width}"
+        comparisons.append(found)
+    return comparisons
 
 
 # ---- speed ----------------------------------------------------------------------------------------------------------
 
 
-def speed_ratio(eager: Callable[[], Any], exported: Callable[[], Any], runs: int) -> float:
-    """Median time of `eager` over that of `exported`, in turns, after one round that does not count."""
+def median_times(eager: Callable[[], Any], exported: Callable[[], Any], runs: int) -> tuple[float, float]:
+    """Medians of both in seconds, in turns, after one round that does not count."""
     times: dict[Callable[[], Any], list[float]] = {eager: [], exported: []}
     for _ in range(runs + 1):
         for call in times:
             start = time.perf_counter()
             call()
             times[call].append(time.perf_counter() - start)
-    return statistics.median(times[eager][1:]) / statistics.median(times[exported][1:])
+    return statistics.median(times[eager][1:]), statistics.median(times[exported][1:])

@@ -47,6 +47,11 @@ def describe(
     config = model.config
     least = {"height": least_side(config), "width": least_side(config), "multiple_of": STEP}
     settings = {name: getattr(processor, name, None) for name in SETTINGS}
+    # What a reader multiplies by, subtracts and divides by, whether or not the processor does.
+    if not processor.do_rescale:
+        settings["rescale_factor"] = 1.0
+    if not processor.do_normalize:
+        settings |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     versions = {opset.domain or "onnx": opset.version for opset in graph.opset_import}
     facts |= {
         "id2label": {int(index): str(name) for index, name in config.id2label.items()},

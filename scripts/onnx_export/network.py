@@ -27,6 +27,7 @@ STEP = 32  # pictures come in multiples of the coarsest stride
 LARGEST_SIDE = 8192
 LARGEST_BATCH = 1024
 INPUT, CLASSES, MASKS = "pixel_values", "class_queries_logits", "masks_queries_logits"
+PICTURE, LABELS = "picture", "labels"  # with processing in the graph
 
 
 class Logits(nn.Module):

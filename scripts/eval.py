@@ -24,6 +24,7 @@ from accelerate import Accelerator
 
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts
+from scripts.evaluation.focus import FocusCounts
 from scripts.evaluation.inference import MultiScale, SingleScale, evaluate_split
 from scripts.evaluation.lens import ProtocolLens
 from scripts.evaluation.mean_iou import scores_from_confusion
@@ -113,6 +114,9 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     protocol_lens: bool = field(
         default=False, metadata={"help": "Also what the same weights get under habits of other evaluation scripts."}
     )
+    focus: bool = field(
+        default=False, metadata={"help": "Also how much each decoder layer looks where its segments turn out to be."}
+    )
     extended_metrics: bool = field(
         default=True, metadata={"help": "Boundary IoU, mean IoU by segment size, interval over pictures."}
     )
@@ -163,6 +167,8 @@ def evaluation_sizes(arguments: EvaluateArguments, processor: Any) -> Evaluation
     """Sizes of the protocol for this checkpoint, with those that flags give in their place."""
     size = processor.size
     own = size["shortest_edge"], size["longest_edge"]
+    if own[0] and arguments.sliding_window:
+        own = (own[0], own[1] or 4 * own[0])  # with windows the longer side has no bound
     if not all(own):
         if not (arguments.protocol != NATIVE or arguments.eval_shortest_edge):
             raise UserError(
@@ -213,6 +219,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
+    if getattr(config, "sliding_window", False):  # QLSeg reads pictures through the windows that it was trained on
+        windows = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
+        arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
     num_labels: int = config.num_labels or 0
     if arguments.protocol != NATIVE:
         check_classes(arguments.protocol, num_labels)
@@ -245,6 +254,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if arguments.protocol_lens:
         lens_alone = arguments.tta or arguments.sliding_window
         counters["lens"] = ProtocolLens(model, lens_processor, accelerator.device, lens_alone)
+    if arguments.focus:
+        counters["focus"] = FocusCounts(model, lens_processor, accelerator.device)
     predictor = build_predictor(arguments, model, processor, sizes, accelerator)
     error_report = ErrorReport(num_labels, predictor, counters) if arguments.report else None
     bad_samples = BadSamples(arguments.max_bad_samples)
@@ -278,6 +289,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         details["segment_sizes"] = in_percent(counters["segment_sizes"].scores())
     if arguments.protocol_lens:
         details["protocol_lens"] = in_percent(counters["lens"].rows())
+    if arguments.focus:
+        details["focus_consistency"] = in_percent(counters["focus"].scores())
     checkpoint = Path(project_path(arguments.model_name_or_path or ""))
     results: dict[str, Any] = {}
     if accelerator.is_main_process:

@@ -136,6 +136,18 @@ def interval_text(interval: dict[str, Any]) -> str:
     return " to ".join("-" if value is None else f"{value:.2f}" for value in (interval["low"], interval["high"]))
 
 
+def focus_text(focus: dict[str, Any]) -> str:
+    """Focus consistency by layer, see `scripts/evaluation/focus.py`."""
+    columns = ("inside", "even", "chance", "reaches")
+    lines = [
+        f"focus consistency over {focus['segments']} segments, % of a layer's focus in the final mask",
+        f"{'layer':<6}{'reads':<10}" + "".join(f"{column:>9}" for column in columns),
+    ]
+    for row in focus["layers"]:
+        lines.append(f"{row['layer']:<6}{row['reads']:<10}" + "".join(number(row[column]) for column in columns))
+    return "\n".join(lines)
+
+
 def details_text(results: dict[str, Any]) -> str:
     """Interval, sizes of segments and the protocol lens, as far as they were measured; else empty."""
     lines = []
@@ -151,6 +163,8 @@ def details_text(results: dict[str, Any]) -> str:
         for row in lens:
             figures = f"{number(row['detectron2']):>12}{number(row['mmseg'])}{number(row['torchmetrics_macro']):>14}"
             lines.append(f"{row['habit']:<{width}}{figures}")
+    if focus := results.get("focus_consistency"):
+        lines.append(focus_text(focus))
     if skipped := results.get("skipped"):
         lines += [f"skipped: {message}" for message in skipped]
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What `scripts/explain.py` shows: paths of the focus, their pictures and charts, the page."""

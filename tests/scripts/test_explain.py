@@ -1,0 +1,173 @@
+"""`scripts/explain.py`: the page and pictures that it leaves, the paths that it follows, what it refuses."""
+
+import io
+import re
+from base64 import b64decode
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_config
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+from modeling_faseg import FASegForUniversalSegmentation
+from scripts import explain as explain_command
+from scripts.demo_data import draw_sample
+from scripts.evaluation.focus import Look, Segment, look
+from scripts.explaining.charts import Line, layer_chart
+from scripts.explaining.paths import Step, counterpart, focus_path
+from scripts.explaining.pictures import MASK_COLOUR, WINDOW_COLOUR, focus_picture, over_picture
+from space_models import NAMES, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a tiny model and of another with plain learned queries."""
+    folder = tmp_path_factory.mktemp("models")
+    first = write_tiny_model(folder / "first", "semantic")
+    torch.manual_seed(0)
+    other = tiny_config(id2label=NAMES, label2id={}, use_dynamic_positional_queries=False, num_queries=20)
+    FASegForUniversalSegmentation(other).save_pretrained(folder / "second")
+    AutoImageProcessor.from_pretrained(first).save_pretrained(folder / "second")
+    return first, folder / "second"
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pictures") / "a <street>.png"
+    draw_sample(np.random.default_rng(1))[0].save(file)
+    return file
+
+
+def test_the_page_holds_its_pictures_and_leaves_them_as_files(models, street, tmp_path, command):
+    code, out, errors = command(
+        explain_command, street, "--model_name_or_path", models[0], "--output_dir", tmp_path, "--max_segments", 2
+    )
+    assert (code, errors[-1:] if code else []) == (0, [])
+    assert f"page in {tmp_path / 'explain.html'}" in out
+    page = (tmp_path / "explain.html").read_text()
+    assert "a &lt;street&gt;.png" in page and "road &amp; &lt;kerb&gt;" in page and "<street>" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # one file, which fetches nothing
+    sources = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    assert all(Image.open(io.BytesIO(b64decode(source))).width > 0 for source in sources)
+    assert len(sources) == 2 + 1 + 2 * 5  # picture and prediction, one HRCA layer, two segments of five layers
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"explain.html", "a <street>_prediction.png", "a <street>_windows_layer4.png"} < files
+    assert sum("_segment" in name for name in files) == 2
+
+
+def test_another_checkpoint_is_compared(models, street, tmp_path, command):
+    flags = [street, "--model_name_or_path", models[0], "--compare", models[1], "--output_dir", tmp_path]
+    code, _, errors = command(explain_command, *flags, "--max_segments", 1)
+    assert code == 0, errors
+    page = (tmp_path / "explain.html").read_text()
+    assert "first, dynamic focus (DFPQ)" in page and "second, plain learned queries" in page
+    assert "prediction of second, plain learned queries" in page
+
+
+def test_what_cannot_be_explained_is_refused(models, street, tmp_path, command):
+    flags = ["--model_name_or_path", models[0], "--output_dir", tmp_path]
+    cases = [
+        ([street], "no checkpoint: give --model_name_or_path"),
+        (flags, "no picture: name pictures or a folder of them"),
+        ([street, *flags, "--max_segments", 0], "--max_segments 0: give at least 1"),
+    ]
+    for arguments, message in cases:
+        code, _, errors = command(explain_command, *arguments)
+        assert code == 2 and len(errors) == 1 and message in errors[0]
+    torch.manual_seed(0)
+    FASegForUniversalSegmentation(tiny_config()).save_pretrained(tmp_path / "others")
+    AutoImageProcessor.from_pretrained(models[0]).save_pretrained(tmp_path / "others")
+    code, _, errors = command(explain_command, street, *flags, "--compare", tmp_path / "others")
+    assert code == 2 and "has other classes than the model: give one of the same" in errors[0]
+
+
+@torch.no_grad()
+def test_a_path_is_what_the_model_tells(models, street):
+    model = AutoModelForUniversalSegmentation.from_pretrained(models[0]).eval()
+    processor = AutoImageProcessor.from_pretrained(models[0])
+    image = Image.open(street).convert("RGB")
+    seen = look(model, processor, image, "cpu", every_prediction=True)
+    segment = seen.segments[0]
+    steps = focus_path(seen, segment, model.config).steps
+    assert [step.reads for step in steps] == ["1/32", "1/16", "1/8", "1/4 HRCA", "1/32"]
+    final = seen.outputs.class_queries_logits[0, segment.query].softmax(-1)
+    assert steps[-1].score == pytest.approx(float(final[segment.label]))
+    after_first = seen.outputs.auxiliary_logits[1]["class_queries_logits"][0, segment.query].softmax(-1)
+    assert steps[0].score == pytest.approx(float(after_first[segment.label]))
+    for step, focus in zip(steps, seen.outputs.focus_maps, strict=True):
+        assert step.focus.equal(focus[0, segment.query])
+    windows, side = seen.outputs.hrca_windows[3]
+    assert len(steps[3].windows) == windows.shape[1] > 0
+    read = torch.zeros_like(steps[3].focus)
+    for left, top, right, bottom in steps[3].windows:
+        assert (right - left, bottom - top) == (4 * side, 4 * side)
+        read[top // 4 : bottom // 4, left // 4 : right // 4] = 1
+    assert float((steps[3].focus * (1 - read)).sum()) == 0
+
+
+def test_the_other_models_segment_is_the_one_that_overlaps_most():
+    half = torch.zeros(8, 8, dtype=torch.bool)
+    half[:, :4] = True
+    ours = Segment(0, 1, 1.0, 0.5, half)
+    large = Segment(3, 1, 1.0, 1.0, torch.ones(16, 16, dtype=torch.bool))
+    same = Segment(4, 1, 1.0, 0.5, torch.arange(16).expand(16, 16) < 9)
+    wrong_class = Segment(5, 2, 1.0, 0.5, torch.arange(16).expand(16, 16) < 8)
+    assert counterpart(ours, [large, wrong_class, same]) is same
+    assert counterpart(ours, [wrong_class]) is None
+
+
+def padded_look():
+    """A picture of 64x48 pixels in a network input of 64x64."""
+    picture = torch.zeros(16, 16, dtype=torch.bool)
+    picture[:, :12] = True
+    return Look(None, (64, 48), picture, [], 0)
+
+
+def test_maps_lie_over_the_picture_without_its_padding():
+    values = torch.zeros(16, 16)
+    values[:, 12:] = 1  # padding
+    values[:4, 8:12] = 2
+    placed = over_picture(values, padded_look(), (96, 128), smooth=False)
+    assert placed.shape == (128, 96)
+    expected = np.zeros((128, 96))
+    expected[:32, 64:] = 2
+    assert np.array_equal(placed, expected)
+
+
+def test_a_focus_picture_shows_heat_outline_and_windows():
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[8:, :6] = True
+    focus = torch.zeros(2, 2)
+    focus[1, 0] = 1.0
+    step = Step(4, "1/4 HRCA", focus, 1.0, 0.5, 0.2, [(0, 32, 32, 64), (32, 0, 64, 32)], ("car", 0.9), 0.9)
+    picture = focus_picture(Image.new("RGB", (48, 64), "white"), step, mask, padded_look(), 96)
+    assert picture.size == (96, 128)
+    pixels = np.asarray(picture)
+    assert tuple(pixels[64, 0]) == tuple(pixels[0, 64]) == WINDOW_COLOUR
+    assert tuple(pixels[90, 47]) == MASK_COLOUR and tuple(pixels[90, 48]) == MASK_COLOUR
+    assert pixels[127 - 8, 10].sum() > 2 * pixels[30, 30].sum()  # bright where it looked
+    nothing = Step(4, "1/4 HRCA", torch.zeros(16, 16), None, None, None, [], ("nothing", 0.9), 0.0)
+    grey = np.asarray(focus_picture(Image.new("RGB", (48, 64), "white"), nothing, mask, padded_look(), 96))
+    assert tuple(grey[5, 5]) == (128, 128, 128)
+
+
+def test_a_chart_breaks_where_a_layer_did_not_look():
+    chart = layer_chart([Line("a & b", [0.0, None, 1.0, 0.5], "#123456")], ["1/32"] * 3 + ["1/4 HRCA"], "label")
+    (path,) = re.findall(r'<path d="([^"]+)"', chart)
+    assert path.count("M") == 2 and path.count("L") == 1
+    assert chart.count("<circle") == 3 and chart.count("<rect") == 1
+    assert "a &amp; b" in chart
+
+
+def test_explaining_needs_no_project_of_a_model_that_has_none(monkeypatch):
+    """A model whose forward knows no focus is refused by name."""
+    arguments = SimpleNamespace(model_name_or_path="other")
+    monkeypatch.setattr(explain_command, "build_config", lambda arguments: None)
+    other = torch.nn.Linear(1, 1)
+    other.config = SimpleNamespace(model_type="other")
+    monkeypatch.setattr(explain_command, "build_model", lambda *args, **kwargs: other)
+    with pytest.raises(explain_command.UserError, match="a model of type 'other' has no focus"):
+        explain_command.Explainer(arguments, "cpu")

@@ -220,6 +220,12 @@ class FASegConfig(PreTrainedConfig):
                 backbone_type == "timm_backbone",
                 f"set it to None: backbone_config is of type {backbone_type!r}, not 'timm_backbone'",
             )
+        semantic_classes = getattr(self.backbone_config, "num_semantic_classes", None)
+        self._require(
+            "backbone_config",
+            semantic_classes is None or semantic_classes >= len(self.id2label or {}),
+            f"set its num_semantic_classes={semantic_classes} to {len(self.id2label or {})}, the number of labels",
+        )
         self._require(
             "id2label",
             sorted(self.id2label or {}) == list(range(len(self.id2label or {}))) and bool(self.id2label),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 
+from .backbone_semask import SeMaskSwinBackbone
 from .configuration_faseg import FASegConfig
 
 
@@ -22,6 +23,9 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
     """
     backbone_config = cast(PreTrainedConfig, config.backbone_config)
     kind = backbone_config.model_type
+    if kind == "semask_swin":
+        # A saved model's configuration may come from another copy of the code than the model does.
+        AutoBackbone.register(type(backbone_config), SeMaskSwinBackbone, exist_ok=True)
     if type(backbone_config) not in AutoBackbone._model_mapping:
         raise ValueError(
             f"backbone_config of type {kind!r} is no backbone: choose resnet, swin, convnextv2, timm_backbone, ..."

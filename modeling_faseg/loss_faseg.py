@@ -33,6 +33,7 @@ class FASegLoss(nn.Module):
             "loss_cross_entropy": config.class_weight,
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
+            "loss_semantic": config.auxiliary_semantic_weight,  # of a backbone with semantic maps, added by the model
         }
         self.num_points = config.train_num_points
         self.oversample_ratio = config.oversample_ratio

@@ -23,6 +23,7 @@ from .configuration_faseg import FASegConfig
 from .deformable_attention_faseg import FASegDeformableSelfAttention
 from .fusion_faseg import Replaced, fuse_batch_norms, restore
 from .loss_faseg import FASegLoss
+from .loss_semask import label_maps_of_masks, semantic_map_loss
 from .mask_predictions_faseg import MaskProduct
 from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
 from .position_encoding_faseg import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
@@ -58,6 +59,7 @@ class FASegModelOutput(ModelOutput):
         focus_maps: per layer `(B, Q, H/s, W/s)`, where each query looked (`output_focus=True`).
         positional_queries: per layer `(B, Q, C)`, the positional queries this led to (`output_focus=True`).
         hrca_windows: per layer None or the windows `(B, W)` that HRCA read and their side (`output_focus=True`).
+        semantic_maps: `(B, K, H/s, W/s)` per stage, of a backbone that has some (SeMask).
     """
 
     encoder_last_hidden_state: Tensor | None = None
@@ -74,6 +76,7 @@ class FASegModelOutput(ModelOutput):
     positional_queries: tuple[Tensor, ...] | None = None
     hrca_windows: tuple | None = None
     mask_embeddings: tuple[Tensor, ...] | None = None
+    semantic_maps: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -273,7 +276,8 @@ class FASegModel(FASegPreTrainedModel):
         if pixel_values.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_exporting()):
             # Faster forward; backward passes of convolutions are slower in this layout. The pixel decoder inherits it.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        backbone_maps = self.backbone(pixel_values).feature_maps
+        backbone_output = self.backbone(pixel_values)
+        backbone_maps = backbone_output.feature_maps
         decoded = self.pixel_decoder(list(backbone_maps), valid)
         queries = self.transformer_decoder(
             decoded.feature_maps,
@@ -299,6 +303,7 @@ class FASegModel(FASegPreTrainedModel):
             positional_queries=tuple(focus.positional_queries) if focus else None,
             hrca_windows=tuple(focus.hrca_windows) if focus else None,
             mask_embeddings=tuple(queries.mask_embeddings),
+            semantic_maps=getattr(backbone_output, "semantic_maps", None),
         )
 
 
@@ -387,6 +392,10 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
                 _as_dictionaries(products[:-1], class_logits[:-1]) if train_auxiliary else None,
                 pixel_mask,
             )
+            if outputs.semantic_maps is not None:
+                size, ignored = cast(tuple[int, int], tuple(pixel_values.shape[-2:])), self.config.ignore_value
+                labels = label_maps_of_masks(mask_labels or [], class_labels or [], size, ignored, pixel_values.device)
+                loss_dict["loss_semantic"] = semantic_map_loss(outputs.semantic_maps, labels, ignored)
             loss = self.criterion.weighted_sum(loss_dict)
         return FASegForUniversalSegmentationOutput(
             loss=loss,

@@ -39,7 +39,6 @@ for _auto_class in (
 ):
     _auto_class.register(FASegConfig, FASegForUniversalSegmentation, exist_ok=True)
     _auto_class.register(QLSegConfig, QLSegForSemanticSegmentation, exist_ok=True)
-for _auto_class in (AutoModelForSemanticSegmentation, AutoModelForImageSegmentation):
     _auto_class.register(SeMaskConfig, SeMaskForSemanticSegmentation, exist_ok=True)
 
 __all__ = [

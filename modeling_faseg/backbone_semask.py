@@ -424,6 +424,12 @@ class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
         )
         self.post_init()
 
+    def fit_pretrained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Swin weights under this backbone's names, with position tables brought to its window by bicubic resizing."""
+        expected = self.state_dict()
+        tables = {name for name in weights if name.endswith("relative_position_bias_table") and name in expected}
+        return weights | {name: _resized_table(weights[name], len(expected[name])) for name in tables}
+
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any
@@ -445,6 +451,16 @@ class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
             hidden_states=tuple(map(_channels_first, maps.values())) if output_hidden_states else None,
             semantic_maps=tuple(map(_channels_first, semantic_maps)),
         )
+
+
+def _resized_table(table: Tensor, rows: int) -> Tensor:
+    """A position table `(side * side, N)` with so many rows, of another square."""
+    if len(table) == rows:
+        return table
+    old, new = (round(count**0.5) for count in (len(table), rows))
+    square = table.float().T.reshape(1, -1, old, old)
+    square = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
+    return square.reshape(-1, rows).T.to(table.dtype).contiguous()
 
 
 def _channels_first(maps: Tensor) -> Tensor:

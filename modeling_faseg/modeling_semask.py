@@ -27,6 +27,14 @@ from .loss_semask import (
 )
 
 
+# The first is the one that this project's commands use for every model.
+AUTO_CLASSES = (
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForImageSegmentation",
+)
+
+
 @dataclass
 class SeMaskSemanticSegmenterOutput(SemanticSegmenterOutput):
     """Output of `SeMaskForSemanticSegmentation`: transformers' `SemanticSegmenterOutput`, and the semantic maps.
@@ -97,9 +105,8 @@ class SeMaskPreTrainedModel(PreTrainedModel):
         """As transformers', but the saved configuration names every auto class that can load the code with it."""
         if self._auto_class is not None:
             name = f"modeling_semask.{self.__class__.__name__}"
-            auto_classes = ("AutoModelForSemanticSegmentation", "AutoModelForImageSegmentation")
             auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {**auto_map, **dict.fromkeys(auto_classes, name)}
+            self.config.auto_map = {**auto_map, **dict.fromkeys(AUTO_CLASSES, name)}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
@@ -119,9 +126,6 @@ class SeMaskPreTrainedModel(PreTrainedModel):
 
 class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
     """SeMask-FPN for semantic segmentation, with its loss."""
-
-    # What the reference gives weight decay to although it is a norm.
-    decayed_norms = (nn.BatchNorm2d,)
 
     def __init__(self, config: SeMaskConfig):
         super().__init__(config)

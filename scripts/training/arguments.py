@@ -32,6 +32,10 @@ class TrainArguments(ModelArguments, DatasetArguments):
 
     crop_height: int = field(default=512, metadata={"help": "Height of the training crops."})
     crop_width: int = field(default=512, metadata={"help": "Width of the training crops."})
+    crop_max_class_share: float = field(
+        default=1.0,
+        metadata={"help": "Draw a crop anew, up to ten times, while one class covers this share of it; 1: never."},
+    )
     shortest_edges: list[int] | None = field(
         default=None,
         metadata={"help": "Shorter sides to choose from; by default 0.5 to 2 times the crop's in 16 steps."},
@@ -105,6 +109,8 @@ def check_arguments(arguments: TrainArguments) -> None:
         raise UserError("no output folder: give --output_dir")
     if arguments.scale_range and (len(arguments.scale_range) != 2 or not 0 < min(arguments.scale_range)):
         raise UserError(f"--scale_range {arguments.scale_range}: give two positive factors, LOW HIGH")
+    if not 0 < arguments.crop_max_class_share <= 1:
+        raise UserError(f"--crop_max_class_share {arguments.crop_max_class_share}: give a share above 0, 1 for none")
     check_folder("--output_dir", Path(arguments.output_dir))
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")

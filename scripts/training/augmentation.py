@@ -16,6 +16,7 @@ from image_processing.preprocessing_faseg import network_size
 
 IMAGE_FILL = 128  # before normalisation; the reference pads with mid-grey
 LABEL_FILL = 255  # ignored
+CROP_TRIES = 10  # as the references do
 
 
 def uniform(low: float, high: float) -> float:
@@ -63,15 +64,36 @@ class RandomScale(v2.Transform):
 
 
 class RandomCrop(v2.Transform):
-    """Cuts a random window of `min(size, height) x min(size, width)`."""
+    """Cuts a random window of `min(size, height) x min(size, width)`.
 
-    def __init__(self, height: int, width: int) -> None:
+    Args:
+        max_class_share: drawn anew, up to `CROP_TRIES` times, while one class has at least this share of the window's
+            labelled pixels, or all of them; 1: the first window is taken.
+        unlabelled: ids that are no class.
+    """
+
+    def __init__(
+        self, height: int, width: int, max_class_share: float = 1.0, unlabelled: Sequence[int] = (LABEL_FILL,)
+    ) -> None:
         super().__init__()
         self.height = height
         self.width = width
+        self.max_class_share = max_class_share
+        self.unlabelled = torch.tensor(unlabelled)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = flat_inputs[0].shape[-2:]
+        window = self.draw(*flat_inputs[0].shape[-2:])
+        if self.max_class_share < 1:
+            for _ in range(CROP_TRIES):
+                labels = F.crop(flat_inputs[1].as_subclass(torch.Tensor), **window)
+                _, counts = labels[~torch.isin(labels, self.unlabelled)].unique(return_counts=True)
+                if len(counts) > 1 and counts.max() / counts.sum() < self.max_class_share:
+                    break
+                window = self.draw(*flat_inputs[0].shape[-2:])
+        return window
+
+    def draw(self, height: int, width: int) -> dict[str, int]:
+        """A window of a picture of this size."""
         top = int(torch.randint(max(0, height - self.height) + 1, ()))
         left = int(torch.randint(max(0, width - self.width) + 1, ()))
         return {"top": top, "left": left, "height": min(height, self.height), "width": min(width, self.width)}
@@ -160,6 +182,8 @@ def training_augmentation(
     scale_range: Sequence[float] | None = None,
     colour_jitter: bool = True,
     horizontal_flip: float = 0.5,
+    max_class_share: float = 1.0,
+    unlabelled: Sequence[int] = (LABEL_FILL,),
 ) -> v2.Compose:
     """Scale, crop, colour, flip and padding of the reference (spec of FASeg, section 5), on (Image, Mask) pairs.
 
@@ -167,6 +191,7 @@ def training_augmentation(
         shortest_edges: shorter sides to choose from; `reference_sizes(min(crop))` by default.
         longest_edge: bound of the longer side; four times the crop's shorter side by default.
         scale_range: (low, high) factor on the picture's own size, drawn uniformly, in place of `shortest_edges`.
+        max_class_share, unlabelled: see `RandomCrop`.
     """
     base = min(crop_height, crop_width)
     scale = (
@@ -174,7 +199,7 @@ def training_augmentation(
         if scale_range
         else RandomShortestEdge(shortest_edges or reference_sizes(base), longest_edge or 4 * base)
     )
-    steps: list[v2.Transform] = [scale, RandomCrop(crop_height, crop_width)]
+    steps: list[v2.Transform] = [scale, RandomCrop(crop_height, crop_width, max_class_share, unlabelled)]
     if colour_jitter:
         steps.append(RandomColour())
     steps += [v2.RandomHorizontalFlip(horizontal_flip), PadTo(crop_height, crop_width)]

@@ -31,8 +31,8 @@ from scripts.training.command_line import UserError, project_path
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a classification checkpoint has and a backbone has not (timm's and transformers' names).
 CLASSIFICATION_HEAD = re.compile(r"^(conv_head|bn2|classifier|head|fc|pooler|layernorm|norm)\.")
-# What a backbone has and a classification checkpoint may lack: output norms and batch counters.
-BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|num_batches_tracked$|relative_position_index$)")
+# What a backbone has and a classification checkpoint may lack: output norms, semantic layers and batch counters.
+BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|\.semantic_layer\.|num_batches_tracked$|relative_position_index$)")
 # timm's and torchvision's ResNet -> the released checkpoints' names, by which both sides can be compared.
 TIMM_RESNET = (
     (r"conv1\.", "backbone.stem.conv1."),
@@ -124,6 +124,8 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
             f"--backbone_weights {name}: none of its {len(weights)} tensors is one of the backbone's "
             f"({min(expected)}, ...): weights of another architecture"
         )
+    if fit := getattr(backbone, "fit_pretrained", None):
+        loaded = fit(loaded)
     for key, value in loaded.items():
         if value.shape != expected[key].shape:
             raise UserError(

@@ -26,7 +26,10 @@ from scripts.training.command_line import UserError, parse_overrides, project_pa
 
 
 # What changes with the classes.
-LABEL_DEPENDENT = re.compile(r"(class_predictor\.|criterion\.empty_weight$)")
+LABEL_DEPENDENT = re.compile(
+    r"(class_predictor\.|criterion\.empty_weight$|^model\.decoder\.queries\.)"
+    r"|^decoder\.classifier\.|\.semantic_layer\.blocks\.\d+\.(query|key)\."
+)
 
 
 @dataclass
@@ -76,6 +79,8 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
     if id2label is not None:
         values["id2label"] = id2label
         values["label2id"] = {label: index for index, label in id2label.items()}
+        if isinstance(backbone := values.get("backbone_config"), dict) and "num_semantic_classes" in backbone:
+            values["backbone_config"] = {**backbone, "num_semantic_classes": len(id2label)}
     try:
         return config_class(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -152,6 +157,8 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
         except (OSError, ValueError) as error:
             if arguments.model_name_or_path:
                 raise UserError(f"--model_name_or_path {name}: no image processor: {error}") from error
+    if config.model_type == "semask":  # takes any size, and the reference adds no padding
+        settings.setdefault("size_divisor", 0)
     processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
     return processor_classes["torchvision"](task=getattr(config, "task", "semantic"), **settings)
 

@@ -21,6 +21,7 @@ NORM_LAYERS = (
     nn.RMSNorm,
 )
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
+ALL_HEAD_DECAYS = ("qlseg", "semask")
 # "reduce_lr_on_plateau" needs a figure at every step.
 SCHEDULES = ("poly", *(kind.value for kind in SchedulerType if kind != SchedulerType.REDUCE_ON_PLATEAU))
 
@@ -32,6 +33,7 @@ def build_parameter_groups(
 
     Norms, `nn.Embedding`s (queries and level embedding of the transformer decoder) and position tables do not decay;
     biases and the pixel decoder's level embedding, a bare parameter, do. Frozen parameters are left out.
+    Of a model whose configuration's type is in `ALL_HEAD_DECAYS` all else decays, the head's norms included.
 
     Returns:
         Groups for `torch.optim.AdamW` with `params`, `lr`, `weight_decay`, `name` and `parameter_names`; empty ones
@@ -42,6 +44,7 @@ def build_parameter_groups(
         for suffix, decay in (("", weight_decay), ("_no_decay", 0.0)):
             name = part + suffix
             groups[name] = {"name": name, "params": [], "parameter_names": [], "lr": rate, "weight_decay": decay}
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -51,6 +54,8 @@ def build_parameter_groups(
             full_name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             part = "backbone" if "backbone" in full_name.split(".") else "head"
             spared = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or parameter_name in POSITION_TABLES
+            if model_type in ALL_HEAD_DECAYS:
+                spared = spared and part == "backbone"
             group = groups[part + ("_no_decay" if spared else "")]
             group["params"].append(parameter)
             group["parameter_names"].append(full_name)

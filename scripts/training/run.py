@@ -106,6 +106,8 @@ class Run:
             arguments.longest_edge,
             arguments.scale_range,
             arguments.color_jitter,
+            max_class_share=arguments.crop_max_class_share,
+            unlabelled=(0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,),
         )
         stream = StreamBatches(
             self.data,

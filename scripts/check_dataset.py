@@ -52,6 +52,8 @@ from scripts.training.dataset import (
     number_of_examples,
     readable,
 )
+from scripts.training.palette import load_palette
+from scripts.visualization import parse_palette
 
 
 @dataclass
@@ -194,6 +196,8 @@ def check(arguments: CheckArguments) -> int:
     table = arguments.mapped_classes.table.numpy() if names and not of_names and arguments.mapped_classes else None
     rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
 
+    palette = load_palette(arguments)
+
     # ---- recipe, whose own faults come before the long reading
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path
     recipe = RecipeCost(arguments, names) if has_model and names and not of_names else None
@@ -221,7 +225,7 @@ def check(arguments: CheckArguments) -> int:
             print(f"all figures in {arguments.json}")
         if arguments.report:
             Path(arguments.report).parent.mkdir(parents=True, exist_ok=True)
-            write_report(Path(arguments.report), title, evidence, findings, cost)
+            write_report(Path(arguments.report), title, evidence, findings, cost, parse_palette(palette))
             print(f"pictures and tables in {arguments.report}")
     except OSError as error:
         raise UserError(f"report not written: {error}") from error

@@ -19,6 +19,7 @@ MAX_KEYS = 2000  # distinct sizes, ids
 EXAMPLES = 3  # samples shown per finding
 NAMES = 5  # samples named per finding
 OVERLAYS = 4
+SIZE_FAULTS = {"swapped-size", "size-mismatch"}  # their maps cannot lie over their pictures
 
 
 @dataclass
@@ -78,7 +79,6 @@ class SplitCounts:
         self.heights: dict[int, np.ndarray] = {}
         self.classes_per_map: Counter[int] = Counter()
         self.regions_per_map: Counter[int] = Counter()
-        self.colours: Counter[int] = Counter()
         self.faults: dict[str, FaultCount] = {}
         self.overlays: list[SampleFacts] = []
         self.duplicates: list[NearDuplicate] = []
@@ -96,11 +96,9 @@ class SplitCounts:
             self.map_modes[facts.map_mode] += 1
         for name, evidence in facts.faults.items():
             self.faults.setdefault(name, FaultCount()).add(facts, evidence)
-        if facts.colours:
-            self.colours[facts.colours] += 1
         if facts.ids:
             self._count_ids(facts)
-        if facts.picture is not None and facts.labels is not None:
+        if facts.picture is not None and facts.labels is not None and not facts.faults.keys() & SIZE_FAULTS:
             self._keep_overlay(facts)
 
     def compare(self, facts: SampleFacts, others: SeenPictures) -> None:

@@ -16,33 +16,33 @@ ENOUGH_MAPS = 100  # to call a class rare
 FEW_MAPS = 5
 # Level, what is wrong, and the fix of the faults that show in single samples.
 FAULTS = {
-    "unreadable-picture": ("error", "pictures cannot be read", "replace them, or leave the rows out"),
-    "unreadable-map": ("error", "label maps cannot be read", "replace them, or leave the rows out"),
+    "unreadable-picture": ("error", "the picture cannot be read", "replace them, or leave the rows out"),
+    "unreadable-map": ("error", "the label map cannot be read", "replace them, or leave the rows out"),
     "swapped-size": (
         "error",
-        "maps have width and height of their pictures swapped",
+        "width and height of map and picture are swapped",
         "turn the map, or remove the EXIF orientation of the picture; check which is upright",
     ),
     "size-mismatch": (
         "error",
-        "maps have another size than their pictures",
+        "map and picture differ in size",
         "resize the map with nearest neighbour, and check that the two belong together",
     ),
     "rgb-maps": (
         "error",
-        "maps are stored in colours, not as one id per pixel",
+        "the map is in colours, not one id per pixel",
         "write one channel of class ids (docs/own_data.md shows how to turn colours into ids)",
     ),
-    "maps-not-ids": ("error", "maps hold no class ids", "store whole numbers from 0 on, one id per pixel"),
-    "lossy-maps": ("error", "maps are JPEGs, which blur ids into others at every edge", "write PNGs from the source"),
+    "maps-not-ids": ("error", "the map holds no class ids", "store whole numbers from 0 on, one id per pixel"),
+    "lossy-maps": ("error", "the map is a JPEG, which blurs ids at every edge", "write PNGs from the source"),
     "segments-mismatch": (
         "error",
-        f"maps and their {SEGMENTS_COLUMN} hold different segments",
+        f"map and {SEGMENTS_COLUMN} hold different segments",
         "write both from the same source",
     ),
     "map-without-class": (
         "warning",
-        "maps hold nothing but ignored pixels",
+        "the map holds nothing but ignored pixels",
         "leave these rows out: they teach nothing",
     ),
 }
@@ -54,7 +54,10 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     renumbered = {"shifted-by-one", "labels-not-reduced", "labels-reduced-twice", "ids-out-of-range"}
     if not renumbered & {finding.name for finding in findings}:
         # With wrong ids every class would seem empty, rare or missing somewhere.
-        findings += class_findings(evidence)
+        classes = class_findings(evidence)
+        if "255-as-class" in {finding.name for finding in findings}:  # says which class is empty, and why
+            classes = [finding for finding in classes if finding.name != "empty-class"]
+        findings += classes
     findings += [finding for counts in evidence.splits.values() for finding in split_findings(counts, evidence)]
     return in_order(findings)
 
@@ -66,15 +69,15 @@ def in_order(findings: list[Finding]) -> list[Finding]:
 
 def sample_faults(evidence: Evidence) -> list[Finding]:
     """Faults that single samples show, one finding each over all splits."""
-    findings = []
+    findings, samples = [], sum(counts.samples for counts in evidence.splits.values())
     for name, (level, what, fix) in FAULTS.items():
         found = {split: counts.faults[name] for split, counts in evidence.splits.items() if name in counts.faults}
         if found:
-            findings.append(sample_fault(name, level, what, fix, found))
+            findings.append(sample_fault(name, level, what, fix, found, samples))
     return findings
 
 
-def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str, FaultCount]) -> Finding:
+def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str, FaultCount], samples: int) -> Finding:
     """The finding of a fault seen in samples."""
     first = next(iter(found.values()))
     total = sum(fault.count for fault in found.values())
@@ -83,7 +86,7 @@ def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str,
         level,
         name,
         tuple(found),
-        f"{total} {what}: {', '.join(first.names)}{', ...' if total > len(first.names) else ''}: {first.evidence[0]}",
+        f"in {total} of {samples} samples {what}, such as {', '.join(first.names[:3])}: {first.evidence[0]}",
         fix,
         {split: {"count": fault.count, "first": fault.names} for split, fault in found.items()},
         examples[:3],

@@ -69,7 +69,12 @@ class Finding:
     def line(self) -> str:
         """The finding in one line."""
         where = f" [{', '.join(self.splits)}]" if self.splits else ""
-        return f"{self.level} {self.name}{where}: {self.message}. Fix: {self.fix}"
+        return f"{self.level} {self.name}{where}: {sentence(self.message)} Fix: {self.fix}"
+
+
+def sentence(text: str) -> str:
+    """`text` with a full stop, unless it ends in a mark."""
+    return text if text.endswith(("?", ".", "!")) else f"{text}."
 
 
 @dataclass

@@ -11,12 +11,12 @@ from PIL import Image
 
 from scripts.dataset_check.cost import Cost
 from scripts.dataset_check.counts import NearDuplicate, SplitCounts
-from scripts.dataset_check.finding import NAMES, Evidence, Finding
+from scripts.dataset_check.finding import NAMES, Evidence, Finding, sentence
 from scripts.dataset_check.report import class_shares, facts_of_split, verdict
 from scripts.dataset_check.sample import SampleFacts, shown_ids
 from scripts.page import class_cell, facts_table, figure, row, table, write_page
 from scripts.training.dataset import IGNORE_INDEX
-from scripts.visualization import colour_map, overlay
+from scripts.visualization import Palette, colour_map, overlay
 
 
 STYLE = """
@@ -26,40 +26,47 @@ STYLE = """
 .level { text-transform: uppercase; font-size: .8rem; }
 .bar { display: inline-block; height: .7rem; background: #47a; vertical-align: middle; min-width: 1px; }
 .legend span.entry { display: inline-block; margin: 0 1.2rem .2rem 0; }
-.verdict { font-size: 1.2rem; } .row figure { flex: 0 1 18rem; }
+.verdict { font-size: 1.2rem; } .row { margin: 1rem 0; } .row figure { flex: 0 1 16.4rem; }
 """
 
 
-def write_report(file: Path, title: str, evidence: Evidence, findings: list[Finding], cost: Cost) -> None:
-    """Writes the page."""
+def write_report(
+    file: Path, title: str, evidence: Evidence, findings: list[Finding], cost: Cost, palette: Palette | None = None
+) -> None:
+    """Writes the page.
+
+    Args:
+        palette: the data set's own colours.
+    """
     body = [f'<p class="verdict">Verdict: <strong>{html.escape(verdict(findings))}</strong></p>']
     body.append(
         "<p>An <em>error</em> would stop a training or spoil it, a <em>warning</em> is worth a look, a <em>note</em> "
         "is good to know. In all pictures a class has one colour; black in a map is ignored.</p>"
+        f"<details><summary>What was looked for</summary>{facts_table(NAMES)}</details>"
     )
-    body += [finding_section(finding, evidence) for finding in findings]
+    body += [finding_section(finding, evidence, palette) for finding in findings]
     body += [pairs_section(counts) for counts in evidence.splits.values() if counts.duplicates]
     if cost.facts:
         body.append(f"<h2>What the recipe needs</h2>{facts_table(cost.facts)}")
-    body += [split_section(counts, evidence) for counts in evidence.splits.values()]
-    body.append(f"<h2>Classes</h2>{classes_table(evidence)}")
+    body += [split_section(counts, evidence, palette) for counts in evidence.splits.values()]
+    body.append(f"<h2>Classes</h2>{classes_table(evidence, palette)}")
     write_page(file, f"Data check: {title}", "\n".join(body), STYLE)
 
 
-def finding_section(finding: Finding, evidence: Evidence) -> str:
+def finding_section(finding: Finding, evidence: Evidence, palette: Palette | None) -> str:
     """One finding with its fix and the samples that show it."""
     where = f" in {', '.join(finding.splits)}" if finding.splits else ""
-    figures = [figure for sample in finding.examples for figure in sample_figures(sample, evidence)]
+    figures = [figure for sample in finding.examples for figure in sample_figures(sample, evidence, palette)]
     return (
         f'<section class="finding {finding.level}"><h3><span class="level">{finding.level}</span> '
         f"{html.escape(finding.name)}</h3>"
         f'<p class="quiet">{html.escape(NAMES[finding.name])}{html.escape(where)}</p>'
-        f"<p>{html.escape(finding.message)}.</p><p><strong>Fix:</strong> {html.escape(finding.fix)}.</p>"
-        f"{row(figures) if figures else ''}{legend(finding.examples, evidence)}</section>"
+        f"<p>{html.escape(sentence(finding.message))}</p><p><strong>Fix:</strong> {html.escape(finding.fix)}.</p>"
+        f"{row(figures) if figures else ''}{legend(finding.examples, evidence, palette)}</section>"
     )
 
 
-def sample_figures(sample: SampleFacts, evidence: Evidence) -> Iterable[str]:
+def sample_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | None) -> Iterable[str]:
     """The picture, and its map or both in one where they fit."""
     if sample.picture is not None:
         width, height = sample.picture_size or sample.picture.size
@@ -68,27 +75,27 @@ def sample_figures(sample: SampleFacts, evidence: Evidence) -> Iterable[str]:
         yield figure(sample.colour_map, f"{sample.name}, map as stored")
     elif sample.labels is not None:
         labels = shown_ids(sample.labels, evidence.rule.num_labels)
-        yield figure(Image.fromarray(colour_map(labels)), f"{sample.name}, map")
+        yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
 
 
-def overlay_figures(sample: SampleFacts, evidence: Evidence) -> Iterable[str]:
+def overlay_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | None) -> Iterable[str]:
     """The map over its picture, and alone."""
     if sample.picture is None or sample.labels is None:
         return
     labels = shown_ids(sample.labels, evidence.rule.num_labels)
     image = sample.picture.resize(labels.shape[::-1])
-    yield figure(overlay(image, labels), f"{sample.name}, map over picture", lossless=False)
-    yield figure(Image.fromarray(colour_map(labels)), f"{sample.name}, map")
+    yield figure(overlay(image, labels, palette=palette), f"{sample.name}, map over picture", lossless=False)
+    yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
 
 
-def legend(samples: Iterable[SampleFacts], evidence: Evidence) -> str:
+def legend(samples: Iterable[SampleFacts], evidence: Evidence, palette: Palette | None) -> str:
     """Swatches of the classes in the samples' maps."""
     maps = [shown_ids(sample.labels, evidence.rule.num_labels) for sample in samples if sample.labels is not None]
     present = sorted({int(index) for labels in maps for index in np.unique(labels)})
     names = {**(evidence.names or {}), IGNORE_INDEX: "ignored"}
     if evidence.names:
         names[evidence.rule.num_labels] = "no class (id out of range)"
-    entries = [f'<span class="entry">{class_cell(k, names.get(k, f"id {k}"))}</span>' for k in present]
+    entries = [f'<span class="entry">{class_cell(k, names.get(k, f"id {k}"), palette)}</span>' for k in present]
     return f'<p class="legend">{"".join(entries)}</p>' if entries else ""
 
 
@@ -106,25 +113,25 @@ def pair_figures(pair: NearDuplicate, split: str) -> Iterable[str]:
         yield figure(pair.other_picture, f"{pair.other} in the other split: {how}", lossless=False)
 
 
-def split_section(counts: SplitCounts, evidence: Evidence) -> str:
+def split_section(counts: SplitCounts, evidence: Evidence, palette: Palette | None) -> str:
     """What a split is like, and some of its samples, drawn at random."""
-    figures = [figure for sample in counts.overlays for figure in overlay_figures(sample, evidence)]
-    shown = f"{row(figures)}{legend(counts.overlays, evidence)}" if figures else ""
+    figures = [figure for sample in counts.overlays for figure in overlay_figures(sample, evidence, palette)]
+    shown = f"{row(figures)}{legend(counts.overlays, evidence, palette)}" if figures else ""
     return f"<h2>Split {html.escape(counts.split)}</h2>{facts_table(facts_of_split(counts))}{shown}"
 
 
-def classes_table(evidence: Evidence) -> str:
+def classes_table(evidence: Evidence, palette: Palette | None) -> str:
     """Every class: id, share of the labelled pixels in all and in each split, maps with it."""
     shares = class_shares(evidence)
     most = max((share for _, _, share, _ in shares), default=0) or 1
     splits = list(evidence.splits.values())
     rows = []
     for index, name, share, maps in shares:
-        cells = [f"{index + evidence.rule.first}", class_cell(index, name), f"{share:.3g} %", f"{maps}"]
-        cells += [f"{100 * counts.class_pixels[index] / max(1, counts.labelled):.3g} %" for counts in splits]
-        cells.append(
-            f'<span class="bar" style="width:{12 * share / most:.2f}rem"></span>' if share else "never occurs"
-        )
-        rows.append(cells)
+        if maps:
+            cells = [f"{index + evidence.rule.first}", class_cell(index, name, palette), f"{share:.3g} %", f"{maps}"]
+            cells += [f"{100 * counts.class_pixels[index] / max(1, counts.labelled):.3g} %" for counts in splits]
+            rows.append([*cells, f'<span class="bar" style="width:{12 * share / most:.2f}rem"></span>'])
     head = ["stored id", "class", "of labelled pixels", "maps with it"]
-    return table(rows, [*head, *(f"in {html.escape(counts.split)}" for counts in splits), ""])
+    absent = [f"{name} ({index + evidence.rule.first})" for index, name, _, maps in shares if not maps]
+    never = f"<p>Never seen, {len(absent)} of {len(shares)}: {html.escape(', '.join(absent))}.</p>" if absent else ""
+    return table(rows, [*head, *(f"in {html.escape(counts.split)}" for counts in splits), ""]) + never

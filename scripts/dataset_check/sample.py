@@ -24,7 +24,6 @@ from scripts.training.samples import reason, sample_name
 SEGMENTS_COLUMN = "segments_info"
 SMALL = 320  # longer side of what heights, regions and the page's pictures are taken from
 SPECK = 4  # pixels of the small map: fewer are no region
-MAX_COLOURS = 4096
 
 
 @dataclass
@@ -39,7 +38,6 @@ class SampleFacts:
         small_ids: id -> (pixels, sum of their heights, pixels away from any edge) in the small map; a height is 0 at
             the top of the picture and 1 at the bottom.
         regions: connected areas of one class, specks left out; of panoptic maps the segments.
-        colours: distinct colours of a map in colours.
         picture: at most `SMALL` pixels wide and high, RGB.
         labels: the map at the same size, classes as `LabelRule.classes` gives them.
         colour_map: the same of a map in colours.
@@ -55,7 +53,6 @@ class SampleFacts:
     class_pixels: dict[int, int] = field(default_factory=dict)
     small_ids: dict[int, tuple[int, float, int]] = field(default_factory=dict)
     regions: int = 0
-    colours: int = 0
     hashed: tuple[np.ndarray, np.ndarray] | None = None
     picture: Image.Image | None = None
     labels: np.ndarray | None = None
@@ -94,12 +91,15 @@ def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, i
 
 def decoded(value: Any, facts: SampleFacts, what: str) -> Image.Image | None:
     """The picture or map as Pillow reads it, None if it cannot."""
+    if value is None:
+        facts.faults[f"unreadable-{what}"] = "there is none"
+        return None
     try:
         return with_retries(lambda: datasets.Image().decode_example(value), f"{what} of sample {facts.name}")
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
-        facts.faults[f"unreadable-{what}"] = "there is none" if value is None else reason(error)
+        facts.faults[f"unreadable-{what}"] = reason(error)
     return None
 
 
@@ -131,12 +131,12 @@ def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray
             facts.panoptic = True
             return category_ids(colours @ np.array([1, 256, 65536]), segments, facts)
         equal = (colours == colours[..., :1]).all() or label.shape[2] < 3
-        found = np.unique(colours.reshape(-1, colours.shape[2])[:: max(1, label.size // 1_000_000)], axis=0)
-        facts.colours = min(MAX_COLOURS, len(found))
+        found = np.unique(colours @ 256 ** np.arange(colours.shape[2]))
+        example = tuple((int(found[-1]) >> shift) % 256 for shift in (0, 8, 16))
         facts.faults["rgb-maps"] = (
             f"{facts.map_mode} with equal channels"
             if equal
-            else f"{facts.map_mode} with {facts.colours} colours, such as {tuple(found[-1].tolist())}"
+            else f"{facts.map_mode} with {len(found)} colours, such as {example}"
         )
         return label[..., 0].astype(np.int64) if equal else None
     if label.ndim != 2 or label.dtype.kind not in "uib":

@@ -140,6 +140,8 @@ def decode_image(value: Any, name: str) -> torch.Tensor:
 
 def decode_label(value: Any, name: str) -> torch.Tensor:
     """`(H, W)` uint8 or int32 class ids of an undecoded picture."""
+    if value is None:
+        raise BadSample(f"label map of sample {name}: there is none")
     try:
         label = np.asarray(with_retries(lambda: datasets.Image().decode_example(value), f"label map of sample {name}"))
     except UserError:

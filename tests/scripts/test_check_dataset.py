@@ -1,0 +1,410 @@
+"""The doctor: what it finds in data sets with planted faults, and that it finds nothing else."""
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from faulty_datasets import FAULTS, Copy, copy_of, generated, street
+from faulty_datasets import NAMES as STREET
+from scripts import check_dataset
+from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
+from scripts.dataset_check.finding import NAMES
+from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
+from scripts.dataset_check.numbering import expected_place
+from scripts.dataset_check.sample import SampleFacts, count_regions, inspect
+from scripts.dataset_check.similarity import SeenPictures, perceptual_hash
+from scripts.demo_data import encoded
+from scripts.training.command_line import PROJECT_ROOT, UserError
+from scripts.training.dataset import DatasetArguments
+from scripts.training.samples import decode_sample
+
+
+@pytest.fixture
+def doctor(command, tmp_path):
+    """Writes a copy and checks it: `(exit code, JSON, standard output)`."""
+
+    def run(copy: Copy, *flags):
+        folder = copy.write(tmp_path / f"data{len(list(tmp_path.iterdir()))}")
+        code, out, errors = command(
+            check_dataset, "--dataset_name", folder, "--json", folder / "check.json", *copy.flags, *flags
+        )
+        assert code in (0, 1), errors
+        return code, json.loads((folder / "check.json").read_text()), out
+
+    return run
+
+
+def named(result: dict, *levels: str) -> set[str]:
+    """Names of the findings of `levels`."""
+    return {finding["name"] for finding in result["findings"] if finding["level"] in levels}
+
+
+def check_fault(doctor, copy: Copy, name: str) -> None:
+    """The fault is found by its name, in one line with its fix, and nothing else is."""
+    code, result, out = doctor(FAULTS[name](copy))
+    assert named(result, "error", "warning") == {name}
+    (finding,) = (finding for finding in result["findings"] if finding["name"] == name)
+    assert code == int(finding["level"] == "error")
+    (line,) = (line for line in out.splitlines() if line.startswith(f"{finding['level']} {name}"))
+    assert finding["message"] in line and f"Fix: {finding['fix']}" in line
+
+
+# ---- planted faults -------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_data_set(doctor):
+    code, result, out = doctor(generated())
+    assert (code, result["findings"], result["verdict"]) == (0, [], "clean")
+    assert out.splitlines()[-2].endswith(": clean")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults(doctor, name):
+    check_fault(doctor, generated(), name)
+
+
+@pytest.fixture(scope="module")
+def camvid(shared):
+    """Every twelfth frame of CamVid."""
+    return copy_of(shared / "data" / "camvid", every=12)
+
+
+@pytest.fixture(scope="module")
+def ade(shared):
+    return copy_of(shared / "data" / "ade20k_mini", first=1)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_planted_into_camvid(doctor, camvid, name):
+    check_fault(doctor, camvid, name)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_planted_into_ade20k(doctor, ade, name):
+    check_fault(doctor, ade, name)
+
+
+def test_nothing_false_on_real_data(command, shared, camvid, doctor):
+    assert doctor(camvid)[1]["findings"] == []
+    for name, flags in (("ade20k_mini", ["--do_reduce_labels"]), ("coco_panoptic_mini", [])):
+        code, out, _ = command(check_dataset, "--dataset_name", shared / "data" / name, *flags)
+        assert code == 0
+        assert not re.search("^(error|warning)", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_all_of_camvid(command, shared, doctor):
+    """Neighbouring frames of one sequence are in both splits: one second apart, which is no duplicate."""
+    folder = shared / "data" / "camvid"
+    code, out, _ = command(check_dataset, "--dataset_name", folder)
+    assert (code, out.splitlines()[-1]) == (0, "camvid: clean")
+    for name in FAULTS:
+        check_fault(doctor, copy_of(folder), name)
+
+
+# ---- other findings -------------------------------------------------------------------------------------------------
+
+
+def test_ids_one_too_low_are_told_by_where_things_lie(doctor):
+    copy = generated().with_labels(lambda label: (label - (label != 255)).astype(np.uint8))  # sky wraps to 255
+    _, result, _ = doctor(copy)
+    assert named(result, "error") == {"shifted-by-one"}
+    assert "add 1 to every id" in result["findings"][0]["fix"]
+
+
+def test_reduced_labels_are_told_when_reduced_again(doctor):
+    _, result, _ = doctor(generated(), "--do_reduce_labels")
+    assert named(result, "error") == {"labels-reduced-twice"}
+
+
+def test_an_id_for_void_after_the_last_class(doctor):
+    _, result, _ = doctor(generated().with_labels(lambda label: np.where(label == 255, 6, label).astype(np.uint8)))
+    assert named(result, "error", "warning") == {"ids-out-of-range"}
+    assert "`ignore: [6]`" in result["findings"][0]["fix"]
+
+
+def test_masks_of_0_and_255(doctor):
+    copy = generated().with_labels(lambda label: np.where(label == 5, 255, 0).astype(np.uint8))
+    _, result, _ = doctor(replace(copy, names={0: "background", 1: "car"}))
+    assert named(result, "error", "warning") == {"255-as-class"}
+    assert "store 1 in place of 255" in result["findings"][0]["fix"]
+
+
+def test_a_name_for_255(doctor):
+    copy = generated()
+    _, result, _ = doctor(replace(copy, names={**copy.names, 255: "kerb"}))
+    assert named(result, "error", "warning") == {"255-as-class"}
+    assert "'kerb'" in result["findings"][0]["message"]
+
+
+def test_names_that_do_not_start_at_0(doctor):
+    copy = generated().with_labels(lambda label: np.where(label == 255, 0, label + 1).astype(np.uint8))
+    _, result, _ = doctor(replace(copy, names={index + 1: name for index, name in copy.names.items()}))
+    assert "class-names" in named(result, "error")
+    assert any("--do_reduce_labels" in finding["fix"] for finding in result["findings"])
+
+
+def test_no_names(doctor, command, tmp_path):
+    folder = generated().write(tmp_path / "nameless")
+    (folder / "id2label.json").unlink()
+    code, out, _ = command(check_dataset, "--dataset_name", folder)
+    assert code == 1
+    assert re.search("^error no-class-names", out, re.MULTILINE) and "id 2 " in out
+
+
+def test_a_class_in_one_split_only(doctor):
+    copy = generated()
+    without_cars = [replace(row, label=np.where(row.label == 5, 1, row.label)) for row in copy.splits["train"]]
+    _, result, _ = doctor(replace(copy, splits={**copy.splits, "train": without_cars}))
+    assert named(result, "error", "warning") == {"class-not-in-train"}
+    without_cars = [replace(row, label=np.where(row.label == 5, 1, row.label)) for row in copy.splits["validation"]]
+    _, result, _ = doctor(replace(copy, splits={**copy.splits, "validation": without_cars}))
+    assert (named(result, "error", "warning"), named(result, "note")) == (set(), {"class-not-in-validation"})
+
+
+def test_maps_of_nothing_but_ignored_pixels(doctor):
+    copy = generated()
+    label = np.full_like(copy.splits["train"][0].label, 255)
+    _, result, _ = doctor(copy.with_row("train", 0, label=label))
+    assert named(result, "error", "warning") == {"map-without-class"}
+    blank = copy.with_labels(lambda label: np.where(np.arange(label.shape[0])[:, None] < 60, 255, label))
+    _, result, _ = doctor(blank.with_labels(lambda label: label.astype(np.uint8)))
+    assert "mostly-ignored" in named(result, "warning")
+
+
+def test_a_mirrored_picture_is_found_in_the_other_split(doctor):
+    copy = generated()
+    row = copy.splits["validation"][0]
+    mirrored = Image.open(io.BytesIO(row.image)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    changes = {"image": encoded(mirrored, "JPEG")["bytes"], "label": np.ascontiguousarray(row.label[:, ::-1])}
+    _, result, _ = doctor(copy.with_row("train", 3, **changes))
+    assert named(result, "error", "warning") == {"near-duplicate"}
+    assert result["findings"][0]["details"]["pairs"][0][0::3] == ["train_3", True]
+
+
+def test_a_split_that_is_not_there(doctor, command, tmp_path):
+    copy = generated()
+    code, result, _ = doctor(replace(copy, splits={"validation": copy.splits["validation"]}))
+    assert (code, named(result, "note")) == (0, {"split-not-read"})
+    folder = copy.write(tmp_path / "here")
+    flags = ["--train_split_name", "a", "--eval_split_name", "b"]
+    code, _, errors = command(check_dataset, "--dataset_name", folder, *flags)
+    assert code == 2 and "split 'a'" in errors[-1]
+
+
+def test_max_samples(doctor):
+    _, result, _ = doctor(generated(), "--max_samples", "2")
+    assert [split["samples"] for split in result["splits"].values()] == [2, 2]
+    assert not any(split["complete"] for split in result["splits"].values())
+
+
+def test_folders_of_pictures_and_maps(command, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "masks").mkdir()
+    for number in range(3):
+        image, label = street(np.random.default_rng(number))
+        image.save(tmp_path / "photos" / f"{number}.jpg")
+        Image.fromarray(label).save(tmp_path / "masks" / f"{number}.png")
+    (tmp_path / "id2label.json").write_text(json.dumps(dict(enumerate(STREET))))
+    flags = ["--train_images", tmp_path / "photos", "--train_masks", tmp_path / "masks"]
+    code, out, errors = command(check_dataset, *flags)
+    assert code == 0, errors
+    assert "train: samples: 3" in out
+
+
+def test_panoptic_maps(command, tmp_path):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.Image(),
+            "segments_info": [{"id": datasets.Value("int32"), "category_id": datasets.Value("int32")}],
+        }
+    )
+    image, label = street(np.random.default_rng(0))
+    ids = np.where(label == 255, 0, label.astype(np.int64) * 300 + 1)
+    colours = np.stack([ids % 256, ids // 256, ids // 65536], axis=-1).astype(np.uint8)
+    segments = [{"id": index * 300 + 1, "category_id": index} for index in range(6)]
+    row = {"image": encoded(image, "JPEG"), "label": encoded(Image.fromarray(colours), "PNG")}
+    for name, listed, expected in (("right", segments, 0), ("wrong", segments[1:], 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = datasets.Dataset.from_list([{**row, "segments_info": listed}], features=features)
+        rows.to_parquet(folder / "train.parquet")
+        (folder / "id2label.json").write_text(json.dumps(dict(enumerate(STREET))))
+        code, out, _ = command(check_dataset, "--dataset_name", folder)
+        assert code == expected
+        assert ("error segments-mismatch" in out) == bool(expected) and "note panoptic-maps" in out
+
+
+def test_a_class_map(doctor, tmp_path):
+    (tmp_path / "classes.yaml").write_text("ground: [road, car]\nignore: [tree]\n")
+    _, result, _ = doctor(generated(), "--class_map", tmp_path / "classes.yaml")
+    assert result["findings"] == []
+    assert [row["name"] for row in result["classes"]] == ["building", "ground", "sky", "pavement"]
+    stray = generated().with_labels(lambda label: np.where(label == 5, 9, label).astype(np.uint8))
+    _, result, _ = doctor(stray, "--class_map", tmp_path / "classes.yaml")
+    assert named(result, "error") == {"ids-out-of-range"} and "`ignore: [9]`" in result["findings"][0]["fix"]
+
+
+# ---- agreement with the trainer -------------------------------------------------------------------------------------
+
+
+def broken_rows():
+    """`(finding, columns)` of samples that the trainer refuses or skips."""
+    image, label = street(np.random.default_rng(0))
+    picture, plain = encoded(image, "JPEG"), Image.fromarray(label)
+    png = encoded(plain, "PNG")
+    yield "unreadable-picture", {"image": {"bytes": picture["bytes"][:200]}, "label": png}
+    yield "unreadable-picture", {"image": encoded(plain.convert("I;16"), "PNG"), "label": png}
+    yield "unreadable-map", {"image": picture, "label": {"bytes": png["bytes"][:60]}}
+    yield "unreadable-map", {"image": picture, "label": None}
+    yield "size-mismatch", {"image": picture, "label": encoded(plain.resize((64, 48)), "PNG")}
+    yield "swapped-size", {"image": picture, "label": encoded(plain.rotate(90, expand=True), "PNG")}
+    yield "rgb-maps", {"image": picture, "label": encoded(image, "PNG")}
+    yield "rgb-maps", {"image": picture, "label": encoded(plain.convert("RGB"), "PNG")}
+    yield "maps-not-ids", {"image": picture, "label": encoded(plain.convert("F"), "TIFF")}
+    yield "maps-not-ids", {"image": picture, "label": encoded(plain.convert("I").point(lambda v: v - 3), "TIFF")}
+    yield "ids-out-of-range", {"image": picture, "label": encoded(plain.point(lambda v: v + 7), "PNG")}
+    yield "lossy-maps", {"image": picture, "label": encoded(plain, "JPEG")}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [*broken_rows()], ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_what_the_trainer_refuses_is_a_fault(name, columns):
+    row = {key: value and {"path": None, **value} for key, value in columns.items()}
+    facts = inspect(row, DatasetArguments(), LabelRule(6), 0)
+    assert name in facts.faults
+    assert name in NAMES
+    with pytest.raises(UserError):
+        decode_sample(row, DatasetArguments(), 6, 0)
+
+
+def test_a_turned_picture_names_its_exif_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, label = street(np.random.default_rng(0))
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    map_column = {"path": None, **encoded(Image.fromarray(label), "PNG")}
+    row = {"image": {"path": None, "bytes": file.getvalue()}, "label": map_column}
+    assert "EXIF orientation is 6" in inspect(row, DatasetArguments(), LabelRule(6), 0).faults["swapped-size"]
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_label_rule():
+    ids = np.array([0, 1, 4, 5, 6, 255])
+    assert LabelRule(5).classes(ids).tolist() == [0, 1, 4, OUTSIDE, OUTSIDE, IGNORED]
+    assert LabelRule(5, first=1).classes(ids).tolist() == [IGNORED, 0, 3, 4, OUTSIDE, IGNORED]
+
+
+def test_the_hash_tells_pictures_apart_and_encodings_not():
+    rng = np.random.default_rng(0)
+    images = [street(rng)[0] for _ in range(20)]
+    seen = SeenPictures()
+    for number, image in enumerate(images):
+        seen.add(str(number), perceptual_hash(image), image)
+    for number, image in enumerate(images):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=60)
+        place, _, mirrored = seen.nearest(perceptual_hash(Image.open(file)))
+        assert (place, mirrored) == (number, False)
+        flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert seen.nearest(perceptual_hash(flipped))[::2] == (number, True)
+    assert seen.nearest(perceptual_hash(street(rng)[0])) is None
+    assert perceptual_hash(Image.new("RGB", (50, 40), "teal")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("sky", "top"),
+        ("sky-other-merged", "top"),
+        ("road, route", "bottom"),
+        ("Floor", "bottom"),
+        ("floor-wood", "bottom"),
+        ("street light", None),
+        ("floor lamp", None),
+        ("skyscraper", None),
+        ("car", None),
+    ],
+)
+def test_where_a_class_is_expected(name, place):
+    assert expected_place(name) == place
+
+
+def test_regions():
+    labels = np.full((20, 20), IGNORED)
+    labels[:5], labels[10:15, :8], labels[10:15, 12:], labels[18, 18] = 0, 1, 1, 1
+    assert count_regions(labels) == 3
+
+
+def test_counters_stay_small():
+    counts = SplitCounts("train")
+    for number in range(MAX_KEYS + 10):
+        counts.add(SampleFacts(str(number), picture_size=(number, 1), ids={number: 1}, faults={"rgb-maps": "x"}))
+    assert len(counts.sizes) == len(counts.ids) == MAX_KEYS
+    assert (counts.samples, counts.faults["rgb-maps"].count) == (MAX_KEYS + 10, MAX_KEYS + 10)
+    assert len(counts.faults["rgb-maps"].examples) == 3
+    assert quantiles(counts.regions_per_map) == (0, 0, 0)
+
+
+# ---- recipe, report, usage ------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_weighed_and_timed(doctor, tiny_recipe):
+    _, result, out = doctor(
+        generated(), "--recipe", tiny_recipe, "--max_train_steps", "10", "--config_overrides", "num_queries=3"
+    )
+    assert named(result, "error", "warning") == {"more-classes-than-queries"}
+    numbers = result["recipe"]
+    assert numbers["steps"] == 10 and numbers["batch"] == 2
+    assert numbers["memory"]["weights"] > 0 and numbers["memory"]["activations"] > numbers["memory"]["weights"]
+    assert numbers["seconds_per_step"] > 0
+    assert "for 10 steps" in out and "GiB per process" in out
+
+
+def test_a_recipe_too_large_for_the_machine(doctor, tiny_recipe, monkeypatch):
+    monkeypatch.setattr("scripts.dataset_check.cost.RecipeCost._free_bytes", lambda self: 1000)
+    _, result, _ = doctor(generated(), "--recipe", tiny_recipe, "--max_train_steps", "10")
+    assert named(result, "warning") == {"does-not-fit"}
+    assert "seconds_per_step" not in result["recipe"]
+
+
+def test_the_page_holds_findings_classes_and_pictures(doctor, tmp_path):
+    doctor(FAULTS["near-duplicate"](generated()), "--report", tmp_path / "page" / "check.html")
+    page = (tmp_path / "page" / "check.html").read_text()
+    assert "near-duplicate" in page and "leaked in train" in page and "validation_3 in the other split" in page
+    assert page.count("<img") >= 2 * 8 + 2
+    assert all(name in page for name in STREET)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no dataset"),
+        (["--dataset_name", "{folder}", "--max_samples", "0"], "--max_samples 0: give at least 1"),
+        (["--dataset_name", "{folder}", "--label_column_name", "mask"], "no column 'mask'"),
+        (["--dataset_name", "{folder}", "--id2label", "nowhere.json"], "nowhere.json"),
+        (["--dataset_name", "{folder}", "--json", "{folder}"], "is a folder: name a file"),
+        (["--dataset_name", "{folder}", "--recipe", "no-such"], "recipe 'no-such' not found"),
+    ],
+)
+def test_wrong_usage_is_one_line(command, tmp_path, flags, message):
+    folder = generated(2, 1).write(tmp_path / "data")
+    code, _, errors = command(check_dataset, *(flag.format(folder=folder) for flag in flags))
+    assert code == 2 and message in errors[-1] and errors[-1].startswith("check_dataset.py: error:")
+
+
+def test_every_finding_is_in_the_guide():
+    guide = (PROJECT_ROOT / "docs" / "own_data.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in guide] == []

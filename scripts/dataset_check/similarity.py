@@ -1,7 +1,7 @@
 """Pictures that are nearly the same: a perceptual hash that survives re-encoding, resizing and mirroring.
 
 The hash is the signs of the 16x16 lowest frequencies of the picture, without the constant ones, against their median.
-On CamVid, of 256 bits: the same frame as JPEG of quality 30 to 90, or at 0.25 to 1.5 times its size, differs by at most
+On CamVid, of 256 bits: the same frame as JPEG of quality 30 to 90, or at 0.25 to 1.5 times its size, differs by up to
 10, in smooth drawings by up to 30; consecutive frames of the validation sequence by 22; the nearest frames of its
 training and validation splits, one second apart, by 84.
 """

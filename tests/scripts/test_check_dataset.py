@@ -71,8 +71,8 @@ def test_planted_faults(doctor, name):
 
 @pytest.fixture(scope="module")
 def camvid(shared):
-    """Every twelfth frame of CamVid."""
-    return copy_of(shared / "data" / "camvid", every=12)
+    """Every twentieth frame of CamVid."""
+    return copy_of(shared / "data" / "camvid", every=20)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,109 @@
+"""docs/own_data.md: its commands run, word for word on the real data, and cut down on generated data by default."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+from test_readme_commands import script_commands
+
+from faulty_datasets import generated
+
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "own_data.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+OUTPUTS = [
+    "{0}_check.html",
+    "{0}/model.safetensors",
+    "{0}_results.json",
+    "{0}_errors.html",
+    "{0}_predictions/street_overlay.png",
+    "{0}_focus/explain.html",
+]
+
+TINY = ["--config_overrides", "encoder_layers=1", "decoder_layers=3", "num_queries=10", "train_num_points=64"]
+SHRUNK = {
+    "check_dataset": [*TINY, "--per_device_train_batch_size", "1"],
+    "train": [
+        *TINY, "--max_train_steps", "1", "--per_device_train_batch_size", "1", "--dataloader_num_workers", "0",
+        "--shortest_edges", "160",
+    ],
+    "eval": ["--dataloader_num_workers", "0", "--bootstrap_samples", "10"],
+    "predict": [],
+    "explain": ["--max_segments", "1"],
+}  # fmt: skip
+
+
+def blocks(kind: str) -> list[str]:
+    """Contents of the guide's blocks of a language."""
+    return [text for language, text in BLOCK.findall(GUIDE.read_text(encoding="utf-8")) if language == kind]
+
+
+def run_word_for_word(folder: Path) -> str:
+    """Runs all of the guide's shell blocks in `folder`; returns what they printed."""
+    (folder / "my_card.yaml").write_text(blocks("yaml")[0])
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (folder / "bin" / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    printed = ""
+    for block in blocks("bash"):
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{block}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        printed += result.stdout
+    return printed
+
+
+@pytest.mark.slow
+def test_the_guide_runs_word_for_word(shared, tmp_path):
+    (tmp_path / "data").symlink_to(shared / "data")
+    weights = shared / "data" / "backbones" / "mobilenetv2_100.safetensors"
+    (tmp_path / "mobilenetv2_100.safetensors").symlink_to(weights)
+    (tmp_path / "street.jpg").symlink_to(shared / "data" / "photos" / "street_513x513.jpg")
+    printed = run_word_for_word(tmp_path)
+    assert "camvid: clean\n" in printed and "ade20k_mini: clean (1 note)\n" in printed
+    outputs = tmp_path / "outputs"
+    for name in ("camvid", "ade"):
+        for output in [*OUTPUTS, "{0}_hub/README.md", "{0}_hub/model.safetensors"]:
+            assert (outputs / output.format(name)).is_file(), output.format(name)
+    assert json.loads((outputs / "camvid_check.json").read_text())["recipe"]["steps"] == 120
+    # Three of eleven classes at random would be a few percent.
+    assert json.loads((outputs / "camvid_results.json").read_text())["mean_iou"] > 10
+
+
+def test_the_commands_run_on_little(command, tmp_path, monkeypatch):
+    """CamVid's commands, but for the export, which test_export_hub.py runs."""
+    generated(3, 1).write(tmp_path / "data" / "camvid")
+    net = timm.create_model("mobilenetv2_100")
+    save_file(net.state_dict(), tmp_path / "mobilenetv2_100.safetensors")
+    Image.fromarray(np.zeros((96, 128, 3), dtype=np.uint8)).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    for module, flags in script_commands(GUIDE):
+        if module not in SHRUNK or any("ade" in flag for flag in flags):
+            continue
+        code, _, errors = command(importlib.import_module(f"scripts.{module}"), *flags, *SHRUNK[module])
+        assert code == 0, (module, flags, errors[-3:])
+    for output in OUTPUTS:
+        assert (tmp_path / "outputs" / output.format("camvid")).is_file(), output
+
+
+def test_colours_become_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.zeros((4, 6, 3), dtype=np.uint8)
+    pixels[:2], pixels[2:, :3] = (128, 64, 128), (70, 70, 70)
+    Image.fromarray(pixels).save("colours.png")
+    exec(blocks("python")[0], {})
+    expected = [[0] * 6] * 2 + [[1] * 3 + [255] * 3] * 2
+    assert np.asarray(Image.open("ids.png")).tolist() == expected

@@ -31,7 +31,9 @@ h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 .path figcaption b { color: var(--text); font-weight: 600; }
 .heat { display: inline-block; width: 7rem; height: .8rem; vertical-align: -.05rem; border: 1px solid currentColor;
         background: linear-gradient(to right, #2d2d2d, #57106e, #bc3754, #f98e09, #fcffa4); }
-.sign { display: inline-block; width: 1.4rem; height: .8rem; vertical-align: -.1rem; background: #2d2d2d; }
+.sign { display: inline-block; width: 1.5rem; height: .9rem; vertical-align: -.1rem; background: #2d2d2d;
+        border: 3px solid #2d2d2d; box-shadow: inset 0 0 0 2px var(--sign); }
+.segment > .chart { position: sticky; top: 1rem; } .stacked > .chart { max-width: 34rem; margin-bottom: 1rem; }
 .chart .keys { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .85rem; }
 .key svg { vertical-align: .1rem; }
 td:not(:first-child), th:not(:first-child) { font-variant-numeric: tabular-nums; } dt { font-weight: 600; }
@@ -113,9 +115,9 @@ it looked.{second}</p>
 <h2>How to read it</h2><dl>
 <dt><span class="heat"></span> heat</dt><dd>where the query looked, from nowhere to most; each picture has its own
 maximum.</dd>
-<dt><span class="sign" style="border:2px solid #fff"></span> white outline</dt><dd>the query's final mask, which it has
+<dt><span class="sign" style="--sign:#fff"></span> white outline</dt><dd>the query's final mask, which it has
 only after the last layer.</dd>
-<dt><span class="sign" style="border:2px solid #66ccee"></span> blue boxes</dt><dd>the windows that HRCA read, the same
+<dt><span class="sign" style="--sign:#66ccee"></span> blue boxes</dt><dd>the windows that HRCA read, the same
 for all queries. A query whose segment lies outside of them has to look elsewhere.</dd>
 <dt>82% in the mask (even: 41%)</dt><dd>so much of the look fell into the final mask. &ldquo;Even&rdquo; is what it
 would have been, had the query spread its look evenly over all that the layer let it see: a query may look only where
@@ -159,7 +161,7 @@ def consistency(models: Sequence[Model]) -> str:
 <p>The share of each layer's look that falls into the query's final mask, as a mean over {counted} in
 {first.scores["pictures"]} picture{"s" if first.scores["pictures"] > 1 else ""}: the focus consistency. The grey ground
 marks HRCA's layers, which count by what they look at in their windows.</p>
-<div class="segment">{chart}{table(cells, head)}</div>"""
+<div class="{"segment" if len(models) == 1 else "stacked"}">{chart}{table(cells, head)}</div>"""
 
 
 def percent(value: float | None) -> str:
@@ -225,7 +227,7 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
             )
             for step in read
         )
-        parts.append(f"<h3>What HRCA read at full sharpness</h3>{row(windows)}")
+        parts.append(f"<h3>What HRCA read of the finest level</h3>{row(windows)}")
     elif read:
         parts.append(
             "<p>HRCA kept no window: the picture is too small for this model's "
@@ -263,7 +265,8 @@ def picture_section(
         theirs, their_model, _ = other
         labels = overlay(image, theirs.labels, palette=their_model.palette)
         labels.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
-        parts.append(row([figure(labels, f"prediction of {their_model.title}", lossless=False)]))
+        shown = figure(labels, f"prediction of {their_model.title}", lossless=False)
+        parts.append(f"<h3>The other model's prediction</h3><div class='overview'>{shown}</div>")
     for number, path in enumerate(explained.paths):
         label = path.segment.label
         parts.append(f"<h3>{class_cell(label, model.name(label), model.palette)}</h3>")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_config
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import explain as explain_command
@@ -18,8 +17,8 @@ from scripts.demo_data import draw_sample
 from scripts.evaluation.focus import Look, Segment, look
 from scripts.explaining.charts import Line, layer_chart
 from scripts.explaining.paths import Step, counterpart, focus_path
-from scripts.explaining.pictures import MASK_COLOUR, WINDOW_COLOUR, focus_picture, over_picture
-from space_models import NAMES, write_tiny_model
+from scripts.explaining.pictures import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_picture, over_picture
+from space_models import write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +26,15 @@ def models(tmp_path_factory):
     """Folders of a tiny model and of another with plain learned queries."""
     folder = tmp_path_factory.mktemp("models")
     first = write_tiny_model(folder / "first", "semantic")
+    return first, write_sibling(first, folder / "second", use_dynamic_positional_queries=False)
+
+
+def write_sibling(folder, sibling, **changes):
+    """A random model of another configuration with the same processor."""
     torch.manual_seed(0)
-    other = tiny_config(id2label=NAMES, label2id={}, use_dynamic_positional_queries=False, num_queries=20)
-    FASegForUniversalSegmentation(other).save_pretrained(folder / "second")
-    AutoImageProcessor.from_pretrained(first).save_pretrained(folder / "second")
-    return first, folder / "second"
+    FASegForUniversalSegmentation(AutoConfig.from_pretrained(folder, **changes)).save_pretrained(sibling)
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(sibling)
+    return sibling
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +80,9 @@ def test_what_cannot_be_explained_is_refused(models, street, tmp_path, command):
     for arguments, message in cases:
         code, _, errors = command(explain_command, *arguments)
         assert code == 2 and len(errors) == 1 and message in errors[0]
-    torch.manual_seed(0)
-    FASegForUniversalSegmentation(tiny_config()).save_pretrained(tmp_path / "others")
-    AutoImageProcessor.from_pretrained(models[0]).save_pretrained(tmp_path / "others")
-    code, _, errors = command(explain_command, street, *flags, "--compare", tmp_path / "others")
-    assert code == 2 and "has other classes than the model: give one of the same" in errors[0]
+    others = write_sibling(models[0], tmp_path / "others", id2label={0: "a"}, label2id={"a": 0})
+    code, _, errors = command(explain_command, street, *flags, "--compare", others)
+    assert code == 2 and "has other classes than the model: give one of the same" in errors[-1]
 
 
 @torch.no_grad()
@@ -148,7 +149,8 @@ def test_a_focus_picture_shows_heat_outline_and_windows():
     pixels = np.asarray(picture)
     assert tuple(pixels[64, 0]) == tuple(pixels[0, 64]) == WINDOW_COLOUR
     assert tuple(pixels[90, 47]) == MASK_COLOUR and tuple(pixels[90, 48]) == MASK_COLOUR
-    assert pixels[127 - 8, 10].sum() > 2 * pixels[30, 30].sum()  # bright where it looked
+    assert tuple(pixels[119, 10]) == tuple(round(255 * channel) for channel in HEAT(1.0)[:3])  # where it looked
+    assert tuple(pixels[5, 5]) == (128, 128, 128)
     nothing = Step(4, "1/4 HRCA", torch.zeros(16, 16), None, None, None, [], ("nothing", 0.9), 0.0)
     grey = np.asarray(focus_picture(Image.new("RGB", (48, 64), "white"), nothing, mask, padded_look(), 96))
     assert tuple(grey[5, 5]) == (128, 128, 128)

@@ -16,7 +16,8 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --bar: #6ad; --bad: #f80; } }
 svg { display: block; width: 100%; height: auto; } svg text { fill: currentColor; }
 svg .quiet { fill: var(--quiet); } svg .bar { fill: var(--bar); } svg .bad { fill: var(--bad); }
-svg .track { fill: var(--track); } svg .count { fill: var(--quiet); } svg .line { stroke: var(--line); } svg .dashes { stroke: currentColor; }
+svg .track { fill: var(--track); } svg .count { fill: var(--quiet); }
+svg .line { stroke: var(--line); } svg .dashes { stroke: currentColor; }
 """
 NAME_LENGTH = 28
 

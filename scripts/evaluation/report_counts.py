@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ class CalibrationCounts:
 
     def scores(self) -> Calibration:
         pixels, right, confidence = self.totals[0], self.totals[1], self.totals[2] / CONFIDENCE_UNIT
-        total = max(int(pixels.sum()), 1)
+        total = int(pixels.sum()) or math.nan
         return Calibration(
             pixels=pixels,
             accuracy=shares(right, pixels),
@@ -101,7 +102,7 @@ class CalibrationCounts:
 @dataclass
 class Calibration:
     """Of each bin the pixels, the share of right ones and the mean confidence (nan without pixels), in 0..1; of all
-    pixels both means, and the mean distance of the two over pixels, bin by bin (ECE).
+    pixels both means, and the mean distance of the two over pixels, bin by bin (ECE); nan without any.
     """
 
     pixels: np.ndarray

@@ -136,6 +136,8 @@ def summary(found: Findings) -> str:
 
 def sureness(found: Calibration) -> str:
     """Whether confidence is too high or too low, in a sentence."""
+    if not found.pixels.any():
+        return "no pixel of the truth has a class"
     gap = found.mean_confidence - found.mean_accuracy
     verdict = "about as sure as it is right" if abs(gap) < 0.01 else ("too sure" if gap > 0 else "not sure enough")
     return (
@@ -215,7 +217,7 @@ def distance(found: Findings) -> str:
         "(columns, in %), and in brackets their share of all wrong pixels. Ignored pixels count nowhere, but their "
         "outline is a boundary. Errors far from any boundary are whole regions taken for something else."
     )
-    label = f"wrong pixels in per cent by distance: {', '.join(f'{name} {rate:.1f}' for name, _, rate, _ in items)}"
+    label = f"wrong pixels by distance: {', '.join(f'{name} {percent(rate / 100)}' for name, _, rate, _ in items)}"
     chart = report_charts.columns(items, label, "distance from the nearest boundary of the truth")
     head = ("distance", "wrong", "share of all wrong pixels", "share of all pixels")
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
@@ -248,7 +250,7 @@ def sizes(found: Findings) -> str:
         "A segment is a connected region of one class in the truth. Segments in order of size, in groups of about as "
         "many: how many of their pixels are wrong (columns, in %)."
     )
-    label = f"wrong pixels in per cent by area: {', '.join(f'{name} {rate:.1f}' for name, _, rate, _ in items)}"
+    label = f"wrong pixels by area in pixels: {', '.join(f'{name} {rate:.1f} %' for name, _, rate, _ in items)}"
     chart = report_charts.columns(items, label, "area of the segment in pixels (n: number of segments)")
     head = ("area", "segments", "pixels wrong", "mean IoU")
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     # Never runs: save_pretrained copies the files named like this, and a checkpoint carries both backends.
     from .image_processing_pil_faseg import FASegImageProcessorPil  # noqa: F401
 
+    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .label_maps_faseg import read_label_map  # noqa: F401
+    from .post_processing_faseg import FASegPostProcessing  # noqa: F401
+    from .semantic_labels_faseg import semantic_labels  # noqa: F401
+
 
 class FASegImageProcessor(FASegImageProcessorBase, TorchvisionBackend):  # type: ignore[misc]
     """Pictures and label maps -> model inputs; logits -> maps and segments. On torchvision, on any device.

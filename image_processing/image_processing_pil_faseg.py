@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     # Never runs: save_pretrained copies the files named like this, and a checkpoint carries both backends.
     from .image_processing_faseg import FASegImageProcessor  # noqa: F401
 
+    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .label_maps_faseg import read_label_map  # noqa: F401
+    from .post_processing_faseg import FASegPostProcessing  # noqa: F401
+    from .semantic_labels_faseg import semantic_labels  # noqa: F401
+
 
 class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: ignore[misc]
     """`FASegImageProcessor` on Pillow: the reference's own resizing, on the CPU. All settings are the same."""

@@ -254,7 +254,8 @@ class FASegPostProcessing:
 
         Args:
             outputs: with `class_queries_logits` `(B, Q, K+1)` and `masks_queries_logits` `(B, Q, H/4, W/4)`, or, of a
-                model without queries (SeMask), with `logits` `(B, K, H/4, W/4)`.
+                model without queries (SeMask), with `logits` `(B, K, H/4, W/4)`, or (QLSeg) with `semantic_scores`
+                `(B, K, H, W)`.
             target_sizes: B sizes of the maps; left out, maps are at the input sizes.
             input_sizes: B sizes, see the class.
             return_segmentation_scores: also return the class scores.
@@ -262,15 +263,18 @@ class FASegPostProcessing:
                 panoptic models, which is the default for those tasks.
         Returns:
             int64 maps `(height, width)`; with `return_segmentation_scores` objects with `segmentation` and
-            `segmentation_scores` `(K, height, width)`, which are logits where the model has no queries.
+            `segmentation_scores` `(K, height, width)`, which are logits or scores where the model gives such.
         Raises:
             ValueError: as many sizes as pictures are needed; an input size larger than the canvas.
         """
         if resize_masks_first is None:
             resize_masks_first = self.task != "semantic"
         results: list[Any] = []
-        if getattr(outputs, "class_queries_logits", None) is None:
-            for logits, sizes in self._pictures_of_logits(outputs.logits, target_sizes, input_sizes):
+        dense, stride = getattr(outputs, "semantic_scores", None), 1
+        if dense is None and getattr(outputs, "class_queries_logits", None) is None:
+            dense, stride = outputs.logits, LOGITS_STRIDE
+        if dense is not None:
+            for logits, sizes in self._pictures_of_logits(dense, target_sizes, input_sizes, stride):
                 if return_segmentation_scores:
                     results.append(_with_scores(logits_at(logits, *sizes)))
                 else:
@@ -383,21 +387,21 @@ class FASegPostProcessing:
         return results
 
     def _pictures_of_logits(
-        self, logits: Tensor, target_sizes: Any, input_sizes: Any
+        self, logits: Tensor, target_sizes: Any, input_sizes: Any, stride: int = LOGITS_STRIDE
     ) -> Iterator[tuple[Tensor, tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]]]:
         """Per picture: logits `(K, h, w)`; canvas, input size, target size or None.
 
         A canvas need not be a multiple of the stride: it is what the processor's rule makes of the input sizes.
         """
         batch, _, height, width = logits.shape
-        canvas = (height * LOGITS_STRIDE, width * LOGITS_STRIDE)
+        canvas = (height * stride, width * stride)
         targets = None if target_sizes is None else checked_sizes("target_sizes", target_sizes, batch)
         inputs = None if input_sizes is None else checked_sizes("input_sizes", input_sizes, batch)
         if inputs is None and targets is not None:
             inputs = [self.network_size(*target) for target in targets]
         if inputs is not None:
             expected = self.canvas_size(inputs)
-            if tuple(-(-side // LOGITS_STRIDE) for side in expected) == (height, width):
+            if tuple(-(-side // stride) for side in expected) == (height, width):
                 canvas = expected
             elif input_sizes is None:
                 logger.warning(

@@ -6,7 +6,7 @@ Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) pic
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,15 @@ from .transformer_decoder_faseg import (
     FASegTransformerDecoder,
     FASegTransformerDecoderLayer,
 )
+
+
+if TYPE_CHECKING:
+    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
+    from .configuration_semask import SeMaskSwinConfig  # noqa: F401
+    from .deformable_sampling_faseg import sample_maps  # noqa: F401
+    from .matcher_faseg import FASegHungarianMatcher  # noqa: F401
+    from .point_sampling_faseg import sample_points  # noqa: F401
 
 
 logger = logging.get_logger(__name__)

@@ -1,14 +1,14 @@
 """QLSeg: a plain vision transformer tapped at several depths, a deformable encoder across the taps, and class queries
 whose attention to each level is their mask.
 
-Notation: B batch, K classes (one query each), d width of the backbone, D width of the queries, P patch (16), H and W of
-the (padded) picture, S side of the window that the position embeddings are made for.
+Notation: B batch, K classes (one query each), d width of the backbone, D width of the queries, P patch (16), H and W
+of the (padded) picture.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,15 @@ from .decoder_qlseg import QLSegAttention, QLSegDecoder, QLSegDecoderLayer
 from .encoder_qlseg import QLSegEncoder
 from .loss_qlseg import QLSegLoss
 from .windows_qlseg import class_scores, sliding_scores
+
+
+if TYPE_CHECKING:
+    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .configuration_faseg import FASegConfig  # noqa: F401
+    from .configuration_semask import SeMaskSwinConfig  # noqa: F401
+    from .deformable_attention_faseg import FASegDeformableSelfAttention  # noqa: F401
+    from .deformable_sampling_faseg import sample_maps  # noqa: F401
+    from .position_encoding_faseg import FASegSinePositionEncoding  # noqa: F401
 
 
 logger = logging.get_logger(__name__)

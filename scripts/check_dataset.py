@@ -67,7 +67,8 @@ class CheckArguments(TrainArguments):
 
 def check_arguments(arguments: CheckArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is read."""
-    check_at_least(arguments, 1, "max_samples", "per_device_train_batch_size", "gradient_accumulation_steps")
+    sizes = ("crop_height", "crop_width", "per_device_train_batch_size", "gradient_accumulation_steps")
+    check_at_least(arguments, 1, "max_samples", *sizes)
     check_at_least(arguments, 0, "dataloader_num_workers")
     for name in ("report", "json"):
         if value := getattr(arguments, name):
@@ -130,10 +131,9 @@ def read_classes(
 
 
 def facts_of_split(
-    data: datasets.IterableDataset, arguments: CheckArguments, rule: LabelRule, total: int | None
+    data: datasets.IterableDataset, split: str, arguments: CheckArguments, rule: LabelRule, total: int | None
 ) -> Iterator[tuple[dict[str, Any], SampleFacts]]:
     """Undecoded rows and what they show, in order, under a progress bar; threads decode."""
-    split = str(data.split or "split")
     workers = max(1, arguments.dataloader_num_workers)
     waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
     rows = islice(readable(data), arguments.max_samples)
@@ -170,7 +170,7 @@ def count_splits(
         counts = splits[split] = SplitCounts(split)
         examples = number_of_examples(data, split)
         limits = [limit for limit in (examples, arguments.max_samples) if limit is not None]
-        for row, facts in facts_of_split(data, arguments, rule, min(limits, default=None)):
+        for row, facts in facts_of_split(data, split, arguments, rule, min(limits, default=None)):
             counts.add(facts)
             if number:
                 counts.compare(facts, seen)
@@ -178,7 +178,8 @@ def count_splits(
                 seen.add(facts.name, facts.hashed, facts.picture)
             if not facts.faults and number == len(opened) - 1:
                 keep(row)
-        counts.complete = arguments.max_samples is None or counts.samples < arguments.max_samples
+        stopped = counts.samples == arguments.max_samples
+        counts.complete = not stopped or counts.samples == examples
     return dict(reversed(splits.items()))
 
 

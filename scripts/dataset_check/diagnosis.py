@@ -179,7 +179,7 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         )
         more = f" and {counts.number_of_duplicates - 3} more" if counts.number_of_duplicates > 3 else ""
         message = (
-            f"{counts.number_of_duplicates} of {counts.samples} pictures are (nearly) in the other split too: "
+            f"in {counts.number_of_duplicates} of {counts.samples} samples the picture is (nearly) in the other split: "
             f"{pairs}{more}"
         )
         details = {

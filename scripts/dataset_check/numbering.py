@@ -52,7 +52,8 @@ def placement(heights: Mapping[int, np.ndarray], names: Mapping[int, str], first
         heights: id -> (pixels, sum of heights, ...).
     """
     total = sum(numbers[0] for numbers in heights.values())
-    fitting, odd = {}, {}
+    fitting: dict[str, float] = {}
+    odd: dict[str, float] = {}
     for index, name in names.items():
         place, numbers = expected_place(name), heights.get(index + first)
         if place is None or numbers is None or numbers[0] < LEAST_SHARE * total:

@@ -71,7 +71,7 @@ def balance(evidence: Evidence) -> str:
         return "no pixel of any class"
 
     def listed(rows: list[tuple[int, str, float, int]]) -> str:
-        return ", ".join(f"{name} {share:.3g} % in {maps} maps" for _, name, share, maps in rows)
+        return ", ".join(f"{name} {share:.3g} % in {maps} map{'s' * (maps > 1)}" for _, name, share, maps in rows)
 
     if len(shares) <= 2 * RAREST:
         return listed(shares[::-1])

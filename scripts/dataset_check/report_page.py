@@ -55,7 +55,7 @@ def write_report(
 
 def finding_section(finding: Finding, evidence: Evidence, palette: Palette | None) -> str:
     """One finding with its fix and the samples that show it."""
-    where = f" in {', '.join(finding.splits)}" if finding.splits else ""
+    where = f" (seen in {', '.join(finding.splits)})" if finding.splits else ""
     figures = [figure for sample in finding.examples for figure in sample_figures(sample, evidence, palette)]
     return (
         f'<section class="finding {finding.level}"><h3><span class="level">{finding.level}</span> '
@@ -84,7 +84,7 @@ def overlay_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | 
         return
     labels = shown_ids(sample.labels, evidence.rule.num_labels)
     image = sample.picture.resize(labels.shape[::-1])
-    yield figure(overlay(image, labels, palette=palette), f"{sample.name}, map over picture", lossless=False)
+    yield figure(overlay(image, labels, palette=palette), f"{sample.name}, overlay", lossless=False)
     yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 SIDE, FREQUENCIES = 64, 16
 MOST_BITS = 32  # that differ between near-duplicates
 MAX_HASHES = 100_000  # kept, of the split that is read first
-MAX_THUMBNAILS = 2_000
+MAX_THUMBNAILS = 1_000
 FLAT = 3.0  # standard deviation, in grey levels, under which a picture has nothing to tell it by
 
 _positions = np.arange(SIDE) + 0.5
@@ -55,7 +55,7 @@ class SeenPictures:
         self._hashes[count] = hashed[0]
         if count < MAX_THUMBNAILS:
             small = thumbnail.copy()
-            small.thumbnail((160, 160))
+            small.thumbnail((128, 128))
             self.thumbnails[count] = small
         self.names.append(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -71,7 +71,7 @@ def layer_chart(lines: Sequence[Line], reads: Sequence[str], label: str, width: 
     )
 
 
-def _path(line: Line, x, y) -> str:
+def _path(line: Line, x: Callable[[int], float], y: Callable[[float], float]) -> str:
     """A line with a gap where a value is missing, and a dot at each value."""
     commands, dots, drawing = [], [], False
     for layer, value in enumerate(line.values):

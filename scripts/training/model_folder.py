@@ -77,6 +77,8 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
             for field_name in value:
                 check_field(field_name, CONFIG_MAPPING[model_type], before, f"{key}.")
     if id2label is not None:
+        if id2label != {int(index): name for index, name in (values.get("id2label") or {}).items()}:
+            values.pop("palette", None)  # colours of other classes
         values["id2label"] = id2label
         values["label2id"] = {label: index for index, label in id2label.items()}
         if isinstance(backbone := values.get("backbone_config"), dict) and "num_semantic_classes" in backbone:

@@ -39,9 +39,8 @@ def load_palette(arguments: DatasetArguments) -> dict[str, str] | None:
 
 
 def take_palette(config: PreTrainedConfig, arguments: DatasetArguments) -> None:
-    """Puts the dataset's palette into a model's configuration, in place of any that was there."""
-    palette = load_palette(arguments)
-    if palette or getattr(config, "palette", None):
+    """Puts the dataset's palette, if it brings one, into a model's configuration."""
+    if palette := load_palette(arguments):
         config.palette = palette
 
 

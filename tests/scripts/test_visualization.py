@@ -10,6 +10,7 @@ from PIL import Image
 from configuration import FASegConfig
 from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.dataset import DatasetArguments
+from scripts.training.model_folder import ModelArguments, build_config
 from scripts.training.palette import load_palette, take_palette
 from scripts.visualization import (
     COLOURS,
@@ -151,11 +152,21 @@ def test_a_datasets_palette_reaches_the_model(tmp_path):
     take_palette(config, arguments)
     config.save_pretrained(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["palette"] == {"0": "#804080"}
-    loaded = FASegConfig.from_pretrained(tmp_path / "model")
-    assert model_palette(loaded) == {0: (128, 64, 128)}
-    # Another dataset's classes do not keep it.
-    take_palette(loaded, dataset_flags(tmp_path / "model"))
-    assert model_palette(loaded) == {}
+    # A model trained on keeps its colours for the same classes, and for those alone.
+    start = ModelArguments(model_name_or_path=str(tmp_path / "model"))
+    for names, kept in (
+        ({0: "LABEL_0", 1: "LABEL_1"}, {0: (128, 64, 128)}),
+        ({0: "road", 1: "car"}, {}),
+        (None, {0: (128, 64, 128)}),
+    ):
+        assert model_palette(build_config(start, names)) == kept
+
+
+def test_cityscapes_models_have_its_colours():
+    config = FASegConfig.from_pretrained("hub_cards/faseg-resnet50-cityscapes")
+    palette = model_palette(config)
+    assert palette.keys() == config.id2label.keys()
+    assert palette[config.label2id["road"]] == (128, 64, 128) and palette[config.label2id["bicycle"]] == (119, 11, 32)
 
 
 def test_a_palette_lies_beside_the_class_names(tmp_path):

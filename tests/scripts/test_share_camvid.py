@@ -159,7 +159,7 @@ def test_camvid_model_from_checkpoint_to_stranger(street, tmp_path, hub):
 
     # ---- and in the Space, pulled from the Hub, with its own code ----
     pytest.importorskip("gradio", reason="the demo needs gradio: pip install '.[demo]'")
-    folder = snapshot_download(NAME, repo_type="space", cache_dir=tmp_path / "spaces")
+    folder = snapshot_download(NAME, repo_type="space", local_dir=tmp_path / "space")
     (tmp_path / "found").mkdir()
     model, file = run_stranger(IN_THE_SPACE, [folder, street, tmp_path / "found"], tmp_path).split()[-2:]
     with Image.open(file) as found:

@@ -135,7 +135,7 @@ class QLSegQueryFusion(nn.Module):
     `fusion_chunks` groups of some numbers of classes (11, 12 or 21 for instance).
 
     Deviation: the reference then reads memory that was never written; here the missing groups are zero
-    (guarded by tests/modeling_qlseg/test_fusion.py).
+    (guarded by tests/modeling_qlseg/test_qlseg_fusion.py).
     """
 
     def __init__(self, config: QLSegConfig):
@@ -171,7 +171,7 @@ class QLSegDecoderStage(nn.Module):
     def forward(
         self, queries: list[Tensor], levels: list[Tensor], blocked: Tensor | None
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Queries `(B, K, D)` and tokens `(B, L, D)` per level to queries per level, masks `(B, K, L)`, fused queries."""
+        """Queries `(B, K, D)` and tokens `(B, L, D)` per level to the queries, masks `(B, K, L)`, fused queries."""
         decoded, masks = [], []
         for layers, state, tokens in zip(self.levels, queries, levels):
             for layer in layers:

@@ -86,7 +86,7 @@ def official_source(name: str) -> Source:
 
 
 def official_parameter_names(config: Any) -> dict[str, str]:
-    """`{this project's name: official name}` of every tensor in the state dict of the model that `config` describes."""
+    """`{this project's name: official name}` of every tensor of the model that `config` describes."""
     return {name: official_source(name).name for name in _expected(config)}
 
 

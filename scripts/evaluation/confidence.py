@@ -44,9 +44,13 @@ def labels_and_confidence(
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     mask = inputs["pixel_mask"][0]
     input_size = (int(mask[:, 0].sum()), int(mask[0].sum()))
-    are_logits = getattr(outputs, "class_queries_logits", None) is None
+    scores = getattr(outputs, "semantic_scores", None)
+    are_logits = scores is None and getattr(outputs, "class_queries_logits", None) is None
     blocks: Iterable[Tensor]
-    if are_logits:
+    if scores is not None:
+        ((per_class, sizes),) = processor._pictures_of_logits(scores, [target_size], [input_size], stride=1)
+        blocks = logit_blocks(per_class, *sizes)
+    elif are_logits:
         ((logits, sizes),) = processor._pictures_of_logits(outputs.logits, [target_size], [input_size])
         blocks = logit_blocks(logits, *sizes)
     else:

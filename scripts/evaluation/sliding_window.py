@@ -9,11 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-
-def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """First pixel of each window along one side; the last is shifted back to the border, none is outside."""
-    number = max(length - crop + stride - 1, 0) // stride + 1
-    return [max(min(index * stride + crop, length) - crop, 0) for index in range(number)]
+from modeling_faseg.windows_qlseg import window_starts
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Explainer:
         check_tells_focus(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
         self.processor = build_processor(arguments, config)
         self.device = device
-        self.name = Path(project_path(arguments.model_name_or_path or "")).name
+        self.name = Path(project_path(arguments.model_name_or_path or "")).resolve().name
         self.counts = FocusCounts(self.model, self.processor, device)
 
     def look(self, image: Image.Image) -> Look:
@@ -124,9 +124,10 @@ def explain(arguments: ExplainArguments) -> int:
     first, second = Explainer(arguments, device), None
     if arguments.compare:
         second = Explainer(replace(arguments, model_name_or_path=arguments.compare, config_overrides=[]), device)
-        ours, theirs = class_names(first.model.config), class_names(second.model.config)
-        if ours != theirs:
+        if class_names(first.model.config) != class_names(second.model.config):
             raise UserError(f"--compare {arguments.compare} has other classes than the model: give one of the same")
+        if first.name == second.name:
+            first.name, second.name = str(arguments.model_name_or_path), arguments.compare
 
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -146,7 +147,7 @@ def explain(arguments: ExplainArguments) -> int:
             seen = second.look(image)
             theirs = second.explain(image, seen, arguments.max_segments)
             matches = [counterpart(path.segment, seen.segments) for path in explained.paths]
-            paths = [match and focus_path(seen, match, second.model.config) for match in matches]
+            paths = [None if match is None else focus_path(seen, match, second.model.config) for match in matches]
             other = theirs, second.described(names_kind=True), paths
         write_pictures(output_dir, name, image, explained, model)
         sections.append(picture_section(path.name, image, explained, model, other))

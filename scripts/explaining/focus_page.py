@@ -15,16 +15,17 @@ from scripts.evaluation.focus import Look, layer_names
 from scripts.explaining.charts import CHANCE, EVEN, INSIDE, OTHER, SCORE, Line, layer_chart
 from scripts.explaining.paths import FocusPath
 from scripts.explaining.pictures import focus_picture, step_caption, windows_picture
-from scripts.page import class_cell, figure, picture_tag, row, table, write_page
+from scripts.page import class_cell, figure, picture_tag, table, write_page
 from scripts.visualization import Palette, overlay
 
 
 PICTURE_WIDTH, STEP_WIDTH = 640, 300
 STYLE = """
 h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; } h3 { margin: 2rem 0 .3rem; }
-.row figure img, .path img { image-rendering: auto; display: block; }
+.path img { image-rendering: auto; display: block; }
 .overview { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)) minmax(9rem, 13rem); gap: 1rem; }
-.overview figure img { width: 100%; }
+.windows { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1rem; }
+.overview figure img, .windows figure img { width: 100%; image-rendering: auto; }
 .segment { display: grid; grid-template-columns: minmax(0, 2.4fr) minmax(0, 1fr); gap: 1.5rem; align-items: start; }
 .path { display: grid; grid-template-columns: repeat(var(--levels), minmax(0, 1fr)); gap: .6rem; }
 .path figure img { width: 100%; } .path figcaption { font-size: .8rem; line-height: 1.35; }
@@ -38,7 +39,8 @@ h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 .key svg { vertical-align: .1rem; }
 td:not(:first-child), th:not(:first-child) { font-variant-numeric: tabular-nums; } dt { font-weight: 600; }
 dd { margin: 0 0 .5rem; }
-@media (max-width: 60rem) { .segment, .overview { grid-template-columns: minmax(0, 1fr); } }
+td { white-space: nowrap; }
+@media (max-width: 60rem) { .segment, .overview, .windows { grid-template-columns: minmax(0, 1fr); } }
 """
 
 
@@ -222,12 +224,12 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
         windows = (
             figure(
                 windows_picture(image, step, explained.seen, PICTURE_WIDTH),
-                f"layer {step.number}: {len(step.windows)} windows",
+                f"layer {step.number}: {len(step.windows)} window{'s' if len(step.windows) > 1 else ''}",
                 lossless=False,
             )
             for step in read
         )
-        parts.append(f"<h3>What HRCA read of the finest level</h3>{row(windows)}")
+        parts.append(f"<h3>What HRCA read of the finest level</h3><div class='windows'>{''.join(windows)}</div>")
     elif read:
         parts.append(
             "<p>HRCA kept no window: the picture is too small for this model's "

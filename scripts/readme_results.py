@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from scripts.benchmarking.report import benchmark_markdown
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
+from scripts.sharing.papers import PAPERS
 from scripts.training.command_line import parse_arguments, run_command
 
 
@@ -89,13 +90,14 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
 
 def catalogue_markdown(cards: Path, results: Path) -> str:
     """The whole of hub_cards/README.md."""
+    sources = ", ".join(f"[{paper.family}]({paper.source})" for paper in PAPERS)
     return f"""# Models
 
 Written by `python scripts/readme_results.py`; edit `<model id>/card.yaml`, `published.yaml` or the results instead.
 
 {models_markdown(cards, results, "")}
 
-"Published" are the authors' figures for their own weights ([source](https://github.com/ziplab/FASeg)), not reproduced
+"Published" are the authors' figures for their own weights ({sources}), not reproduced
 here. "Measured" is the mean IoU in `results/<model id>.json`, single scale, which names the weights, protocol and
 command; "{NOT_MEASURED}" means that there is no such file.
 

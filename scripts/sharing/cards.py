@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from scripts.sharing.papers import paper_of
 from scripts.training.command_line import PROJECT_ROOT, UserError
 
 
@@ -286,12 +287,12 @@ def model_card(
         samples: `picture`, `input` and `caption` of each sample picture.
         files: names beside the card, which it refers to.
     """
-    published = published_figures(model_id)
+    published, paper = published_figures(model_id), paper_of(model_id)
     data = ModelCardData(
         license=facts.license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        tags=["image-segmentation", "semantic-segmentation", "faseg", "vision"],
+        tags=["image-segmentation", "semantic-segmentation", paper.family, "vision"],
         base_model=facts.base_model,
         metrics=["mean_iou", "accuracy"] if results else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
@@ -302,6 +303,7 @@ def model_card(
         template_path=str(TEMPLATE),
         title=facts.name,
         summary=facts.summary,
+        paper=paper,
         notice=licence_notice(facts, recipe),
         license=facts.license,
         non_commercial="-nc" in facts.license.lower(),

@@ -16,7 +16,8 @@ from scripts.training.model_folder import build_config, refuse_dead_hrca
 from scripts.training.run import set_up
 
 
-NAMES = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+# Those of the other two systems have tests of their own, in their folders.
+NAMES = sorted(r.stem for r in RECIPES.glob("*.yaml") if "semask" not in r.stem and "qlseg" not in r.stem)
 CARDS = PROJECT_ROOT / "hub_cards"
 
 # ---- the numbers of the reference (section 5 of its description), written down here and read from nowhere ----

@@ -177,13 +177,11 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         pairs = ", ".join(
             f"{pair.name} = {pair.other}{' mirrored' if pair.mirrored else ''}" for pair in counts.duplicates[:3]
         )
-        more = f" and {counts.number_of_duplicates - 3} more" if counts.number_of_duplicates > 3 else ""
-        message = (
-            f"in {counts.number_of_duplicates} of {counts.samples} samples the picture is (nearly) in the other split: "
-            f"{pairs}{more}"
-        )
+        count = counts.number_of_duplicates
+        more = f" and {count - 3} more" if count > 3 else ""
+        message = f"in {count} of {counts.samples} samples the picture is (nearly) in the other split: {pairs}{more}"
         details = {
-            "count": counts.number_of_duplicates,
+            "count": count,
             "pairs": [[pair.name, pair.other, pair.bits, pair.mirrored] for pair in counts.duplicates],
         }
         fix = "take them out of one split: scores on trained pictures say nothing; split videos by sequence"

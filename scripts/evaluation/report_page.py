@@ -108,8 +108,8 @@ def summary(found: Findings) -> str:
     weakest = ", ".join(f"{name} {iou:.1f} %" for iou, name in sorted(known)[:3])
     spread = ""
     if interval.get("low") is not None:
-        low, high, confidence = number(interval["low"]), number(interval["high"]), f"{interval['confidence']:.0%}"
-        spread = f" ({low} to {high} in {confidence} of other draws of as many pictures)"
+        ends = f"{number(interval['low'])} to {number(interval['high'])}"
+        spread = f" ({100 * interval['confidence']:.0f} % interval over other draws of pictures: {ends})"
     lines = [
         f"mean IoU {number(results['mean_iou'])}{spread}, {number(results['overall_accuracy'])} of the pixels right",
         f"weakest classes by IoU: {weakest or '-'}",

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from report_cases import NAMES, Told, section, told_picture, write_page
 from test_eval_command import checkpoint, evaluated, patches, picture, shapes_model, write_split  # noqa: F401
 from test_evaluation_counts import blobs
 from test_evaluation_scale import in_two_processes
@@ -26,7 +27,6 @@ from scripts.evaluation.confidence import confidence_of, labels_and_confidence
 from scripts.evaluation.inference import (
     MultiScale,
     SingleScale,
-    evaluate_split,
     multi_scale_scores,
     processed_inputs,
     resized_view,
@@ -35,8 +35,7 @@ from scripts.evaluation.inference import (
     view_size,
     window_scores,
 )
-from scripts.evaluation.mean_iou import scores_from_confusion
-from scripts.evaluation.report import DEFAULT_FOLDER, ErrorReport, report_file
+from scripts.evaluation.report import DEFAULT_FOLDER, report_file
 from scripts.evaluation.report_confusion import SHOWN_CLASSES, largest_confusions
 from scripts.evaluation.report_counts import (
     DISTANCES,
@@ -46,10 +45,8 @@ from scripts.evaluation.report_counts import (
     size_groups,
 )
 from scripts.evaluation.report_pictures import PictureRanking, error_map
-from scripts.evaluation.results import build_results
 from scripts.evaluation.segment_size import SegmentSizeCounts
 from scripts.evaluation.sliding_window import Windows
-from scripts.training.dataset import DatasetArguments
 
 
 # ---- distance from a boundary
@@ -106,26 +103,6 @@ def test_missed_pixels_by_size_of_segment():
 
 
 # ---- calibration
-
-
-class Told:
-    """Predicts what it was told, pair by pair."""
-
-    def __init__(self, *pairs):
-        self.pairs = list(pairs)
-
-    def with_confidence(self, image):
-        labels, confidence = self.pairs.pop(0)
-        return labels, confidence.astype(np.float32)
-
-
-def told_picture(seed, num_labels=4, shape=(24, 33)):
-    """Label map, prediction and confidence; sure where right, as a rule."""
-    rng = np.random.default_rng(seed)
-    label = blobs(seed, shape, num_labels)
-    wrong = rng.random(shape) < 0.3
-    prediction = np.where(wrong | (label == 255), rng.integers(0, num_labels, shape), label).astype(np.uint8)
-    return label, prediction, np.clip(0.8 - 0.3 * wrong + 0.15 * rng.standard_normal(shape), 0.25, 1)
 
 
 def calibrated(*pictures):
@@ -303,40 +280,6 @@ def test_error_map_shows_thin_errors_and_ignored_parts():
 # ---- the page
 
 
-NAMES = {0: "road & <kerb>", 1: "car", 2: "sky's", 3: 'a "pole"'}
-
-
-class Stub(torch.nn.Module):
-    config = SimpleNamespace(num_labels=4, id2label=NAMES)
-
-
-def write_page(file, pictures, folder, names=NAMES, **facts):
-    """The page of told predictions of a split; with its confusion matrix."""
-    rng = np.random.default_rng(0)
-    samples = [(f"p{i}", picture(rng, *label.shape), label) for i, (label, *_) in enumerate(pictures)]
-    told = Told(*((prediction, confidence) for _, prediction, confidence in pictures))
-    counters = {}
-    stub = Stub()
-    stub.config = SimpleNamespace(num_labels=len(names), id2label=names)
-    report = ErrorReport(len(names), told, counters)
-    confusion, images = evaluate_split(
-        stub, None, DatasetArguments(dataset_name=str(write_split(folder, samples))), "validation", Accelerator(),
-        report.predictor, None, 0, list(counters.values()),
-    )  # fmt: skip
-    report.gather(Accelerator())
-    facts = {
-        "dataset": "told", "split": "validation", "images": images, "skipped": [], "checkpoint": "model",
-        "weights_sha256": None, "protocol": {"name": "native"}, "mixed_precision": "no", **facts,
-    }  # fmt: skip
-    results = build_results(scores_from_confusion(confusion), names, **facts) | {"command": "eval.py"}
-    report.write(file, results, confusion, stub.config)
-    return file.read_text(), confusion, results
-
-
-def section(page, anchor):
-    return re.search(f'<section id="{anchor}">(.*?)</section>', page, re.DOTALL)[1]
-
-
 def titles(part):
     """What the pointer shows, over charts and cells."""
     found = re.findall(r"<title>(.*?)</title>|<td[^>]* title='(.*?)'", part)
@@ -353,7 +296,7 @@ def cells(part):
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("told")
     pictures = [told_picture(seed) for seed in range(7)]
-    return pictures, *write_page(folder / "page.html", pictures, folder)
+    return pictures, write_page(folder / "page.html", pictures)[0]
 
 
 def everything(pictures):
@@ -364,7 +307,7 @@ def everything(pictures):
 
 
 def test_page_shows_the_confusion(told):
-    pictures, page, *_ = told
+    pictures, page = told
     label, prediction, _ = everything(pictures)
     shown = titles(section(page, "confusion"))
     assert len(shown) == 16
@@ -385,7 +328,7 @@ def test_page_shows_the_confusion(told):
 
 
 def test_page_shows_the_largest_confusions(told):
-    pictures, page, *_ = told
+    pictures, page = told
     label, prediction, _ = everything(pictures)
     pairs = {
         (truth, taken): ((label == truth) & (prediction == taken)).sum()
@@ -399,7 +342,7 @@ def test_page_shows_the_largest_confusions(told):
 
 
 def test_page_shows_the_classes(told):
-    pictures, page, *_ = told
+    pictures, page = told
     label, prediction, _ = everything(pictures)
     shown = titles(section(page, "classes"))
     order = []
@@ -417,7 +360,7 @@ def test_page_shows_the_classes(told):
 
 
 def test_page_shows_the_distances(told):
-    pictures, page, *_ = told
+    pictures, page = told
     pixels, wrong = np.zeros(300), np.zeros(300)
     for label, prediction, _ in pictures:
         rows, columns = np.mgrid[: label.shape[0], : label.shape[1]]
@@ -437,7 +380,7 @@ def test_page_shows_the_distances(told):
 
 
 def test_page_shows_the_calibration(told):
-    pictures, page, *_ = told
+    pictures, page = told
     label, prediction, confidence = everything(pictures)
     found = {row[0]: row[1:] for row in cells(section(page, "calibration")) if row}
     inside = (confidence >= 0.75) & (confidence < 0.8)
@@ -448,7 +391,7 @@ def test_page_shows_the_calibration(told):
 
 
 def test_page_shows_the_pictures(told):
-    pictures, page, *_ = told
+    pictures, page = told
     means = {}
     for index, (label, prediction, _) in enumerate(pictures):
         valid = label != 255
@@ -465,8 +408,8 @@ def test_page_shows_the_pictures(told):
 
 
 def test_page_stands_alone_and_is_the_same_each_time(told, tmp_path):
-    pictures, page, *_ = told
-    again, *_ = write_page(tmp_path / "page.html", pictures, tmp_path)
+    pictures, page = told
+    again, _ = write_page(tmp_path / "page.html", pictures)
     assert again == page
     links = re.findall(r'(?:src|href)="(.*?)"', page)
     assert links and all(link.startswith("data:") for link in links) and "url(" not in page and "<script" not in page
@@ -478,11 +421,11 @@ def test_page_stands_alone_and_is_the_same_each_time(told, tmp_path):
 def test_a_perfect_prediction_and_an_empty_truth(tmp_path):
     label = blobs(1)
     known = np.where(label == 255, 0, label).astype(np.uint8)
-    page, *_ = write_page(tmp_path / "perfect.html", [(label, known, np.ones(label.shape))], tmp_path)
+    page, _ = write_page(tmp_path / "perfect.html", [(label, known, np.ones(label.shape))])
     assert "No pixel is wrong" in page and "100.0 % of the pixels right" in page
     assert "There are too few pictures for this list" in section(page, "best")
     nothing = np.full(label.shape, 255, dtype=np.uint8)
-    page, *_ = write_page(tmp_path / "empty.html", [(nothing, known, np.ones(label.shape))], tmp_path)
+    page, _ = write_page(tmp_path / "empty.html", [(nothing, known, np.ones(label.shape))])
     assert "nan" not in page and "Without a pixel in the truth" in page
 
 
@@ -492,9 +435,7 @@ def test_of_many_classes_the_most_confused_are_shown(tmp_path):
     prediction = np.where(rng.random(label.shape) < 0.3, (label + 1) % 150, label).astype(np.uint8)
     prediction[label == 7] = 100
     many = {index: f"class {index}" for index in range(150)}
-    page, confusion, _ = write_page(
-        tmp_path / "many.html", [(label, prediction, np.ones(label.shape))], tmp_path, many
-    )
+    page, confusion = write_page(tmp_path / "many.html", [(label, prediction, np.ones(label.shape))], many)
     rows = [row for row in cells(section(page, "confusion").split("<h3>")[0]) if row]
     assert len(rows) == 1 + SHOWN_CLASSES and rows[0][-1] == "all others"
     assert {"class 7", "class 100"} <= set(rows[0])

@@ -12,7 +12,7 @@ from unittest import mock
 
 import onnx
 import torch
-from onnxscript import ir
+from onnxscript import ir, rewriter
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 from torch.export import Dim
@@ -24,6 +24,7 @@ from scripts.training.model_folder import tensors_that_are_no_numbers
 
 
 STEP = 32  # pictures come in multiples of the coarsest stride
+RULES = "_DEFAULT_REWRITE_RULES"  # of onnxscript's rewriter
 LARGEST_SIDE = 8192
 LARGEST_BATCH = 1024
 INPUT, CLASSES, MASKS = "pixel_values", "class_queries_logits", "masks_queries_logits"
@@ -80,7 +81,8 @@ def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: b
         height, width = (Dim(name, min=least // STEP, max=LARGEST_SIDE // STEP) for name in ("rows", "columns"))
         shapes = {INPUT: {0: Dim("batch", min=1, max=LARGEST_BATCH), 2: STEP * height, 3: STEP * width}}
         translations[torch.ops.aten.remainder.Scalar] = remainder
-    with torch.no_grad(), mock.patch.object(SwinLayer, "forward", swin_layer):
+    quick = mock.patch.object(rewriter, RULES, quick_rules(), create=True)
+    with torch.no_grad(), mock.patch.object(SwinLayer, "forward", swin_layer), quick:
         traced = torch.export.export(Logits(twin), (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             traced,
@@ -93,6 +95,12 @@ def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: b
     graph = cast(torch.onnx.ONNXProgram, program).model_proto
     name_sizes(graph.graph, size)
     return graph
+
+
+def quick_rules() -> tuple[Any, ...]:
+    """onnxscript's rewrite rules without `SlicesSplit`, which lists the whole graph anew for every node: with it,
+    Swin-T takes several times as long, and no runtime gains from it."""
+    return tuple(rule for rule in getattr(rewriter, RULES, ()) if rule.name != "SlicesSplit")
 
 
 def where(condition: Any, yes: Any, no: Any) -> Any:

@@ -18,6 +18,7 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,10 @@ from scripts.training.palette import load_palette
 from scripts.visualization import parse_palette
 
 
+# As `load_split` and `datasets` say that a split does not exist.
+NO_SUCH_SPLIT = re.compile(r"Bad split|[Uu]nknown split|the folder holds|no --(train|eval)_images: give both")
+
+
 @dataclass
 class CheckArguments(TrainArguments):
     """Check the data set that train.py would be given: its flags, or its recipe, and these."""
@@ -80,10 +85,8 @@ def check_arguments(arguments: CheckArguments) -> None:
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-def open_splits(
-    arguments: CheckArguments,
-) -> tuple[dict[str, datasets.IterableDataset], list[Finding]]:
-    """The splits that are there, the smaller one, of validation, first; and a note on one that is not.
+def open_splits(arguments: CheckArguments) -> tuple[dict[str, datasets.IterableDataset], list[Finding]]:
+    """The splits that can be read, the smaller one, of validation, first; and what is wrong with one that cannot.
 
     Raises:
         UserError: neither can be read.
@@ -96,10 +99,14 @@ def open_splits(
             failed[split] = error
     if not opened:
         raise failed[arguments.train_split_name]
-    return opened, [
-        Finding("note", "split-not-read", (split,), " ".join(str(error).split()), "name another split, or go without")
-        for split, error in failed.items()
-    ]
+    return opened, [split_not_read(split, " ".join(str(error).split())) for split, error in failed.items()]
+
+
+def split_not_read(split: str, reason: str) -> Finding:
+    """A note where there is no such split, an error where it is there but wrong."""
+    if NO_SUCH_SPLIT.search(reason):
+        return Finding("note", "split-not-read", (split,), reason, "name another split, or go without")
+    return Finding("error", "split-not-read", (split,), reason, "put right what it says")
 
 
 def read_classes(

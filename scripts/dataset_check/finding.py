@@ -40,7 +40,7 @@ NAMES = {
     "segments-mismatch": "segments_info and map do not hold the same segments",
     "shifted-by-one": "ids are one too high or too low for the class names",
     "size-mismatch": "a map has another size than its picture",
-    "split-not-read": "a split that is not there",
+    "split-not-read": "a split that is not there or cannot be opened",
     "swapped-size": "a map has its picture's width as height: one of them is turned",
     "unreadable-map": "maps that cannot be read",
     "unreadable-picture": "pictures that cannot be read",

@@ -215,7 +215,10 @@ def test_folders_of_pictures_and_maps(command, tmp_path):
     flags = ["--train_images", tmp_path / "photos", "--train_masks", tmp_path / "masks"]
     code, out, errors = command(check_dataset, *flags)
     assert code == 0, errors
-    assert "train: samples: 3" in out
+    assert "train: samples: 3" in out and "note split-not-read [validation]" in out
+    flags += ["--eval_images", tmp_path / "photos", "--eval_masks", tmp_path]  # where no map has a picture's name
+    code, out, _ = command(check_dataset, *flags)
+    assert code == 1 and "error split-not-read [validation]: --eval_masks" in out
 
 
 def test_panoptic_maps(command, tmp_path):

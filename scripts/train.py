@@ -36,7 +36,7 @@ from scripts.training.model_folder import save_model_folder
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, command_to_go_on
 from scripts.training.tracking import check_trackers, finish_trackers, start_trackers
-from scripts.training.whole_folder import DISK_FULL, WRITE_ERRORS, write_failure
+from scripts.training.whole_folder import DISK_FULL, WRITE_ERRORS, write_failure, write_files_whole
 
 
 def announce(run: Run) -> None:
@@ -57,13 +57,18 @@ def kept_checkpoint(run: Run) -> str:
 
 
 def finish(run: Run, weights: dict[str, Any] | None) -> None:
-    """Writes model and processor.
+    """Writes model and processor into the output folder, `config.json` last.
 
     Args:
         weights: gathered from all processes where each holds a part; else the model's own are taken.
     """
     try:
-        save_model_folder(run.result, run.processor, run.output_dir, weights)
+        write_files_whole(
+            run.output_dir,
+            lambda folder: save_model_folder(run.result, run.processor, folder, weights),
+            last="config.json",
+            replaced="model*.safetensors*",  # there may have been more shards
+        )
     except WRITE_ERRORS as error:
         reason = write_failure(error, run.output_dir)
         raise UserError(f"model not written: {reason}{kept_checkpoint(run)}") from error

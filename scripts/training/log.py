@@ -23,6 +23,7 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 SECONDS_BETWEEN_CURVES = 30.0
+EVALUATION = "mean_iou"  # is in every line of an evaluation, and in no other
 # What two equal runs may differ in.
 MACHINE_FIGURES = ("images_per_second", "data_wait_seconds", "data_wait_share", "peak_memory_gib")
 
@@ -72,18 +73,27 @@ def six_digits(value: Any) -> Any:
 class TrainLog:
     """`train_log.jsonl`, one line per logging step; also sums what happens between two lines.
 
-    Lines of steps that a resumed run repeats are dropped, so that its curves go on where they were. Every line goes
-    to the trackers too, and all of them to `curves.png` beside the log. Only the main process writes.
+    Lines that a resumed run writes again are dropped, so that its curves go on where they were. Every line goes to the
+    trackers too, and all of them to `curves.png` beside the log. Only the main process writes.
+
+    Args:
+        first_step: finished steps of the run that goes on, 0 of a new one.
+        evaluated: the last of them that it need not evaluate again; all of them by default.
     """
 
-    def __init__(self, path: Path, first_step: int, accelerator: Accelerator) -> None:
+    def __init__(self, path: Path, first_step: int, accelerator: Accelerator, evaluated: int | None = None) -> None:
         self.path = path if accelerator.is_main_process else None
         self.accelerator = accelerator
         self.last: dict[str, Any] = {}
         self.drawn = time.perf_counter()
         self.reset()
         if self.path is not None:
-            kept = [line for line in read_log(path) if line["step"] <= first_step] if first_step else []
+            last_evaluated = first_step if evaluated is None else evaluated
+            kept = [
+                line
+                for line in (read_log(path) if first_step else [])
+                if line["step"] <= (last_evaluated if EVALUATION in line else first_step)
+            ]
             partial = path.with_name(f".{path.name}.partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(partial, path)

@@ -196,7 +196,7 @@ def loop(run: Run) -> dict[str, Any]:
         Stopped: by a signal, after a checkpoint was written.
     """
     accelerator, arguments, progress = run.accelerator, run.arguments, run.progress
-    log = TrainLog(run.output_dir / "train_log.jsonl", progress.step, accelerator)
+    log = TrainLog(run.output_dir / "train_log.jsonl", progress.step, accelerator, progress.evaluated)
     if progress.logs:
         log.load_state_dict(progress.logs[accelerator.process_index])
     bar = tqdm(

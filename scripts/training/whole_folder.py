@@ -22,7 +22,7 @@ from scripts.training.command_line import UserError
 
 
 MANIFEST = "manifest.json"
-HIDDEN = re.compile(r"^\.(best|checkpoint-\d+)\.(partial|replaced)$")
+HIDDEN = re.compile(r"^\.(best|model|checkpoint-\d+)\.(partial|replaced)$")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What torch, safetensors and the system raise when a file cannot be written.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -85,6 +85,42 @@ def write_whole(folder: Path, fill: Callable[[Path], Any]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         recover(folder.parent)
         raise UserError(f"{folder} could not be written: {reason}") from error
+
+
+def write_files_whole(folder: Path, fill: Callable[[Path], Any], last: str, replaced: str) -> None:
+    """Lets `fill` write below a hidden folder, then moves its files into `folder`; for one process. Other files there
+    stay, but for those of the pattern `replaced`.
+
+    The file `last`, without which nothing reads the others, is the first to go and the last to come: no kill leaves a
+    mixture of old and new files that could be taken for whole.
+
+    Raises:
+        OSError, RuntimeError, SafetensorError: they cannot be written; what was in `folder` before is as it was unless
+            the moving failed, and then `last` is missing.
+    """
+    partial = hidden_name(folder / "model", "partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        for path in files:
+            sync(path)
+        names = [path.relative_to(partial) for path in files]
+        (folder / last).unlink(missing_ok=True)
+        sync(folder)
+        for name in names:
+            if name != Path(last):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).replace(folder / name)
+        for older in folder.glob(replaced):
+            if older.relative_to(folder) not in names:
+                older.unlink()
+        sync(folder)
+        (partial / last).replace(folder / last)
+        sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_failure(error: BaseException, folder: Path) -> str:

@@ -14,7 +14,15 @@ from scripts.training import whole_folder
 from scripts.training.checkpointing import SETTINGS, checkpoints, find_checkpoint, step_of
 from scripts.training.command_line import UserError
 from scripts.training.settings import check_settings
-from scripts.training.whole_folder import MANIFEST, damage, publish, recover, remove, write_whole
+from scripts.training.whole_folder import (
+    MANIFEST,
+    damage,
+    publish,
+    recover,
+    remove,
+    write_files_whole,
+    write_whole,
+)
 
 
 def fill_with(text):
@@ -96,6 +104,71 @@ def replace_and_die(folder, number):
 
     os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
     write_whole(folder, fill_with("new"))
+
+
+def fill_model(text, shards):
+    def fill(folder):
+        for name in ["config.json", *(f"model-{shard}.safetensors" for shard in range(shards))]:
+            (folder / name).write_text(text)
+
+    return fill
+
+
+def write_model(folder, text, shards):
+    write_files_whole(folder, fill_model(text, shards), last="config.json", replaced="model*.safetensors")
+
+
+def write_model_and_die(folder, number):
+    calls = []
+
+    def counted(original):
+        def call(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    os.fsync, Path.replace, shutil.rmtree = counted(os.fsync), counted(Path.replace), counted(shutil.rmtree)
+    Path.unlink = counted(Path.unlink)
+    write_model(folder, "new", 2)
+
+
+def test_killed_at_every_system_call_no_mixture_can_be_read(tmp_path):
+    """A model of three shards is replaced by one of two, beside a log: whole, or without the file that names it."""
+    seen = set()
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "log").write_text("log")
+        write_model(folder, "old", 3)
+        child = multiprocessing.get_context("fork").Process(target=write_model_and_die, args=(folder, number))
+        child.start()
+        child.join()
+        recover(folder)
+        found = {path.name: path.read_text() for path in folder.iterdir()}
+        assert found.pop("log") == "log"
+        if "config.json" in found:
+            assert len(set(found.values())) == 1 and len(found) == (4 if found["config.json"] == "old" else 3)
+        seen.add((found.get("config.json"), child.exitcode))
+        if child.exitcode == 0:
+            break
+    assert seen == {("old", -signal.SIGKILL), (None, -signal.SIGKILL), ("new", -signal.SIGKILL), ("new", 0)}
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    write_model(tmp_path, "old", 1)
+
+    def full(folder):
+        fill_model("new", 1)(folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_files_whole(tmp_path, full, last="config.json", replaced="model*.safetensors")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "config.json": "old", "model-0.safetensors": "old",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])

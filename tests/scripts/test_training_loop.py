@@ -99,6 +99,36 @@ def test_sigterm_then_ctrl_c_then_the_end_equal_the_run_never_stopped(
     assert_equal_end(stopped, end_state(whole))
 
 
+def test_an_evaluation_that_is_due_again_leaves_one_line(start, tmp_path, monkeypatch):
+    """Stopped before the evaluation of step 2, resumed, killed after that evaluation, resumed."""
+    flags = ["--max_train_steps", 4, "--eval_steps", 2]
+    with monkeypatch.context() as patch:
+        at_step(patch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert start(*flags)[0] == 128 + signal.SIGTERM
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert evaluations(tmp_path / "run") == []
+
+    class Killed(BaseException):
+        pass
+
+    def killed():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, killed)
+        with pytest.raises(Killed):
+            start(*flags, "--resume_from_checkpoint", "latest")
+    assert evaluations(tmp_path / "run") == [2]
+    assert start(*flags, "--resume_from_checkpoint", "latest")[0] == 0
+    assert evaluations(tmp_path / "run") == [2, 4]
+
+
+def evaluations(folder):
+    """The steps of the evaluations in the log."""
+    lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "mean_iou" in line]
+
+
 def test_second_ctrl_c_leaves_at_once(start, tmp_path, monkeypatch):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)

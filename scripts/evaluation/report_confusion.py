@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.evaluation.report_charts import heat
+from scripts.evaluation.report_charts import heat, shortened
 from scripts.page import table
 
 
@@ -73,7 +73,7 @@ def matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
     shown = shown_classes(confusion)
     truths = [index for index in shown if confusion[index].any()]
     rest = len(shown) < len(names) and bool(np.delete(confusion, shown, axis=1)[shown].any())
-    head = "".join(f"<th scope='col'>{html.escape(names[index])}</th>" for index in shown)
+    head = "".join(f"<th scope='col'>{html.escape(shortened(names[index]))}</th>" for index in shown)
     head += "<th scope='col'><i>all others</i></th>" if rest else ""
     lines = []
     for truth in truths:
@@ -88,7 +88,7 @@ def matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
                 f"<td style='{heat(share, index == truth)}' title='{html.escape(title, quote=True)}'>"
                 f"{f'{100 * share:.0f}' if share >= 0.005 else ''}</td>"
             )
-        lines.append(f"<tr><th scope='row'>{html.escape(names[truth])}</th>{''.join(cells)}</tr>")
+        lines.append(f"<tr><th scope='row'>{html.escape(shortened(names[truth]))}</th>{''.join(cells)}</tr>")
     words = (
         "Each row is a class of the truth, each column what was predicted there, in % of the row's pixels: blue is "
         "right, orange wrong, blank less than half a per cent. The pointer shows exact figures."

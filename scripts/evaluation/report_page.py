@@ -21,6 +21,7 @@ from scripts.visualization import Palette, class_colour, label_image
 BARS_IN_ONE_COLUMN = 30  # more go into two
 FEW = 12
 LEGEND_CLASSES = 14
+ABOUT = 0.01
 NEAR = 4  # pixels from a boundary, in the summary
 
 STYLE = f"""{report_charts.STYLE}{report_confusion.STYLE}
@@ -139,10 +140,14 @@ def sureness(found: Calibration) -> str:
     if not found.pixels.any():
         return "no pixel of the truth has a class"
     gap = found.mean_confidence - found.mean_accuracy
-    verdict = "about as sure as it is right" if abs(gap) < 0.01 else ("too sure" if gap > 0 else "not sure enough")
+    error = found.expected_calibration_error
+    verdict = "too sure" if gap > 0 else "not sure enough"
+    if abs(gap) < ABOUT:
+        everywhere = error < 2 * ABOUT
+        verdict = "about as sure as it is right" + ("" if everywhere else " on average, but not at each confidence")
     return (
         f"the model is {verdict}: {percent(found.mean_confidence)} sure on average, {percent(found.mean_accuracy)} "
-        f"right; expected calibration error {100 * found.expected_calibration_error:.1f} points"
+        f"right; expected calibration error {100 * error:.1f} points"
     )
 
 

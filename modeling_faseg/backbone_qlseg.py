@@ -58,7 +58,7 @@ class QLSegVisionTransformer(VisionTransformer):
         patches = self.patch_embed.proj(pixel_values)
         grid = (patches.shape[-2], patches.shape[-1])
         tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         tokens = (tokens + self.positions(grid))[:, 1:]
         maps = []
         for index, block in enumerate(self.blocks[: self.out_indices[-1] + 1]):

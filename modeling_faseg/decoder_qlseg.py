@@ -200,7 +200,7 @@ class QLSegDecoder(nn.Module):
             norm(project(each.flatten(2).transpose(1, 2)))
             for norm, project, each in zip(self.input_norms, self.input_projections, maps)
         ]
-        queries = [embedding.weight.expand(len(maps[0]), -1, -1) for embedding in self.queries]
+        queries = [embedding.weight.expand(maps[0].shape[0], -1, -1) for embedding in self.queries]
         output = QLSegDecoderOutput([], [])
         blocked = None
         for stage in self.stages:

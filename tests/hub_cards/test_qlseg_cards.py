@@ -114,7 +114,7 @@ def test_recipe(released):
     steps, decay, power, batch, _ = RECIPES[model_id]
     arguments = parse_arguments(TrainArguments, [model_id, "--dataset_name", "data", "--output_dir", "out"])
     check_arguments(arguments)
-    assert build_config(arguments).to_dict() == config.to_dict()
+    assert build_config(arguments).to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
     found = (arguments.max_train_steps, arguments.weight_decay, arguments.lr_power, arguments.total_train_batch_size)
     assert found == (steps, decay, power, batch)
     assert (arguments.num_warmup_steps, arguments.max_grad_norm, arguments.lr_scheduler_type) == (1500, 35, "poly")

@@ -58,7 +58,7 @@ def generated_picture(url: str) -> str:
 add_module("fetch_hub_objects_for_ci", url_to_local_path=generated_picture)
 
 # A model inside Transformers stands in this table of names; the common tests look there for models without a loss.
-MODEL_MAPPING_NAMES["faseg"] = "FASegModel"
+MODEL_MAPPING_NAMES |= {"faseg": "FASegModel", "qlseg": "QLSegModel"}
 
 sys.path.insert(0, str(here))
 

@@ -1,0 +1,76 @@
+"""QLSeg under Transformers' common tests."""
+
+import unittest
+from typing import Any
+
+import torch
+from transformers.testing_utils import torch_device
+
+from configuration import QLSegConfig
+from modeling_faseg import QLSegForSemanticSegmentation, QLSegModel
+from universal_segmentation import UniversalSegmentationModelTester, UniversalSegmentationModelTests
+
+
+class QLSegModelTester(UniversalSegmentationModelTester):
+    config_class = QLSegConfig
+    model_class = QLSegModel
+    segmentation_class = QLSegForSemanticSegmentation
+
+    def __init__(self, parent: unittest.TestCase):
+        super().__init__(parent)
+        self.num_queries = self.num_labels  # one per class
+
+    def get_config(self) -> Any:
+        return QLSegConfig(
+            image_size=self.image_size,
+            window_stride=self.image_size,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            mlp_ratio=2,
+            out_indices=[0, 1, 2],
+            encoder_layers=1,
+            encoder_attention_heads=4,
+            encoder_feedforward_dim=32,
+            hidden_dim=self.hidden_dim,
+            decoder_attention_heads=4,
+            decoder_stages=2,
+            decoder_layers=2,
+            num_labels=self.num_labels,
+        )
+
+
+class QLSegModelTest(UniversalSegmentationModelTests, unittest.TestCase):
+    model_tester_class = QLSegModelTester
+    all_model_classes = (QLSegModel, QLSegForSemanticSegmentation)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        """Give the tests of gradients a loss, as FASeg's file does."""
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        needs_loss = self._testMethodName.startswith(("test_training", "test_enable_input_require_grads"))
+        if return_labels and needs_loss and model_class is QLSegForSemanticSegmentation:
+            inputs |= self.model_tester.prepare_labels(len(inputs["pixel_values"]))
+        return inputs
+
+    # Its masks have the patches' stride, and its backbone is no configuration of its own.
+
+    def test_segmentation_model(self):
+        tester = self.model_tester
+        model, inputs = self.make_segmentation_model()
+        with torch.no_grad():
+            outputs = model.eval()(**inputs)
+        size = (tester.batch_size, tester.num_queries)
+        side = tester.image_size // 16
+        self.assertEqual(outputs.masks_queries_logits.shape, (*size, side, side))
+        self.assertEqual(outputs.class_queries_logits.shape, (*size, tester.num_labels + 1))
+        self.assertEqual(outputs.semantic_scores.shape, (*size, tester.image_size, tester.image_size))
+        self.assertEqual(outputs.loss.shape, ())
+
+    def test_hidden_states_output(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = QLSegModel(config).to(torch_device).eval()
+        with torch.no_grad():
+            outputs = model(**inputs, output_hidden_states=True)
+        self.assertEqual(len(outputs.encoder_hidden_states), len(config.out_indices))
+        self.assertEqual(len(outputs.pixel_decoder_hidden_states), len(config.out_indices))
+        self.assertEqual(len(outputs.transformer_decoder_hidden_states), config.decoder_stages)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 from unittest import mock
 
@@ -81,8 +83,7 @@ def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: b
         height, width = (Dim(name, min=least // STEP, max=LARGEST_SIDE // STEP) for name in ("rows", "columns"))
         shapes = {INPUT: {0: Dim("batch", min=1, max=LARGEST_BATCH), 2: STEP * height, 3: STEP * width}}
         translations[torch.ops.aten.remainder.Scalar] = remainder
-    quick = mock.patch.object(rewriter, RULES, quick_rules(), create=True)
-    with torch.no_grad(), mock.patch.object(SwinLayer, "forward", swin_layer), quick:
+    with torch.no_grad(), quickly_traced():
         traced = torch.export.export(Logits(twin), (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             traced,
@@ -95,6 +96,22 @@ def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: b
     graph = cast(torch.onnx.ONNXProgram, program).model_proto
     name_sizes(graph.graph, size)
     return graph
+
+
+@contextmanager
+def quickly_traced() -> Iterator[None]:
+    """Inside the block, what would take hours to trace for any size is written otherwise."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(SwinLayer, "forward", swin_layer))
+        stack.enter_context(mock.patch.object(rewriter, RULES, quick_rules(), create=True))
+        stack.enter_context(mock.patch("timm.layers.padding.get_same_padding", same_padding))
+        yield
+
+
+def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """timm's `get_same_padding` without its division of floats, of which a size known only at run time grows in every
+    layer; of whole numbers it comes out as a constant. Guarded by `test_same_padding_equals_timm`."""
+    return max((-(-size // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - size, 0)
 
 
 def quick_rules() -> tuple[Any, ...]:

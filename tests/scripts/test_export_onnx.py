@@ -20,6 +20,7 @@ import torch
 from onnxscript import rewriter
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.layers.padding import get_same_padding
 from tiny_folder import write_model_folder
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 from transformers.models.swin.modeling_swin import SwinLayer
@@ -389,6 +390,14 @@ def test_decisions_of_another_number_or_shape_are_out_of_tolerance(traced, decis
 def test_label_agreement():
     scores = torch.tensor([[[[0.5, 0.5, 0.9]], [[0.4, 0.4996, 0.1]]]])
     assert checking.label_agreement(scores, torch.tensor([[[0, 1, 1]]])) == (pytest.approx(1 / 3), 1)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_same_padding_equals_timm(stride):
+    for size in range(1, 40):
+        for kernel_size, dilation in [(1, 1), (3, 1), (3, 2), (7, 1)]:
+            expected = get_same_padding(size, kernel_size, stride, dilation)
+            assert network.same_padding(size, kernel_size, stride, dilation) == expected
 
 
 @pytest.mark.parametrize("shift", [0, 2])

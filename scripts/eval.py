@@ -220,7 +220,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     config = build_config(arguments)
     check_ignored_id(config)
     if getattr(config, "sliding_window", False):  # QLSeg reads pictures through the windows that it was trained on
-        windows = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
+        windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
     if arguments.protocol_lens and config.model_type == "semask":
         raise UserError(

@@ -12,9 +12,9 @@ from .configuration_faseg import FASegConfig
 
 def attention_weights(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
     """`(B, N, Q, L)` weights in the dtype of `query`; rows sum to one."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query, key.transpose(2, 3)).mul_(scaling)  # the largest tensors of the decoder: in place
     if attention_mask is not None:
-        scores = scores + attention_mask
+        scores.add_(attention_mask)
     return nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 

@@ -286,8 +286,11 @@ class FASegModel(FASegPreTrainedModel):
             # Faster forward; backward passes of convolutions are slower in this layout. The pixel decoder inherits it.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         backbone_output = self.backbone(pixel_values)
-        backbone_maps = backbone_output.feature_maps
-        decoded = self.pixel_decoder(list(backbone_maps), valid)
+        backbone_maps = list(backbone_output.feature_maps)
+        last_map, all_maps = backbone_maps[-1], tuple(backbone_maps) if output_hidden_states else None
+        semantic_maps = getattr(backbone_output, "semantic_maps", None)
+        del backbone_output  # what nobody asks for is let go as soon as the pixel decoder has read it
+        decoded = self.pixel_decoder(backbone_maps, valid)
         queries = self.transformer_decoder(
             decoded.feature_maps,
             decoded.positions,
@@ -299,10 +302,10 @@ class FASegModel(FASegPreTrainedModel):
         )
         focus = queries.focus
         return FASegModelOutput(
-            encoder_last_hidden_state=backbone_maps[-1],
+            encoder_last_hidden_state=last_map,
             pixel_decoder_last_hidden_state=decoded.mask_features,
             transformer_decoder_last_hidden_state=queries.hidden_states[-1],
-            encoder_hidden_states=tuple(backbone_maps) if output_hidden_states else None,
+            encoder_hidden_states=all_maps,
             pixel_decoder_hidden_states=tuple(decoded.feature_maps) if output_hidden_states else None,
             transformer_decoder_hidden_states=tuple(queries.hidden_states) if output_hidden_states else None,
             transformer_decoder_intermediate_states=tuple(queries.intermediate_states),
@@ -312,7 +315,7 @@ class FASegModel(FASegPreTrainedModel):
             positional_queries=tuple(focus.positional_queries) if focus else None,
             hrca_windows=tuple(focus.hrca_windows) if focus else None,
             mask_embeddings=tuple(queries.mask_embeddings),
-            semantic_maps=getattr(backbone_output, "semantic_maps", None),
+            semantic_maps=semantic_maps,
         )
 
 

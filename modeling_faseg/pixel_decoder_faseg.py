@@ -19,7 +19,7 @@ from .position_encoding_faseg import build_position_encoding
 
 
 NUM_ENCODER_LEVELS = 3  # the deformable encoder works on 1/32, 1/16 and 1/8
-TOKENS_AT_ONCE = 4096  # of the feed-forward on a CPU without gradients: its wide activations stay in the cache
+TOKENS_AT_ONCE = 1024  # of the feed-forward on a CPU without gradients: its wide activations stay in the cache
 
 
 @dataclass
@@ -106,7 +106,7 @@ class FASegPixelDecoderLayer(GradientCheckpointingLayer):
         return result
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
-        update = nn.functional.relu(self.fc1(hidden_states))
+        update = nn.functional.relu(self.fc1(hidden_states), inplace=True)  # no gradient needs its input
         update = self.fc2(nn.functional.dropout(update, self.dropout, self.training))
         return nn.functional.dropout(update, self.dropout, self.training)
 
@@ -143,7 +143,8 @@ class FASegPixelDecoder(nn.Module):
     def forward(self, backbone_maps: list[Tensor], valid: list[Tensor] | None = None) -> FASegPixelDecoderOutput:
         """
         Args:
-            backbone_maps: four maps of strides 4, 8, 16, 32, any float dtype.
+            backbone_maps: four maps of strides 4, 8, 16, 32, any float dtype. The list is emptied: without gradients
+                a map's memory is free again once it has been read.
             valid: per level (coarse to fine) a `(B, 1, H/s, W/s)` mask, or None to treat padding as picture.
         """
         # fp32 island: the reference runs this module outside of autocast, inputs included (spec oddities 2 and 3).
@@ -156,19 +157,26 @@ class FASegPixelDecoder(nn.Module):
     def _decode(self, backbone_maps: list[Tensor], valid: list[Tensor] | None) -> FASegPixelDecoderOutput:
         dtype = self.level_embed.dtype
         levels = [feature_map.to(dtype) for feature_map in reversed(backbone_maps)]
+        backbone_maps.clear()
         masks = valid if valid is not None else [None] * len(levels)
 
-        sources = [project(level, mask) for project, level, mask in zip(self.input_projections, levels, masks)]
-        # The sine and learned encodings only ask the finest level for its size.
-        positions = [
-            encode(source, mask)
-            for encode, source, mask in zip(self.position_encodings, [*sources, levels[-1]][:4], masks)
-        ]
-        del sources[NUM_ENCODER_LEVELS:]  # as large as all the others together, and read by its position alone
+        coarse = list(zip(levels[:NUM_ENCODER_LEVELS], masks))
+        sources = [project(level, mask) for project, (level, mask) in zip(self.input_projections, coarse)]
+        positions = [encode(level, mask) for encode, level, mask in zip(self.position_encodings, sources, masks)]
+        del coarse, levels[:NUM_ENCODER_LEVELS]
         feature_maps = self._encode(sources, positions, masks)
+        del sources
 
-        finest_mask = masks[-1]
-        merged = self.lateral_projection(levels[-1], finest_mask)
+        # As large as all the rest together: made after the encoder, and let go once it is read.
+        finest, finest_mask = levels.pop(), masks[-1]
+        if len(self.position_encodings) > NUM_ENCODER_LEVELS:
+            # The sine and learned encodings only ask the finest level for its size.
+            project = self.input_projections[NUM_ENCODER_LEVELS:]
+            source = project[0](finest, finest_mask) if project else finest
+            positions.append(self.position_encodings[NUM_ENCODER_LEVELS](source, finest_mask))
+            del source
+        merged = self.lateral_projection(finest, finest_mask)
+        del finest
         merged += _upsample(feature_maps[-1], merged.shape[-2:], masks[NUM_ENCODER_LEVELS - 1], finest_mask)
         finest = self.output_projection(merged, finest_mask)
         return FASegPixelDecoderOutput([*feature_maps, finest], positions, self.mask_projection(finest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -151,16 +152,18 @@ class RecipeCost:
             optimizer.zero_grad()
             seconds = self._now() - started
         seconds *= accumulation
-        where = f"{device.type}" + (f" with {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+        where = (
+            f"{device.type}" + (f" with {torch.get_num_threads()} threads" if device.type == "cpu" else "") + busy()
+        )
         whole = f": about {duration(steps * seconds)} for {steps} steps" if steps else ""
         cost.facts["time"] = (
-            f"{seconds:.2f} s per step on this machine's {where}, mixed precision "
+            f"{seconds:.2f} s per step on this machine's {device.type}{threads}{busy()}, mixed precision "
             f"{self.accelerator.mixed_precision}{whole} (two steps run, the second measured)"
         )
         workers = max(1, self.arguments.dataloader_num_workers)
         takes, gives = micro * accumulation / seconds, workers / loading
         cost.facts["loading"] = (
-            f"{1000 * loading:.0f} ms to decode and augment a picture: {workers} worker{'s' * (workers > 1)} deliver "
+            f"{1000 * loading:.0f} ms to decode and augment a picture: {workers} worker{'s' * (workers > 1)} can give "
             f"{gives:.1f} pictures a second, the model takes {takes:.1f}"
         )
         if gives < takes:
@@ -214,6 +217,13 @@ class RecipeCost:
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize(self.accelerator.device)
         return time.perf_counter()
+
+
+def busy() -> str:
+    """A remark if others use this machine, too, so that times say little; empty if not."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return f", which was busy (load {load:.0f} on {cores} cores)" if load > 1.5 * cores else ""
 
 
 def duration(seconds: float) -> str:

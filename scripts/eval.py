@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts
 from scripts.evaluation.focus import FocusCounts
-from scripts.evaluation.inference import MultiScale, SingleScale, evaluate_split
+from scripts.evaluation.inference import SOFTMAX_MODELS, MultiScale, SingleScale, evaluate_split
 from scripts.evaluation.lens import ProtocolLens
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.protocols import (
@@ -207,7 +207,10 @@ def build_predictor(
 ) -> Callable[..., Any]:
     """Picture -> label map, by the flags."""
     if arguments.tta:
-        return MultiScale(model, processor, accelerator.device, sizes.base, sizes.views, sizes.windows)
+        protocol = PROTOCOLS.get(arguments.protocol)
+        of_picture = model.config.model_type in SOFTMAX_MODELS or (protocol is not None and protocol.views_of_picture)
+        base = None if of_picture else sizes.base
+        return MultiScale(model, processor, accelerator.device, base, sizes.views, sizes.windows)
     return SingleScale(model, processor, accelerator.device, sizes.windows)
 
 
@@ -219,7 +222,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
-    if getattr(config, "sliding_window", False):  # QLSeg reads pictures through the windows that it was trained on
+    if getattr(config, "use_windows", False):  # QLSeg reads pictures through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
     if arguments.protocol_lens and config.model_type == "semask":

@@ -1,8 +1,8 @@
 """How sure the model is of each pixel: the best class's share of the scores of all classes.
 
-A query-based model's score of a class is a sum over queries of class probability times mask probability, which is no
-distribution over classes: the share makes it one. A model with one logit per class is asked for its softmax. Scores of
-several windows or sizes are averaged before.
+FASeg's score of a class is a sum over queries of class probability times mask probability, which is no distribution
+over classes: the share makes it one. Scores of SeMask and QLSeg become probabilities by a softmax, as in their
+evaluation. Scores of several windows or sizes are averaged before.
 """
 
 from __future__ import annotations
@@ -24,37 +24,39 @@ def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:
     return scores.amax(dim=classes) / scores.sum(dim=classes).clamp(min=LEAST_SUM)
 
 
-def watched(blocks: Iterable[Tensor], confidence: Tensor, are_logits: bool) -> Iterator[Tensor]:
+def watched(blocks: Iterable[Tensor], confidence: Tensor, softmax: bool) -> Iterator[Tensor]:
     """The blocks `(n, width, K)` of a picture as they are; their confidence goes into `confidence` on the way."""
     start = 0
     for block in blocks:
-        confidence[start : start + len(block)] = confidence_of(block.softmax(-1) if are_logits else block, -1)
+        confidence[start : start + len(block)] = confidence_of(block.softmax(-1) if softmax else block, -1)
         start += len(block)
         yield block
 
 
 @torch.no_grad()
 def labels_and_confidence(
-    model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]
+    model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int], softmax: bool
 ) -> tuple[Tensor, Tensor]:
     """What `inference.semantic_labels` gives, and the confidence in it, float32, both of `target_size`.
 
     All scores at that size never exist at once.
+
+    Args:
+        softmax: whether the scores become probabilities by a softmax.
     """
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     mask = inputs["pixel_mask"][0]
     input_size = (int(mask[:, 0].sum()), int(mask[0].sum()))
     scores = getattr(outputs, "semantic_scores", None)
-    are_logits = scores is None and getattr(outputs, "class_queries_logits", None) is None
     blocks: Iterable[Tensor]
     if scores is not None:
         ((per_class, sizes),) = processor._pictures_of_logits(scores, [target_size], [input_size], stride=1)
         blocks = logit_blocks(per_class, *sizes)
-    elif are_logits:
+    elif getattr(outputs, "class_queries_logits", None) is None:
         ((logits, sizes),) = processor._pictures_of_logits(outputs.logits, [target_size], [input_size])
         blocks = logit_blocks(logits, *sizes)
     else:
         classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
         blocks = score_blocks(classes, masks, input_size, target_size, processor.task != "semantic")
     confidence = torch.empty(target_size, device=mask.device)
-    return best_classes(watched(blocks, confidence, are_logits), target_size, mask.device), confidence
+    return best_classes(watched(blocks, confidence, softmax), target_size, mask.device), confidence

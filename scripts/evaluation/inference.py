@@ -128,7 +128,7 @@ def multi_scale_scores(
     plain mean.
 
     Args:
-        image: RGB picture, already at the size of single-scale evaluation, as in the reference.
+        image: RGB picture; of FASeg already at the size of single-scale evaluation, as in the reference.
         edges: (shortest, longest) edge of each view.
         windows: if given, each view is read through them.
     """
@@ -172,7 +172,8 @@ class SingleScale:
         """The same label map, and its confidence, see `confidence.py`."""
         if self.windows is None:
             inputs = processed_inputs(self.processor, image, self.device)
-            labels, confidence = labels_and_confidence(self.model, self.processor, inputs, (image.height, image.width))
+            size, softmax = (image.height, image.width), self.model.config.model_type in SOFTMAX_MODELS
+            labels, confidence = labels_and_confidence(self.model, self.processor, inputs, size, softmax)
             return label_array(labels), confidence.cpu().numpy()
         scores = self.scores_through_windows(image, self.windows)
         return label_array(scores.argmax(dim=0)), confidence_of(comparable_scores(self.model, scores)).cpu().numpy()
@@ -188,7 +189,8 @@ class MultiScale:
     """Label map of a picture at its own size, over several sizes and their mirror images.
 
     Args:
-        base: (shortest, longest) edge of single-scale evaluation, to which the reference resizes first.
+        base: (shortest, longest) edge of single-scale evaluation, to which FASeg's reference resizes first; None:
+            views are made of the picture itself, as in mmsegmentation.
         edges: (shortest, longest) edge of each view.
     """
 
@@ -197,7 +199,7 @@ class MultiScale:
         model: Any,
         processor: Any,
         device: Any,
-        base: tuple[int, int | None],
+        base: tuple[int, int | None] | None,
         edges: Sequence[tuple[int, int | None]],
         windows: Windows | None = None,
     ) -> None:
@@ -215,9 +217,10 @@ class MultiScale:
     def scores(self, image: Image.Image) -> Tensor:
         """`(K, H, W)` mean class scores at the picture's size."""
         size = (image.height, image.width)
-        resized = resized_view(image, view_size(image, *self.base), flip=False)
+        if self.base is not None:
+            image = resized_view(image, view_size(image, *self.base), flip=False)
         return multi_scale_scores(
-            self.model, self.processor, resized, size, self.edges, device=self.device, windows=self.windows
+            self.model, self.processor, image, size, self.edges, device=self.device, windows=self.windows
         )
 
 

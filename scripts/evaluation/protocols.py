@@ -42,6 +42,8 @@ class Protocol:
         longest_ratio: bound of the longer side in shorter sides.
         tta_longest_ratio: one bound for all views of `--tta`, in shorter sides; None: the ratio bounds each view.
         windows: crop and stride of `--sliding_window`, by size.
+        views_of_picture: whether the views of `--tta` are made of the picture itself (mmsegmentation), not of it as
+            resized for a single scale (detectron2).
         raw_ids: stored id -> id in the maps that the benchmark is run with, where the dataset comes with others.
     """
 
@@ -52,6 +54,7 @@ class Protocol:
     longest_ratio: float
     tta_longest_ratio: float | None
     windows: dict[int, Windows]
+    views_of_picture: bool = False
     raw_ids: dict[int, int] | None = None
 
 
@@ -83,6 +86,7 @@ PROTOCOLS = {
         longest_ratio=4,
         tta_longest_ratio=None,
         windows={512: Windows(512, 341), 640: Windows(640, 426)},
+        views_of_picture=True,
         raw_ids=COCO_STUFF_IDS,
     ),
     "pascal-context": Protocol(
@@ -93,6 +97,7 @@ PROTOCOLS = {
         longest_ratio=1,
         tta_longest_ratio=None,
         windows={520: Windows(480, 320)},
+        views_of_picture=True,
     ),
 }
 NATIVE = "native"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from scripts.evaluation.inference import SOFTMAX_MODELS
 from scripts.evaluation.report_counts import CalibrationCounts, DistanceCounts, size_groups
 from scripts.evaluation.report_page import Findings, report_html
 from scripts.evaluation.report_pictures import PictureRanking
@@ -62,6 +63,7 @@ class ErrorReport:
             distances=self.distances.totals,
             sizes=size_groups(self.sizes),
             calibration=self.calibration.scores(),
+            softmax=config.model_type in SOFTMAX_MODELS,
             worst=worst,
             best=best,
         )

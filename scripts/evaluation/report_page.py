@@ -39,6 +39,7 @@ class Findings:
         results: of `results.build_results`.
         confusion: `(K, K + 1)`, see `evaluate_split`.
         distances: `(2, bands)`, see `DistanceCounts`.
+        softmax: whether the model's probabilities are a softmax of its scores, see `confidence.py`.
         worst, best: pictures, worst and best first.
     """
 
@@ -49,6 +50,7 @@ class Findings:
     distances: np.ndarray
     sizes: list[SizeGroup]
     calibration: Calibration
+    softmax: bool
     worst: list[RankedPicture]
     best: list[RankedPicture]
 
@@ -77,7 +79,7 @@ def report_html(found: Findings) -> str:
         section("confusion", "What is taken for what", confusion(found)),
         section("distance", "How far from a boundary the errors are", distance(found)),
         section("size", "How large the missed segments are", sizes(found)),
-        section("calibration", "Is the model as sure as it is right?", calibration(found.calibration)),
+        section("calibration", "Is the model as sure as it is right?", calibration(found.calibration, found.softmax)),
         section("worst", "Worst pictures", pictures(found, found.worst)),
         section("best", "Best pictures", pictures(found, found.best)),
         section("measured", "How this was measured", facts_table(measured(results))),
@@ -261,16 +263,23 @@ def sizes(found: Findings) -> str:
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
 
 
-def calibration(found: Calibration) -> str:
+def calibration(found: Calibration, softmax: bool) -> str:
+    """The reliability diagram, and what is calibrated."""
+    kind = (
+        "The confidence of a pixel is the probability of its class: the softmax over all classes of the scores that "
+        "the label map is made of, averaged over windows before and over sizes after."
+        if softmax
+        else "The confidence of a pixel is the share of its class in the semantic scores of all classes, after "
+        "windows and sizes are averaged. These scores are what the label map is made of; they are sums over queries "
+        "and no probabilities by themselves."
+    )
     rows = []
     for index, pixels in enumerate(found.pixels):
         bounds = f"{100 * index / CONFIDENCE_BINS:.0f} to {100 * (index + 1) / CONFIDENCE_BINS:.0f} %"
         rows.append((bounds, str(int(pixels)), percent(found.confidence[index]), percent(found.accuracy[index])))
     sure = sureness(found)
     words = (
-        "The confidence of a pixel is the share of its class in the semantic scores of all classes, after windows and "
-        "sizes are averaged. These scores are what the label map is made of; they are sums over queries and no "
-        "probabilities by themselves. If the model says 80 %, then 80 % of such pixels should be right: a bar below "
+        f"{kind} If the model says 80 %, then 80 % of such pixels should be right: a bar below "
         f"the dashes means too sure. {sure[0].upper()}{sure[1:]} (the mean over pixels of the gap between confidence "
         f"and share of right ones, in {CONFIDENCE_BINS} bins)."
     )

@@ -38,7 +38,7 @@ def told_picture(seed, num_labels=4, shape=(24, 33), cell=5):
     return label, prediction, np.clip(0.8 - 0.3 * wrong + 0.15 * rng.standard_normal(shape), 0.25, 1)
 
 
-def write_page(file, pictures, names=NAMES):
+def write_page(file, pictures, names=NAMES, model_type="faseg"):
     """The text of the page of told pictures, which is written to `file`, and their confusion matrix."""
     counters = {}
     told = Told(*((prediction, confidence) for _, prediction, confidence in pictures))
@@ -58,7 +58,7 @@ def write_page(file, pictures, names=NAMES):
         "weights_sha256": None, "protocol": {"name": "native"}, "mixed_precision": "no",
     }  # fmt: skip
     results = build_results(scores_from_confusion(confusion), names, **facts) | {"command": "eval.py"}
-    report.write(Path(file), results, confusion, SimpleNamespace(id2label=names))
+    report.write(Path(file), results, confusion, SimpleNamespace(id2label=names, model_type=model_type))
     return Path(file).read_text(), confusion
 
 

@@ -21,7 +21,7 @@ class QLSegConfig(PreTrainedConfig):
             Side of the square window that the position embeddings are made for, in pixels (reference: the crop).
         window_stride (`int`, *optional*, defaults to 341):
             Step between windows at inference, in pixels (reference: two thirds of the window).
-        sliding_window (`bool`, *optional*, defaults to `True`):
+        use_windows (`bool`, *optional*, defaults to `True`):
             Whether pictures of other sizes are read through windows at inference (reference). `False` reads them whole
             on their own grid, with resized position embeddings.
         patch_size (`int`, *optional*, defaults to 16):
@@ -85,7 +85,7 @@ class QLSegConfig(PreTrainedConfig):
 
     image_size: int = 512
     window_stride: int = 341
-    sliding_window: bool = True
+    use_windows: bool = True
     patch_size: int = 16
     num_channels: int = 3
     hidden_size: int = 768

@@ -33,6 +33,9 @@ class QLSegVisionTransformer(VisionTransformer):
     first block and takes it away again. They are kept because checkpoints and timm's pretrained weights hold them.
     """
 
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
     def __init__(self, config: QLSegConfig):
         super().__init__(
             img_size=config.image_size,
@@ -53,7 +56,7 @@ class QLSegVisionTransformer(VisionTransformer):
         self.grid_size = config.image_size // config.patch_size
         self.out_indices = list(config.out_indices)
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:  # type: ignore[override]
         """`(B, 3, H, W)` pictures, sides multiples of the patch, to the taps `(B, d, h, w)`, shallow to deep."""
         patches = self.patch_embed.proj(pixel_values)
         grid = (patches.shape[-2], patches.shape[-1])

@@ -5,6 +5,7 @@ a level, N heads. Levels run from deep to shallow. Blocked masks are `True` wher
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,7 @@ class QLSegDecoderStage(nn.Module):
         """Queries `(B, K, D)` and tokens `(B, L, D)` per level to the queries, masks `(B, K, L)`, fused queries."""
         decoded, masks = [], []
         for layers, state, tokens in zip(self.levels, queries, levels):
-            for layer in layers:
+            for layer in cast(nn.ModuleList, layers):
                 state, similarity = layer(state, tokens, blocked)
             decoded.append(state)
             masks.append(similarity)
@@ -200,7 +201,9 @@ class QLSegDecoder(nn.Module):
             norm(project(each.flatten(2).transpose(1, 2)))
             for norm, project, each in zip(self.input_norms, self.input_projections, maps)
         ]
-        queries = [embedding.weight.expand(maps[0].shape[0], -1, -1) for embedding in self.queries]
+        queries = [
+            embedding.weight.expand(maps[0].shape[0], -1, -1) for embedding in cast(list[nn.Embedding], self.queries)
+        ]
         output = QLSegDecoderOutput([], [])
         blocked = None
         for stage in self.stages:

@@ -65,8 +65,8 @@ class QLSegEncoder(nn.Module):
         reference_points = reference_points.repeat(len(sources), self.num_sampling_points)
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, reference_points, shapes)
-        levels = hidden_states.chunk(len(sources), dim=1)
-        return [tokens.transpose(1, 2).unflatten(2, shape) for tokens in reversed(levels)]
+        levels = hidden_states.unflatten(1, (len(sources), *shape)).permute(0, 1, 4, 2, 3)
+        return [levels[:, level] for level in reversed(range(len(sources)))]
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

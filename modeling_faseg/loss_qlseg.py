@@ -3,6 +3,8 @@
 Notation: B batch, K classes and queries, T classes that a picture shows.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import initialization as init
@@ -30,7 +32,8 @@ class QLSegLoss(MaskFormerLoss):
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
         }
-        super().__init__(config.num_queries, match_classes, weights, config.no_object_weight)
+        matcher: Any = match_classes
+        super().__init__(config.num_queries, matcher, weights, config.no_object_weight)
 
     def reset_parameters(self) -> None:
         """Fill the buffer again, as a model made on the meta device needs."""
@@ -38,7 +41,7 @@ class QLSegLoss(MaskFormerLoss):
         weights[-1] = self.eos_coef
         init.copy_(self.empty_weight, weights)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         masks_queries_logits: Tensor,
         class_queries_logits: Tensor,
@@ -66,8 +69,8 @@ class QLSegLoss(MaskFormerLoss):
         losses: dict[str, Tensor] = {}
         with torch.autocast(device.type, enabled=False):
             for number, prediction in enumerate([final, *(auxiliary_predictions or [])], start=-1):
-                logits = {name: value.float() for name, value in prediction.items()}
-                terms = super().forward(**logits, mask_labels=mask_labels, class_labels=class_labels)
+                masks, classes = prediction["masks_queries_logits"], prediction["class_queries_logits"]
+                terms = super().forward(masks.float(), classes.float(), mask_labels, class_labels)
                 suffix = "" if number < 0 else f"_{number}"
                 losses |= {name + suffix: value for name, value in sorted(terms.items())}
         return losses
@@ -77,7 +80,9 @@ class QLSegLoss(MaskFormerLoss):
         kinds = {name: name.rstrip("0123456789").removesuffix("_") for name in losses}
         return torch.stack([self.weight_dict[kinds[name]] * value for name, value in losses.items()]).sum()
 
-    def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
+    def get_num_masks(  # type: ignore[override]
+        self, class_labels: list[Tensor], device: torch.device
+    ) -> Tensor:
         """Masks of the batch: their sum over processes divided by the number of processes, at least 1.
 
         Transformers' own divides a mean by the number of processes again.

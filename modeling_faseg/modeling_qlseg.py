@@ -243,7 +243,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     ) -> QLSegForSemanticSegmentationOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures. Of any size at inference with `config.sliding_window`,
+            pixel_values: `(B, 3, H, W)` normalised pictures. Of any size at inference with `config.use_windows`,
                 which reads what is not of the window's size through windows; else H and W multiples of the patch.
             mask_labels: per picture `(T, H, W)` masks of 0 and 1, one per class that is there; T may be 0.
             class_labels: per picture `(T,)` classes in 0..K-1.
@@ -266,7 +266,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         has_labels = mask_labels is not None
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         is_window = size == (self.config.image_size, self.config.image_size)
-        if self.config.sliding_window and not (is_window or has_labels or self.training):
+        if self.config.use_windows and not (is_window or has_labels or self.training):
             return QLSegForSemanticSegmentationOutput(semantic_scores=self._sliding_scores(pixel_values, pixel_mask))
 
         if mask_labels is not None:

@@ -32,7 +32,7 @@ def test_export_of_a_window():
 
 @torch.no_grad()
 def test_export_of_any_rectangle():
-    model = Tensors(tiny_qlseg(sliding_window=False))
+    model = Tensors(tiny_qlseg(use_windows=False))
     height, width = Dim("height", min=3, max=32), Dim("width", min=3, max=32)
     shapes = {"pixel_values": {0: Dim("batch", min=1, max=4), 2: 16 * height, 3: 16 * width}}
     exported = torch.export.export(model, (torch.zeros(2, 3, 80, 112),), dynamic_shapes=shapes, strict=False).module()
@@ -45,7 +45,7 @@ def test_export_of_any_rectangle():
 @torch.no_grad()
 def test_onnx(dynamic, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    twin = tiny_qlseg(sliding_window=not dynamic)
+    twin = tiny_qlseg(use_windows=not dynamic)
     twin.set_attn_implementation("eager")
     model = Tensors(twin)
     size, shapes = (1, 3, 64, 64), None

@@ -102,7 +102,7 @@ def test_window_starts():
 @torch.no_grad()
 def test_rectangular_grid():
     """Read whole, a picture has a grid of its own; what holds for squares holds there."""
-    model = tiny_qlseg(sliding_window=False)
+    model = tiny_qlseg(use_windows=False)
     pixels = picture(48, 112)
     outputs = model(pixels)
     assert outputs.masks_queries_logits.shape == (1, 3, 3, 7) and outputs.semantic_scores.shape == (1, 3, 48, 112)

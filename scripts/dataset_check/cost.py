@@ -152,9 +152,7 @@ class RecipeCost:
             optimizer.zero_grad()
             seconds = self._now() - started
         seconds *= accumulation
-        where = (
-            f"{device.type}" + (f" with {torch.get_num_threads()} threads" if device.type == "cpu" else "") + busy()
-        )
+        threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         whole = f": about {duration(steps * seconds)} for {steps} steps" if steps else ""
         cost.facts["time"] = (
             f"{seconds:.2f} s per step on this machine's {device.type}{threads}{busy()}, mixed precision "

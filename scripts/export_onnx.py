@@ -232,7 +232,7 @@ def compare(arguments: ExportArguments, model: Any, processor: Any, file: Path, 
     if failed := [found for found in comparisons if exact and not found.within_tolerance]:
         raise UserError(
             f"the file differs from the model: {failed[0]}; at most {checking.CLASS_TOLERANCE:g} of class logits and "
-            f"{checking.MASK_TOLERANCE:g} of mask logits are allowed. Nothing was written"
+            f"{checking.MASK_TOLERANCE:g} of mask logits and around thresholds are allowed. Nothing was written"
         )
     equal = min(found.equal_labels for found in comparisons)
     if equal < arguments.least_agreement and (arguments.with_processing or not exact):

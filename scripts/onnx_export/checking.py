@@ -70,9 +70,9 @@ class Comparison:
             text += f" ({self.decided_otherwise} others though the best two scores are {DECIDED:g} apart)"
         if self.decisions:
             text += f", class logits within {self.class_difference:.1e}, mask logits within {self.mask_difference:.1e}"
-            text += f"; {self.turned} of {self.decisions:,} decisions turned by noise"
+            text += f"; {self.turned} of {self.decisions:,} decisions differ"
         if self.turned:
-            text += f", {self.farthest:.1e} from the threshold"
+            text += f", at most {self.farthest:.1e} from their threshold"
         return text
 
 

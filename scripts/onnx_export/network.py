@@ -109,8 +109,13 @@ def quickly_traced() -> Iterator[None]:
 
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """timm's `get_same_padding` without its division of floats, of which a size known only at run time grows in every
-    layer; of whole numbers it comes out as a constant. Guarded by `test_same_padding_equals_timm`."""
+    """timm's `get_same_padding`, for a size known only at run time a constant.
+
+    Sides are multiples of `STEP`, so each size is one of its layer's stride. timm's own formula grows in every layer,
+    until nothing can be traced. Guarded by `test_same_padding_equals_timm`.
+    """
+    if isinstance(size, torch.SymInt):
+        size = stride
     return max((-(-size // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - size, 0)
 
 

@@ -166,7 +166,7 @@ def build_graph(
     from scripts.onnx_export.network import export_network, in_eight_bits
     from scripts.onnx_export.processing import with_processing
 
-    for library in ("onnxscript", "onnx_ir"):  # what they cannot simplify
+    for library in ("onnxscript", "onnx_ir", "onnxruntime.quantization"):  # a line for each node that they leave as is
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         graph = export_network(model, size, half=arguments.precision == "fp16")

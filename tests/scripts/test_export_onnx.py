@@ -377,6 +377,12 @@ def test_windows_of_nearly_equal_score_may_be_exchanged(score, within, decisions
     assert decisions.turned == 1 and (decisions.farthest < checking.MASK_TOLERANCE) == within
 
 
+def test_no_windows_are_no_decision(decisions):
+    decisions.left, decisions.turned, decisions.farthest = [], 0, 0.0
+    none = torch.zeros(1, 0, dtype=torch.int64)
+    assert decisions._windows(torch.rand(1, 2, 4), none) is none and decisions.farthest == 0
+
+
 def test_decisions_of_another_number_or_shape_are_out_of_tolerance(traced, decisions):
     pixels = checking.drawn_pictures(1, 64, 96, 0)
     for change in (lambda left: left[1:], lambda left: [*left, left[0]], lambda left: [*left[:-1], left[-1][:, 1:]]):

@@ -16,6 +16,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 import difflib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from scripts.benchmarking.report import benchmark_markdown
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
@@ -59,6 +60,33 @@ def ablation_markdown(file: Path) -> str:
         seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())
         lines.append(f"| {name} | {seeds} | {number(row['mean'])} | {number(row['standard_deviation'])} |")
     return "\n".join(lines)
+
+
+def lens_markdown(rows: list[dict[str, Any]]) -> str:
+    """A row per habit of reading the same weights."""
+    lines = ["| read | mIoU |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)])
+
+
+def focus_markdown(consistency: dict[str, Any]) -> str:
+    """A row per decoder layer: how much of the queries' look falls into their final masks."""
+    lines = ["| layer | reads | inside, % | evenly, % | chance, % |", "|---|---|---|---|---|"]
+    for row in consistency["layers"]:
+        figures = " | ".join(number(row[name]) for name in ("inside", "even", "chance"))
+        lines.append(f"| {row['layer']} | {row['reads']} | {figures} |")
+    return "\n".join(lines)
+
+
+def details_markdown(folder: Path) -> dict[str, str]:
+    """Name of the table -> table, of what some results files hold beside their row."""
+    tables = {}
+    for file in sorted(folder.glob("*.json")):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if rows := results.get("protocol_lens"):
+            tables[f"lens-{file.stem}"] = lens_markdown(rows)
+        if consistency := results.get("focus_consistency"):
+            tables[f"focus-{file.stem}"] = focus_markdown(consistency)
+    return tables
 
 
 def models_markdown(cards: Path, results: Path, link: str) -> str:
@@ -124,6 +152,7 @@ def with_all_tables(readme: str, folder: Path, cards: Path = ROOT / "hub_cards")
     tables |= {
         f"ablation-{file.stem}": ablation_markdown(file) for file in sorted((folder / "ablation").glob("*.json"))
     }
+    tables |= details_markdown(folder)
     for name, table in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin in readme:

@@ -85,8 +85,9 @@ def test_the_guide_runs_word_for_word(shared, tmp_path, section, name, verdict):
     for output in [*OUTPUTS, "{0}_hub/README.md", "{0}_hub/model.safetensors"]:
         assert (outputs / output.format(name)).is_file(), output.format(name)
     if name == "camvid":
-        assert json.loads((outputs / "camvid_check.json").read_text())["recipe"]["steps"] == 60
-        assert json.loads((outputs / "camvid_results.json").read_text())["mean_iou"] > 5
+        assert json.loads((outputs / "camvid_check.json").read_text())["recipe"]["steps"] == 120
+        # The ablation in the README has 20 to 24 after as many steps.
+        assert json.loads((outputs / "camvid_results.json").read_text())["mean_iou"] > 10
 
 
 def test_the_commands_run_on_little(command, tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def fill(export: Export, folder: Path) -> ModelCard:
     samples = write_samples(export, folder)
     backbone = getattr(export.model.config, "backbone_config", None)
     files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    timm = getattr(backbone, "model_type", "") == "timm_backbone"
+    timm = getattr(backbone, "model_type", "") == "timm_backbone" or export.model.config.model_type == "qlseg"
     card = model_card(
         export.model_id, export.repo_id, export.facts, export.results, recipe, samples, files, needs_timm=timm
     )

@@ -105,7 +105,7 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
         measured_file = results / f"{model_id}.json"
         measured = json.loads(measured_file.read_text(encoding="utf-8")) if measured_file.is_file() else {}
         counted = f"{measured['parameters'] / 1e6:.1f} M" if measured.get("parameters") else "-"
-        parameters = f"{published['parameters_millions']} M" if published else counted
+        parameters = f"{published['parameters_millions']} M" if published.get("parameters_millions") else counted
         figures = [number(published.get(key)) for key in ("mean_iou", "mean_iou_multi_scale")]
         lines.append(
             f"| [{model_id}]({link}{model_id}) | {facts.backbone} | {facts.dataset['name']} | {parameters} | "

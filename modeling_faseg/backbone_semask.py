@@ -444,10 +444,9 @@ class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
         embedded = self.embeddings(pixel_values)
         stage_maps, semantic_maps = self.encoder(embedded)
         maps = dict(zip(self.stage_names, [embedded, *stage_maps]))
+        feature_maps = [_channels_first(self.hidden_states_norms[name](maps[name])) for name in self.out_features]
         return SeMaskBackboneOutput(
-            feature_maps=tuple(
-                _channels_first(self.hidden_states_norms[stage](maps[stage])) for stage in self.out_features
-            ),
+            feature_maps=cast(Any, tuple(feature_maps)),
             hidden_states=tuple(map(_channels_first, maps.values())) if output_hidden_states else None,
             semantic_maps=tuple(map(_channels_first, semantic_maps)),
         )

@@ -43,7 +43,8 @@ model = AutoModelForUniversalSegmentation.from_pretrained(name, **settings).eval
 inputs = processor(images=[Image.open(picture)], return_tensors="pt")
 with torch.no_grad():
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-np.savez(output, classes=outputs.class_queries_logits.float(), masks=outputs.masks_queries_logits.float())
+found = {k: v.float() for k, v in outputs.items() if k.endswith(("logits", "scores")) and torch.is_tensor(v)}
+np.savez(output, **found)
 """
 
 
@@ -54,13 +55,12 @@ def generated_picture() -> Image.Image:
 
 
 def largest_difference(model: Any, processor: Any, found: Any) -> float:
-    """Of the class and mask logits of `model` here from those `found` there."""
+    """Of the logits of `model` here from those `found` there."""
     model = model.to("cpu").eval()
     inputs = processor(images=[generated_picture()], return_tensors="pt")
     with torch.no_grad():
         outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-    here = {"classes": outputs.class_queries_logits, "masks": outputs.masks_queries_logits}
-    return max(float((value.float() - torch.from_numpy(found[key])).abs().max()) for key, value in here.items())
+    return max(float((outputs[key].float() - torch.from_numpy(found[key])).abs().max()) for key in found)
 
 
 def load_back(name: str, revision: str | None, model: Any, processor: Any) -> float:

@@ -13,6 +13,7 @@ from configuration import SeMaskConfig
 from modeling_faseg import SeMaskForSemanticSegmentation
 from scripts import convert_checkpoint, eval, predict
 from scripts.conversion.semask_names import official_source
+from scripts.sharing.clean_load import load_back
 from scripts.training.arguments import TrainArguments, check_arguments
 from scripts.training.augmentation import RandomCrop
 from scripts.training.backbone_weights import load_backbone_weights
@@ -259,3 +260,12 @@ def test_a_folder_without_head_weights_is_refused(tmp_path, command):
 def test_share_of_a_class_is_checked():
     with pytest.raises(UserError, match=r"--crop_max_class_share 0\.0: give a share above 0"):
         check_arguments(arguments_of("semask-tiny-camvid", "--crop_max_class_share", 0))
+
+
+@pytest.mark.slow
+def test_an_export_loads_back_in_a_clean_process(tmp_path):
+    from image_processing import FASegImageProcessor
+
+    model, processor = tiny().eval(), FASegImageProcessor(size={"shortest_edge": 50}, size_divisor=0)
+    save_model_folder(model, processor, tmp_path / "model")
+    assert load_back(str(tmp_path / "model"), None, model, processor) < 1e-4

@@ -225,9 +225,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if getattr(config, "use_windows", False):  # QLSeg reads pictures through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
-    if arguments.protocol_lens and config.model_type == "semask":
+    if arguments.protocol_lens and config.model_type in ("qlseg", "semask"):
         raise UserError(
-            "--protocol_lens: one of its habits resizes masks of queries, which semask has not: leave it out"
+            f"--protocol_lens: one of its habits resizes masks of queries, which {config.model_type} does not give: "
+            "leave it out"
         )
     num_labels: int = config.num_labels or 0
     if arguments.protocol != NATIVE:

@@ -28,15 +28,15 @@ def test_scores_are_resized_then_compared(processor):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 90)])
-def test_confidence_is_a_share_of_the_scores(processor, size):
+def test_confidence_is_the_best_probability(processor, size):
     """Both for a picture that is one window, which has queries, and for one that is several."""
     model, pictures = tiny_qlseg(), tiny_qlseg_batch(size, targets=(0,))["pixel_values"]
     inputs = {"pixel_values": pictures, "pixel_mask": torch.ones(1, *size, dtype=torch.long)}
-    labels, confidence = labels_and_confidence(model, processor, inputs, size)
+    labels, confidence = labels_and_confidence(model, processor, inputs, size, softmax=True)
     with torch.no_grad():
         scores = model(**inputs).semantic_scores[0]
     assert torch.equal(labels, scores.argmax(0))
-    torch.testing.assert_close(confidence, scores.amax(0) / scores.sum(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(confidence, comparable_scores(model, scores).amax(0), atol=1e-5, rtol=1e-5)
 
 
 def test_scales_are_averaged_as_probabilities():

@@ -224,7 +224,8 @@ def compare_logits(model: Any, pixels: Tensor, theirs: Sequence[Tensor], decisio
     found = Comparison(
         " x ".join(str(side) for side in (len(pixels), *pixels.shape[2:])),
         *label_agreement(class_scores(*ours), class_scores(*theirs).argmax(dim=1)),
-        *differences,
+        class_difference=differences[0],
+        mask_difference=differences[1],
     )
     if decisions:
         found.decisions, found.turned, found.farthest = decisions.count, decisions.turned, decisions.farthest

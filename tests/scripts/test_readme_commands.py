@@ -108,6 +108,9 @@ SHRUNK = {
     "eval": ["--dataloader_num_workers", "0"],
     "pack_dataset": [],
     "predict": [],
+    "check_dataset": [],
+    "explain": [],
+    "export_onnx": ["--height", "64", "--width", "64", "--timing_runs", "0", "--least_agreement", "0"],
 }  # fmt: skip
 
 
@@ -136,6 +139,8 @@ def placeholders(shapes, tmp_path_factory):
         "photos/": str(folder / "photos"),
         "masks/": str(folder / "masks"),
         "id2label.json": str(folder / "id2label.json"),
+        "street.jpg": str(folder / "photos" / "0.jpg"),
+        "outputs/faseg-mobilenetv2-camvid": "outputs/train",
     }
 
 

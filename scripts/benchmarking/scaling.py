@@ -68,7 +68,7 @@ def _point(axis: str, value: int, effort: Effort) -> list[dict[str, Any]]:
 
 
 def measure_training_memory(effort: Effort) -> dict[str, Any]:
-    """Per recipe and precision what training needs, and the largest batch per device that fits into `GIGABYTES`.
+    """Per FASeg recipe and precision what training needs, and the largest batch per device that fits into `GIGABYTES`.
 
     An estimate, the same on every device: 16 bytes per parameter, plus what autograd saves for the backward of one
     forward and loss at batch 1 and 2, extended linearly, with 15 % of the device kept free. Mixed precision is
@@ -77,7 +77,7 @@ def measure_training_memory(effort: Effort) -> dict[str, Any]:
     rows = []
     for recipe in sorted(RECIPES.glob("*.yaml")):
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        if "config_name" not in content:
+        if not recipe.stem.startswith("faseg") or "config_name" not in content:
             continue
         size = (64, 64) if effort.quick else (content["crop_height"], content["crop_width"])
         for mixed in (False, True):

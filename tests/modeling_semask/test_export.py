@@ -3,7 +3,6 @@
 import pytest
 import torch
 from tiny_semask import tiny_model
-from torch.export import Dim
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +46,3 @@ def test_onnx(model, tmp_path):
     torch.onnx.export(Logits(model), (pictures,), file, dynamo=True, input_names=["pixel_values"], verbose=False)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     check(model, lambda each: torch.from_numpy(session.run(None, {"pixel_values": each.numpy()})[0]), pictures)
-
-
-@pytest.mark.slow
-def test_dynamic_export(model):
-    """Any batch and any sides in steps of 96, which windows of 4 and semantic windows of 3 divide at every stage."""
-    height, width = Dim("height", min=2, max=8), Dim("width", min=2, max=8)
-    shapes = {"pixel_values": {0: Dim("batch", min=1, max=8), 2: 96 * 4 * height, 3: 96 * 4 * width}}
-    example = torch.randn(2, 3, 96 * 8, 96 * 12)
-    exported = torch.export.export(Logits(model), (example,), dynamic_shapes=shapes, strict=False).module()
-    for size in ((1, 768, 768), (2, 768, 1152)):
-        check(model, exported, torch.randn(size[0], 3, *size[1:]))

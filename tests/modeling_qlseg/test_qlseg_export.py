@@ -6,6 +6,9 @@ from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch
 from torch.export import Dim
 
 
+pytestmark = pytest.mark.slow
+
+
 class Tensors(torch.nn.Module):
     """Tensors in, tensors out."""
 

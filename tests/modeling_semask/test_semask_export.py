@@ -5,6 +5,9 @@ import torch
 from tiny_semask import tiny_model
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()

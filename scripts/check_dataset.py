@@ -38,7 +38,7 @@ from scripts.dataset_check.report import as_json, as_text
 from scripts.dataset_check.report_page import write_report
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenPictures
-from scripts.training.arguments import TrainArguments
+from scripts.training.arguments import TrainArguments, check_values
 from scripts.training.command_line import (
     UserError,
     check_at_least,
@@ -53,6 +53,7 @@ from scripts.training.dataset import (
     number_of_examples,
     readable,
 )
+from scripts.training.model_folder import build_config
 from scripts.training.palette import load_palette
 from scripts.visualization import parse_palette
 
@@ -72,9 +73,8 @@ class CheckArguments(TrainArguments):
 
 def check_arguments(arguments: CheckArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is read."""
-    sizes = ("crop_height", "crop_width", "per_device_train_batch_size", "gradient_accumulation_steps")
-    check_at_least(arguments, 1, "max_samples", *sizes)
-    check_at_least(arguments, 0, "dataloader_num_workers")
+    check_at_least(arguments, 1, "max_samples")
+    check_values(arguments)
     for name in ("report", "json"):
         if value := getattr(arguments, name):
             if Path(value).is_dir():
@@ -120,7 +120,9 @@ def read_classes(
     names = read_names(arguments)
     if names is None:
         names = dataset_classes(arguments, data)
-    if names is None:
+    if names is None and arguments.model_name_or_path:
+        names = {int(index): str(name) for index, name in (build_config(arguments).id2label or {}).items()}
+    if not names:
         fix = 'write id2label.json beside the data, {"0": "name", ...}, or give --id2label'
         return None, None, [Finding("error", "no-class-names", (), "there are no class names", fix)]
     name_of_255 = names.pop(IGNORE_INDEX, None)
@@ -128,7 +130,9 @@ def read_classes(
         listed = ", ".join(map(str, list(names)[:5]))
         message = f"{len(names)} class names have ids {listed}, ... in place of 0..{len(names) - 1}"
         fix = "number the classes from 0 without gaps"
-        if sorted(names) == list(range(1, len(names) + 1)):
+        if len(names) >= IGNORE_INDEX:
+            fix = f"at most {IGNORE_INDEX} classes fit, for id {IGNORE_INDEX} is ignored: merge some by --class_map"
+        elif sorted(names) == list(range(1, len(names) + 1)):
             fix += ", and add --do_reduce_labels: maps whose classes start at 1 are read so"
         known = {index: names.get(index, f"id {index}") for index in range(max([0, *names]) + 1)}
         return known, name_of_255, [Finding("error", "class-names", (), message, fix)]

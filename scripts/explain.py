@@ -161,7 +161,11 @@ def explain(arguments: ExplainArguments) -> int:
 
 def main() -> int:
     """Entry point."""
-    return explain(parse_arguments(ExplainArguments, images="pictures and folders of pictures"))
+    arguments = parse_arguments(ExplainArguments, images="pictures and folders of pictures")
+    try:
+        return explain(arguments)
+    except OSError as error:
+        raise UserError(f"--output_dir {arguments.output_dir}: not written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -14,17 +14,17 @@ from tqdm import tqdm
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
 from scripts.training.arguments import TrainArguments, with_batch_sizes
-from scripts.training.augmentation import training_augmentation
 from scripts.training.command_line import UserError, build_accelerator
 from scripts.training.dataset import IGNORE_INDEX, check_ignored_id
 from scripts.training.memory import activation_bytes, state_bytes
 from scripts.training.model_folder import build_config, build_model, build_processor, refuse_dead_hrca
-from scripts.training.run import build_optimizer, prepare_network
+from scripts.training.run import augmentation_of, build_optimizer, prepare_network
 from scripts.training.streaming import RowBatch, StreamRow, TrainingCollator, TrainingSamples
 
 
 MAX_ROWS = 16  # undecoded, kept for the measured step
 GIB = 2**30
+WORKSPACE = 1.15  # the loss, and what kernels and the allocator need, as a factor
 
 
 @dataclass
@@ -57,6 +57,9 @@ class RecipeCost:
         self.config = build_config(arguments, names)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
+        self.model = prepare_network(
+            build_model(self.arguments, self.config), self.arguments, self.accelerator
+        ).train()
         self.rows: list[dict[str, Any]] = []
 
     def keep(self, row: dict[str, Any]) -> None:
@@ -83,10 +86,14 @@ class RecipeCost:
             f"{f'{steps} steps' if steps else 'steps'} of {batch} crops of {size}{epochs}"
         )
         cost.numbers |= {"steps": steps, "batch": batch}
-        model = prepare_network(build_model(arguments, self.config), arguments, self.accelerator).train()
-        fits = self._memory(model, cost)
-        if fits:
-            self._time(model, steps, accumulation, cost)
+        if self._memory(self.model, cost):
+            try:
+                self._time(self.model, steps, accumulation, cost)
+            except torch.OutOfMemoryError:
+                cost.facts["time"] = "not measured: the step needs more memory than this machine has free"
+                self._does_not_fit(
+                    cost, "the loss and workspace of a step, too, are more than is free on this machine"
+                )
         self._queries(splits, cost)
         return cost
 
@@ -106,21 +113,24 @@ class RecipeCost:
             f"{total / GIB:.2f} GiB per process ({parts}, activations {activations / GIB:.2f}), loss and workspace on "
             f"top; {free / GIB:.1f} GiB free on this machine's {self.accelerator.device.type}"
         )
-        if total <= free:
+        if total * WORKSPACE <= free:
             return True
-        largest = int((free - sum(state.values())) / (activations / micro))
+        largest = int((free / WORKSPACE - sum(state.values())) / (activations / micro))
         smaller = f"--per_device_train_batch_size {largest}, or " if 0 < largest < micro else ""
-        cost.findings.append(
-            Finding(
-                "warning",
-                "does-not-fit",
-                (),
-                f"the recipe needs {total / GIB:.1f} GiB per process, {free / GIB:.1f} GiB are free on this machine",
-                f"{smaller}--gradient_checkpointing, smaller crops, or a larger machine",
-                {"needed": total, "free": free},
-            )
+        self._does_not_fit(
+            cost,
+            f"the recipe needs {total / GIB:.1f} GiB per process and some for the loss, {free / GIB:.1f} GiB are free "
+            "on this machine",
+            smaller,
+            {"needed": total, "free": free},
         )
         return False
+
+    def _does_not_fit(
+        self, cost: Cost, message: str, smaller: str = "", numbers: dict[str, Any] | None = None
+    ) -> None:
+        fix = f"{smaller}--gradient_checkpointing, smaller crops, or a larger machine"
+        cost.findings.append(Finding("warning", "does-not-fit", (), message, fix, numbers or {}))
 
     def _free_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":
@@ -181,14 +191,7 @@ class RecipeCost:
         arguments, num_labels = self.arguments, self.config.num_labels or 0
         if not self.rows:
             raise UserError("no sample without a fault was read")
-        augmentation = training_augmentation(
-            arguments.crop_height,
-            arguments.crop_width,
-            arguments.shortest_edges,
-            arguments.longest_edge,
-            arguments.scale_range,
-            arguments.color_jitter,
-        )
+        augmentation = augmentation_of(arguments)
         samples = TrainingSamples(arguments, num_labels, augmentation, arguments.seed)
         processor = build_processor(arguments, self.config, ignore_index=IGNORE_INDEX, num_labels=num_labels)
         count = arguments.per_device_train_batch_size

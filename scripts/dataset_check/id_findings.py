@@ -50,9 +50,11 @@ def numbering_finding(evidence: Evidence) -> Finding | None:
     span = f"ids {min(present, default=0)}..{max(present, default=0)} occur, names are for {first}..{last}"
     zero = f"0 covers {evidence.share(0):.1f} % of pixels in {evidence.maps_with[0]} of {evidence.maps} maps"
     if outside == {last + 1}:
+        if len(as_given.fitting) >= 2 and not as_given.odd:
+            return None  # the others lie where they belong: the one id beyond the classes may mark unlabelled pixels
         if 0 not in present:
             return _numbering(evidence, "shifted-by-one", f"{span}, and 0 never", fitting, as_given, first + 1)
-        if first == 0 and not (len(as_given.fitting) >= 2 and not as_given.odd):
+        if first == 0:
             return _numbering(evidence, "labels-not-reduced", f"{span}, and {zero}", fitting, as_given, 1)
         return None
     if outside or fitting is None:

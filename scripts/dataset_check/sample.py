@@ -148,9 +148,13 @@ def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray
     return label.astype(np.int64)
 
 
-def category_ids(segment_ids: np.ndarray, segments: list[dict[str, Any]], facts: SampleFacts) -> np.ndarray:
-    """Class ids of a panoptic map `(H, W)` of segment ids; 255 where no segment is."""
-    categories = {int(segment["id"]): int(segment["category_id"]) for segment in segments}
+def category_ids(segment_ids: np.ndarray, segments: Any, facts: SampleFacts) -> np.ndarray | None:
+    """Class ids of a panoptic map `(H, W)` of segment ids; 255 where no segment is. None if they cannot be told."""
+    try:
+        categories = {int(segment["id"]): int(segment["category_id"]) for segment in segments}
+    except (TypeError, KeyError, ValueError):
+        facts.faults["segments-mismatch"] = f"{SEGMENTS_COLUMN} is no list of id and category_id"
+        return None
     present, places = np.unique(segment_ids, return_inverse=True)
     unknown = [int(value) for value in present if value and int(value) not in categories]
     lost = sorted(set(categories) - set(present.tolist()))

@@ -14,8 +14,8 @@ from scripts.evaluation import report_charts, report_confusion
 from scripts.evaluation.report_confusion import largest_confusions
 from scripts.evaluation.report_counts import CONFIDENCE_BINS, DISTANCES, Calibration, SizeGroup, shares
 from scripts.evaluation.report_pictures import RankedPicture
-from scripts.page import facts_table, figure, html_page, row, table
-from scripts.visualization import Palette, class_colour, label_image
+from scripts.page import class_cell, facts_table, figure, html_page, row, table
+from scripts.visualization import Palette, label_image
 
 
 BARS_IN_ONE_COLUMN = 30  # more go into two
@@ -56,8 +56,7 @@ class Findings:
 
     def class_cell(self, index: int) -> str:
         """A class's swatch and name."""
-        swatch = f"<span class='swatch' style='background:rgb{class_colour(index, self.palette)}'></span>"
-        return f"{swatch}{html.escape(self.names[index])}"
+        return class_cell(index, self.names[index], self.palette)
 
 
 def percent(share: float) -> str:

@@ -55,12 +55,21 @@ def generated_picture() -> Image.Image:
 
 
 def largest_difference(model: Any, processor: Any, found: Any) -> float:
-    """Of the logits of `model` here from those `found` there."""
+    """Of the logits of `model` here from those `found` there.
+
+    Raises:
+        UserError: they are not the same outputs.
+    """
     model = model.to("cpu").eval()
     inputs = processor(images=[generated_picture()], return_tensors="pt")
     with torch.no_grad():
         outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-    return max(float((outputs[key].float() - torch.from_numpy(found[key])).abs().max()) for key in found)
+    here = {
+        key: value for key, value in outputs.items() if key.endswith(("logits", "scores")) and torch.is_tensor(value)
+    }
+    if set(here) != set(found):
+        raise UserError(f"the copy returns {', '.join(found) or 'no logits'}, the model {', '.join(here)}")
+    return max(float((value.float() - torch.from_numpy(found[key])).abs().max()) for key, value in here.items())
 
 
 def load_back(name: str, revision: str | None, model: Any, processor: Any) -> float:

@@ -107,11 +107,16 @@ def check_arguments(arguments: TrainArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
     if not arguments.output_dir:
         raise UserError("no output folder: give --output_dir")
+    check_folder("--output_dir", Path(arguments.output_dir))
+    check_values(arguments)
+
+
+def check_values(arguments: TrainArguments) -> None:
+    """Raises `UserError` at numbers and names that no training can work with."""
     if arguments.scale_range and (len(arguments.scale_range) != 2 or not 0 < min(arguments.scale_range)):
         raise UserError(f"--scale_range {arguments.scale_range}: give two positive factors, LOW HIGH")
     if not 0 < arguments.crop_max_class_share <= 1:
         raise UserError(f"--crop_max_class_share {arguments.crop_max_class_share}: give a share above 0, 1 for none")
-    check_folder("--output_dir", Path(arguments.output_dir))
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")

@@ -262,6 +262,15 @@ def classes_file(arguments: DatasetArguments) -> Path | None:
     Raises:
         UserError: the Hub is there but goes on failing: without its names the run would have other classes.
     """
+    return file_beside(arguments, "id2label.json")
+
+
+def file_beside(arguments: DatasetArguments, name: str) -> Path | None:
+    """The file of that name beside the data, None if there is none.
+
+    Raises:
+        UserError: the Hub is there but goes on failing.
+    """
     folders = [folder for folder in (arguments.train_images, arguments.eval_images) if folder]
     places = [parent for folder in folders for parent in (Path(project_path(folder)), Path(folder).absolute().parent)]
     if arguments.dataset_name:
@@ -270,14 +279,10 @@ def classes_file(arguments: DatasetArguments) -> Path | None:
             places.append(place if place.is_dir() else place.parent)
         else:
             download = partial(
-                hf_hub_download,
-                arguments.dataset_name,
-                "id2label.json",
-                repo_type="dataset",
-                revision=arguments.dataset_revision,
+                hf_hub_download, arguments.dataset_name, name, repo_type="dataset", revision=arguments.dataset_revision
             )
             try:
-                return Path(with_retries(download, "id2label.json", if_answered=True))
+                return Path(with_retries(download, name, if_answered=True))
             except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
                 pass
-    return next((place / "id2label.json" for place in places if (place / "id2label.json").is_file()), None)
+    return next((place / name for place in places if (place / name).is_file()), None)

@@ -41,6 +41,20 @@ from scripts.training.whole_folder import recover
 NUM_TRACKED_IMAGES = 4
 
 
+def augmentation_of(arguments: TrainArguments) -> Any:
+    """The training augmentation that the arguments ask for."""
+    return training_augmentation(
+        arguments.crop_height,
+        arguments.crop_width,
+        arguments.shortest_edges,
+        arguments.longest_edge,
+        arguments.scale_range,
+        arguments.color_jitter,
+        max_class_share=arguments.crop_max_class_share,
+        unlabelled=(0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,),
+    )
+
+
 @dataclass
 class Run:
     """What the loop works with.
@@ -99,16 +113,7 @@ class Run:
     def batches(self) -> Iterator[dict[str, Any]]:
         """Training batches of this process, from where the run stands."""
         arguments = self.arguments
-        augmentation = training_augmentation(
-            arguments.crop_height,
-            arguments.crop_width,
-            arguments.shortest_edges,
-            arguments.longest_edge,
-            arguments.scale_range,
-            arguments.color_jitter,
-            max_class_share=arguments.crop_max_class_share,
-            unlabelled=(0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,),
-        )
+        augmentation = augmentation_of(arguments)
         stream = StreamBatches(
             self.data,
             arguments.per_device_train_batch_size,

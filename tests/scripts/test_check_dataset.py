@@ -129,6 +129,23 @@ def test_an_id_for_void_after_the_last_class(doctor):
     assert "`ignore: [6]`" in result["findings"][0]["fix"]
 
 
+def test_an_id_for_void_where_class_0_never_occurs(doctor):
+    """The heights say that the classes are right: a fix that subtracts 1 would ruin them."""
+
+    copy = generated()
+    names = {0: "animal", **{index: copy.names[index - 1] for index in range(1, 7)}}
+    moved = copy.with_labels(lambda label: np.where(label == 255, 7, label + 1).astype(np.uint8))
+    _, result, _ = doctor(replace(moved, names=names))
+    assert "shifted-by-one" not in named(result, "error", "warning"), result["findings"]
+    assert "ids-out-of-range" in named(result, "error", "warning")
+
+
+@pytest.mark.parametrize("names", [{}, {index: f"class {index}" for index in range(300)}])
+def test_names_of_no_or_too_many_classes(names, doctor):
+    code, result, _ = doctor(replace(generated(), names=names))
+    assert code == 1 and named(result, "error") & {"no-class-names", "class-names"}
+
+
 def test_masks_of_0_and_255(doctor):
     copy = generated().with_labels(lambda label: np.where(label == 5, 255, 0).astype(np.uint8))
     _, result, _ = doctor(replace(copy, names={0: "background", 1: "car"}))

@@ -164,7 +164,7 @@ def test_a_chart_breaks_where_a_layer_did_not_look():
     assert "a &amp; b" in chart
 
 
-def test_explaining_needs_no_project_of_a_model_that_has_none(monkeypatch):
+def test_a_model_without_focus_is_refused(monkeypatch):
     """A model whose forward knows no focus is refused by name."""
     arguments = SimpleNamespace(model_name_or_path="other")
     monkeypatch.setattr(explain_command, "build_config", lambda arguments: None)

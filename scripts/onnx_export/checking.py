@@ -162,7 +162,9 @@ class Decisions:
         scores = attention.sum(1)
         ranks, own_ranks = (scores.gather(1, index).sort().values for index in (kept, own))
         if turned := int((kept.sort().values != own.sort().values).sum()):
-            self._note(turned, float((ranks.log() - own_ranks.log()).abs().max()))
+            apart = (ranks.log() - own_ranks.log()).abs()
+            # Windows of the same attention, as of none at all, are a tie that either may break as it likes.
+            self._note(turned, float(apart.where(ranks != own_ranks, 0).max()))
         return kept
 
     def _next(self, shape: torch.Size, kind: torch.dtype) -> Tensor | None:

@@ -377,6 +377,16 @@ def test_windows_of_nearly_equal_score_may_be_exchanged(score, within, decisions
     assert decisions.turned == 1 and (decisions.farthest < checking.MASK_TOLERANCE) == within
 
 
+def test_windows_that_nobody_looked_at_are_a_tie(decisions):
+    attention = torch.tensor([[[0.7, 0.3, 0.0, 0.0]]])
+    decisions.left, decisions.turned, decisions.farthest = [torch.tensor([[0, 1, 3]])], 0, 0.0
+    decisions._windows(attention, torch.tensor([[0, 1, 2]]))
+    assert decisions.turned == 1 and decisions.farthest == 0
+    decisions.left = [torch.tensor([[0, 2, 3]])]
+    decisions._windows(attention, torch.tensor([[0, 1, 2]]))
+    assert decisions.farthest == math.inf
+
+
 def test_no_windows_are_no_decision(decisions):
     decisions.left, decisions.turned, decisions.farthest = [], 0, 0.0
     none = torch.zeros(1, 0, dtype=torch.int64)

@@ -223,8 +223,10 @@ def test_preparing_graph_equals_the_processor(settings, traced):
         pixels, network_size, picture_size = session.run(None, {"picture": picture})
         expected = processor(picture, return_tensors="np", input_data_format="channels_last")
         assert tuple(network_size) == tuple(expected["input_sizes"][0]) and tuple(picture_size) == size
-        difference = np.abs(pixels - expected["pixel_values"])
-        assert difference.max() < 0.02 and (difference > 2e-3).mean() < 0.02  # one of 255 is 0.0175 or 0.0039
+        # In 8-bit steps. Releases of Pillow round differently between their two passes, but not to one side.
+        scale = np.array(processor.image_std if processor.do_normalize else [1.0])[:, None, None] * 255
+        steps = (pixels - expected["pixel_values"]) * scale
+        assert np.abs(steps).max() < 1.01 and abs(steps.mean()) < 0.02
 
 
 def test_int8_keeps_the_labels(checkpoint, traced_once, tmp_path, capsys):

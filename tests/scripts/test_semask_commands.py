@@ -122,7 +122,7 @@ def test_evaluation_and_prediction(shapes, tmp_path, command):
         assert code == 0 and "results in" in out
         assert json.loads((tmp_path / "results.json").read_text())["images"] == 2
     code, _, error = command(eval, *common, *shared_flags, "--protocol_lens")
-    assert code == 2 and "masks of queries, which semask has not" in error[-1]
+    assert code == 2 and "masks of queries, which semask does not give" in error[-1]
     code, *_ = command(
         predict, *common, "--split_name", "validation", "--output_dir", tmp_path / "maps", "--score_maps"
     )

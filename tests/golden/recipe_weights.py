@@ -44,8 +44,16 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _scaled(name: str, shape: tuple[int, ...], values: np.ndarray) -> np.ndarray:
-    """The rules that QLSeg's names meet."""
+    """The rules that the names of SeMask and QLSeg meet."""
     last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        return np.exp(0.3 * values)
+    if last == "running_mean":
+        return 0.2 * values
+    if last == "gamma":
+        return 0.6 + 0.1 * values
+    if last == "relative_position_bias_table":
+        return 0.5 * values
     if last in ("pos_embed", "cls_token", "level_embed"):
         return 0.5 * values
     if "query_" in name or last == "q.weight":
@@ -57,6 +65,8 @@ def _scaled(name: str, shape: tuple[int, ...], values: np.ndarray) -> np.ndarray
     if last.endswith("bias"):
         return 0.1 * values
     gain = 1.0
+    if "mlp_cls_q" in name or "mlp_cls_k" in name:
+        gain = 0.8 * (2.0 / max(shape[0], 1)) ** 0.25
     if "class_embed" in name:
         gain = 5.0
     if "atm_" in name and ("out_proj" in name or "multihead_attn.proj" in name or "linear2" in name):

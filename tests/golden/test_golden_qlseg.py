@@ -4,6 +4,7 @@ The small case runs twice: in full from the shared folder, and from a copy in th
 and column, whose weights and inputs are made anew.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,17 @@ def case(request):
     return shared_case(request.getfixturevalue("shared"), "qlseg_a_K20")
 
 
-@pytest.fixture
-def model(case):
+@pytest.fixture(scope="module")
+def converted(case):
     model = QLSegForSemanticSegmentation(small_config())
     model.load_state_dict(convert_state_dict(case.official, model.config), strict=True)
     return model.eval()
+
+
+@pytest.fixture
+def model(converted):
+    """A copy of its own for each test."""
+    return copy.deepcopy(converted)
 
 
 def targets(label_maps: Tensor) -> dict[str, list[Tensor]]:

@@ -1,11 +1,16 @@
-"""SeMask-FPN and the SeMask backbone against the official code's recorded numbers, through the real converter."""
+"""SeMask-FPN and the SeMask backbone against the official code's recorded numbers, through the real converter.
 
-import importlib.util
+The small cases run twice: in full from the shared folder, and from copies in this folder that leave out rows and
+columns of large maps, whose weights and inputs are made anew.
+"""
+
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recipe_weights
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,24 +37,56 @@ FULL_SIZE = {
 }
 
 
-def load_case(shared: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class Case:
+    """Recorded numbers and the official state dict.
+
+    Args:
+        meta: with `steps`, the outputs of which every step-th row and column is kept, in a reduced copy.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], meta: dict[str, Any]):
+        self.tensors, self.meta = tensors, meta
+        self.official = {name[2:]: value for name, value in tensors.items() if name.startswith("w.")}
+
+    def check(self, name: str, found: Tensor) -> None:
+        """Compares what is recorded of `name`."""
+        step = self.meta.get("steps", {}).get(name, 1)
+        torch.testing.assert_close(found[..., ::step, ::step], self.tensors[f"out.{name}"], **TOLERANCE)
+
+
+def shared_case(shared: Path, name: str) -> Case:
     folder = shared / "golden" / "semask"
-    return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
+    return Case(load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text()))
 
 
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def local_case(name: str, num_labels: int) -> Case:
+    folder = Path(__file__).parent
+    tensors, meta = load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
+    seeds = meta["seeds"]
+    tensors["in.pixel_values"] = recipe_weights.image((2, 3, 96, 64), seeds["pixel_values"])
+    tensors["in.labels"] = recipe_weights.labels((2, 96, 64), num_labels, seeds["labels"])
+    made = recipe_weights.state_dict(meta["shapes"], seeds["weights"])
+    return Case(tensors | {f"w.{key}": value for key, value in made.items()}, meta)
+
+
+@pytest.fixture(scope="module", params=["reduced", "full"])
+def case(request):
+    if request.param == "reduced":
+        return local_case("semask_fpn_mixed_global", num_labels=23)
+    return shared_case(request.getfixturevalue("shared"), "semask_fpn_mixed_global")
+
+
+@pytest.fixture(scope="module", params=["reduced", "full"])
+def backbone_case(request):
+    if request.param == "reduced":
+        return local_case("semask_m2f_backbone_K150", num_labels=150)
+    return shared_case(request.getfixturevalue("shared"), "semask_m2f_backbone_K150")
 
 
 @pytest.fixture(scope="module")
-def case(shared):
-    return load_case(shared, "semask_fpn_mixed_global")
-
-
-@pytest.fixture
-def model(case):
+def converted(case):
     """A small SeMask-FPN: five-token windows, semantic windows of three, two global stages, two semantic blocks."""
-    tensors, meta = case
+    meta = case.meta
     given = meta["config"]["backbone"]
     config = SeMaskConfig(
         backbone_config=SeMaskSwinConfig(
@@ -62,35 +99,39 @@ def model(case):
         num_labels=meta["config"]["decode_head"]["num_classes"],
     )
     model = SeMaskForSemanticSegmentation(config)
-    model.load_state_dict(convert_state_dict(under(tensors, "w."), config))
+    model.load_state_dict(convert_state_dict(case.official, config))
     return model.eval()
 
 
+@pytest.fixture
+def model(converted):
+    """A copy of its own for each test."""
+    return copy.deepcopy(converted)
+
+
 def test_maps_and_logits(case, model):
-    tensors, _ = case
+    pixel_values = case.tensors["in.pixel_values"]
     with torch.no_grad():
-        features = model.backbone(tensors["in.pixel_values"]).feature_maps
-        outputs = model(tensors["in.pixel_values"])
+        features = model.backbone(pixel_values).feature_maps
+        outputs = model(pixel_values)
     for stage in range(4):
-        torch.testing.assert_close(features[stage], tensors[f"out.feature_map.{stage}"], **TOLERANCE)
-        torch.testing.assert_close(outputs.semantic_maps[stage], tensors[f"out.semantic_map.{stage}"], **TOLERANCE)
-    torch.testing.assert_close(outputs.logits, tensors["out.logits_stride4"], **TOLERANCE)
-    torch.testing.assert_close(outputs.auxiliary_logits, tensors["out.aux_logits_stride4"], **TOLERANCE)
-    at_input = resized(outputs.logits, tensors["in.pixel_values"].shape[-2:])
-    torch.testing.assert_close(at_input, tensors["out.logits_input_size"], **TOLERANCE)
+        case.check(f"feature_map.{stage}", features[stage])
+        case.check(f"semantic_map.{stage}", outputs.semantic_maps[stage])
+    case.check("logits_stride4", outputs.logits)
+    case.check("aux_logits_stride4", outputs.auxiliary_logits)
+    case.check("logits_input_size", resized(outputs.logits, pixel_values.shape[-2:]))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_both_attentions_agree_with_the_reference(case, model, attention):
-    tensors, _ = case
     model.set_attn_implementation(attention)
     with torch.no_grad():
-        logits = model(tensors["in.pixel_values"]).logits
-    torch.testing.assert_close(logits, tensors["out.logits_stride4"], **TOLERANCE)
+        logits = model(case.tensors["in.pixel_values"]).logits
+    case.check("logits_stride4", logits)
 
 
 def test_losses_and_gradients(case, model):
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     outputs = model(tensors["in.pixel_values"], labels=tensors["in.labels"])
     assert outputs.loss_dict["loss_cross_entropy"].item() == pytest.approx(meta["losses"]["loss_ce"], abs=1e-5)
     assert 0.4 * outputs.loss_dict["loss_semantic"].item() == pytest.approx(meta["losses"]["loss_cate"], abs=1e-5)
@@ -106,7 +147,7 @@ def test_losses_and_gradients(case, model):
 
 
 def test_hard_pixels_alone(case, model):
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     model.config.ohem_min_kept = meta["ohem"]["min_kept"]
     terms = model(tensors["in.pixel_values"], labels=tensors["in.labels"]).loss_dict
     assert terms["loss_cross_entropy"].item() == pytest.approx(meta["ohem"]["losses"]["loss_ce"], abs=1e-5)
@@ -115,7 +156,7 @@ def test_hard_pixels_alone(case, model):
 
 def test_batch_norm_in_training(case, model):
     """Statistics of the batch; all that is random is off, as in the recording."""
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     for module in model.train().modules():
         if hasattr(module, "rate") or isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.eval()
@@ -148,16 +189,16 @@ def assert_argmax(scores, expected, total):
 
 
 def test_whole_picture(case, model):
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     size = tuple(meta["ori_shape"])
     processor = FASegImageProcessor(size_divisor=0)
     probabilities = comparable_scores(model, scores_at(model, processor, tensors["in.pixel_values"][:1], size))
-    torch.testing.assert_close(probabilities.amax(0), tensors["out.prob_ori_max"][0], **TOLERANCE)
+    case.check("prob_ori_max", probabilities.amax(0)[None])
     assert_argmax(probabilities, tensors["out.segmentation_ori"][0], size[0] * size[1])
 
 
 def test_multi_scale_and_flip(case, model):
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     size = tuple(meta["ori_shape"])
     processor = FASegImageProcessor(size_divisor=0)
     picture = tensors["in.pixel_values"][:1]
@@ -172,7 +213,7 @@ def test_multi_scale_and_flip(case, model):
 
 def test_sliding_windows(case, model):
     """Logits, not probabilities, are averaged where windows overlap."""
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     picture = tensors["in.pixel_values"][:1]
     (down, right), (height, width) = meta["slide"]["stride"], meta["slide"]["crop"]
     processor = FASegImageProcessor(size_divisor=0)
@@ -190,7 +231,7 @@ def test_sliding_windows(case, model):
 
 def test_labels_equal_scores_of_the_same_picture(case, model):
     """The memory-saving path from logits to labels, which evaluation takes, against the recorded map."""
-    tensors, meta = case
+    tensors, meta = case.tensors, case.meta
     size = tuple(meta["ori_shape"])
     labels = FASegImageProcessor(size_divisor=0).post_process_semantic_segmentation(
         SemanticSegmenterOutput(logits=tensors["out.logits_stride4"][:1]),
@@ -200,10 +241,9 @@ def test_labels_equal_scores_of_the_same_picture(case, model):
     assert (labels == tensors["out.segmentation_ori"][0].long()).float().mean() > 0.999
 
 
-def test_mask_classification_backbone_and_its_loss(shared):
+def test_mask_classification_backbone_and_its_loss(backbone_case):
     """The backbone as SeMask's copy of Mask2Former has it: one global stage, aligned corners in the decoder."""
-    tensors, meta = load_case(shared, "semask_m2f_backbone_K150")
-    given = meta["config"]
+    tensors, given = backbone_case.tensors, backbone_case.meta["config"]
     config = SeMaskSwinConfig(
         embed_dim=given["ed"],
         depths=given["dp"],
@@ -214,33 +254,30 @@ def test_mask_classification_backbone_and_its_loss(shared):
         global_semantic_stages=[3],
     )
     backbone = SeMaskSwinBackbone(config)
-    backbone.load_state_dict(convert_backbone(under(tensors, "w."), backbone))
+    backbone.load_state_dict(convert_backbone(backbone_case.official, backbone))
     with torch.no_grad():
         outputs = backbone.eval()(tensors["in.pixel_values"])
         loss = semantic_map_loss(outputs.semantic_maps, tensors["in.labels"], ignore_value=255)
         summed = sum_semantic_maps(outputs.semantic_maps, align_corners=True)
     for stage in range(4):
-        torch.testing.assert_close(outputs.feature_maps[stage], tensors[f"out.feature_map.{stage}"], **TOLERANCE)
-        semantic_map = outputs.semantic_maps[stage][:, :32]
-        torch.testing.assert_close(semantic_map, tensors[f"out.semantic_map.{stage}"], **TOLERANCE)
+        backbone_case.check(f"feature_map.{stage}", outputs.feature_maps[stage])
+        backbone_case.check(f"semantic_map.{stage}", outputs.semantic_maps[stage][:, :32])
     full = resized(summed, tensors["in.labels"].shape[-2:], align_corners=True)
-    torch.testing.assert_close(full[:, ::8, ::2, ::2], tensors["out.aux_pred_full"], **TOLERANCE)
-    assert loss.item() == pytest.approx(meta["loss_cate"], abs=1e-5)
+    backbone_case.check("aux_pred_full", full[:, ::8, ::2, ::2])
+    assert loss.item() == pytest.approx(backbone_case.meta["loss_cate"], abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size(shared, name):
     """Released architectures with weights drawn by the recorded recipe."""
-    tensors, meta = load_case(shared, name)
+    case = shared_case(shared, name)
+    tensors, meta = case.tensors, case.meta
     backbone, num_labels = FULL_SIZE[name]
     config = SeMaskConfig(backbone_config=SeMaskSwinConfig(**backbone), num_labels=num_labels)
-    recipe_file = shared / "golden" / "recipe_weights.py"
-    spec = importlib.util.spec_from_file_location("recipe_weights", recipe_file)
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    keys = shared / "keys" / "semask" / f"{name.removeprefix('full_')}.json"
-    official = recipe.state_dict_from_keys(keys, meta["weights_recipe"]["seed"])
+    keys = json.loads((shared / "keys" / "semask" / f"{name.removeprefix('full_')}.json").read_text())["keys"]
+    shapes = {key: tuple(entry["shape"]) for key, entry in keys.items() if entry["dtype"].startswith("float")}
+    official = recipe_weights.state_dict(shapes, meta["weights_recipe"]["seed"])
     model = SeMaskForSemanticSegmentation(config).eval()
     model.load_state_dict(convert_state_dict(official, config))
     assert sum(parameter.numel() for parameter in model.parameters()) == meta["params"]
@@ -249,13 +286,10 @@ def test_full_size(shared, name):
         outputs = model(pictures, labels=labels)
         features = model.backbone(pictures).feature_maps
     for stage in range(4):
-        thinned = features[stage][:, :16, ::4, ::4]
-        torch.testing.assert_close(thinned, tensors[f"out.feature_map.{stage}"], **TOLERANCE)
-        thinned = outputs.semantic_maps[stage][:, :16, ::4, ::4]
-        torch.testing.assert_close(thinned, tensors[f"out.semantic_map.{stage}"], **TOLERANCE)
-    torch.testing.assert_close(outputs.logits[:, :, ::8, ::8], tensors["out.logits_stride4"], **TOLERANCE)
-    thinned = outputs.auxiliary_logits[:, :, ::8, ::8]
-    torch.testing.assert_close(thinned, tensors["out.aux_logits_stride4"], **TOLERANCE)
+        case.check(f"feature_map.{stage}", features[stage][:, :16, ::4, ::4])
+        case.check(f"semantic_map.{stage}", outputs.semantic_maps[stage][:, :16, ::4, ::4])
+    case.check("logits_stride4", outputs.logits[:, :, ::8, ::8])
+    case.check("aux_logits_stride4", outputs.auxiliary_logits[:, :, ::8, ::8])
     assert_argmax(outputs.logits[0], tensors["out.argmax_stride4"][0], outputs.logits[0, 0].numel())
     terms = outputs.loss_dict
     assert terms["loss_cross_entropy"].item() == pytest.approx(meta["losses"]["loss_ce"], abs=1e-4)

@@ -3,11 +3,11 @@
 Notation: B batch, N heads, C channels, Q queries, L keys.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-from .configuration_faseg import FASegConfig
 
 
 def attention_weights(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
@@ -35,12 +35,17 @@ def eager_attention_forward(
 
 
 class FASegAttention(nn.Module):
-    """Attention with separate query, key and value inputs."""
+    """Attention with separate query, key and value inputs.
 
-    def __init__(self, config: FASegConfig):
+    Args:
+        config: the model's, with `hidden_dim`, `dropout` and the attention implementation.
+    """
+
+    def __init__(self, config: Any, num_heads: int):
         super().__init__()
         self.config = config
-        self.head_dim = config.hidden_dim // config.num_attention_heads
+        self.num_heads = num_heads
+        self.head_dim = config.hidden_dim // num_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.dropout
         self.is_causal = False
@@ -75,33 +80,45 @@ class FASegAttention(nn.Module):
         """
         if keys.shape[1] == 0:
             return self.o_proj(torch.zeros_like(queries)), None
+        query, key, value = self.q_proj(queries), self.k_proj(keys), self.v_proj(values)
+        output, weights = self.attend(query, key, value, blocked, need_weights, report_weights)
+        if output_scale is not None:
+            output = output * output_scale
+        return self.o_proj(output), weights
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocked: Tensor | None,
+        need_weights: bool = False,
+        report_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` without its projections: the three inputs have been through theirs, the output has not."""
         attention = eager_attention_forward
         if not need_weights:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
-        query = self._split_heads(self.q_proj(queries))
+        query, key = self._split_heads(query), self._split_heads(key)
         attention_mask = None
         if blocked is not None:
             # Finite, with room for the score it is added to: a row without any key left stays finite too.
             attention_mask = torch.zeros_like(blocked, dtype=query.dtype)
             attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min / 2)
-        key = self._split_heads(self.k_proj(keys))
         output, weights = attention(
             self,
             query,
             key,
-            self._split_heads(self.v_proj(values)),
+            self._split_heads(value),
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
         )
         if report_weights and weights is None:
             weights = attention_weights(query, key, attention_mask, self.scaling)
-        output = output.flatten(2)
-        if output_scale is not None:
-            output = output * output_scale
-        return self.o_proj(output), weights
+        return output.flatten(2), weights
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """`(B, L, C)` to `(B, N, L, C / N)`."""

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_faseg import FASegAttention
 from .configuration_qlseg import QLSegConfig
 
 
@@ -23,42 +23,13 @@ class QLSegDecoderOutput:
     masks_queries_logits: list[Tensor]
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Attention by two matrix products; returns its weights."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
-
-
-class QLSegAttention(nn.Module):
+class QLSegAttention(FASegAttention):
     """Multi-head attention that can tell how much each query agrees with each token."""
 
     def __init__(self, config: QLSegConfig):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.decoder_attention_heads
-        self.head_dim = config.hidden_dim // self.num_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.dropout
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
-        self.k_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
-        self.v_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
-        self.o_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+        super().__init__(config, config.decoder_attention_heads)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, queries: Tensor, tokens: Tensor, blocked: Tensor | None = None, need_similarity: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """
@@ -71,29 +42,12 @@ class QLSegAttention(nn.Module):
             `(B, K, D)`; the weights `(B, N, K, L)`, None if the attention implementation gives none; and `(B, K, L)`,
             the scores before mask and softmax, averaged over heads: that average is a product over all channels.
         """
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         query, key = self.q_proj(queries), self.k_proj(tokens)
-        attention_mask = None
-        if blocked is not None:
-            attention_mask = torch.zeros_like(blocked, dtype=query.dtype)
-            attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min / 2)
-        output, weights = attention(
-            self,
-            self._split_heads(query),
-            self._split_heads(key),
-            self._split_heads(self.v_proj(tokens)),
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-        )
+        output, weights = self.attend(query, key, self.v_proj(tokens), blocked)
         similarity = None
         if need_similarity:
             similarity = torch.matmul(query * (self.scaling / self.num_heads), key.transpose(1, 2))
-        return self.o_proj(output.flatten(2)), weights, similarity
-
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """`(B, L, D)` to `(B, N, L, D / N)`."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return self.o_proj(output), weights, similarity
 
 
 class QLSegDecoderLayer(GradientCheckpointingLayer):

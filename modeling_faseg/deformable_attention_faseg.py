@@ -113,3 +113,11 @@ class FASegDeformableSelfAttention(nn.Module):
         starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
         output = self.attn(value, shapes, spatial_shapes, starts, locations, weights, 64)
         return self.output_proj(output)
+
+
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """`(H*W, 2)` x and y of the pixel centres as shares of width and height, row by row, float32."""
+    rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    grid_rows, grid_columns = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((grid_columns.flatten(), grid_rows.flatten()), dim=-1)

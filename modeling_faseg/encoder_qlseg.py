@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_qlseg import QLSegConfig
-from .deformable_attention_faseg import FASegDeformableSelfAttention
+from .deformable_attention_faseg import FASegDeformableSelfAttention, pixel_centres
 from .position_encoding_faseg import FASegSinePositionEncoding
 
 
@@ -61,17 +61,9 @@ class QLSegEncoder(nn.Module):
         hidden_states = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
         position = self.position_encoding(sources[0]).flatten(2).transpose(1, 2)
         positions = torch.cat([position + embedding for embedding in self.level_embed], dim=1)
-        reference_points = _pixel_centres(*shape, hidden_states.device)
+        reference_points = pixel_centres(*shape, hidden_states.device)
         reference_points = reference_points.repeat(len(sources), self.num_sampling_points)
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, reference_points, shapes)
         levels = hidden_states.unflatten(1, (len(sources), *shape)).permute(0, 1, 4, 2, 3)
         return [levels[:, level] for level in reversed(range(len(sources)))]
-
-
-def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """`(H*W, 2)` x and y of the pixel centres as shares of width and height, row by row, float32."""
-    rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-    columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-    grid_rows, grid_columns = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((grid_columns.flatten(), grid_rows.flatten()), dim=-1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_faseg import FASegConfig
+from .loss_terms_faseg import check_targets, class_weights, count_masks, weighted_sum
 from .mask_predictions_faseg import MaskPredictions, MaskProduct, mask_predictions
-from .matcher_faseg import FASegHungarianMatcher, Matching, to_host, waits_for
+from .matcher_faseg import FASegHungarianMatcher, Matching, waits_for
 from .point_sampling_faseg import PointPlacement, sample_points, sample_uncertain_points
 
 
@@ -43,17 +44,11 @@ class FASegLoss(nn.Module):
         self.matcher = FASegHungarianMatcher(
             config.class_weight, config.mask_weight, config.dice_weight, config.train_num_points
         )
-        self.register_buffer("empty_weight", self._class_weights())
+        self.register_buffer("empty_weight", class_weights(self.num_labels, self.no_object_weight))
 
     def reset_parameters(self) -> None:
         """Fill the buffer again, as a model made on the meta device needs."""
-        init.copy_(self.empty_weight, self._class_weights())
-
-    def _class_weights(self) -> Tensor:
-        """`(K + 1,)`: 1, and `no_object_weight` for the no-object class."""
-        weights = torch.ones(self.num_labels + 1)
-        weights[-1] = self.no_object_weight
-        return weights
+        init.copy_(self.empty_weight, class_weights(self.num_labels, self.no_object_weight))
 
     def forward(
         self,
@@ -92,7 +87,7 @@ class FASegLoss(nn.Module):
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """The scalar to minimise: every term with the weight of its kind."""
-        return torch.stack([self.weights[_kind(name)] * value for name, value in losses.items()]).sum()
+        return weighted_sum(losses, self.weights)
 
     def _losses(
         self,
@@ -107,7 +102,7 @@ class FASegLoss(nn.Module):
         device = predictions.device
         mask_labels = [each.to(device, torch.float32, non_blocking=True) for each in mask_labels]
         class_labels = [each.to(device, torch.long, non_blocking=True) for each in class_labels]
-        self._check_labels(mask_labels, class_labels)
+        check_targets(mask_labels, class_labels, self.num_labels)
         num_masks = count_masks(class_labels, device)
         valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
 
@@ -179,36 +174,6 @@ class FASegLoss(nn.Module):
             valid.append(pixels)
         return valid
 
-    def _check_labels(self, mask_labels: list[Tensor], class_labels: list[Tensor]) -> None:
-        if len(mask_labels) != len(class_labels):
-            raise ValueError(
-                f"mask_labels of {len(mask_labels)} images and class_labels of {len(class_labels)}: give both for each"
-            )
-        for image, (masks, classes) in enumerate(zip(mask_labels, class_labels)):
-            if len(masks) != len(classes):
-                raise ValueError(
-                    f"image {image} of the batch has {len(masks)} mask_labels and {len(classes)} class_labels: "
-                    "give one class per mask"
-                )
-        given = [image for image, classes in enumerate(class_labels) if len(classes)]
-        if not given:
-            return
-        ranges = [
-            torch.stack((*mask_labels[image].aminmax(), *class_labels[image].aminmax())).float() for image in given
-        ]
-        for image, (lowest_value, highest_value, lowest, highest) in zip(given, to_host(torch.stack(ranges)).tolist()):
-            if not 0 <= lowest_value <= highest_value <= 1:
-                raise ValueError(
-                    f"mask_labels of image {image} of the batch lie in {lowest_value:g}..{highest_value:g}: "
-                    "give masks of 0 and 1, divide by 255?"
-                )
-            if lowest < 0 or highest >= self.num_labels:
-                wrong = int(lowest if lowest < 0 else highest)
-                raise ValueError(
-                    f"label {wrong} in image {image} of the batch but {self.num_labels} classes "
-                    f"(0..{self.num_labels - 1}): fix the labels or the config's id2label, set do_reduce_labels=True?"
-                )
-
 
 def _queries(matching: Matching) -> list[Tensor]:
     """Per image the queries that were matched."""
@@ -228,17 +193,3 @@ def _sample_targets(masks: Tensor, indices: Tensor, points: Tensor) -> Tensor:
     if len(indices) < len(masks):
         return sample_points(masks[indices], points)
     return sample_points(masks, points[indices.argsort()])[indices]
-
-
-def count_masks(class_labels: list[Tensor], device: torch.device) -> Tensor:
-    """Targets of the batch: their sum over processes divided by the number of processes, at least 1."""
-    num_masks = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(num_masks)
-        num_masks = num_masks / torch.distributed.get_world_size()
-    return num_masks.clamp(min=1)
-
-
-def _kind(name: str) -> str:
-    """`loss_mask_3` is of the kind `loss_mask`."""
-    return name.rstrip("0123456789").removesuffix("_")

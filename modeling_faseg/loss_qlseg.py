@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.models.maskformer.modeling_maskformer import MaskFormerLoss
 
 from .configuration_qlseg import QLSegConfig
+from .loss_terms_faseg import check_targets, class_weights, count_masks, weighted_sum
 
 
 def match_classes(
@@ -37,9 +38,7 @@ class QLSegLoss(MaskFormerLoss):
 
     def reset_parameters(self) -> None:
         """Fill the buffer again, as a model made on the meta device needs."""
-        weights = torch.ones(self.num_labels + 1)
-        weights[-1] = self.eos_coef
-        init.copy_(self.empty_weight, weights)
+        init.copy_(self.empty_weight, class_weights(self.num_labels, self.eos_coef))
 
     def forward(  # type: ignore[override]
         self,
@@ -64,7 +63,7 @@ class QLSegLoss(MaskFormerLoss):
         device = class_queries_logits.device
         mask_labels = [each.to(device, torch.float32) for each in mask_labels]
         class_labels = [each.to(device, torch.long) for each in class_labels]
-        self._check_labels(mask_labels, class_labels)
+        check_targets(mask_labels, class_labels, self.num_labels)
         final = {"masks_queries_logits": masks_queries_logits, "class_queries_logits": class_queries_logits}
         losses: dict[str, Tensor] = {}
         with torch.autocast(device.type, enabled=False):
@@ -77,48 +76,10 @@ class QLSegLoss(MaskFormerLoss):
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """The scalar to minimise: every term with the weight of its kind."""
-        kinds = {name: name.rstrip("0123456789").removesuffix("_") for name in losses}
-        return torch.stack([self.weight_dict[kinds[name]] * value for name, value in losses.items()]).sum()
+        return weighted_sum(losses, self.weight_dict)
 
     def get_num_masks(  # type: ignore[override]
         self, class_labels: list[Tensor], device: torch.device
     ) -> Tensor:
-        """Masks of the batch: their sum over processes divided by the number of processes, at least 1.
-
-        Transformers' own divides a mean by the number of processes again.
-        """
-        num_masks = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(num_masks)
-            num_masks = num_masks / torch.distributed.get_world_size()
-        return num_masks.clamp(min=1)
-
-    def _check_labels(self, mask_labels: list[Tensor], class_labels: list[Tensor]) -> None:
-        if len(mask_labels) != len(class_labels):
-            raise ValueError(
-                f"mask_labels of {len(mask_labels)} images and class_labels of {len(class_labels)}: give both for each"
-            )
-        for image, (masks, classes) in enumerate(zip(mask_labels, class_labels)):
-            if len(masks) != len(classes):
-                raise ValueError(
-                    f"image {image} of the batch has {len(masks)} mask_labels and {len(classes)} class_labels: "
-                    "give one class per mask"
-                )
-        given = [image for image, classes in enumerate(class_labels) if len(classes)]
-        if not given:
-            return
-        ranges = [
-            torch.stack((*mask_labels[image].aminmax(), *class_labels[image].aminmax())).float() for image in given
-        ]
-        for image, (darkest, brightest, lowest, highest) in zip(given, torch.stack(ranges).tolist()):
-            if not 0 <= darkest <= brightest <= 1:
-                raise ValueError(
-                    f"mask_labels of image {image} of the batch lie in {darkest:g}..{brightest:g}: "
-                    "give masks of 0 and 1, divide by 255?"
-                )
-            if lowest < 0 or highest >= self.num_labels:
-                wrong = int(lowest if lowest < 0 else highest)
-                raise ValueError(
-                    f"label {wrong} in image {image} of the batch but {self.num_labels} classes "
-                    f"(0..{self.num_labels - 1}): fix the labels or the config's id2label, set do_reduce_labels=True?"
-                )
+        """`count_masks`: transformers' own divides a mean over processes by their number again."""
+        return count_masks(class_labels, device)

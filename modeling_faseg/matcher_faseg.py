@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from .loss_terms_faseg import to_host
 from .mask_predictions_faseg import MaskPredictions, mask_predictions
 from .point_sampling_faseg import move_to_valid_pixels, sample_shared_points
 
@@ -112,11 +113,6 @@ class FASegHungarianMatcher(nn.Module):
 def waits_for(device: torch.device) -> bool:
     """Whether reading a tensor means waiting for the work of its device."""
     return device.type != "cpu"
-
-
-def to_host(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU. Matching and loss wait for the device here and nowhere else."""
-    return tensor.cpu()
 
 
 def _check_finite(costs: Tensor, counts: list[int]) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto import modeling_auto
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -27,6 +26,14 @@ from .loss_semask import label_maps_of_masks, semantic_map_loss
 from .mask_predictions_faseg import MaskProduct
 from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
 from .position_encoding_faseg import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
+from .pretrained_faseg import (
+    SEGMENTATION_AUTO_CLASSES,
+    SegmentationPreTrainedModel,
+    check_labels,
+    check_picture_size,
+    init_as_torch,
+    selected_states,
+)
 from .transformer_decoder_faseg import (
     FASegFocusQueries,
     FASegMLP,
@@ -40,11 +47,9 @@ if TYPE_CHECKING:
     from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
     from .deformable_sampling_faseg import sample_maps  # noqa: F401
+    from .loss_terms_faseg import check_targets  # noqa: F401
     from .matcher_faseg import FASegHungarianMatcher  # noqa: F401
     from .point_sampling_faseg import sample_points  # noqa: F401
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -120,27 +125,16 @@ class FASegForUniversalSegmentationOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
 
 
-class FASegPreTrainedModel(PreTrainedModel):
+class FASegPreTrainedModel(SegmentationPreTrainedModel):
     """Loading, saving and the reference's initialisation."""
 
     config: FASegConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["FASegPixelDecoderLayer", "FASegTransformerDecoderLayer"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _can_record_outputs = {"attentions": OutputRecorder(FASegAttention, index=1, layer_name="self_attn")}
 
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As transformers', but the saved configuration names every auto class that can load the code with it."""
-        if self._auto_class is not None:
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            names = dict.fromkeys(self._auto_classes, f"modeling_faseg.{self.__class__.__name__}")
-            self.config.auto_map = {**auto_map, "AutoModel": "modeling_faseg.FASegModel", **names}
         if self.is_fused:
             raise ValueError("the model is fused for inference: call unfuse() before save_pretrained")
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -178,11 +172,6 @@ class FASegPreTrainedModel(PreTrainedModel):
         super().train(mode)
         return self
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For code outside of transformers it skips every module that holds no parameter itself, in case an
-        # initialisation overwrites loaded weights. Ours goes through transformers.initialization, which does not.
-        super()._initialize_weights(module, is_custom_code=False)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         gain = self.config.init_xavier_std
@@ -214,13 +203,13 @@ class FASegPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (FASegFocusQueries, FASegMLP)):
             for linear in module.modules():
                 if isinstance(linear, nn.Linear):
-                    _init_as_torch(linear)
+                    init_as_torch(linear)
         elif isinstance(module, FASegConditionalPositionEncoding):
-            _init_as_torch(module)
+            init_as_torch(module)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, FASegForUniversalSegmentation):
-            _init_as_torch(module.class_predictor)
+            init_as_torch(module.class_predictor)
         else:
             super()._init_weights(module)
 
@@ -269,16 +258,12 @@ class FASegModel(FASegPreTrainedModel):
         Raises:
             ValueError: for pictures whose sides are not multiples of 32.
         """
-        _check_picture_size(pixel_values, pixel_mask)
+        check_picture_size(pixel_values, pixel_mask, STRIDES[-1])
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
-        if output_attentions and self.config._attn_implementation != "eager":
-            logger.warning_once(
-                f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
-                'use model.set_attn_implementation("eager")'
-            )
+        self._warn_of_no_attentions(output_attentions)
         valid = None
         if self.config.mask_padding and pixel_mask is not None:
             valid = level_masks(pixel_mask)
@@ -310,7 +295,7 @@ class FASegModel(FASegPreTrainedModel):
             transformer_decoder_hidden_states=tuple(queries.hidden_states) if output_hidden_states else None,
             transformer_decoder_intermediate_states=tuple(queries.intermediate_states),
             masks_queries_logits=tuple(queries.masks_queries_logits),
-            hidden_states=_selected(queries.hidden_states, output_hidden_states),
+            hidden_states=selected_states(queries.hidden_states, output_hidden_states),
             focus_maps=tuple(focus.focus_maps) if focus else None,
             positional_queries=tuple(focus.positional_queries) if focus else None,
             hrca_windows=tuple(focus.hrca_windows) if focus else None,
@@ -322,11 +307,7 @@ class FASegModel(FASegPreTrainedModel):
 class FASegForUniversalSegmentation(FASegPreTrainedModel):
     """FASeg with its class head and loss, for semantic, instance and panoptic segmentation."""
 
-    _auto_classes = (
-        "AutoModelForUniversalSegmentation",
-        "AutoModelForSemanticSegmentation",
-        "AutoModelForImageSegmentation",
-    )
+    _auto_classes = SEGMENTATION_AUTO_CLASSES
 
     def __init__(self, config: FASegConfig):
         super().__init__(config)
@@ -362,12 +343,8 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
         Raises:
             ValueError: for pictures whose sides are not multiples of 32, and labels that do not fit them.
         """
-        if (mask_labels is None) != (class_labels is None):
-            given, lacking = ("mask", "class") if class_labels is None else ("class", "mask")
-            raise ValueError(f"{given}_labels without {lacking}_labels: give both, or neither for no loss")
+        check_labels(pixel_values, mask_labels, class_labels)
         has_labels = mask_labels is not None
-        if mask_labels is not None:
-            _check_label_sizes(pixel_values, mask_labels)
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
         train_auxiliary = has_labels and self.config.use_auxiliary_loss
@@ -444,60 +421,17 @@ def _as_dictionaries(masks: Sequence[Any], class_logits: Sequence[Tensor]) -> li
     ]
 
 
-def _selected(hidden_states: list[Tensor], wanted: bool | list[int] | None) -> tuple[Tensor | None, ...] | None:
-    """All hidden states, or None in place of those that a list of indices does not name."""
-    if not wanted:
-        return None
-    if wanted is True:
-        return tuple(hidden_states)
-    kept = {index % len(hidden_states) for index in wanted}
-    return tuple(state if index in kept else None for index, state in enumerate(hidden_states))
-
-
-def _check_picture_size(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-    batch_size, _, height, width = pixel_values.shape
-    if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
-        raise ValueError(
-            f"pixel_mask is of shape {tuple(pixel_mask.shape)}, need {(batch_size, height, width)}: "
-            "one value per pixel"
-        )
-    if height % STRIDES[-1] or width % STRIDES[-1]:
-        raise ValueError(
-            f"pixel_values are {height}x{width}, need multiples of {STRIDES[-1]}: pad them as FASegImageProcessor does"
-        )
-
-
-def _check_label_sizes(pixel_values: Tensor, mask_labels: list[Tensor]) -> None:
-    if len(mask_labels) != len(pixel_values):
-        raise ValueError(f"{len(pixel_values)} pictures but mask_labels of {len(mask_labels)}: give one per picture")
-    size = tuple(pixel_values.shape[-2:])
-    for image, masks in enumerate(mask_labels):
-        if tuple(masks.shape[-2:]) != size:
-            raise ValueError(
-                f"mask_labels of image {image} of the batch are {tuple(masks.shape[-2:])}, pixel_values {size}: "
-                "resize and pad both alike, as FASegImageProcessor does with segmentation_maps"
-            )
-
-
 def _init_linears(module: nn.Module, gain: float) -> None:
     """Xavier weights for every linear layer inside; biases as torch draws them."""
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
-            _init_as_torch(linear)
+            init_as_torch(linear)
             init.xavier_uniform_(linear.weight, gain=gain)
 
 
 def _zero_bias(module: nn.Linear | nn.Conv2d) -> None:
     if module.bias is not None:
         init.zeros_(module.bias)
-
-
-def _init_as_torch(module: nn.Linear | nn.Conv2d) -> None:
-    """torch's default initialisation of a linear layer or convolution."""
-    init.kaiming_uniform_(module.weight, a=5**0.5)
-    if module.bias is not None:
-        bound = module.weight[0].numel() ** -0.5
-        init.uniform_(module.bias, -bound, bound)
 
 
 # Saved models carry their code. The image-segmentation pipeline looks models up in transformers' own list, and logs an

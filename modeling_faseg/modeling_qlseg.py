@@ -5,17 +5,14 @@ Notation: B batch, K classes (one query each), d width of the backbone, D width 
 of the (padded) picture.
 """
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto import modeling_auto
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -24,19 +21,25 @@ from .configuration_qlseg import QLSegConfig
 from .decoder_qlseg import QLSegAttention, QLSegDecoder, QLSegDecoderLayer
 from .encoder_qlseg import QLSegEncoder
 from .loss_qlseg import QLSegLoss
+from .pretrained_faseg import (
+    SEGMENTATION_AUTO_CLASSES,
+    SegmentationPreTrainedModel,
+    check_labels,
+    check_picture_size,
+    check_pixel_mask,
+    init_as_torch,
+    selected_states,
+)
 from .windows_qlseg import class_scores, sliding_scores
 
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .configuration_faseg import FASegConfig  # noqa: F401
-    from .configuration_semask import SeMaskSwinConfig  # noqa: F401
+    from .attention_faseg import FASegAttention  # noqa: F401
     from .deformable_attention_faseg import FASegDeformableSelfAttention  # noqa: F401
     from .deformable_sampling_faseg import sample_maps  # noqa: F401
+    from .loss_terms_faseg import check_targets  # noqa: F401
     from .position_encoding_faseg import FASegSinePositionEncoding  # noqa: F401
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -101,33 +104,14 @@ class QLSegForSemanticSegmentationOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
 
 
-class QLSegPreTrainedModel(PreTrainedModel):
+class QLSegPreTrainedModel(SegmentationPreTrainedModel):
     """Loading, saving and the reference's initialisation."""
 
     config: QLSegConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["QLSegBlock", "QLSegEncoderLayer", "QLSegDecoderLayer"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _can_record_outputs = {"attentions": OutputRecorder(QLSegAttention, index=1, layer_name="self_attn")}
 
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As transformers', but the saved configuration names every auto class that can load the code with it."""
-        if self._auto_class is not None:
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            names = dict.fromkeys(self._auto_classes, f"modeling_qlseg.{self.__class__.__name__}")
-            self.config.auto_map = {**auto_map, "AutoModel": "modeling_qlseg.QLSegModel", **names}
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For code outside of transformers it skips every module that holds no parameter itself, in case an
-        # initialisation overwrites loaded weights. Ours goes through transformers.initialization, which does not.
-        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -141,10 +125,7 @@ class QLSegPreTrainedModel(PreTrainedModel):
                 # The reference draws query, key and value as one matrix of three times the rows.
                 init.xavier_uniform_(projection.weight, gain=0.5**0.5)
         elif isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-            if module.bias is not None:
-                bound = module.weight[0].numel() ** -0.5
-                init.uniform_(module.bias, -bound, bound)
+            init_as_torch(module)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, QLSegEncoder):
@@ -188,14 +169,10 @@ class QLSegModel(QLSegPreTrainedModel):
         Raises:
             ValueError: for pictures whose sides are not multiples of the patch.
         """
-        _check_picture_size(pixel_values, self.config.patch_size)
+        check_picture_size(pixel_values, None, self.config.patch_size)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if output_attentions and self.config._attn_implementation != "eager":
-            logger.warning_once(
-                f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
-                'use model.set_attn_implementation("eager")'
-            )
+        self._warn_of_no_attentions(output_attentions)
         taps = self.backbone(pixel_values)
         levels = self.encoder(taps)
         decoded = self.decoder(levels)
@@ -209,18 +186,14 @@ class QLSegModel(QLSegPreTrainedModel):
             transformer_decoder_hidden_states=tuple(queries) if output_hidden_states else None,
             transformer_decoder_intermediate_states=tuple(queries),
             masks_queries_logits=tuple(decoded.masks_queries_logits),
-            hidden_states=_selected(queries, output_hidden_states),
+            hidden_states=selected_states(queries, output_hidden_states),
         )
 
 
 class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     """QLSeg with its class head and loss."""
 
-    _auto_classes = (
-        "AutoModelForSemanticSegmentation",
-        "AutoModelForUniversalSegmentation",
-        "AutoModelForImageSegmentation",
-    )
+    _auto_classes = SEGMENTATION_AUTO_CLASSES
 
     def __init__(self, config: QLSegConfig):
         super().__init__(config)
@@ -255,22 +228,14 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         Raises:
             ValueError: for pictures whose sides do not fit, and labels that do not fit them.
         """
-        if (mask_labels is None) != (class_labels is None):
-            given, lacking = ("mask", "class") if class_labels is None else ("class", "mask")
-            raise ValueError(f"{given}_labels without {lacking}_labels: give both, or neither for no loss")
-        if pixel_mask is not None and pixel_mask.shape != pixel_values.shape[:1] + pixel_values.shape[2:]:
-            raise ValueError(
-                f"pixel_mask is of shape {tuple(pixel_mask.shape)}, pixel_values of {tuple(pixel_values.shape)}: "
-                "give one value per pixel"
-            )
+        check_labels(pixel_values, mask_labels, class_labels)
+        check_pixel_mask(pixel_values, pixel_mask)
         has_labels = mask_labels is not None
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         is_window = size == (self.config.image_size, self.config.image_size)
         if self.config.use_windows and not (is_window or has_labels or self.training):
             return QLSegForSemanticSegmentationOutput(semantic_scores=self._sliding_scores(pixel_values, pixel_mask))
 
-        if mask_labels is not None:
-            _check_label_sizes(pixel_values, mask_labels)
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
         train_auxiliary = has_labels and self.config.use_auxiliary_loss
@@ -327,36 +292,6 @@ def _picture_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tupl
     inside = pixel_mask > 0
     heights, widths = inside.any(2).sum(1).clamp(min=1), inside.any(1).sum(1).clamp(min=1)
     return list(zip(heights.tolist(), widths.tolist()))
-
-
-def _selected(hidden_states: Sequence[Tensor], wanted: bool | list[int] | None) -> tuple[Tensor | None, ...] | None:
-    """All hidden states, or None in place of those that a list of indices does not name."""
-    if not wanted:
-        return None
-    if wanted is True:
-        return tuple(hidden_states)
-    kept = {index % len(hidden_states) for index in wanted}
-    return tuple(state if index in kept else None for index, state in enumerate(hidden_states))
-
-
-def _check_picture_size(pixel_values: Tensor, patch: int) -> None:
-    height, width = pixel_values.shape[-2:]
-    if height % patch or width % patch:
-        raise ValueError(
-            f"pixel_values are {height}x{width}, need multiples of {patch}: pad them as FASegImageProcessor does"
-        )
-
-
-def _check_label_sizes(pixel_values: Tensor, mask_labels: list[Tensor]) -> None:
-    if len(mask_labels) != len(pixel_values):
-        raise ValueError(f"{len(pixel_values)} pictures but mask_labels of {len(mask_labels)}: give one per picture")
-    size = tuple(pixel_values.shape[-2:])
-    for image, masks in enumerate(mask_labels):
-        if tuple(masks.shape[-2:]) != size:
-            raise ValueError(
-                f"mask_labels of image {image} of the batch are {tuple(masks.shape[-2:])}, pixel_values {size}: "
-                "resize and pad both alike, as FASegImageProcessor does with segmentation_maps"
-            )
 
 
 # Saved models carry their code. The image-segmentation pipeline looks models up in transformers' own list, and logs an

@@ -3,13 +3,12 @@
 Notation: B batch, K classes, H and W of the picture, h = ceil(H / 4), w = ceil(W / 4).
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import AutoBackbone
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto import modeling_auto
@@ -25,14 +24,7 @@ from .loss_semask import (
     resized,
     sum_semantic_maps,
 )
-
-
-# The first is the one that this project's commands use for every model.
-AUTO_CLASSES = (
-    "AutoModelForUniversalSegmentation",
-    "AutoModelForSemanticSegmentation",
-    "AutoModelForImageSegmentation",
-)
+from .pretrained_faseg import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel
 
 
 @dataclass
@@ -89,25 +81,12 @@ class SeMaskFPNDecoder(nn.Module):
         return self.classifier(self.dropout(summed))
 
 
-class SeMaskPreTrainedModel(PreTrainedModel):
+class SeMaskPreTrainedModel(SegmentationPreTrainedModel):
     """Loading, saving and the reference's initialisation; the backbone has its own."""
 
     config: SeMaskConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["SeMaskSwinBlock", "SeMaskSemanticLayer"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As transformers', but the saved configuration names every auto class that can load the code with it."""
-        if self._auto_class is not None:
-            name = f"modeling_semask.{self.__class__.__name__}"
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {**auto_map, **dict.fromkeys(AUTO_CLASSES, name)}
-        super().save_pretrained(save_directory, *args, **kwargs)
+    _auto_classes = SEGMENTATION_AUTO_CLASSES
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,10 +97,6 @@ class SeMaskPreTrainedModel(PreTrainedModel):
             init.zeros_(cast(Tensor, module.classifier.bias))
         elif not isinstance(module, nn.Conv2d):
             super()._init_weights(module)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # As in FASeg: modules that hold no parameter themselves are ours to initialise, also as remote code.
-        super()._initialize_weights(module, is_custom_code=False)
 
 
 class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):

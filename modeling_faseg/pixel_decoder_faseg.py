@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_faseg import FASegConfig
-from .deformable_attention_faseg import FASegDeformableSelfAttention
+from .deformable_attention_faseg import FASegDeformableSelfAttention, pixel_centres
 from .position_encoding_faseg import build_position_encoding
 
 
@@ -192,7 +192,7 @@ class FASegPixelDecoder(nn.Module):
             ],
             dim=1,
         )
-        reference_points = torch.cat([_pixel_centres(height, width, sources[0].device) for height, width in shapes])
+        reference_points = torch.cat([pixel_centres(height, width, sources[0].device) for height, width in shapes])
         reference_points = reference_points.repeat(1, self.num_sampling_points)
         valid = None if masks[0] is None else torch.cat([mask.flatten(1) for mask in masks[: len(sources)]], dim=1)
         for layer in self.layers:
@@ -208,14 +208,6 @@ def _as_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
         # The stride of a batch of one may be anything; only that of a whole map is taken for channels last.
         tokens = tokens.reshape(-1, tokens.shape[-1]).unflatten(0, (1, -1))
     return tokens.unflatten(1, shape).permute(0, 3, 1, 2)
-
-
-def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """`(H*W, 2)` x and y of the pixel centres as shares of width and height, row by row, float32."""
-    rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-    columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-    grid_rows, grid_columns = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((grid_columns.flatten(), grid_rows.flatten()), dim=-1)
 
 
 def _upsample(features: Tensor, size: tuple[int, int], valid: Tensor | None, target_valid: Tensor | None) -> Tensor:

@@ -93,9 +93,9 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: FASegConfig):
         super().__init__()
         self.dropout = config.dropout
-        self.cross_attn = FASegAttention(config)
+        self.cross_attn = FASegAttention(config, config.num_attention_heads)
         self.cross_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
-        self.self_attn = FASegAttention(config)
+        self.self_attn = FASegAttention(config, config.num_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
         self.fc1 = nn.Linear(config.hidden_dim, config.dim_feedforward)
         self.fc2 = nn.Linear(config.dim_feedforward, config.hidden_dim)

@@ -189,7 +189,7 @@ def test_small_pictures_keep_no_window_unless_asked_to():
 
 
 def test_attention_without_keys_is_the_output_bias():
-    attention = FASegAttention(tiny_config())
+    attention = FASegAttention(tiny_config(), 4)
     queries, nothing = torch.randn(2, 6, 32), torch.zeros(2, 0, 32)
     output, weights = attention(queries, nothing, nothing)
     assert weights is None

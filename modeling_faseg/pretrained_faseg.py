@@ -1,0 +1,116 @@
+"""What the models share: saving with their code, checks of their inputs, and torch's own initialisation."""
+
+import os
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# What loads a segmentation model from its folder; the first is the one that this project's commands use.
+SEGMENTATION_AUTO_CLASSES = (
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForImageSegmentation",
+)
+
+
+class SegmentationPreTrainedModel(PreTrainedModel):
+    """A model of pictures that is saved with its code."""
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    _auto_classes: ClassVar[tuple[str, ...]]  # those that load the class
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As transformers', but the saved configuration names every auto class that can load the code with it."""
+        if self._auto_class is not None:
+            file = type(self).__module__.rpartition(".")[2]
+            names = dict.fromkeys(self._auto_classes, f"{file}.{type(self).__name__}")
+            if self.base_model is not self:
+                names["AutoModel"] = f"{file}.{type(self.base_model).__name__}"
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside of transformers it skips every module that holds no parameter itself, in case an
+        # initialisation overwrites loaded weights. Ours goes through transformers.initialization, which does not.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    def _warn_of_no_attentions(self, output_attentions: bool | None) -> None:
+        if output_attentions and self.config._attn_implementation != "eager":
+            logger.warning_once(
+                f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
+                'use model.set_attn_implementation("eager")'
+            )
+
+
+def init_as_torch(module: nn.Linear | nn.Conv2d) -> None:
+    """torch's default initialisation of a linear layer or convolution."""
+    init.kaiming_uniform_(module.weight, a=5**0.5)
+    if module.bias is not None:
+        bound = module.weight[0].numel() ** -0.5
+        init.uniform_(module.bias, -bound, bound)
+
+
+def check_labels(pixel_values: Tensor, mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None) -> None:
+    """Check that both labels or neither are given, with masks `(T, H, W)` for each picture `(3, H, W)` of the batch.
+
+    Raises:
+        ValueError: naming what does not fit, and the fix.
+    """
+    if (mask_labels is None) != (class_labels is None):
+        given, lacking = ("mask", "class") if class_labels is None else ("class", "mask")
+        raise ValueError(f"{given}_labels without {lacking}_labels: give both, or neither for no loss")
+    if mask_labels is None:
+        return
+    if len(mask_labels) != len(pixel_values):
+        raise ValueError(f"{len(pixel_values)} pictures but mask_labels of {len(mask_labels)}: give one per picture")
+    size = tuple(pixel_values.shape[-2:])
+    for image, masks in enumerate(mask_labels):
+        if tuple(masks.shape[-2:]) != size:
+            raise ValueError(
+                f"mask_labels of image {image} of the batch are {tuple(masks.shape[-2:])}, pixel_values {size}: "
+                "resize and pad both alike, as FASegImageProcessor does with segmentation_maps"
+            )
+
+
+def check_picture_size(pixel_values: Tensor, pixel_mask: Tensor | None, divisor: int) -> None:
+    """Check that `(B, 3, H, W)` pictures have sides of multiples of `divisor`, and a mask `(B, H, W)` if any."""
+    check_pixel_mask(pixel_values, pixel_mask)
+    height, width = pixel_values.shape[-2:]
+    if height % divisor or width % divisor:
+        raise ValueError(
+            f"pixel_values are {height}x{width}, need multiples of {divisor}: pad them as FASegImageProcessor does"
+        )
+
+
+def check_pixel_mask(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+    batch_size, _, height, width = pixel_values.shape
+    if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
+        raise ValueError(
+            f"pixel_mask is of shape {tuple(pixel_mask.shape)}, need {(batch_size, height, width)}: "
+            "one value per pixel"
+        )
+
+
+def selected_states(
+    hidden_states: Sequence[Tensor], wanted: bool | list[int] | None
+) -> tuple[Tensor | None, ...] | None:
+    """All hidden states, or None in place of those that a list of indices does not name."""
+    if not wanted:
+        return None
+    if wanted is True:
+        return tuple(hidden_states)
+    kept = {index % len(hidden_states) for index in wanted}
+    return tuple(state if index in kept else None for index, state in enumerate(hidden_states))

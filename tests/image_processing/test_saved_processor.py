@@ -25,7 +25,8 @@ CLEAN_PROCESS = """
 import json
 folder, again, without_torchvision = sys.argv[1:]
 if without_torchvision == "yes":
-    sys.modules["torchvision"] = None
+    imported = [name for name in sys.modules if name.partition(".")[0] == "torchvision"]
+    sys.modules.update(dict.fromkeys(["torchvision", *imported]))
 from transformers import AutoImageProcessor
 import numpy as np
 names = []

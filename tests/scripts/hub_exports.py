@@ -15,7 +15,7 @@ from PIL import Image
 from push_hub import TOKEN, PushHub
 from tiny_folder import decided
 
-from clean_process import PRELUDE
+from clean_process import run_clean
 from scripts.evaluation.results import weights_sha256
 from scripts.training.arguments import TrainArguments
 from scripts.training.command_line import parse_arguments
@@ -115,16 +115,8 @@ exec(snippet)
 
 def run_stranger(program, arguments, folder):
     """A process that cannot import the project, with empty caches, on the loopback Hub of the environment."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PRELUDE + program, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    offline = os.environ["HF_HUB_OFFLINE"]
+    return run_clean(program, list(map(str, arguments)), folder, HF_HUB_OFFLINE=offline)
 
 
 def child(*arguments, wait=True):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from scripts.benchmarking.contestants import FASEG, MASK2FORMER, Case
@@ -18,6 +14,7 @@ from scripts.benchmarking.measuring import Run, in_child, interleave, matmul_rat
 from scripts.benchmarking.parts import Effort, provenance, weigh
 from scripts.benchmarking.workloads import Inference, random_batch
 from scripts.training.command_line import PROJECT_ROOT, RECIPES
+from scripts.training.memory import saved_storages
 
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -112,26 +109,3 @@ def saved_bytes(config_name: str, height: int, width: int, batch: int, mixed: bo
         model(**inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"state": BYTES_PER_PARAMETER * parameters, "saved": counted()}
-
-
-@contextmanager
-def saved_storages(known: list[Tensor]) -> Iterator[Callable[[], int]]:
-    """Counts the bytes that autograd saves inside the block, without those of `known`.
-
-    Nothing is really kept: each storage is counted once, when autograd wants it, and then let go. There is no
-    backward afterwards.
-    """
-    left_out = {tensor.untyped_storage()._cdata for tensor in known}
-    # A weak reference keeps the storage's address from being used again, but not its memory.
-    counted: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def count(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in left_out:
-            counted.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-
-    def refuse(_: None) -> Tensor:
-        raise RuntimeError("saved tensors were only counted: there is no backward")
-
-    with saved_tensors_hooks(count, refuse):
-        yield lambda: sum(size for _, size in counted.values())

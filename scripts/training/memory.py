@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def state_bytes(model: nn.Module, num_processes: int, averaged: bool) -> dict[str, int]:
@@ -36,28 +40,41 @@ def activation_bytes(model: Any, batch_size: int, height: int, width: int, accel
     Returns:
         None for a model that cannot run on them.
     """
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that the number stays its own
-        return tensor
-
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
             state = {
                 name: torch.empty_like(tensor, device=accelerator.device, requires_grad=tensor.requires_grad)
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())
             }
-            own = {tensor.untyped_storage()._cdata for tensor in state.values()}
             pictures = torch.empty(batch_size, 3, height, width, device=accelerator.device)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                outputs = functional_call(model, state, kwargs={"pixel_values": pictures})
-            total = sum(storage.nbytes() for number, storage in kept.items() if number not in own)
-            del outputs
+            with saved_storages(state.values()) as counted:
+                functional_call(model, state, kwargs={"pixel_values": pictures})
     except Exception:  # of whatever a backbone does that needs data: an estimate is not worth a run
         return None
-    return total
+    return counted()
+
+
+@contextmanager
+def saved_storages(known: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
+    """Counts the bytes that autograd saves inside the block, without those of `known`.
+
+    Nothing is really kept: each storage is counted once, when autograd wants it, and then let go. There is no
+    backward afterwards.
+    """
+    left_out = {tensor.untyped_storage()._cdata for tensor in known}
+    # A weak reference keeps the storage's address from being used again, but not its memory.
+    counted: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def count(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in left_out:
+            counted.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+
+    def refuse(_: None) -> Tensor:
+        raise RuntimeError("saved tensors were only counted: there is no backward")
+
+    with saved_tensors_hooks(count, refuse):
+        yield lambda: sum(size for _, size in counted.values())
 
 
 def memory_estimate(

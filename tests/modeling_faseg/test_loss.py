@@ -143,7 +143,8 @@ def test_masks_are_counted_over_processes_once():
         port = free.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_count_on_rank, args=(port, results), nprocs=2)
+        # No gradient is computed there, so that a fork will do, which imports nothing anew.
+        torch.multiprocessing.start_processes(_count_on_rank, (port, results), nprocs=2, start_method="fork")
         assert dict(results) == {0: 8.0, 1: 8.0}
 
 

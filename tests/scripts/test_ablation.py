@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from training_processes import run_script
 
 from scripts.ablation import VARIANTS, AblationArguments, ablation, run_name
 from scripts.training.command_line import UserError
@@ -48,7 +49,8 @@ def test_means_and_sample_deviations_of_finished_runs(tmp_path, capsys):
     assert "42.00 2.83 40.00, 44.00" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_failing_run_stops_with_its_name(tmp_path):
+def test_a_failing_run_stops_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda command, check: run_script(*command[1:], folder=tmp_path))
     finished_runs(tmp_path / "runs", [0])
     with pytest.raises(UserError, match=r"train\.py of dfpq1-hrca1-seed1 left with exit code 2"):
         ablation(arguments(tmp_path, [0, 1]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from training_processes import run_script
 
 from scripts import eval as eval_command
 from scripts import predict as predict_command
@@ -42,7 +43,7 @@ def trained(tiny_recipe, shapes, tmp_path_factory):
     """Folder of a model trained for four steps in its own process, as a user would."""
     folder = tmp_path_factory.mktemp("trained")
     flags = ["--dataset_name", shapes, "--output_dir", folder, "--max_train_steps", 4, "--checkpointing_steps", 1]
-    done = launch(ROOT / "scripts" / "train.py", tiny_recipe, *flags, cwd=folder)
+    done = run_script(ROOT / "scripts" / "train.py", tiny_recipe, *flags, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "group" not in done.stderr and "4/4" in done.stderr
     return folder
@@ -223,7 +224,8 @@ def test_errors_of_model_and_data(trained, tiny_recipe, shapes, tmp_path, comman
     for shard in (*broken.glob("data/train-00001*"), *broken.glob("data/validation-00001*")):
         shard.write_bytes(shard.read_bytes()[:-100])
     data = ["--dataset_name", broken]
-    done = launch(ROOT / "scripts" / "train.py", tiny_recipe, *data, *out)  # what libraries log counts too
+    done = run_script(ROOT / "scripts" / "train.py", tiny_recipe, *data, *out, folder=ROOT)
+    # what libraries log counts too
     one_line((done.returncode, done.stdout, done.stderr.splitlines()), "dataset cannot be read: ")
     model = ["--model_name_or_path", trained]
     one_line(command(eval_command, *model, *data, "--dataloader_num_workers", 0), "dataset cannot be read: ")
@@ -265,10 +267,11 @@ def write_names(folder, count):
     ],
 )
 def test_commands_start_as_file_and_as_module(name, start, tmp_path):
-    """Without arguments each says in one line what it lacks; started as a file, from any folder."""
-    as_file = start == "file"
-    command = [ROOT / "scripts" / f"{name}.py"] if as_file else ["-m", f"scripts.{name}"]
-    done = launch(*command, cwd=tmp_path if as_file else ROOT)
+    """Without arguments each says in one line what it lacks; started as a file, from any folder and by Python anew."""
+    if start == "file":
+        done = launch(ROOT / "scripts" / f"{name}.py", cwd=tmp_path)
+    else:
+        done = run_script("-m", f"scripts.{name}", folder=ROOT)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and f"{name}.py: error: no " in done.stderr
 

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from training_processes import run_script
 
 from clean_process import run_clean
 from golden_cases import indexed, load_case, normalized_batch, official_state_dict, tiny_config
@@ -301,8 +301,7 @@ def converted(files, tmp_path_factory):
     """A folder that the command wrote."""
     folder = tmp_path_factory.mktemp("converted") / "narrow"
     flags = ["--checkpoint", files / "model.pth", "--config", files / "config.json", "--output_dir", folder]
-    command = [sys.executable, ROOT / "scripts" / "convert_checkpoint.py", *flags]
-    finished = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
+    finished = run_script(ROOT / "scripts" / "convert_checkpoint.py", *flags, folder=folder.parent)
     assert finished.returncode == 0, finished.stderr
     assert sha256(files / "model.pth") in finished.stdout
     return folder

@@ -2,39 +2,20 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from test_eval_command import checkpoint, evaluated, samples, shapes_model, write_split  # noqa: F401 - fixtures
+from training_processes import run_script_twice
 
 from conftest import ROOT
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 def in_two_processes(*argv):
     """Runs a command twice, as the two processes of one gloo group: `(stdout, stderr, exit code)` of each."""
-    port = free_port()
-    running = []
-    for rank in range(2):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
-        running.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, argv)], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-    return [(*process.communicate(timeout=240), process.returncode) for process in running]
+    return [(done.stdout, done.stderr, done.returncode) for done in run_script_twice(*argv, folder=ROOT)]
 
 
 def test_two_processes_equal_one(evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures

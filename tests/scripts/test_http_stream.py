@@ -1,15 +1,13 @@
 """Streams over HTTP that break off, stall or are refused: the same samples in the same order, or one line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
 from huggingface_hub.errors import EntryNotFoundError
 
+from clean_process import run_apart
 from scripts import train
 from scripts.training import network
 from scripts.training.command_line import UserError
@@ -20,7 +18,8 @@ from scripts.training.streaming import shuffled_rows
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import json, sys
+import json
+sys.path.insert(0, sys.argv[2])
 import datasets
 from itertools import islice
 from scripts.training.dataset import DatasetArguments, load_split
@@ -32,16 +31,8 @@ print(json.dumps([[row.row["image_id"], len(row.row["image"]["bytes"])] for row 
 
 def stream_of(name, folder, **environment):
     """What two epochs of a dataset show in a process of its own, and its standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name],
-        cwd=ROOT,
-        env={**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout), done.stderr
+    printed, errors = run_apart(PROGRAM, [name, str(ROOT)], folder, **environment)
+    return json.loads(printed), errors
 
 
 def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):

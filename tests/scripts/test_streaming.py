@@ -1,9 +1,6 @@
 """The stream: each sample once per epoch, whatever reads it; exact restarts; bad samples are replaced."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
 from scripts.demo_data import encoded, write_dataset
@@ -117,14 +115,8 @@ def test_each_sample_once_per_epoch_over_two_real_processes(tmp_path):
         write_dataset(tmp_path / str(shards), {"train": 14}, shards)
     program = tmp_path / "program.py"
     program.write_text(TWO_PROCESSES)
-    launch = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml"]
-    done = subprocess.run(
-        [sys.executable, *launch, program, tmp_path, tmp_path, ROOT],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script_twice(program, tmp_path, tmp_path, ROOT, folder=tmp_path)
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     everything = sorted(f"train_{index:05d}" for index in range(14))
     for case in ranks[0]:

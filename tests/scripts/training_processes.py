@@ -1,17 +1,23 @@
-"""Training runs in processes of their own, which tests may kill, one or two at a time.
+"""Training runs and commands in processes of their own, which tests may kill, one or two at a time.
 
 They are forked from a server that has imported everything and trained nothing, since autograd does not survive a fork
-of a process that has used it; what they run must be found by name in a module.
+of a process that has used it; what they run must be found by name in a module. A start of Python that imports the
+project takes seconds, a fork none.
 """
 
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate.state import PartialState
@@ -22,7 +28,7 @@ from scripts.training.command_line import parse_arguments
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["scripts.train", "pytest"])
+SERVER.set_forkserver_preload(["scripts.train", "scripts.eval", "scripts.predict", "pytest"])
 TIMED = ("images_per_second", "data_wait_seconds", "data_wait_share", "peak_memory_gib")
 # Logs, evaluations and checkpoints fall on different steps; samples are dropped, averaged and accumulated.
 FLAGS = [
@@ -85,6 +91,66 @@ def in_processes(function, world=1, kill_after=None, counted_from=None):
         child.join()
     codes = [child.exitcode for child in children]
     return codes, [errors.get(timeout=5) for code in codes if code == 1]
+
+
+def script_child(file, arguments, folder, environment, printed):
+    """A script as `python file arguments` runs it in `folder`, whose output goes into `printed`.out and .err.
+
+    With `-m` in place of the file, the module named next.
+    """
+    for number, ending in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(printed + ending, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
+    if file == "-m":
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [file, *arguments]
+        runpy.run_path(file, run_name="__main__")
+
+
+def run_scripts(argv, folder, environments):
+    """Runs a script of the project in one process for each of `environments`, at the same time.
+
+    Args:
+        argv: its file and its arguments.
+        environments: variables on top of those of this process.
+    Returns:
+        a `subprocess.CompletedProcess` for each.
+    """
+    argv = list(map(str, argv))
+    with tempfile.TemporaryDirectory() as place:
+        children = []
+        for number, variables in enumerate(environments):
+            given = (argv[0], argv[1:], str(folder), {**os.environ, **variables}, f"{place}/{number}")
+            children.append(SERVER.Process(target=script_child, args=given))
+            children[-1].start()
+        try:
+            for child in children:
+                child.join(280)
+            codes = [child.exitcode for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        printed = [[Path(f"{place}/{n}{end}").read_text() for end in (".out", ".err")] for n in range(len(codes))]
+    return [subprocess.CompletedProcess(argv, code, *texts) for code, texts in zip(codes, printed)]
+
+
+def run_script(*argv, folder, **environment):
+    """`run_scripts` of one process, on the processor and without network."""
+    (done,) = run_scripts(argv, folder, [{"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"} | environment])
+    return done
+
+
+def run_script_twice(*argv, folder):
+    """`run_scripts` of the two processes of one gloo group."""
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    return run_scripts(argv, folder, [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)])
 
 
 def train_rank(arguments, rank):

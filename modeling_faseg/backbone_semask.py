@@ -8,7 +8,7 @@ reference drops paths on both branches, never shrinks a window to a small map, a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_semask import SeMaskSwinConfig
+
+
+if TYPE_CHECKING:
+    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .checks_faseg import require  # noqa: F401
 
 
 BLOCKED = -100.0  # added to the score of a key that the cyclic shift has brought next to a query (reference)
@@ -42,23 +47,38 @@ class SeMaskBackboneOutput(BackboneOutput):
     semantic_maps: tuple[Tensor, ...] | None = None
 
 
-def to_windows(maps: Tensor, side: int) -> Tensor:
-    """`(B, H, W, C)` with sides that are multiples of `side` -> `(B * W', side * side, C)`, row by row."""
-    batch, height, width, channels = maps.shape
-    windows = maps.view(batch, height // side, side, width // side, side, channels).transpose(2, 3)
-    return windows.reshape(-1, side * side, channels)
+class SeMaskWindows:
+    """Square windows over a map, `rows` times `columns` of them; zeros at the right and bottom fill the last ones.
 
+    Each size is divided once: torch.export follows that at sizes known only at run time, where it works for hours on
+    remainders of what was padded by remainders (guarded by tests/modeling_semask/test_semask_export.py).
+    """
 
-def from_windows(windows: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Undo `to_windows`: `(B, height, width, C)`."""
-    grid = windows.view(-1, height // side, width // side, side, side, windows.shape[-1])
-    return grid.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+    def __init__(self, maps: Tensor, side: int):
+        self.batch, self.height, self.width = maps.shape[:3]
+        self.side = side
+        self.rows, self.columns = (self.height + side - 1) // side, (self.width + side - 1) // side
+        self.padded_height, self.padded_width = self.rows * side, self.columns * side
 
+    def pad(self, maps: Tensor) -> Tensor:
+        """`(B, H, W, C)` -> `(B, rows * side, columns * side, C)`."""
+        return F.pad(maps, (0, 0, 0, self.padded_width - self.width, 0, self.padded_height - self.height))
 
-def padded_to(maps: Tensor, multiple: int) -> Tensor:
-    """`(B, H, W, C)` with zeros at the right and bottom, so that both sides are multiples."""
-    height, width = maps.shape[1:3]
-    return F.pad(maps, (0, 0, 0, -width % multiple, 0, -height % multiple))
+    def split(self, padded: Tensor) -> Tensor:
+        """`(B, rows * side, columns * side, C)` -> `(B * W', side * side, C)`, row by row."""
+        batch, channels = padded.shape[0], padded.shape[3]
+        grid = padded.view(batch, self.rows, self.side, self.columns, self.side, channels).transpose(2, 3)
+        return grid.reshape(batch * self.rows * self.columns, self.side**2, channels)
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Undo `split`."""
+        channels = windows.shape[2]
+        grid = windows.view(self.batch, self.rows, self.columns, self.side, self.side, channels).transpose(2, 3)
+        return grid.reshape(self.batch, self.padded_height, self.padded_width, channels)
+
+    def crop(self, padded: Tensor) -> Tensor:
+        """Undo `pad`."""
+        return padded[:, : self.height, : self.width]
 
 
 def eager_attention_forward(
@@ -197,25 +217,23 @@ class SeMaskSwinBlock(GradientCheckpointingLayer):
 
     def forward(self, maps: Tensor) -> Tensor:
         """`(B, H, W, C)` -> the same."""
-        height, width = maps.shape[1:3]
-        branch = padded_to(self.layernorm_before(maps), self.side)
-        padded_height, padded_width = branch.shape[1:3]
+        windows = SeMaskWindows(maps, self.side)
+        branch = windows.pad(self.layernorm_before(maps))
         blocked = None
         if self.shift:
             branch = branch.roll((-self.shift, -self.shift), dims=(1, 2))
-            blocked = self._blocked_by_shift(padded_height, padded_width, maps.device)
-        windows, _ = self.attention(to_windows(branch, self.side), blocked)
-        branch = from_windows(self.dropout(windows), self.side, padded_height, padded_width)
+            blocked = self._blocked_by_shift(windows, maps.device)
+        update, _ = self.attention(windows.split(branch), blocked)
+        branch = windows.join(self.dropout(update))
         if self.shift:
             branch = branch.roll((self.shift, self.shift), dims=(1, 2))
-        maps = maps + self.drop_path(branch[:, :height, :width])
+        maps = maps + self.drop_path(windows.crop(branch))
         return maps + self.drop_path(self.mlp(self.layernorm_after(maps)))
 
-    def _blocked_by_shift(self, height: int, width: int, device: torch.device) -> Tensor:
+    def _blocked_by_shift(self, windows: SeMaskWindows, device: torch.device) -> Tensor:
         """`(W', L, L)` scores that keep apart tokens which the shift has carried around the border."""
-        rows, columns = (self._region(length, device) for length in (height, width))
-        regions = (3 * rows[:, None] + columns)[None, :, :, None]
-        tokens = to_windows(regions, self.side)[:, :, 0]
+        rows, columns = (self._region(length, device) for length in (windows.padded_height, windows.padded_width))
+        tokens = windows.split((3 * rows[:, None] + columns)[None, :, :, None])[:, :, 0]
         return BLOCKED * (tokens[:, None] != tokens[:, :, None]).float()
 
     def _region(self, length: int, device: torch.device) -> Tensor:
@@ -266,23 +284,20 @@ class SeMaskSemanticLayer(GradientCheckpointingLayer):
 
         Windows are filled up with zeros after the norm; these tokens are attended to like the others (reference).
         """
-        batch, height, width, channels = maps.shape
         maps = self.norm(maps)
         if self.side is None:
-            tokens = maps.view(batch, -1, channels)
-        else:
-            maps = padded_to(maps, self.side)
-            padded_height, padded_width = maps.shape[1:3]
-            tokens = to_windows(maps, self.side)
+            size = (maps.shape[1], maps.shape[2])
+            tokens, semantic = self._attended(maps.flatten(1, 2))
+            return tokens.unflatten(1, size), semantic.unflatten(1, size)
+        windows = SeMaskWindows(maps, self.side)
+        tokens, semantic = self._attended(windows.split(windows.pad(maps)))
+        return windows.crop(windows.join(tokens)), windows.crop(windows.join(semantic))
+
+    def _attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B * W', L, C)` -> the same after all blocks, and the last one's class scores `(B * W', L, K)`."""
         for block in self.blocks:
             tokens, semantic = block(tokens)
-        if self.side is None:
-            return tokens.view(batch, height, width, channels), semantic.view(batch, height, width, -1)
-        maps, semantic_map = (
-            from_windows(windows, self.side, padded_height, padded_width)[:, :height, :width]
-            for windows in (tokens, semantic)
-        )
-        return maps, semantic_map
+        return tokens, semantic
 
 
 class SeMaskPatchMerging(nn.Module):
@@ -295,9 +310,11 @@ class SeMaskPatchMerging(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """`(B, H, W, C)` -> `(B, ceil(H / 2), ceil(W / 2), 2 C)`."""
-        maps = padded_to(maps, 2)
-        corners = [maps[:, row::2, column::2] for column in range(2) for row in range(2)]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        windows = SeMaskWindows(maps, 2)
+        padded = windows.pad(maps)
+        corners = padded.view(windows.batch, windows.rows, 2, windows.columns, 2, maps.shape[3])
+        corners = corners.permute(0, 1, 3, 4, 2, 5).flatten(3)  # of each four the left ones first
+        return self.reduction(self.norm(corners))
 
 
 class SeMaskSwinStage(nn.Module):
@@ -339,8 +356,8 @@ class SeMaskPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> `(B, ceil(H / 4), ceil(W / 4), C)`."""
-        height, width = pixel_values.shape[-2:]
-        padded = F.pad(pixel_values, (0, -width % self.side, 0, -height % self.side))
+        bottom, right = ((side + self.side - 1) // self.side * self.side - side for side in pixel_values.shape[2:])
+        padded = F.pad(pixel_values, (0, right, 0, bottom))
         return self.projection(padded).permute(0, 2, 3, 1)
 
 

@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .checks_faseg import require, require_classes
 from .configuration_semask import with_semantic_classes
 
 
@@ -180,7 +181,7 @@ class FASegConfig(PreTrainedConfig):
             "high_resolution_reduction",
             "train_num_points",
         ):
-            self._require(name, getattr(self, name) >= 1, "set it to at least 1")
+            require(self, name, getattr(self, name) >= 1, "set it to at least 1")
         for name in (
             "no_object_weight",
             "class_weight",
@@ -190,61 +191,53 @@ class FASegConfig(PreTrainedConfig):
             "init_std",
             "init_xavier_std",
         ):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
+            require(self, name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
         for name in ("dropout", "attention_mask_threshold", "importance_sample_ratio"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "set it between 0 and 1")
-        self._require("high_resolution_min_windows", self.high_resolution_min_windows >= 0, "set it to 0 or more")
-        self._require("oversample_ratio", 1 <= self.oversample_ratio < math.inf, "set it to 1 or more")
-        self._require(
+            require(self, name, 0 <= getattr(self, name) <= 1, "set it between 0 and 1")
+        require(self, "high_resolution_min_windows", self.high_resolution_min_windows >= 0, "set it to 0 or more")
+        require(self, "oversample_ratio", 1 <= self.oversample_ratio < math.inf, "set it to 1 or more")
+        require(
+            self,
             "feature_size",
             self.feature_size == self.hidden_dim,
             f"set it to hidden_dim={self.hidden_dim}: the pixel decoder's positional encodings enter the "
             "transformer decoder as they are",
         )
-        self._require("feature_size", self.feature_size % 32 == 0, "set it to a multiple of 32 (group norm)")
-        self._require(
+        require(self, "feature_size", self.feature_size % 32 == 0, "set it to a multiple of 32 (group norm)")
+        require(
+            self,
             "num_attention_heads",
             self.hidden_dim % self.num_attention_heads == 0,
             f"set it to a divisor of hidden_dim={self.hidden_dim}",
         )
         if not self.use_high_resolution_cross_attention:
-            self._require(
+            require(
+                self,
                 "high_resolution_min_windows",
                 self.high_resolution_min_windows == 0,
                 "set it to 0: use_high_resolution_cross_attention=False keeps no windows",
             )
         if self.timm_backbone_kwargs:
             backbone_type = getattr(self.backbone_config, "model_type", None)
-            self._require(
+            require(
+                self,
                 "timm_backbone_kwargs",
                 backbone_type == "timm_backbone",
                 f"set it to None: backbone_config is of type {backbone_type!r}, not 'timm_backbone'",
             )
         semantic_classes = getattr(self.backbone_config, "num_semantic_classes", None)
-        self._require(
+        require(
+            self,
             "backbone_config",
             semantic_classes is None or semantic_classes >= len(self.id2label or {}),
             f"set its num_semantic_classes={semantic_classes} to {len(self.id2label or {})}, the number of labels",
         )
-        self._require(
-            "id2label",
-            sorted(self.id2label or {}) == list(range(len(self.id2label or {}))) and bool(self.id2label),
-            "number the classes 0, 1, 2, ... without a gap, at least one",
-        )
-        self._require(
-            "ignore_value",
-            self.ignore_value not in (self.id2label or {}),
-            f"choose an id that is no class: id2label has {len(self.id2label or {})} classes",
-        )
+        require_classes(self, self.ignore_value)
 
     @property
     def reads_high_resolution_level(self) -> bool:
         """Whether any decoder layer attends to the stride-4 level: layer i reads level i mod 4."""
         return self.use_high_resolution_cross_attention and self.decoder_layers >= 4
-
-    def _require(self, name: str, condition: bool, fix: str) -> None:
-        if not condition:
-            raise ValueError(f"{name}={getattr(self, name)!r}: {fix}")
 
 
 FASegConfig.register_for_auto_class()

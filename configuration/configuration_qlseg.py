@@ -10,6 +10,8 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checks_faseg import require, require_classes
+
 
 @strict
 class QLSegConfig(PreTrainedConfig):
@@ -139,47 +141,34 @@ class QLSegConfig(PreTrainedConfig):
             "decoder_layers",
             "fusion_chunks",
         ):
-            self._require(name, getattr(self, name) >= 1, "set it to at least 1")
+            require(self, name, getattr(self, name) >= 1, "set it to at least 1")
         for name in ("mlp_ratio", "no_object_weight", "class_weight", "mask_weight", "dice_weight", "init_std"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
+            require(self, name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
         for name in ("dropout", "drop_path_rate", "attention_mask_threshold"):
-            self._require(name, 0 <= getattr(self, name) < 1, "set it to 0 or more and below 1")
+            require(self, name, 0 <= getattr(self, name) < 1, "set it to 0 or more and below 1")
         side = self.image_size // self.patch_size * self.patch_size
         fix = f"set it to {side or self.patch_size}, a multiple of patch_size={self.patch_size}"
-        self._require("image_size", self.image_size % self.patch_size == 0, fix)
+        require(self, "image_size", self.image_size % self.patch_size == 0, fix)
         fix = f"set it to at most image_size={self.image_size}, or pixels are left out"
-        self._require("window_stride", self.window_stride <= self.image_size, fix)
+        require(self, "window_stride", self.window_stride <= self.image_size, fix)
         for heads, width in (
             ("num_attention_heads", self.hidden_size),
             ("encoder_attention_heads", self.hidden_size),
             ("decoder_attention_heads", self.hidden_dim),
         ):
-            self._require(heads, width % getattr(self, heads) == 0, f"set it to a divisor of the width {width}")
-        self._require("hidden_size", self.hidden_size % 32 == 0, "set it to a multiple of 32 (group norm)")
+            require(self, heads, width % getattr(self, heads) == 0, f"set it to a divisor of the width {width}")
+        require(self, "hidden_size", self.hidden_size % 32 == 0, "set it to a multiple of 32 (group norm)")
         indices = list(self.out_indices)
         increasing = bool(indices) and indices == sorted(set(indices))
         known = increasing and indices[0] >= 0 and indices[-1] < self.num_hidden_layers
         fix = f"give increasing numbers of blocks from 0 to {self.num_hidden_layers - 1}"
-        self._require("out_indices", known, fix)
-        self._require(
-            "id2label",
-            sorted(self.id2label or {}) == list(range(len(self.id2label or {}))) and bool(self.id2label),
-            "number the classes 0, 1, 2, ... without a gap, at least one",
-        )
-        self._require(
-            "ignore_value",
-            self.ignore_value not in (self.id2label or {}),
-            f"choose an id that is no class: id2label has {len(self.id2label or {})} classes",
-        )
+        require(self, "out_indices", known, fix)
+        require_classes(self, self.ignore_value)
 
     @property
     def num_queries(self) -> int:
         """One query per class."""
         return self.num_labels or 0
-
-    def _require(self, name: str, condition: bool, fix: str) -> None:
-        if not condition:
-            raise ValueError(f"{name}={getattr(self, name)!r}: {fix}")
 
 
 QLSegConfig.register_for_auto_class()

@@ -13,6 +13,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, SwinConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .checks_faseg import require, require_classes
+
 
 ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -64,22 +66,22 @@ class SeMaskSwinConfig(SwinConfig):
         """
         super().validate_architecture()
         stages = len(self.depths)
-        _require(self, "depths", stages >= 1 and min(self.depths) >= 1, "give at least one block per stage")
+        require(self, "depths", stages >= 1 and min(self.depths) >= 1, "give at least one block per stage")
         for name in ("num_heads", "num_semantic_blocks"):
-            _require(self, name, len(getattr(self, name)) == stages, f"give one number for each of {stages} stages")
-            _require(self, name, min(getattr(self, name)) >= 1, "give numbers of at least 1")
+            require(self, name, len(getattr(self, name)) == stages, f"give one number for each of {stages} stages")
+            require(self, name, min(getattr(self, name)) >= 1, "give numbers of at least 1")
         for stage, heads in enumerate(self.num_heads):
             channels = self.embed_dim * 2**stage
-            _require(self, "num_heads", channels % heads == 0, f"stage {stage} has {channels} channels: not divisible")
+            require(self, "num_heads", channels % heads == 0, f"stage {stage} has {channels} channels: not divisible")
         for name in ("window_size", "semantic_window_size", "num_semantic_classes"):
             value = getattr(self, name)
-            _require(self, name, value is None or value >= 1, "set it to at least 1")
+            require(self, name, value is None or value >= 1, "set it to at least 1")
         known = all(0 <= stage < stages for stage in self.global_semantic_stages)
-        _require(self, "global_semantic_stages", known, f"name stages from 0 to {stages - 1}")
+        require(self, "global_semantic_stages", known, f"name stages from 0 to {stages - 1}")
         for name in ("drop_path_rate", "semantic_dropout"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "set it to 0 or more and below 1")
-        _require(self, "patch_size", self.patch_size == 4, "set it to 4: the strides are 4, 8, 16 and 32")
-        _require(self, "use_absolute_embeddings", not self.use_absolute_embeddings, "set it to False: not offered")
+            require(self, name, 0 <= getattr(self, name) < 1, "set it to 0 or more and below 1")
+        require(self, "patch_size", self.patch_size == 4, "set it to 4: the strides are 4, 8, 16 and 32")
+        require(self, "use_absolute_embeddings", not self.use_absolute_embeddings, "set it to False: not offered")
 
 
 @strict
@@ -137,15 +139,12 @@ class SeMaskConfig(PreTrainedConfig):
         stages = getattr(self.backbone_config, "out_features", None)
         if stages != ALL_STAGES:
             raise ValueError(f"backbone_config has out_features={stages}: set them to {ALL_STAGES}")
-        _require(self, "decoder_hidden_size", self.decoder_hidden_size >= 1, "set it to at least 1")
-        _require(self, "decoder_dropout", 0 <= self.decoder_dropout < 1, "set it to 0 or more and below 1")
+        require(self, "decoder_hidden_size", self.decoder_hidden_size >= 1, "set it to at least 1")
+        require(self, "decoder_dropout", 0 <= self.decoder_dropout < 1, "set it to 0 or more and below 1")
         for name in ("auxiliary_loss_weight", "init_std"):
-            _require(self, name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
-        _require(self, "ohem_min_kept", self.ohem_min_kept is None or self.ohem_min_kept >= 1, "set it to at least 1")
-        numbered = sorted(self.id2label or {}) == list(range(len(self.id2label or {}))) and bool(self.id2label)
-        _require(self, "id2label", numbered, "number the classes 0, 1, 2, ... without a gap, at least one")
-        fix = f"choose an id that is no class: id2label has {len(self.id2label or {})} classes"
-        _require(self, "ignore_value", self.ignore_value not in (self.id2label or {}), fix)
+            require(self, name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
+        require(self, "ohem_min_kept", self.ohem_min_kept is None or self.ohem_min_kept >= 1, "set it to at least 1")
+        require_classes(self, self.ignore_value)
 
 
 def with_semantic_classes(backbone_config: Any, num_labels: Any) -> Any:
@@ -155,11 +154,6 @@ def with_semantic_classes(backbone_config: Any, num_labels: Any) -> Any:
         backbone_config = copy.deepcopy(backbone_config)
         backbone_config.num_semantic_classes = num_labels
     return backbone_config
-
-
-def _require(config: PreTrainedConfig, name: str, condition: bool, fix: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={getattr(config, name)!r}: {fix}")
 
 
 AutoConfig.register(SeMaskSwinConfig.model_type, SeMaskSwinConfig, exist_ok=True)

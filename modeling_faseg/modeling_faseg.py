@@ -45,6 +45,7 @@ from .transformer_decoder_faseg import (
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
+    from .checks_faseg import require  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
     from .deformable_sampling_faseg import sample_maps  # noqa: F401
     from .loss_terms_faseg import check_targets  # noqa: F401

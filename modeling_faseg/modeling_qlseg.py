@@ -36,6 +36,7 @@ from .windows_qlseg import class_scores, sliding_scores
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .attention_faseg import FASegAttention  # noqa: F401
+    from .checks_faseg import require  # noqa: F401
     from .deformable_attention_faseg import FASegDeformableSelfAttention  # noqa: F401
     from .deformable_sampling_faseg import sample_maps  # noqa: F401
     from .loss_terms_faseg import check_targets  # noqa: F401

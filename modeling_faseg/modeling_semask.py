@@ -4,7 +4,7 @@ Notation: B batch, K classes, H and W of the picture, h = ceil(H / 4), w = ceil(
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ from .loss_semask import (
     sum_semantic_maps,
 )
 from .pretrained_faseg import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel
+
+
+if TYPE_CHECKING:
+    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .checks_faseg import require  # noqa: F401
 
 
 @dataclass

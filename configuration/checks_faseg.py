@@ -1,0 +1,18 @@
+"""Checks that the configurations share."""
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+def require(config: PreTrainedConfig, name: str, condition: bool, fix: str) -> None:
+    """Raise a `ValueError` that names the field, its value and the fix unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{name}={getattr(config, name)!r}: {fix}")
+
+
+def require_classes(config: PreTrainedConfig, ignore_value: int) -> None:
+    """Check that the classes are numbered without a gap and that none of them is ignored."""
+    id2label = config.id2label or {}
+    numbered = bool(id2label) and sorted(id2label) == list(range(len(id2label)))
+    require(config, "id2label", numbered, "number the classes 0, 1, 2, ... without a gap, at least one")
+    fix = f"choose an id that is no class: id2label has {len(id2label)} classes"
+    require(config, "ignore_value", ignore_value not in id2label, fix)

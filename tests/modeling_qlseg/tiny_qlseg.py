@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from tiny_models import tiny_batch
 
 from configuration import QLSegConfig
 from modeling_faseg import QLSegForSemanticSegmentation
@@ -38,10 +39,5 @@ def tiny_qlseg(**overrides: Any) -> QLSegForSemanticSegmentation:
 
 def tiny_qlseg_batch(sizes: tuple[int, int] = (64, 64), targets: tuple[int, ...] = (2, 1)) -> dict[str, Any]:
     """Pictures of `sizes` that show the first so many classes each, in random masks."""
-    generator = torch.Generator().manual_seed(1)
-    height, width = sizes
-    return {
-        "pixel_values": torch.randn(len(targets), 3, height, width, generator=generator),
-        "mask_labels": [(torch.rand(count, height, width, generator=generator) > 0.5).float() for count in targets],
-        "class_labels": [torch.arange(count) for count in targets],
-    }
+    batch = tiny_batch(sizes, targets)
+    return {**batch, "class_labels": [torch.arange(count) for count in targets]}

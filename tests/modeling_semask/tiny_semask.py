@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+from tiny_models import tiny_config as tiny_faseg_config
 
-from configuration import FASegConfig, SeMaskConfig
+from configuration import SeMaskConfig
 from modeling_faseg import FASegForUniversalSegmentation, SeMaskForSemanticSegmentation
 
 
@@ -35,22 +36,8 @@ def tiny_model(**overrides: Any) -> SeMaskForSemanticSegmentation:
 def tiny_faseg(**overrides: Any) -> FASegForUniversalSegmentation:
     """A tiny FASeg on the tiny backbone, in evaluation mode."""
     torch.manual_seed(0)
-    fields: dict[str, Any] = {
-        "backbone_config": dict(TINY_BACKBONE),
-        "feature_size": 32,
-        "mask_feature_size": 16,
-        "hidden_dim": 32,
-        "encoder_layers": 1,
-        "encoder_feedforward_dim": 32,
-        "decoder_layers": 5,
-        "dim_feedforward": 32,
-        "num_attention_heads": 4,
-        "num_queries": 6,
-        "high_resolution_reduction": 4,
-        "train_num_points": 64,
-        "num_labels": 3,
-    }
-    return enlivened(FASegForUniversalSegmentation(FASegConfig(**{**fields, **overrides}))).eval()
+    config = tiny_faseg_config(**{"backbone_config": dict(TINY_BACKBONE), **overrides})
+    return enlivened(FASegForUniversalSegmentation(config)).eval()
 
 
 def enlivened(model: Any) -> Any:

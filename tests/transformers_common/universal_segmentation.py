@@ -63,7 +63,40 @@ class UniversalSegmentationModelTester:
         return self.get_config(), self.prepare_pixels()
 
 
-class UniversalSegmentationModelTests(ModelTesterMixin):
+class PictureModelTests(ModelTesterMixin):
+    """The common tests of a model of pictures."""
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    @unittest.skip(reason="takes pictures, not token embeddings")
+    def test_inputs_embeds(self):
+        pass
+
+    @unittest.skip(reason="has no input embeddings")
+    def test_model_get_set_embeddings(self):
+        pass
+
+    @unittest.skip(reason="has no token embeddings")
+    def test_resize_tokens_embeddings(self):
+        pass
+
+
+class GradientsOfALoss:
+    """Give the tests of gradients a loss; Mask2Former's file does not, so there they skip or look at nothing.
+
+    Not the tests that compare two calls: labels are drawn anew, and the loss may draw random points.
+    """
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        needs_loss = self._testMethodName.startswith(("test_training", "test_enable_input_require_grads"))
+        if return_labels and needs_loss and model_class is self.model_tester.segmentation_class:
+            inputs |= self.model_tester.prepare_labels(len(inputs["pixel_values"]))
+        return inputs
+
+
+class UniversalSegmentationModelTests(PictureModelTests):
     """The common tests of a mask-classification model."""
 
     model_tester_class: type[UniversalSegmentationModelTester]
@@ -83,9 +116,6 @@ class UniversalSegmentationModelTests(ModelTesterMixin):
         return model, inputs | self.model_tester.prepare_labels(self.model_tester.batch_size)
 
     # Tests that Mask2Former's own file adds
-
-    def test_config(self):
-        self.config_tester.run_common_tests()
 
     def test_base_model(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
@@ -113,18 +143,6 @@ class UniversalSegmentationModelTests(ModelTesterMixin):
         self.assertTrue(torch.isfinite(model(**inputs).loss))
 
     # Overrides
-
-    @unittest.skip(reason="takes pictures, not token embeddings")
-    def test_inputs_embeds(self):
-        pass
-
-    @unittest.skip(reason="has no input embeddings")
-    def test_model_get_set_embeddings(self):
-        pass
-
-    @unittest.skip(reason="has no token embeddings")
-    def test_resize_tokens_embeddings(self):
-        pass
 
     def test_hidden_states_output(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()

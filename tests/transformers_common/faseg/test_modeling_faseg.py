@@ -5,7 +5,11 @@ from typing import Any
 
 from configuration import FASegConfig
 from modeling_faseg import FASegForUniversalSegmentation, FASegModel
-from universal_segmentation import UniversalSegmentationModelTester, UniversalSegmentationModelTests
+from universal_segmentation import (
+    GradientsOfALoss,
+    UniversalSegmentationModelTester,
+    UniversalSegmentationModelTests,
+)
 
 
 class FASegModelTester(UniversalSegmentationModelTester):
@@ -32,17 +36,6 @@ class FASegModelTester(UniversalSegmentationModelTester):
         )
 
 
-class FASegModelTest(UniversalSegmentationModelTests, unittest.TestCase):
+class FASegModelTest(GradientsOfALoss, UniversalSegmentationModelTests, unittest.TestCase):
     model_tester_class = FASegModelTester
     all_model_classes = (FASegModel, FASegForUniversalSegmentation)
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        """Give the tests of gradients a loss; Mask2Former's file does not, so there they skip or look at nothing.
-
-        Not the tests that compare two calls: the loss draws random points.
-        """
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        needs_loss = self._testMethodName.startswith(("test_training", "test_enable_input_require_grads"))
-        if return_labels and needs_loss and model_class is FASegForUniversalSegmentation:
-            inputs |= self.model_tester.prepare_labels(len(inputs["pixel_values"]))
-        return inputs

@@ -8,7 +8,11 @@ from transformers.testing_utils import torch_device
 
 from configuration import QLSegConfig
 from modeling_faseg import QLSegForSemanticSegmentation, QLSegModel
-from universal_segmentation import UniversalSegmentationModelTester, UniversalSegmentationModelTests
+from universal_segmentation import (
+    GradientsOfALoss,
+    UniversalSegmentationModelTester,
+    UniversalSegmentationModelTests,
+)
 
 
 class QLSegModelTester(UniversalSegmentationModelTester):
@@ -40,17 +44,9 @@ class QLSegModelTester(UniversalSegmentationModelTester):
         )
 
 
-class QLSegModelTest(UniversalSegmentationModelTests, unittest.TestCase):
+class QLSegModelTest(GradientsOfALoss, UniversalSegmentationModelTests, unittest.TestCase):
     model_tester_class = QLSegModelTester
     all_model_classes = (QLSegModel, QLSegForSemanticSegmentation)
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        """Give the tests of gradients a loss, as FASeg's file does."""
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        needs_loss = self._testMethodName.startswith(("test_training", "test_enable_input_require_grads"))
-        if return_labels and needs_loss and model_class is QLSegForSemanticSegmentation:
-            inputs |= self.model_tester.prepare_labels(len(inputs["pixel_values"]))
-        return inputs
 
     # Its masks have the patches' stride, and its backbone is no configuration of its own.
 

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import ModelTesterMixin, floats_tensor
+from tests.test_modeling_common import floats_tensor
 from transformers.testing_utils import torch_device
 
 from configuration import SeMaskConfig, SeMaskSwinConfig
 from modeling_faseg import SeMaskForSemanticSegmentation, SeMaskSwinBackbone
+from universal_segmentation import GradientsOfALoss, PictureModelTests
 
 
 class SeMaskModelTester:
+    segmentation_class = SeMaskForSemanticSegmentation
+
     def __init__(self, parent: unittest.TestCase):
         self.parent = parent
         self.is_training = True
@@ -51,35 +54,13 @@ class SeMaskModelTester:
         return {"labels": torch.randint(self.num_labels, size, device=torch_device)}
 
 
-class SeMaskModelTest(ModelTesterMixin, unittest.TestCase):
+class SeMaskModelTest(GradientsOfALoss, PictureModelTests, unittest.TestCase):
     all_model_classes = (SeMaskForSemanticSegmentation,)
     test_resize_embeddings = False
 
     def setUp(self) -> None:
         self.model_tester = SeMaskModelTester(self)
         self.config_tester = ConfigTester(self, config_class=SeMaskConfig, has_text_modality=False)
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        """Give the tests of gradients a loss; not those that compare two calls, for labels are drawn anew."""
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        if return_labels and self._testMethodName.startswith(("test_training", "test_enable_input_require_grads")):
-            inputs |= self.model_tester.prepare_labels(len(inputs["pixel_values"]))
-        return inputs
-
-    def test_config(self):
-        self.config_tester.run_common_tests()
-
-    @unittest.skip(reason="takes pictures, not token embeddings")
-    def test_inputs_embeds(self):
-        pass
-
-    @unittest.skip(reason="has no input embeddings")
-    def test_model_get_set_embeddings(self):
-        pass
-
-    @unittest.skip(reason="has no token embeddings")
-    def test_resize_tokens_embeddings(self):
-        pass
 
     def test_hidden_states_output(self):
         """The patch embedding and a map per stage, whose sizes halve."""

@@ -1,5 +1,6 @@
 """The folders of `hub_cards/` describe the released models, to the unit."""
 
+import functools
 import json
 
 import pytest
@@ -26,9 +27,14 @@ RELEASED = {
 @pytest.fixture(scope="module", params=RELEASED)
 def released(request):
     """`(model id, config, model on the meta device)`."""
-    config = AutoConfig.from_pretrained(HUB_CARDS / request.param)
+    return request.param, *on_meta(request.param)
+
+
+@functools.cache
+def on_meta(model_id):
+    config = AutoConfig.from_pretrained(HUB_CARDS / model_id)
     with torch.device("meta"):
-        return request.param, config, FASegForUniversalSegmentation(config)
+        return config, FASegForUniversalSegmentation(config)
 
 
 def official_shapes(shared, model_id):
@@ -96,9 +102,7 @@ def test_training_choices_of_the_reference(released):
 @pytest.mark.parametrize("model_id", ["faseg-resnet50-ade20k", "faseg-swin-tiny-ade20k", "faseg-resnet50-cityscapes"])
 def test_optimiser_groups(model_id, shared):
     """The same tensors with the same learning rate and weight decay as in the reference."""
-    config = AutoConfig.from_pretrained(HUB_CARDS / model_id)
-    with torch.device("meta"):
-        model = FASegForUniversalSegmentation(config)
+    config, model = on_meta(model_id)
     recorded = shared / "golden" / "faseg" / f"optimizer_groups_{RELEASED[model_id][0]}.json"
     expected = {name: set(members) for name, members in json.loads(recorded.read_text())["groups"].items()}
     official = official_parameter_names(config)

@@ -171,7 +171,7 @@ def test_augmentation_has_the_numbers_of_the_table():
 
 SMALL_HEAD = [
     "feature_size=32", "mask_feature_size=32", "hidden_dim=32", "encoder_layers=1", "encoder_feedforward_dim=32",
-    "decoder_layers=4", "dim_feedforward=32",
+    "decoder_layers=4", "dim_feedforward=32", "num_queries=20", "train_num_points=256",
 ]  # fmt: skip
 SMALL_BACKBONE = {
     "resnet": ["embedding_size=8", "hidden_sizes=[16, 32, 64, 128]", "depths=[1, 1, 1, 1]"],

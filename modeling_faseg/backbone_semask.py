@@ -161,7 +161,7 @@ class SeMaskSwinAttention(nn.Module):
         """
         Args:
             windows: `(B * W', L, C)`.
-            blocked: `(W', L, L)`, 0 or a score so low that a key is not attended to.
+            blocked: `(B * W', L, L)`, 0 or a score so low that a key is not attended to.
         Returns:
             `(B * W', L, C)`, and with eager attention the weights `(B * W', N, L, L)`.
         """
@@ -172,7 +172,7 @@ class SeMaskSwinAttention(nn.Module):
         )
         scores = self.relative_position_bias()
         if blocked is not None:
-            scores = (scores + blocked[:, None]).repeat(count // len(blocked), 1, 1, 1)
+            scores = scores + blocked[:, None]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             cast(str, self.config._attn_implementation), eager_attention_forward
         )
@@ -231,10 +231,11 @@ class SeMaskSwinBlock(GradientCheckpointingLayer):
         return maps + self.drop_path(self.mlp(self.layernorm_after(maps)))
 
     def _blocked_by_shift(self, windows: SeMaskWindows, device: torch.device) -> Tensor:
-        """`(W', L, L)` scores that keep apart tokens which the shift has carried around the border."""
+        """`(B * W', L, L)` scores that keep apart tokens which the shift has carried around the border."""
         rows, columns = (self._region(length, device) for length in (windows.padded_height, windows.padded_width))
         tokens = windows.split((3 * rows[:, None] + columns)[None, :, :, None])[:, :, 0]
-        return BLOCKED * (tokens[:, None] != tokens[:, :, None]).float()
+        blocked = BLOCKED * (tokens[:, None] != tokens[:, :, None]).float()
+        return blocked[None].expand(windows.batch, -1, -1, -1).flatten(0, 1)
 
     def _region(self, length: int, device: torch.device) -> Tensor:
         """`(length,)` 0, 1 or 2: before the last window, in it, in its part that the shift has carried there."""

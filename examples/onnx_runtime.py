@@ -19,8 +19,29 @@ def resized(maps, size):
     return np.stack([Image.fromarray(plane).transform(tuple(size), 0, scale, 2) for plane in maps])  # 0: affine
 
 
-def segment(session, rule, sizes, image):
+def class_scores(classes, masks):
+    """Sums over queries of class times mask probability, of logits `(Q, K+1)` and `(Q, h, w)`."""
+    probs = np.exp(classes - classes.max(1, keepdims=True))
+    return np.tensordot((probs / probs.sum(1, keepdims=True))[:, :-1], 1 / (1 + np.exp(-masks)), (0, 0))
+
+
+def window_scores(run, batch, side, stride):
+    """Mean class scores of the windows over a picture that is no smaller."""
+    height, width = batch.shape[2:]
+    total, count = 0, np.zeros((height, width), np.float32)
+    for top in [*range(0, height - side, stride), height - side]:
+        for left in [*range(0, width - side, stride), width - side]:
+            classes, masks = (output[0] for output in run(batch[..., top : top + side, left : left + side]))
+            borders = ((0, 0), (top, height - top - side), (left, width - left - side))
+            total = total + np.pad(class_scores(classes, resized(masks, (side, side))), borders)
+            count[top : top + side, left : left + side] += 1
+    return total / count
+
+
+def segment(session, metadata, image):
     """The label map of a picture, by a file without processing in the graph. Sizes are (width, height)."""
+    rule, sizes = json.loads(metadata["processor"]), json.loads(metadata["sizes"])
+    windows = json.loads(metadata.get("windows", "null"))
     size, edges, pad = np.array(image.size, float), rule["size"], rule["pad_size"]
     if rule["do_resize"] and "shortest_edge" in edges:
         size *= min(edges["shortest_edge"] / size.min(), edges.get("longest_edge", np.inf) / size.max())
@@ -28,17 +49,26 @@ def segment(session, rule, sizes, image):
         size = np.array([edges["width"], edges["height"]], float)
     canvas = np.array([pad["width"], pad["height"]]) if pad else np.inf
     size = np.maximum(1, np.floor(size * np.min(canvas / size, initial=1) + 0.5)).astype(int)
-    canvas = canvas if pad else -(-size // sizes["multiple_of"]) * sizes["multiple_of"]
+    if windows:
+        canvas = np.maximum(size, windows["side"])
+    elif not pad:
+        canvas = -(-size // sizes["multiple_of"]) * sizes["multiple_of"]
     if (canvas < (sizes["width"], sizes["height"])).any():
         sys.exit(f"the picture becomes {canvas[0]}x{canvas[1]}, this file takes {sizes['width']}x{sizes['height']} on")
     pixels = np.asarray(image.resize(size, rule["resample"])) * rule["rescale_factor"]
     batch = np.zeros((1, 3, canvas[1], canvas[0]), np.float32)
     batch[0, :, : size[1], : size[0]] = ((pixels - rule["image_mean"]) / rule["image_std"]).transpose(2, 0, 1)
-    classes, masks = session.run(["class_queries_logits", "masks_queries_logits"], {"pixel_values": batch})
-    probs = np.exp(classes[0] - classes[0].max(1, keepdims=True))
-    masks = resized(masks[0], canvas)[:, : size[1], : size[0]]
-    masks = masks if rule["task"] == "semantic" else resized(masks, image.size)
-    scores = np.tensordot((probs / probs.sum(1, keepdims=True))[:, :-1], 1 / (1 + np.exp(-masks)), (0, 0))
+
+    def run(pixels):
+        return session.run(None, {"pixel_values": pixels})
+
+    if windows:
+        scores = window_scores(run, batch, **windows)[:, : size[1], : size[0]]
+    else:
+        *classes, maps = (output[0] for output in run(batch))  # SeMask has class scores, the others masks of queries
+        maps = resized(maps, canvas)[:, : size[1], : size[0]]
+        maps = maps if rule["task"] == "semantic" else resized(maps, image.size)
+        scores = class_scores(classes[0], maps) if classes else maps
     return resized(scores, image.size).argmax(0)
 
 
@@ -47,12 +77,12 @@ if len(sys.argv) != 3:
 image_file, model_file = sys.argv[1:]
 session = onnxruntime.InferenceSession(model_file, providers=["CPUExecutionProvider"])
 metadata = session.get_modelmeta().custom_metadata_map
-rule, sizes, names = (json.loads(metadata[name]) for name in ("processor", "sizes", "id2label"))
+names = json.loads(metadata["id2label"])
 image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
 if metadata["with_processing"] == "true":
     labels = session.run(["labels"], {"picture": np.asarray(image)})[0]
 else:
-    labels = segment(session, rule, sizes, image)
+    labels = segment(session, metadata, image)
 Image.fromarray(labels.astype(np.uint8 if len(names) <= 256 else np.int32)).save(f"{Path(image_file).stem}_labels.png")
 for label, count in zip(*np.unique(labels, return_counts=True)):
     print(f"{names[str(label)]}: {100 * count / labels.size:.1f} %")

@@ -1,7 +1,8 @@
 """Exports a checkpoint to an ONNX file that runs without PyTorch.
 
 `python scripts/export_onnx.py --model_name_or_path outputs/model --output_dir outputs/onnx` writes `model.onnx`, from
-normalised pictures of any size and batch to logits; with `--with_processing` from an 8-bit picture to its label map.
+normalised pictures of any size and batch to logits; with `--with_processing` from an 8-bit picture to its label map. A
+QLSeg file takes windows of the model's size, of which a reader makes pictures.
 The file is compared with the model before it gets its name. `examples/onnx_runtime.py` runs it.
 """
 
@@ -37,6 +38,8 @@ from scripts.training.whole_folder import sync, write_failure
 
 if TYPE_CHECKING:
     import onnx
+
+    from scripts.onnx_export.kinds import Kind, Size
 
 
 FILE_NAME = "model.onnx"
@@ -90,26 +93,27 @@ def check_arguments(arguments: ExportArguments) -> None:
 def export_onnx(arguments: ExportArguments) -> Path:
     """Writes the file, or raises `UserError` and leaves none."""
     check_arguments(arguments)
-    from scripts.onnx_export.network import check_weights, least_side
+    from scripts.onnx_export.kinds import kind_of
+    from scripts.onnx_export.network import check_weights
 
     # ---- model
     config = build_config(arguments)
-    check_config(arguments, config)
-    model = build_model(arguments, config, new_classes=False).eval()
+    kind = kind_of(config, arguments.model_name_or_path or "")
     size = (arguments.height, arguments.width) if arguments.height and arguments.width else None
-    # A static graph gets every picture on a canvas of its size; what does not fit is resized until it does.
-    settings = {"pad_size": {"height": size[0], "width": size[1]}} if size else {}
-    processor = build_processor(arguments, config, **settings)
+    kind.check(size, arguments.with_processing)
+    model = build_model(arguments, config, new_classes=False).eval()
+    processor = build_processor(arguments, config, **kind.processor_settings(size))
     check_weights(model)
     if arguments.with_processing and not size:
-        refuse_small_pictures(processor, least_side(config))
+        refuse_small_pictures(processor, kind.least_side)
 
     # ---- graph
     if not size:
         print("tracing the model for any size, which takes minutes", flush=True)
-    graph = build_graph(arguments, model, processor, size)
+    graph = build_graph(arguments, kind, model, processor, size)
 
     # ---- file, whole or not at all
+    takes = "8-bit pictures of any size" if arguments.with_processing else kind.accepted(size)
     folder = Path(arguments.output_dir or "")
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     partial = folder / f".{FILE_NAME}.partial"
@@ -117,8 +121,8 @@ def export_onnx(arguments: ExportArguments) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(graph.SerializeToString())
         sync(partial)
-        print(f"{FILE_NAME}: {partial.stat().st_size / 1e6:.1f} MB, {accepted(arguments, config)}", flush=True)
-        compare(arguments, model, processor, partial, size)
+        print(f"{FILE_NAME}: {partial.stat().st_size / 1e6:.1f} MB, {takes}", flush=True)
+        compare(arguments, kind, model, processor, partial, size)
         os.replace(partial, folder / FILE_NAME)
     except OSError as error:
         raise UserError(f"{folder / FILE_NAME} could not be written: {write_failure(error, folder)}") from error
@@ -129,20 +133,6 @@ def export_onnx(arguments: ExportArguments) -> Path:
                 place.rmdir()
     print(f"{folder / FILE_NAME} written")
     return folder / FILE_NAME
-
-
-def check_config(arguments: ExportArguments, config: Any) -> None:
-    """Raises `UserError` for a model that the graph cannot follow."""
-    if config.model_type != "faseg":
-        raise UserError(
-            f"--model_name_or_path {arguments.model_name_or_path}: ONNX files are for faseg models, this is "
-            f"{config.model_type}"
-        )
-    if config.mask_padding:
-        raise UserError(
-            "the model has mask_padding=True, but a file takes pictures without pixel_mask and treats padding as "
-            "picture: accept that with --config_overrides mask_padding=false"
-        )
 
 
 def refuse_small_pictures(processor: Any, least: int) -> None:
@@ -157,7 +147,7 @@ def refuse_small_pictures(processor: Any, least: int) -> None:
 
 
 def build_graph(
-    arguments: ExportArguments, model: Any, processor: Any, size: tuple[int, int] | None
+    arguments: ExportArguments, kind: Kind, model: Any, processor: Any, size: Size | None
 ) -> onnx.ModelProto:
     """The graph that the arguments ask for, with its metadata."""
     import onnx
@@ -169,12 +159,12 @@ def build_graph(
     for library in ("onnxscript", "onnx_ir", "onnxruntime.quantization"):  # a line for each node that they leave as is
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
-        graph = export_network(model, size, half=arguments.precision == "fp16")
+        graph = export_network(model, kind, size, half=arguments.precision == "fp16")
     except RuntimeError as error:  # torch's tracers have classes of their own below it
         hint = "" if size else ": a static file, with --height and --width, may do"
         raise UserError(f"torch {torch.__version__} cannot trace the model{hint}: {first_line(error)}") from error
     if arguments.with_processing:
-        graph = with_processing(graph, processor, model.config.num_labels)
+        graph = with_processing(graph, kind, processor)
     if arguments.int8:
         graph = in_eight_bits(graph)
     name = project_path(arguments.model_name_or_path or "")
@@ -184,7 +174,7 @@ def build_graph(
         "precision": "int8" if arguments.int8 else arguments.precision,
         "with_processing": arguments.with_processing,
     }
-    onnx.helper.set_model_props(graph, describe(model, processor, graph, size, **facts))
+    onnx.helper.set_model_props(graph, describe(kind, processor, graph, size, **facts))
     return graph
 
 
@@ -193,46 +183,34 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def accepted(arguments: ExportArguments, config: Any) -> str:
-    """The pictures that the file takes, in words."""
-    from scripts.onnx_export.network import least_side
-
-    if arguments.with_processing:
-        return "8-bit pictures of any size"
-    if arguments.height:
-        return f"pictures of {arguments.height} x {arguments.width}, one at a time"
-    least = least_side(config)
-    return f"height and width from {least} on in steps of 32, any batch"
-
-
 # ---- check ----------------------------------------------------------------------------------------------------------
 
 
-def compare(arguments: ExportArguments, model: Any, processor: Any, file: Path, size: tuple[int, int] | None) -> None:
+def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, file: Path, size: Size | None) -> None:
     """Runs file and model on the same inputs, prints what differs and how fast they are.
 
     Raises:
         UserError: they differ by more than the tolerance.
     """
-    from scripts.onnx_export import checking
+    from scripts.onnx_export import checking, decisions
 
     try:
-        session = checking.open_session(file)
+        session = decisions.open_session(file)
     except Exception as error:  # onnxruntime has no common class of errors
         raise UserError(f"onnxruntime cannot load the file: {error}") from error
     exact = arguments.precision == "fp32" and not arguments.int8
-    decisions = checking.Decisions(file) if exact else None
+    decided = decisions.Decisions(file, kind) if exact else None
     if arguments.with_processing:
-        comparisons = checking.compare_pictures(model, processor, session, arguments.seed, decisions)
+        comparisons = checking.compare_pictures(kind, model, processor, session, arguments.seed, decided)
     else:
-        sizes = checking.sizes_to_check(model, processor, size)
-        comparisons = checking.compare_network(model, session, sizes, arguments.seed, decisions)
+        sizes = kind.sizes_to_check(processor, size)
+        comparisons = checking.compare_network(kind, model, session, sizes, arguments.seed, decided)
     for found in comparisons:
         print(f"  {found}", flush=True)
     if failed := [found for found in comparisons if exact and not found.within_tolerance]:
         raise UserError(
-            f"the file differs from the model: {failed[0]}; at most {checking.CLASS_TOLERANCE:g} of class logits and "
-            f"{checking.MASK_TOLERANCE:g} of mask logits and around thresholds are allowed. Nothing was written"
+            f"the file differs from the model: {failed[0]}; at most {kind.tolerances} and around thresholds are "
+            "allowed. Nothing was written"
         )
     equal = min(found.equal_labels for found in comparisons)
     if equal < arguments.least_agreement and (arguments.with_processing or not exact):
@@ -241,11 +219,11 @@ def compare(arguments: ExportArguments, model: Any, processor: Any, file: Path, 
             f"{100 * arguments.least_agreement:g} %. Nothing was written"
         )
     if arguments.timing_runs:
-        print(measured_speed(arguments, model, processor, session, size))
+        print(measured_speed(arguments, kind, model, processor, session, size))
 
 
 def measured_speed(
-    arguments: ExportArguments, model: Any, processor: Any, session: Any, size: tuple[int, int] | None
+    arguments: ExportArguments, kind: Kind, model: Any, processor: Any, session: Any, size: Size | None
 ) -> str:
     """A line on the time of onnxruntime against eager, on the largest input of the check."""
     from scripts.onnx_export import checking
@@ -261,7 +239,7 @@ def measured_speed(
             arguments.timing_runs,
         )
     else:
-        batch_size, height, width = checking.sizes_to_check(model, processor, size)[-1]
+        batch_size, height, width = kind.sizes_to_check(processor, size)[-1]
         pixels = checking.drawn_pictures(batch_size, height, width, arguments.seed)
         what = f"{batch_size} x {height} x {width}"
         with torch.no_grad():

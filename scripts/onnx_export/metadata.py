@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 
-from image_processing.post_processing_faseg import FASegPostProcessing
-from scripts.onnx_export.network import STEP, least_side
+from scripts.onnx_export.kinds import Kind, Size
 
 
 SETTINGS = (
@@ -35,17 +33,14 @@ SETTINGS = (
 )
 
 
-def describe(
-    model: Any, processor: Any, graph: onnx.ModelProto, size: tuple[int, int] | None, **facts: Any
-) -> dict[str, str]:
+def describe(kind: Kind, processor: Any, graph: onnx.ModelProto, size: Size | None, **facts: Any) -> dict[str, str]:
     """The file's metadata: texts, those that are no plain words in JSON.
 
     Args:
         size: height and width of a static graph, None for a dynamic one.
-        facts: `model_id`, `license`, `precision`, `with_processing`, `int8`.
+        facts: `model_id`, `license`, `precision`, `with_processing`.
     """
-    config = model.config
-    least = {"height": least_side(config), "width": least_side(config), "multiple_of": STEP}
+    config = kind.config
     settings = {name: getattr(processor, name, None) for name in SETTINGS}
     # What a reader multiplies by, subtracts and divides by, whether or not the processor does.
     if not processor.do_rescale:
@@ -53,13 +48,13 @@ def describe(
     if not processor.do_normalize:
         settings |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     versions = {opset.domain or "onnx": opset.version for opset in graph.opset_import}
-    facts |= {
+    facts |= kind.facts() | {
+        "model_type": config.model_type,
         "id2label": {int(index): str(name) for index, name in config.id2label.items()},
         "task": getattr(config, "task", "semantic"),
         "processor": {name: plain(value) for name, value in settings.items()},
         "size_divisor": processor.size_divisor,
-        "sizes": {"height": size[0], "width": size[1], "batch": 1} if size else least,
-        "thresholds": thresholds(config),
+        "sizes": kind.sizes(size),
         "opset": versions,
         "torch_version": torch.__version__,
         "transformers_version": transformers.__version__,
@@ -72,17 +67,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, SizeDict):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def thresholds(config: Any) -> dict[str, float]:
-    """Thresholds inside the graph, and those of post-processing to instances and segments by default."""
-    found = {"attention_mask_threshold": float(config.attention_mask_threshold)}
-    for kind in ("instance", "panoptic"):
-        method = vars(FASegPostProcessing)[f"post_process_{kind}_segmentation"].function
-        for name, parameter in inspect.signature(method).parameters.items():
-            if name.endswith("threshold"):
-                found[f"{kind}.{name}"] = parameter.default
-    return found
 
 
 def license_of(name: str, config: Any) -> str:

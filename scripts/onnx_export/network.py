@@ -1,12 +1,11 @@
-"""A model as an ONNX graph: normalised pictures to class and mask logits.
+"""A model as an ONNX graph: normalised pictures to what its kind exports.
 
-Notation: B batch, Q queries, K classes, H and W of the (padded) picture.
+Notation: B batch, H and W of the (padded) picture.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -18,43 +17,37 @@ from onnxscript import ir, rewriter
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 from torch.export import Dim
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
+from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
 from scripts.training.command_line import UserError
 from scripts.training.model_folder import tensors_that_are_no_numbers
 
 
-STEP = 32  # pictures come in multiples of the coarsest stride
 RULES = "_DEFAULT_REWRITE_RULES"  # of onnxscript's rewriter
-LARGEST_SIDE = 8192
 LARGEST_BATCH = 1024
-INPUT, CLASSES, MASKS = "pixel_values", "class_queries_logits", "masks_queries_logits"
+INPUT = "pixel_values"
 PICTURE, LABELS = "picture", "labels"  # with processing in the graph
 
 
-class Logits(nn.Module):
-    """The model with tensors in and tensors out, float32 at both ends whatever its weights are in."""
+class Tensors(nn.Module):
+    """The model with tensors in and tensors out, float32 at both ends whatever its weights are in.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, 3, H, W)` to `(B, Q, K+1)` and `(B, Q, H/4, W/4)`."""
-        outputs = self.model(pixel_values=pixel_values.to(self.model.dtype))
-        return outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
-
-
-def least_side(config: PreTrainedConfig) -> int:
-    """Least height and width of a dynamic graph.
-
-    A size of one is a constant to torch.export: there have to be two rows of the coarsest map, and two HRCA windows.
+    `step`: sides of a dynamic graph are multiples of it.
     """
-    rows = 2
-    if getattr(config, "reads_high_resolution_level", False):
-        rows = max(rows, math.isqrt(2 * config.high_resolution_reduction - 1) + 1)
-    return STEP * rows
+
+    def __init__(self, model: PreTrainedModel, names: list[str], step: int | None) -> None:
+        super().__init__()
+        self.model, self.names, self.step = model, names, step
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """`(B, 3, H, W)` to the outputs of these names."""
+        if self.step:  # cuts nothing off, but torch.export sees that strides divide the sides
+            height, width = (self.step * (side // self.step) for side in pixel_values.shape[2:])
+            pixel_values = pixel_values[:, :, :height, :width]
+        outputs = self.model(pixel_values=pixel_values.to(self.model.dtype))
+        return tuple(outputs[name].float() for name in self.names)
 
 
 def check_weights(model: PreTrainedModel) -> None:
@@ -63,39 +56,50 @@ def check_weights(model: PreTrainedModel) -> None:
         raise UserError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged, train it again")
 
 
-def export_network(model: PreTrainedModel, size: tuple[int, int] | None, half: bool = False) -> onnx.ModelProto:
+def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: bool = False) -> onnx.ModelProto:
     """The ONNX graph of `model`, which stays as it is.
 
     Args:
-        size: height and width of a static graph with a batch of one; None for a graph of any batch, and any height
-            and width from `least_side` on in steps of 32.
+        size: height and width of a static graph with a batch of one; None for a graph of any batch, and of every
+            height and width that `kind` takes.
         half: float16 weights; what the model computes in float32 by itself, positions and softmax, stays so.
     """
     twin = copy.deepcopy(model).eval().float()
     twin.set_attn_implementation("eager")
     if half:
         twin.half()
-    least = least_side(model.config)
-    example = torch.zeros(1, 3, *size) if size else torch.zeros(2, 3, least + STEP, least + 2 * STEP)
-    shapes = None
+    names = [output.name for output in kind.outputs]
+    any_side = not (size or kind.fixed)
+    example, shapes = (torch.zeros(1, 3, *size), None) if size else dynamic_input(kind)
     translations: dict[Any, Any] = {torch.ops.aten.where.self: where}
-    if size is None:
-        height, width = (Dim(name, min=least // STEP, max=LARGEST_SIDE // STEP) for name in ("rows", "columns"))
-        shapes = {INPUT: {0: Dim("batch", min=1, max=LARGEST_BATCH), 2: STEP * height, 3: STEP * width}}
+    if any_side:
         translations[torch.ops.aten.remainder.Scalar] = remainder
     with torch.no_grad(), quickly_traced():
-        traced = torch.export.export(Logits(twin), (example,), dynamic_shapes=shapes, strict=False)
+        network = Tensors(twin, names, kind.step if any_side else None)
+        traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             traced,
             dynamo=True,
             input_names=[INPUT],
-            output_names=[CLASSES, MASKS],
+            output_names=names,
             custom_translation_table=translations,
             verbose=False,
         )
     graph = cast(torch.onnx.ONNXProgram, program).model_proto
-    name_sizes(graph.graph, size)
+    name_sizes(graph.graph, kind, any_batch=size is None, any_side=any_side)
     return graph
+
+
+def dynamic_input(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
+    """Pictures to trace with, and what of their shape may be otherwise."""
+    batch = Dim("batch", min=1, max=LARGEST_BATCH)
+    if kind.fixed:
+        return torch.zeros(2, 3, *kind.fixed), {INPUT: {0: batch}}
+    least, step = kind.least_side, kind.step
+    rows, columns = (Dim(name, min=least // step, max=LARGEST_SIDE // step) for name in ("rows", "columns"))
+    # So large that even coarse maps have several windows along each side: a number of one would pass for a constant.
+    pictures = torch.zeros(2, 3, least + 24 * step, least + 25 * step)
+    return pictures, {INPUT: {0: batch, 2: step * rows, 3: step * columns}}
 
 
 @contextmanager
@@ -111,7 +115,7 @@ def quickly_traced() -> Iterator[None]:
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
     """timm's `get_same_padding`, for a size known only at run time a constant.
 
-    Sides are multiples of `STEP`, so each size is one of its layer's stride. timm's own formula grows in every layer,
+    Sides are multiples of 32, so each size is one of its layer's stride. timm's own formula grows in every layer,
     until nothing can be traced. Guarded by `test_same_padding_equals_timm`.
     """
     if isinstance(size, torch.SymInt):
@@ -137,15 +141,13 @@ def remainder(number: Any, divisor: Any) -> Any:
     return op.Mod(number, divisor)
 
 
-def name_sizes(graph: onnx.GraphProto, size: tuple[int, int] | None) -> None:
+def name_sizes(graph: onnx.GraphProto, kind: Kind, any_batch: bool, any_side: bool) -> None:
     """Gives dynamic sizes of inputs and outputs plain names; drops sizes in between, which runtimes find out."""
     del graph.value_info[:]
-    if size is not None:
-        return
-    names = {INPUT: {0: "batch", 2: "height", 3: "width"}, CLASSES: {0: "batch"}}
-    names[MASKS] = {0: "batch", 2: "height / 4", 3: "width / 4"}
+    sides = {INPUT: {2: "height", 3: "width"}} | {output.name: output.axes for output in kind.outputs}
     for value in (*graph.input, *graph.output):
-        for axis, name in names[value.name].items():
+        names = ({0: "batch"} if any_batch else {}) | (sides[value.name] if any_side else {})
+        for axis, name in names.items():
             value.type.tensor_type.shape.dim[axis].dim_param = name
 
 

@@ -11,7 +11,8 @@ import onnx
 from onnx import compose, parser
 
 from image_processing.semantic_labels_faseg import LOGITS_STRIDE
-from scripts.onnx_export.network import CLASSES, INPUT, MASKS
+from scripts.onnx_export.kinds import CLASSES, LOGITS, MASKS, Kind
+from scripts.onnx_export.network import INPUT
 from scripts.training.command_line import UserError
 
 
@@ -66,26 +67,28 @@ NEXT_MULTIPLE = """
     canvas = Mul(steps, divisor)
 """
 FINISH = """
-finish (float[1, Q, L] {classes}, float[1, Q, h, w] {masks}, int64[2] network_size, int64[2] picture_size)
+finish ({outputs}, int64[2] network_size, int64[2] picture_size)
     => ({label_type}[picture_height, picture_width] labels)
 <int64[2] stride = {{{stride}, {stride}}}, int64[1] from_start = {{0}}, int64[1] but_last = {{-1}},
  int64[1] class_axis = {{2}}, int64[2] corner = {{0, 0}}, int64[2] plane_axes = {{2, 3}},
  int64[1] picture_axis = {{0}}, int64[3] pixels_flat = {{0, 0, -1}}>
 {{
-    probs = Softmax <axis = -1> ({classes})
-    class_probs = Slice(probs, from_start, but_last, class_axis)
-    probs_by_class = Transpose <perm = [0, 2, 1]> (class_probs)
-    queries = Shape <start = 0, end = 2> ({masks})
-    logits_size = Shape <start = 2, end = 4> ({masks})
+    planes = Shape <start = 0, end = 2> ({maps})
+    logits_size = Shape <start = 2, end = 4> ({maps})
     canvas = Mul(logits_size, stride)
-    canvas_size = Concat <axis = 0> (queries, canvas)
-    on_canvas = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> ({masks}, , , canvas_size)
+    canvas_size = Concat <axis = 0> (planes, canvas)
+    on_canvas = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> ({maps}, , , canvas_size)
     cut = Slice(on_canvas, corner, network_size, plane_axes)
-    {sum_over_queries}
+    {scores}
     best = ArgMax <axis = 1, keepdims = 0> (scores)
     map = Squeeze(best, picture_axis)
     labels = Cast <to = {label_number}> (map)
 }}
+"""
+CLASS_PROBS = """
+    probs = Softmax <axis = -1> ({classes})
+    class_probs = Slice(probs, from_start, but_last, class_axis)
+    probs_by_class = Transpose <perm = [0, 2, 1]> (class_probs)
 """
 RESIZE = """
     {name}_channels = Shape <start = 0, end = 2> ({source})
@@ -103,7 +106,7 @@ SUM = """
 """
 
 
-def with_processing(network: onnx.ModelProto, processor: Any, num_labels: int) -> onnx.ModelProto:
+def with_processing(network: onnx.ModelProto, kind: Kind, processor: Any) -> onnx.ModelProto:
     """`network` between the processor's resize, normalisation and padding, and its semantic post-processing.
 
     Returns:
@@ -112,8 +115,9 @@ def with_processing(network: onnx.ModelProto, processor: Any, num_labels: int) -
         UserError: a setting of the processor that the graph cannot follow.
     """
     model = compose.merge_models(as_model(prepare_graph(processor), network), network, [(INPUT, INPUT)])
-    finish = as_model(finish_graph(processor.task != "semantic", num_labels), network)
-    names = [CLASSES, MASKS, "network_size", "picture_size"]
+    outputs = [output.name for output in kind.outputs]
+    finish = as_model(finish_graph(outputs, processor.task != "semantic", kind.config.num_labels), network)
+    names = [*outputs, "network_size", "picture_size"]
     return compose.merge_models(model, finish, [(name, name) for name in names])
 
 
@@ -169,18 +173,23 @@ def prepare_graph(processor: Any) -> str:
     )
 
 
-def finish_graph(resize_masks_first: bool, num_labels: int) -> str:
+def finish_graph(outputs: list[str], resize_masks_first: bool, num_labels: int) -> str:
     """`post_process_semantic_segmentation` from logits to a label map of the picture's size, in ONNX's text format."""
-    if resize_masks_first:
+    shapes = {CLASSES: "float[1, Q, L]", MASKS: "float[1, Q, h, w]", LOGITS: "float[1, K, h, w]"}
+    if MASKS not in outputs:
+        steps = RESIZE.format(name="scores", source="cut")
+    elif resize_masks_first:
         steps = RESIZE.format(name="large_masks", source="cut") + SUM.format(name="scores", source="large_masks")
     else:
         steps = SUM.format(name="small_scores", source="cut") + RESIZE.format(name="scores", source="small_scores")
+    if CLASSES in outputs:
+        steps = CLASS_PROBS.format(classes=CLASSES) + steps
     name, number = ("uint8", onnx.TensorProto.UINT8) if num_labels <= 256 else ("int32", onnx.TensorProto.INT32)
     return FINISH.format(
-        classes=CLASSES,
-        masks=MASKS,
+        outputs=", ".join(f"{shapes[output]} {output}" for output in outputs),
+        maps=outputs[-1],
         stride=LOGITS_STRIDE,
-        sum_over_queries=steps,
+        scores=steps,
         label_type=name,
         label_number=number,
     )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_semask import tiny_model
+from torch.export import Dim
 
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,32 @@ def test_static_export(model):
 def test_inference_compiles_into_one_graph(model):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     check(model, lambda each: compiled(each).logits, torch.randn(1, 3, 50, 71))
+
+
+class AnySize(torch.nn.Module):
+    """Pictures whose sides are multiples of the coarsest stride, which the slice tells torch.export."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        height, width = (32 * (side // 32) for side in pixel_values.shape[2:])
+        return self.model(pixel_values[:, :, :height, :width]).logits
+
+
+@pytest.mark.timeout(1200)
+def test_export_of_any_size(model):
+    """It works for hours where the sizes of windows are remainders of remainders.
+
+    The pictures have several windows along each side of every map: torch.export takes one for a constant.
+    """
+    rows, columns = Dim("rows", min=6, max=64), Dim("columns", min=6, max=64)
+    shapes = {"pixel_values": {0: Dim("batch", min=1, max=8), 2: 32 * rows, 3: 32 * columns}}
+    pictures = torch.zeros(2, 3, 256, 288)
+    exported = torch.export.export(AnySize(model), (pictures,), dynamic_shapes=shapes, strict=False).module()
+    for size in [(1, 3, 192, 320), (3, 3, 288, 224)]:
+        check(model, exported, torch.randn(size))
 
 
 class Logits(torch.nn.Module):

@@ -28,7 +28,8 @@ from transformers.models.swin.modeling_swin import SwinLayer
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
 from scripts import export_onnx as command_module
 from scripts.export_onnx import ExportArguments, export_onnx
-from scripts.onnx_export import checking, network, processing
+from scripts.onnx_export import checking, kinds, network, processing
+from scripts.onnx_export.decisions import Decisions, open_session
 from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.model_folder import save_model_folder
 
@@ -85,7 +86,7 @@ def traced(checkpoint):
     model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     before["attention"] = model.config._attn_implementation
-    return network.export_network(model, (64, 96)), model, before
+    return network.export_network(model, kinds.kind_of(model.config), (64, 96)), model, before
 
 
 @pytest.fixture
@@ -198,8 +199,8 @@ def test_post_processing_graph_equals_the_processor(masks_first, traced):
     expected = processor.post_process_semantic_segmentation(
         outputs, target_sizes=[sizes["picture_size"]], input_sizes=[sizes["network_size"]]
     )[0]
-    graph = processing.as_model(processing.finish_graph(masks_first, 6), traced[0])
-    inputs = {network.CLASSES: classes.numpy(), network.MASKS: masks.numpy()}
+    graph = processing.as_model(processing.finish_graph([kinds.CLASSES, kinds.MASKS], masks_first, 6), traced[0])
+    inputs = {kinds.CLASSES: classes.numpy(), kinds.MASKS: masks.numpy()}
     inputs |= {name: np.array(size) for name, size in sizes.items()}
     labels = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, inputs)[0]
     assert labels.dtype == np.uint8 and (labels == expected.numpy()).mean() > 0.999
@@ -285,15 +286,16 @@ def test_weights_that_are_no_numbers_are_refused(checkpoint, tmp_path, command):
 @pytest.fixture
 def decisions(traced, tmp_path):
     onnx.save(traced[0], tmp_path / "model.onnx")
-    return checking.Decisions(tmp_path / "model.onnx")
+    return Decisions(tmp_path / "model.onnx", kinds.kind_of(traced[1].config))
 
 
 def compared(graph, model, folder):
     """The command's comparison of a graph, which is written to `folder`."""
     file = folder / "compared.onnx"
     onnx.save(graph, file)
-    session, decisions = checking.open_session(file), checking.Decisions(file)
-    return checking.compare_network(model.eval(), session, [(1, 64, 96)], 0, decisions)[0]
+    kind = kinds.kind_of(model.config)
+    session, decisions = open_session(file), Decisions(file, kind)
+    return checking.compare_network(kind, model.eval(), session, [(1, 64, 96)], 0, decisions)[0]
 
 
 def replace(graph, old, new):
@@ -346,7 +348,7 @@ def test_a_slightly_wrong_graph_is_out_of_tolerance(change, decides_otherwise, t
     change(changed.graph)
     found = compared(changed, model, tmp_path)
     assert not found.within_tolerance
-    assert (found.farthest > checking.MASK_TOLERANCE) == decides_otherwise, found
+    assert (found.farthest > kinds.MASK_TOLERANCE) == decides_otherwise, found
 
 
 def test_a_decision_on_its_threshold_may_be_turned(traced, tmp_path, monkeypatch):
@@ -367,32 +369,32 @@ def test_a_decision_on_its_threshold_may_be_turned(traced, tmp_path, monkeypatch
     assert found.within_tolerance and found.turned > 0 and 0 < found.farthest < 1e-3, found
     with torch.no_grad():
         alone = model(pixel_values=pixels).class_queries_logits
-    theirs = checking.open_session(tmp_path / "compared.onnx").run([network.CLASSES], {network.INPUT: pixels.numpy()})
-    assert np.abs(alone.numpy() - theirs[0]).max() > checking.CLASS_TOLERANCE
+    theirs = open_session(tmp_path / "compared.onnx").run([kinds.CLASSES], {network.INPUT: pixels.numpy()})
+    assert np.abs(alone.numpy() - theirs[0]).max() > kinds.CLASS_TOLERANCE
 
 
 @pytest.mark.parametrize(("score", "within"), [(0.30001, True), (0.31, False)])
 def test_windows_of_nearly_equal_score_may_be_exchanged(score, within, decisions):
     attention = torch.tensor([[[0.1, 0.3, score, 0.29]]])
     decisions.left, decisions.turned, decisions.farthest = [torch.tensor([[1]])], 0, 0.0
-    assert decisions._windows(attention, torch.tensor([[2]])).tolist() == [[1]]
-    assert decisions.turned == 1 and (decisions.farthest < checking.MASK_TOLERANCE) == within
+    assert decisions.windows(attention, torch.tensor([[2]])).tolist() == [[1]]
+    assert decisions.turned == 1 and (decisions.farthest < kinds.MASK_TOLERANCE) == within
 
 
 def test_windows_that_nobody_looked_at_are_a_tie(decisions):
     attention = torch.tensor([[[0.7, 0.3, 0.0, 0.0]]])
     decisions.left, decisions.turned, decisions.farthest = [torch.tensor([[0, 1, 3]])], 0, 0.0
-    decisions._windows(attention, torch.tensor([[0, 1, 2]]))
+    decisions.windows(attention, torch.tensor([[0, 1, 2]]))
     assert decisions.turned == 1 and decisions.farthest == 0
     decisions.left = [torch.tensor([[0, 2, 3]])]
-    decisions._windows(attention, torch.tensor([[0, 1, 2]]))
+    decisions.windows(attention, torch.tensor([[0, 1, 2]]))
     assert decisions.farthest == math.inf
 
 
 def test_no_windows_are_no_decision(decisions):
     decisions.left, decisions.turned, decisions.farthest = [], 0, 0.0
     none = torch.zeros(1, 0, dtype=torch.int64)
-    assert decisions._windows(torch.rand(1, 2, 4), none) is none and decisions.farthest == 0
+    assert decisions.windows(torch.rand(1, 2, 4), none) is none and decisions.farthest == 0
 
 
 def test_decisions_of_another_number_or_shape_are_out_of_tolerance(traced, decisions):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_processes import SERVER
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from scripts.benchmark import BenchmarkArguments, benchmark, check_arguments, chosen_parts
@@ -29,7 +30,19 @@ TINY = {"height": 64, "width": 128, "classes": 5, "queries": 10, "batch": 2, "qu
 # ------------------------------------------------------------------------------------------------- the whole command
 
 
-def test_quick_run_measures_stores_and_plots(tmp_path, capsys):
+@pytest.fixture
+def uncollected(monkeypatch):
+    """Without the collection of garbage before each run, which takes longer than a tiny model."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
+
+
+@pytest.fixture
+def shared_server(monkeypatch):
+    """A process has one fork server: it keeps what the tests of training have it import, whoever comes first."""
+    monkeypatch.setattr(type(SERVER), "set_forkserver_preload", lambda *_: None)
+
+
+def test_quick_run_measures_stores_and_plots(tmp_path, capsys, uncollected, shared_server):
     file, plot = tmp_path / "results.json", tmp_path / "plot.png"
     flags = ["--quick", "--device", "cpu", "--repetitions", "3", "--output_file", str(file), "--plot_file", str(plot)]
     first = benchmark(parse_arguments(BenchmarkArguments, [*flags, "--only", "post-processing"]))
@@ -150,7 +163,7 @@ def test_inputs_are_fresh_and_the_same_for_all():
     ]
 
 
-def test_contestants_take_turns_and_the_first_round_does_not_count():
+def test_contestants_take_turns_and_the_first_round_does_not_count(uncollected):
     seen = []
     runs = {name: lambda seed, name=name: seen.append((name, seed)) or {"all": 1.0} for name in "ab"}
     measured, rates = interleave(runs, 2, 60.0, lambda: 5.0)

@@ -88,6 +88,7 @@ def test_recipe_takes_a_step(name, shapes, tmp_path):
         arguments_of(
             name, "--dataset_name", shapes, "--output_dir", tmp_path / "out", "--config_overrides", *flags,
             "--crop_height", 96, "--crop_width", 96, "--shortest_edges", 96, "--dataloader_num_workers", 0,
+            "--per_device_train_batch_size", 2, "--total_train_batch_size", 4,
             "--id2label", classes_file(tmp_path, 150 if "fpn" in name else 12),
         )
     )  # fmt: skip

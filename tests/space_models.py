@@ -12,11 +12,10 @@ from scripts.demo_data import draw_sample
 from scripts.evaluation.inference import SingleScale
 
 
-for neighbour in ("modeling_faseg", "scripts"):
-    sys.path.append(str(Path(__file__).parent / neighbour))
+sys.path.append(str(Path(__file__).parent / "scripts"))
 
-from tiny_folder import decided  # noqa: E402
-from tiny_models import tiny_config  # noqa: E402
+from tiny_folder import decided
+from tiny_models import tiny_config
 
 
 NAMES = {0: "sky", 1: "road & <kerb>", 2: "car"}

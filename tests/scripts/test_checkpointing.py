@@ -90,7 +90,8 @@ def test_killed_at_every_system_call_the_old_or_the_new_is_there(tmp_path):
     assert seen == {("old", -signal.SIGKILL), ("new", -signal.SIGKILL), ("new", 0)}
 
 
-def replace_and_die(folder, number):
+def counter_that_kills(number):
+    """Wraps functions: of all their calls together, this one kills the process."""
     calls = []
 
     def counted(original):
@@ -102,6 +103,11 @@ def replace_and_die(folder, number):
 
         return call
 
+    return counted
+
+
+def replace_and_die(folder, number):
+    counted = counter_that_kills(number)
     os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
     write_whole(folder, fill_with("new"))
 
@@ -119,17 +125,7 @@ def write_model(folder, text, shards):
 
 
 def write_model_and_die(folder, number):
-    calls = []
-
-    def counted(original):
-        def call(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return call
-
+    counted = counter_that_kills(number)
     os.fsync, Path.replace, shutil.rmtree = counted(os.fsync), counted(Path.replace), counted(shutil.rmtree)
     Path.unlink = counted(Path.unlink)
     write_model(folder, "new", 2)

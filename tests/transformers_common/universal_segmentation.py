@@ -19,6 +19,7 @@ class UniversalSegmentationModelTester:
     config_class: type
     model_class: type
     segmentation_class: type
+    mask_stride = 4
 
     def __init__(self, parent: unittest.TestCase):
         self.parent = parent
@@ -133,8 +134,8 @@ class UniversalSegmentationModelTests(PictureModelTests):
         with torch.no_grad():
             outputs = model.eval()(**inputs)
         size = (tester.batch_size, tester.num_queries)
-        quarter = tester.image_size // 4
-        self.assertEqual(outputs.masks_queries_logits.shape, (*size, quarter, quarter))
+        side = tester.image_size // tester.mask_stride
+        self.assertEqual(outputs.masks_queries_logits.shape, (*size, side, side))
         self.assertEqual(outputs.class_queries_logits.shape, (*size, tester.num_labels + 1))
         self.assertEqual(outputs.loss.shape, ())
 

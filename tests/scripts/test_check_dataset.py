@@ -71,8 +71,8 @@ def test_planted_faults(doctor, name):
 
 @pytest.fixture(scope="module")
 def camvid(shared):
-    """Every twentieth frame of CamVid."""
-    return copy_of(shared / "data" / "camvid", every=20)
+    """Every fortieth frame of CamVid."""
+    return copy_of(shared / "data" / "camvid", every=40)
 
 
 @pytest.fixture(scope="module")

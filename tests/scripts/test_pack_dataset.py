@@ -74,6 +74,7 @@ def test_wrong_flags(flags, message, tmp_path, command):
     assert code == 2 and len(errors) == 1 and message in errors[0]
 
 
+@pytest.mark.slow
 def test_started_as_a_file(tmp_path):
     command = [sys.executable, ROOT / "scripts" / "pack_dataset.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

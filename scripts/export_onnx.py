@@ -50,8 +50,9 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 @dataclass
 class ExportArguments(ModelArguments):
     """Write a checkpoint as one ONNX file and compare it with the model. A dynamic file takes heights and widths from
-    a least side on, in steps of 32: 256 for the released FASeg models, of which HRCA reads two windows at least; the
-    file's metadata states it."""
+    a least side on, in steps of 32: 64 for SeMask-FPN, 256 for the released FASeg models, of which HRCA reads two
+    windows at least. Pictures between the steps are padded. A QLSeg file takes batches of windows. The file's metadata
+    states it."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder that gets model.onnx."})
     height: int | None = field(default=None, metadata={"help": "Static height; with --width, and a batch of one."})
@@ -108,7 +109,7 @@ def export_onnx(arguments: ExportArguments) -> Path:
         refuse_small_pictures(processor, kind.least_side)
 
     # ---- graph
-    if not size:
+    if not (size or kind.fixed):
         print("tracing the model for any size, which takes minutes", flush=True)
     graph = build_graph(arguments, kind, model, processor, size)
 

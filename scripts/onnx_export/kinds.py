@@ -197,7 +197,7 @@ class QLSeg(MaskKind):
         if with_processing:
             raise UserError(
                 "--with_processing: a QLSeg file takes windows, not pictures: leave it out, examples/onnx_runtime.py "
-                "reads pictures through windows"
+                "processes pictures and reads them through windows"
             )
         if self.fixed and size and size != self.fixed:
             side = self.fixed[0]

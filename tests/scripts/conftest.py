@@ -52,6 +52,22 @@ def on_one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def whole_run() -> None:
+    """For tests of what `light_runs` leaves out."""
+
+
+@pytest.fixture(autouse=True)
+def light_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in this process counts no activations beforehand and draws no curves: half of a tiny run's time.
+
+    Runs in processes of their own do all of it.
+    """
+    if "whole_run" not in request.fixturenames:
+        monkeypatch.setattr("scripts.training.memory.activation_bytes", lambda *_: None)
+        monkeypatch.setattr("scripts.training.log.draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a generated data set: 7 training samples in 3 shards, 3 validation samples."""

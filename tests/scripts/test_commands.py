@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def trained(tiny_recipe, shapes, tmp_path_factory):
     done = run_script(ROOT / "scripts" / "train.py", tiny_recipe, *flags, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "group" not in done.stderr and "4/4" in done.stderr
+    assert re.search(r"GiB per process.*activations \d", done.stdout), done.stdout
     return folder
 
 
@@ -57,6 +59,7 @@ def test_training_leaves_a_model_a_log_and_the_newest_checkpoints(trained, shape
     kept = sorted(path.name for path in trained.iterdir() if "checkpoint" in path.name)
     assert kept == ["checkpoint-3", "checkpoint-4"]
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "recipe.yaml"} <= set(os.listdir(trained))
+    assert (trained / "curves.png").is_file()
     again = parse_arguments(TrainArguments, [str(trained / "recipe.yaml")])
     assert (again.max_train_steps, again.crop_height) == (4, 64)
     assert again.dataset_name == shapes.name and again.output_dir is None

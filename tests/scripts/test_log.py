@@ -111,7 +111,7 @@ def test_sums_go_on_after_a_checkpoint(tmp_path):
     assert line["loss"] == 9.0 and line["images_per_second"] == pytest.approx(2, rel=0.05)
 
 
-def test_curves(tmp_path, capsys):
+def test_curves(tmp_path, capsys, whole_run):
     log = TrainLog(tmp_path / "log.jsonl", 0, accelerator_of())
     log.draw(at_once=True)  # nothing to show yet
     empty = Image.open(tmp_path / "curves.png").tobytes()

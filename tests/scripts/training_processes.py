@@ -107,6 +107,7 @@ def script_child(file, arguments, folder, environment, printed):
     multiprocessing.set_start_method("fork", force=True)
     if file == "-m":
         sys.argv = arguments
+        sys.modules.pop(arguments[0], None)  # or Python warns that it is run a second time
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = [file, *arguments]

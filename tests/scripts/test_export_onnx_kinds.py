@@ -207,6 +207,7 @@ def test_the_example_reads_a_semask_file(semask_file, folders, tmp_path):
     check_example(semask_file, folders / "semask", (120, 90), 0.999, tmp_path, pad_size={"height": 64, "width": 96})
 
 
+@pytest.mark.slow
 def test_a_qlseg_file_takes_windows(qlseg_file, folders):
     check_equal(qlseg_file, folders / "qlseg", [(1, 3, 64, 64), (3, 3, 64, 64)])
     facts = facts_of(qlseg_file)
@@ -215,6 +216,7 @@ def test_a_qlseg_file_takes_windows(qlseg_file, folders):
     assert json.loads(facts["thresholds"]) == {"attention_mask_threshold": 0.4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(120, 90), (64, 64), (60, 200)])
 def test_the_example_reads_pictures_through_windows(size, qlseg_file, folders, tmp_path):
     """Several windows each way, one alone, and a picture that is smaller than the window."""
@@ -233,6 +235,7 @@ def test_processing_around_semask(folders, tmp_path, monkeypatch, semask_file):
     check_example(file, folders / "semask", (150, 90), 0.98, tmp_path, pad_size={"height": 64, "width": 96})
 
 
+@pytest.mark.slow
 def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypatch):
     """A probability between the thresholds of file and model: alone the model differs, repeating it does not."""
     model = MODELS["qlseg"]().from_pretrained(folders / "qlseg").eval()

@@ -1,5 +1,7 @@
 """`torch.export`, `torch.compile` and ONNX of a small SeMask-FPN equal eager."""
 
+import inspect
+
 import pytest
 import torch
 from tiny_semask import tiny_model
@@ -47,13 +49,16 @@ class AnySize(torch.nn.Module):
 def test_export_of_any_size(model):
     """It works for hours where the sizes of windows are remainders of remainders.
 
-    The pictures have several windows along each side of every map: torch.export takes one for a constant.
+    The pictures have several windows along each side of every map: torch.export takes one for a constant. Its guards
+    also fix which maps fill their windows, a question of memory layout that changes no value: they are left out.
     """
     rows, columns = Dim("rows", min=6, max=64), Dim("columns", min=6, max=64)
     shapes = {"pixel_values": {0: Dim("batch", min=1, max=8), 2: 32 * rows, 3: 32 * columns}}
     pictures = torch.zeros(2, 3, 256, 288)
-    exported = torch.export.export(AnySize(model), (pictures,), dynamic_shapes=shapes, strict=False).module()
-    for size in [(1, 3, 192, 320), (3, 3, 288, 224)]:
+    exported = torch.export.export(AnySize(model), (pictures,), dynamic_shapes=shapes, strict=False)
+    settings = {"check_guards": False} if "check_guards" in inspect.signature(exported.module).parameters else {}
+    exported = exported.module(**settings)
+    for size in [(1, 3, 192, 320), (3, 3, 288, 224), (1, 3, 384, 416)]:
         check(model, exported, torch.randn(size))
 
 

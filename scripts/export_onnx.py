@@ -82,10 +82,6 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError(f"--int8 and --precision {arguments.precision}: leave one of them out")
     if (arguments.height is None) != (arguments.width is None):
         raise UserError("--height and --width belong together: give both, or neither for any size")
-    for name in ("height", "width"):
-        side = getattr(arguments, name)
-        if side is not None and (side < 32 or side % 32):
-            raise UserError(f"--{name} {side}: give a multiple of 32, {max(32, round(side / 32) * 32)} for instance")
     check_at_least(arguments, 0, "timing_runs", "seed", "least_agreement")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
@@ -100,7 +96,7 @@ def export_onnx(arguments: ExportArguments) -> Path:
     # ---- model
     config = build_config(arguments)
     kind = kind_of(config, arguments.model_name_or_path or "")
-    size = (arguments.height, arguments.width) if arguments.height and arguments.width else None
+    size = None if arguments.height is None or arguments.width is None else (arguments.height, arguments.width)
     kind.check(size, arguments.with_processing)
     model = build_model(arguments, config, new_classes=False).eval()
     processor = build_processor(arguments, config, **kind.processor_settings(size))

@@ -61,6 +61,10 @@ class Kind:
 
     def check(self, size: Size | None, with_processing: bool) -> None:
         """Raises `UserError` for what the graph cannot follow."""
+        for name, side in zip(("height", "width"), size or ()):
+            if side < self.step or side % self.step:
+                fit = max(1, round(side / self.step)) * self.step
+                raise UserError(f"--{name} {side}: give a multiple of {self.step}, {fit} for instance")
 
     def processor_settings(self, size: Size | None) -> dict[str, Any]:
         """What a processor for the file has set. A static graph gets every picture on a canvas of its size; what does
@@ -137,6 +141,7 @@ class FASeg(MaskKind):
         return self.step * rows
 
     def check(self, size: Size | None, with_processing: bool) -> None:
+        super().check(size, with_processing)
         if self.config.mask_padding:
             raise UserError(
                 "the model has mask_padding=True, but a file takes pictures without pixel_mask and treats padding as "
@@ -205,6 +210,7 @@ class QLSeg(MaskKind):
                 f"--height {size[0]} --width {size[1]}: the model reads windows of {side} x {side}: leave both out, "
                 "or read pictures whole with --config_overrides use_windows=false"
             )
+        super().check(size, with_processing)
 
     def processor_settings(self, size: Size | None) -> dict[str, Any]:
         """Pictures that go through windows keep their size."""

@@ -441,6 +441,7 @@ def test_swin_layer_equals_transformers(shift):
     [
         ("--height 64", "--height and --width belong together"),
         ("--height 100 --width 64", "--height 100: give a multiple of 32, 96 for instance"),
+        ("--height 0 --width 64", "--height 0: give a multiple of 32, 32 for instance"),
         ("--precision bf16", "--precision bf16: choose one of fp32, fp16"),
         ("--precision fp16 --int8", "leave one of them out"),
         ("--timing_runs -1", "--timing_runs -1: give at least 0"),

@@ -272,6 +272,11 @@ def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypa
             "--height 96 --width 64",
             "the model reads windows of 64 x 64: leave both out, or read pictures whole",
         ),
+        (
+            "qlseg",
+            "--height 80 --width 72 --config_overrides use_windows=false",
+            "--width 72: give a multiple of 16, 64 for instance",
+        ),
         ("qlseg", "--with_processing", "a QLSeg file takes windows, not pictures: leave it out"),
         ("semask", "--with_processing --height 64", "--height and --width belong together"),
     ],

@@ -299,13 +299,14 @@ def test_other_types_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["semask", "faseg"])
-def test_dynamic_files_with_a_semask_backbone(name, folders, tmp_path):
+@pytest.mark.parametrize(("name", "least"), [("semask", 64), ("faseg", 96)])
+def test_dynamic_files_with_a_semask_backbone(name, least, folders, tmp_path):
     file = export(folders / name, tmp_path / "out")
-    check_equal(file, folders / name, [(1, 3, 64, 64), (1, 3, 64, 160), (3, 3, 192, 128), (1, 3, 416, 96)])
+    check_equal(file, folders / name, [(1, 3, least, least), (1, 3, least, 160), (3, 3, 192, 128), (1, 3, 416, 96)])
     sizes = json.loads(facts_of(file)["sizes"])
-    assert sizes == {"height": 64, "width": 64, "multiple_of": 32}
-    check_example(file, folders / name, (120, 90), 0.999, tmp_path, size_divisor=32)
+    assert sizes == {"height": least, "width": least, "multiple_of": 32}
+    if name == "semask":  # of FASeg's by tests/scripts/test_export_onnx.py
+        check_example(file, folders / name, (120, 90), 0.999, tmp_path, size_divisor=32)
 
 
 @pytest.mark.slow

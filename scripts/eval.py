@@ -227,8 +227,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
     if arguments.protocol_lens and config.model_type in ("qlseg", "semask"):
         raise UserError(
-            f"--protocol_lens: one of its habits resizes masks of queries, which {config.model_type} does not give: "
-            "leave it out"
+            f"--protocol_lens: one of its habits resizes masks of queries, which {config.model_type} gives none of "
+            "whole pictures: leave it out"
         )
     num_labels: int = config.num_labels or 0
     if arguments.protocol != NATIVE:

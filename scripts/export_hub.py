@@ -110,6 +110,11 @@ def load_export(arguments: ExportArguments) -> Export:
     results = read_results(Path(project_path(arguments.results))) if arguments.results else None
     named = ModelArguments(model_name_or_path=checkpoint)
     config = build_config(named)
+    if not arguments.card and not str(arguments.model_id).startswith(f"{config.model_type}-"):
+        raise UserError(
+            f"--model_id {arguments.model_id}: {checkpoint} is a {config.model_type} model: name one of that type "
+            "in hub_cards/, or write a card of your own for --card"
+        )
     check_code_knows(type(config), checkpoint)
     model = build_model(named, config, new_classes=False).eval()
     check_finite(model)

@@ -51,8 +51,9 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class ExportArguments(ModelArguments):
     """Write a checkpoint as one ONNX file and compare it with the model. A dynamic file takes heights and widths from
     a least side on, in steps of 32: 64 for SeMask-FPN, 256 for the released FASeg models, of which HRCA reads two
-    windows at least. Pictures between the steps are padded. A QLSeg file takes batches of windows. The file's metadata
-    states it."""
+    windows at least. Pictures between the steps are padded, which SeMask-FPN alone does not do: a static file of their
+    size (in steps of 4) has its labels. A QLSeg file takes batches of windows, or with --config_overrides
+    use_windows=false rectangles in steps of its patch. The file's metadata states it."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder that gets model.onnx."})
     height: int | None = field(default=None, metadata={"help": "Static height; with --width, and a batch of one."})

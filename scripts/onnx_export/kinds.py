@@ -39,7 +39,7 @@ class Output:
 
 
 class Kind:
-    """A model that takes pictures of any size, and its file those whose sides are multiples of `step`."""
+    """A model that takes pictures of any size, and its dynamic file those whose sides are multiples of `step`."""
 
     outputs: Sequence[Output]
     step = 32  # the coarsest stride
@@ -55,6 +55,11 @@ class Kind:
         return 2 * self.step
 
     @property
+    def static_step(self) -> int:
+        """What the sides of a static graph are multiples of."""
+        return self.step
+
+    @property
     def tolerances(self) -> str:
         """What may differ, in words."""
         return " and ".join(f"{output.tolerance:g} of {output.words}" for output in self.outputs)
@@ -62,9 +67,9 @@ class Kind:
     def check(self, size: Size | None, with_processing: bool) -> None:
         """Raises `UserError` for what the graph cannot follow."""
         for name, side in zip(("height", "width"), size or ()):
-            if side < self.step or side % self.step:
-                fit = max(1, round(side / self.step)) * self.step
-                raise UserError(f"--{name} {side}: give a multiple of {self.step}, {fit} for instance")
+            if side < self.static_step or side % self.static_step:
+                fit = max(1, round(side / self.static_step)) * self.static_step
+                raise UserError(f"--{name} {side}: give a multiple of {self.static_step}, {fit} for instance")
 
     def processor_settings(self, size: Size | None) -> dict[str, Any]:
         """What a processor for the file has set. A static graph gets every picture on a canvas of its size; what does
@@ -169,13 +174,23 @@ class FASeg(MaskKind):
 
 
 class SeMask(Kind):
-    """SeMask-FPN. It decides nothing before its logits."""
+    """SeMask-FPN. It decides nothing before its logits.
+
+    The model takes pictures as they are, and attends to padding like to anything else. So does a static file of their
+    size; a dynamic one gets them padded to its steps.
+    """
 
     outputs = (Output(LOGITS, "logits", 1e-4, {2: "height / 4", 3: "width / 4"}),)
+    static_step = 4  # a pixel of the logits
 
     def processor_settings(self, size: Size | None) -> dict[str, Any]:
-        """A dynamic graph gets pictures padded to its steps; the model alone takes them as they are."""
         return super().processor_settings(size) or {"size_divisor": self.step, "do_pad": True}
+
+    def accepted(self, size: Size | None) -> str:
+        said = super().accepted(size)
+        if size:
+            return said
+        return f"{said}; pictures between are padded, other than for the model: --height and --width give its labels"
 
     def scores(self, outputs: Sequence[Tensor]) -> Tensor:
         return outputs[0]

@@ -133,6 +133,10 @@ def as_model(text: str, like: onnx.ModelProto) -> onnx.ModelProto:
         node.name = f"{graph.name}/{number}"
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
+    used = {name for node in graph.node for name in node.input}
+    constants = [constant for constant in graph.initializer if renamed.get(constant.name, constant.name) in used]
+    del graph.initializer[:]  # onnxruntime warns of those that a rule has no use for
+    graph.initializer.extend(constants)
     for constant in graph.initializer:
         constant.name = renamed.get(constant.name, constant.name)
     return model

@@ -272,6 +272,7 @@ def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None) -> str:
 def model_card(
     model_id: str,
     repo_id: str,
+    model_type: str,
     facts: CardFacts,
     results: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
@@ -282,12 +283,13 @@ def model_card(
     """The card of a repository.
 
     Args:
+        model_type: of the configuration; it tells the paper.
         results: of `read_results`; without them the card says "not measured".
         recipe: what the weights were trained with; None for converted ones.
         samples: `picture`, `input` and `caption` of each sample picture.
         files: names beside the card, which it refers to.
     """
-    published, paper = published_figures(model_id), paper_of(model_id)
+    published, paper = published_figures(model_id), paper_of(model_type)
     data = ModelCardData(
         license=facts.license,
         library_name="transformers",

@@ -10,7 +10,7 @@ class Paper:
     """A paper whose models this project has.
 
     Args:
-        family: how the model ids of the paper begin.
+        family: `model_type` of its configurations, and how the model ids of hub_cards/ begin.
         about: what the method is, in Markdown.
         source: page with the authors' figures.
         citation: BibTeX.
@@ -69,6 +69,6 @@ depths; each depth has one query per class, whose attention over the picture is 
 PAPERS = (FASEG, SEMASK, QLSEG)
 
 
-def paper_of(model_id: str) -> Paper:
-    """The paper that the name of a model begins with; FASeg's for other names."""
-    return next((paper for paper in PAPERS if model_id.startswith(f"{paper.family}-")), FASEG)
+def paper_of(model_type: str) -> Paper:
+    """The paper of a configuration's `model_type`."""
+    return next(paper for paper in PAPERS if paper.family == model_type)

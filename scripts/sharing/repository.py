@@ -176,7 +176,15 @@ def fill(export: Export, folder: Path) -> ModelCard:
     files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     timm = getattr(backbone, "model_type", "") == "timm_backbone" or export.model.config.model_type == "qlseg"
     card = model_card(
-        export.model_id, export.repo_id, export.facts, export.results, recipe, samples, files, needs_timm=timm
+        export.model_id,
+        export.repo_id,
+        export.model.config.model_type,
+        export.facts,
+        export.results,
+        recipe,
+        samples,
+        files,
+        needs_timm=timm,
     )
     card.save(folder / "README.md")
     (folder / "LICENSE").write_text(licence_text(export.facts, recipe), encoding="utf-8")

@@ -18,7 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -239,7 +239,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main() or 0)
     except (UserError, StrictDataclassError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        ours = error.__cause__ if isinstance(error, StrictDataclassClassValidationError) else None
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(ours or error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from transformers import (
@@ -133,15 +133,39 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
         hint = " (for new weights give --config_name)" if isinstance(error, OSError) else ""
         raise UserError(f"--model_name_or_path {name}: {error}{hint}") from error
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lacking -= resized_positions(arguments, name, model, lacking)
     renewed = {key for key in lacking if new_classes and LABEL_DEPENDENT.search(key)}
     if lacking - renewed:
         raise UserError(
-            f"--model_name_or_path {name}: {len(lacking - renewed)} tensors are missing or of another shape, first "
-            f"{min(lacking - renewed)}: it is a checkpoint of another model"
+            f"--model_name_or_path {name}: missing or of another shape: {listed(lacking - renewed)}: it is a "
+            "checkpoint of another model"
         )
     if renewed:
-        print(f"new class head for {config.num_labels} classes: {', '.join(sorted(renewed))}")
+        print(f"new class head for {config.num_labels} classes: {listed(renewed)}")
     return model
+
+
+def listed(names: Collection[str]) -> str:
+    """The first of some names of tensors, and how many more there are."""
+    more = len(names) - 1
+    return f"{min(names)}{f' and {more} more' if more else ''}"
+
+
+def resized_positions(
+    arguments: ModelArguments, name: str, model: PreTrainedModel, lacking: Collection[str]
+) -> set[str]:
+    """Gives a plain ViT the checkpoint's position embeddings, brought to its own window (QLSeg with another
+    `image_size`). Returns the names of the tensors that it filled, out of those that are `lacking`."""
+    tables = {key for key in lacking if key.endswith("backbone.pos_embed")}
+    if tables:
+        whole = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
+        backbone, own = cast(Any, model.base_model.backbone), cast(Any, whole.base_model.backbone)
+        fitted = backbone.fit_pretrained({"pos_embed": own.pos_embed.detach()})["pos_embed"]
+        if fitted.shape != backbone.pos_embed.shape:  # of another width
+            return set()
+        backbone.pos_embed.data.copy_(fitted)
+        print(f"position embeddings resized to windows of {model.config.image_size}")
+    return tables
 
 
 def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **settings: Any) -> Any:

@@ -375,6 +375,7 @@ def test_figures_of_other_weights_and_missing_ones(export, checkpoint, copy, tmp
         (["--dry_run", "--max_shard_size", "much"], "--max_shard_size much"),
         (["--dry_run", "--sample_images", "none.jpg"], "--sample_images none.jpg"),
         (["--dry_run", "--model_id", "faseg-none"], "no hub_cards/faseg-none/card.yaml: one of faseg-"),
+        (["--dry_run", "--model_id", "semask-tiny-camvid"], "is a faseg model: name one of that type in hub_cards"),
         (["--dry_run", "--model_name_or_path", "nowhere/at-all-here"], "--model_name_or_path nowhere/at-all-here"),
     ],
 )

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from configuration import QLSegConfig
 from modeling_faseg import QLSegForSemanticSegmentation
+from modeling_faseg.backbone_qlseg import resize_positions
 from scripts import convert_checkpoint, predict
 from scripts import eval as eval_command
 from scripts.conversion.qlseg_names import official_source
@@ -18,7 +19,7 @@ from scripts.training.arguments import TrainArguments
 from scripts.training.backbone_weights import load_backbone_weights
 from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.loop import training_step
-from scripts.training.model_folder import save_model_folder
+from scripts.training.model_folder import ModelArguments, build_config, build_model, save_model_folder
 from scripts.training.run import set_up
 
 
@@ -114,3 +115,19 @@ def test_pretrained_weights_of_timm(tmp_path):
     config.num_hidden_layers = 4
     with pytest.raises(UserError, match="is lacking"):
         load_backbone_weights(QLSegForSemanticSegmentation(config), str(tmp_path / "vit.safetensors"))
+
+
+def test_a_checkpoint_goes_on_at_another_window(trained, capsys):
+    """Its position embeddings are resized to the new grid; all other weights are the checkpoint's."""
+    plain = ModelArguments(model_name_or_path=str(trained))
+    wider = ModelArguments(model_name_or_path=str(trained), config_overrides=["image_size=64", "window_stride=40"])
+    before = build_model(plain, build_config(plain)).state_dict()
+    after = build_model(wider, build_config(wider), new_classes=False).state_dict()
+    assert "position embeddings resized to windows of 64" in capsys.readouterr().out
+    name = "model.backbone.pos_embed"
+    assert before[name].shape == (1, 1 + 36, 32) and after[name].shape == (1, 1 + 64, 32)
+    assert after[name].equal(resize_positions(before[name], (8, 8)))
+    assert all(value.equal(before[key]) for key, value in after.items() if key != name)
+    other = ModelArguments(model_name_or_path=str(trained), config_overrides=["hidden_size=64", "image_size=64"])
+    with pytest.raises(UserError, match="missing or of another shape"):
+        build_model(other, build_config(other))

@@ -11,7 +11,7 @@ from transformers import AutoModelForSemanticSegmentation, SwinConfig, SwinForIm
 
 from configuration import SeMaskConfig
 from modeling_faseg import SeMaskForSemanticSegmentation
-from scripts import convert_checkpoint, eval, predict
+from scripts import convert_checkpoint, eval, predict, train
 from scripts.conversion.semask_names import official_source
 from scripts.sharing.clean_load import load_back
 from scripts.training.arguments import TrainArguments, check_arguments
@@ -123,7 +123,7 @@ def test_evaluation_and_prediction(shapes, tmp_path, command):
         assert code == 0 and "results in" in out
         assert json.loads((tmp_path / "results.json").read_text())["images"] == 2
     code, _, error = command(eval, *common, *shared_flags, "--protocol_lens")
-    assert code == 2 and "masks of queries, which semask does not give" in error[-1]
+    assert code == 2 and "masks of queries, which semask gives none of" in error[-1]
     code, *_ = command(
         predict, *common, "--split_name", "validation", "--output_dir", tmp_path / "maps", "--score_maps"
     )
@@ -255,7 +255,7 @@ def test_a_folder_without_head_weights_is_refused(tmp_path, command):
     Image.effect_noise((60, 40), 80).convert("RGB").save(picture)
     arguments = ["--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out"]
     code, _, error = command(predict, picture, *arguments)
-    assert code == 2 and "tensors are missing or of another shape, first decoder.classifier.bias" in error[-1]
+    assert code == 2 and "missing or of another shape: decoder.classifier.bias and 43 more" in error[-1]
 
 
 def test_share_of_a_class_is_checked():
@@ -270,3 +270,9 @@ def test_an_export_loads_back_in_a_clean_process(tmp_path):
     model, processor = tiny().eval(), FASegImageProcessor(size={"shortest_edge": 50}, size_divisor=0)
     save_model_folder(model, processor, tmp_path / "model")
     assert load_back(str(tmp_path / "model"), None, model, processor) < 1e-4
+
+
+def test_a_wrong_field_is_one_line_of_our_own(shapes, tmp_path, command):
+    flags = ["--dataset_name", shapes, "--output_dir", tmp_path / "out", "--config_overrides", "decoder_dropout=2"]
+    code, _, error = command(train, "semask-tiny-camvid", *flags)
+    assert code == 2 and error == ["train.py: error: decoder_dropout=2: set it to 0 or more and below 1"]

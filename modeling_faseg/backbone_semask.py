@@ -22,7 +22,9 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_faseg import eager_attention_forward
 from .configuration_semask import SeMaskSwinConfig
+from .pretrained_faseg import init_as_torch
 
 
 if TYPE_CHECKING:
@@ -79,23 +81,6 @@ class SeMaskWindows:
     def crop(self, padded: Tensor) -> Tensor:
         """Undo `pad`."""
         return padded[:, : self.height, : self.width]
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention by two matrix products; returns its weights."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    dropped = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
 
 
 class SeMaskDropPath(nn.Module):
@@ -419,10 +404,7 @@ class SeMaskSwinPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SeMaskSemanticAttention):
             init.zeros_(module.gamma)
         elif isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-            if module.bias is not None:
-                bound = module.weight[0].numel() ** -0.5
-                init.uniform_(module.bias, -bound, bound)
+            init_as_torch(module)
         else:
             super()._init_weights(module)
 

@@ -29,6 +29,7 @@ from .pretrained_faseg import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedM
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .attention_faseg import eager_attention_forward  # noqa: F401
     from .checks_faseg import require  # noqa: F401
 
 

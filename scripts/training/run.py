@@ -267,6 +267,15 @@ def set_up(arguments: TrainArguments) -> Run:
     return run
 
 
+def other_window(run: Run) -> str:
+    """A hint where a model that reads pictures through windows (QLSeg) is trained on crops of another size."""
+    config, crop = run.network.config, (run.arguments.crop_height, run.arguments.crop_width)
+    if not getattr(config, "use_windows", False) or crop == (config.image_size, config.image_size):
+        return ""
+    side = config.image_size
+    return f", but it will read windows of {side}x{side}: set crops or image_size to the same"
+
+
 def describe(run: Run) -> str:
     """The run in one table, before it starts."""
     arguments, accelerator = run.arguments, run.accelerator
@@ -282,7 +291,7 @@ def describe(run: Run) -> str:
             f"{examples or 'unknown'} samples",
         ),
         ("classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"),
-        ("crop", f"{arguments.crop_height}x{arguments.crop_width}"),
+        ("crop", f"{arguments.crop_height}x{arguments.crop_width}{other_window(run)}"),
         (
             "batch",
             f"{run.images_per_step} = {arguments.per_device_train_batch_size} x {accelerator.num_processes} processes "

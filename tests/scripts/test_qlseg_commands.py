@@ -20,7 +20,7 @@ from scripts.training.backbone_weights import load_backbone_weights
 from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.loop import training_step
 from scripts.training.model_folder import ModelArguments, build_config, build_model, save_model_folder
-from scripts.training.run import set_up
+from scripts.training.run import describe, set_up
 
 
 SMALL = [
@@ -48,6 +48,9 @@ def trained(shapes, tmp_path_factory):
     assert len(step.terms[0]) == 1 + 3 * 2 and all(math.isfinite(value) for value in step.terms[0].values())
     moved = {name for name, value in run.network.state_dict().items() if not torch.equal(value, before[name])}
     assert any("class_predictor" in name for name in moved) and any("backbone" in name for name in moved)
+    assert "crop" in describe(run) and "windows of" not in describe(run)
+    run.arguments.crop_width = 56
+    assert "48x56, but it will read windows of 48x48: set crops or image_size to the same" in describe(run)
     save_model_folder(run.result, run.processor, folder / "out")
     return folder / "out"
 

@@ -96,6 +96,7 @@ def check_picture_size(pixel_values: Tensor, pixel_mask: Tensor | None, divisor:
 
 
 def check_pixel_mask(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+    """Check that a mask, if any, is `(B, H, W)`. Raises a `ValueError` that names both shapes."""
     batch_size, _, height, width = pixel_values.shape
     if pixel_mask is not None and pixel_mask.shape != (batch_size, height, width):
         raise ValueError(

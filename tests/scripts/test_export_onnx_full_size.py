@@ -38,6 +38,17 @@ def write_computed_model(shared, model_id, folder):
     save_model_folder(model, AutoImageProcessor.from_pretrained(CARDS / model_id), folder)
 
 
+def exported(folder, output_dir, size, capsys):
+    """What the command prints of a file that it wrote; shown too, for its figures."""
+    flags = ["--model_name_or_path", str(folder), "--output_dir", str(output_dir), *size, "--timing_runs", "3"]
+    file = export_onnx(parse_arguments(ExportArguments, flags))
+    printed = capsys.readouterr().out
+    with capsys.disabled():
+        print(f"\n{printed}")
+    assert file.is_file()
+    return printed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("size", [["--height", "512", "--width", "512"], []], ids=["static", "dynamic"])
@@ -45,12 +56,7 @@ def write_computed_model(shared, model_id, folder):
 def test_released_architecture(model_id, size, shared, tmp_path, capsys):
     """Three sizes (static: three pictures) within tolerance, or the command would raise; it prints the speed."""
     write_computed_model(shared, model_id, tmp_path / model_id)
-    flags = ["--model_name_or_path", str(tmp_path / model_id), "--output_dir", str(tmp_path / "out"), *size]
-    file = export_onnx(parse_arguments(ExportArguments, [*flags, "--timing_runs", "3"]))
-    printed = capsys.readouterr().out
-    with capsys.disabled():
-        print(f"\n{printed}")
-    assert file.is_file()
+    printed = exported(tmp_path / model_id, tmp_path / "out", size, capsys)
     assert printed.count("mask logits within") == 3 and "speed on 1 x 512 x " in printed
 
 
@@ -99,13 +105,8 @@ def write_recipe_model(shared, model_id, folder):
     ids=["semask-static", "semask-dynamic", "qlseg-static"],
 )
 def test_released_architecture_of_the_other_models(model_id, size, shared, tmp_path, capsys):
-    """As above."""
+    """As for FASeg; of SeMask one output is compared, of QLSeg two."""
     write_recipe_model(shared, model_id, tmp_path / model_id)
-    flags = ["--model_name_or_path", str(tmp_path / model_id), "--output_dir", str(tmp_path / "out"), *size]
-    file = export_onnx(parse_arguments(ExportArguments, [*flags, "--timing_runs", "3"]))
-    printed = capsys.readouterr().out
-    with capsys.disabled():
-        print(f"\n{printed}")
-    assert file.is_file()
+    printed = exported(tmp_path / model_id, tmp_path / "out", size, capsys)
     assert printed.count("logits within") == (3 if "semask" in model_id else 6)
     assert "speed on 1 x 512 x " in printed

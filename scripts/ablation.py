@@ -20,9 +20,9 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.cli.parser import PROJECT_ROOT, UserError, check_folder, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.training.checkpointing import checkpoints
-from scripts.training.command_line import PROJECT_ROOT, UserError, check_folder, parse_arguments, run_command
 
 
 # Name -> (use_dynamic_positional_queries, use_high_resolution_cross_attention).

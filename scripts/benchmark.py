@@ -27,7 +27,7 @@ from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, measur
 from scripts.benchmarking.plots import draw
 from scripts.benchmarking.report import merge, part_table
 from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
-from scripts.training.command_line import (
+from scripts.cli.parser import (
     PROJECT_ROOT,
     UserError,
     check_at_least,

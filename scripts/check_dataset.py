@@ -29,6 +29,21 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
+from scripts.cli.parser import (
+    UserError,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    run_command,
+)
+from scripts.data.palette import load_palette
+from scripts.data.sources import (
+    IGNORE_INDEX,
+    dataset_classes,
+    load_split,
+    number_of_examples,
+    readable,
+)
 from scripts.dataset_check.cost import Cost, RecipeCost
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.diagnosis import diagnose, in_order
@@ -38,24 +53,9 @@ from scripts.dataset_check.report import as_json, as_text
 from scripts.dataset_check.report_page import write_report
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenPictures
+from scripts.drawing.visualization import parse_palette
+from scripts.models.loading import build_config
 from scripts.training.arguments import TrainArguments, check_values
-from scripts.training.command_line import (
-    UserError,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    run_command,
-)
-from scripts.training.dataset import (
-    IGNORE_INDEX,
-    dataset_classes,
-    load_split,
-    number_of_examples,
-    readable,
-)
-from scripts.training.model_folder import build_config
-from scripts.training.palette import load_palette
-from scripts.visualization import parse_palette
 
 
 # As `load_split` and `datasets` say that a split does not exist.

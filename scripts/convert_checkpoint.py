@@ -23,11 +23,11 @@ from transformers import AutoConfig
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation, QLSegForSemanticSegmentation, SeMaskForSemanticSegmentation
-from scripts.conversion import qlseg_names, semask_names
-from scripts.conversion.checkpoint_files import download, read_checkpoint, sha256
-from scripts.conversion.parameter_names import ConversionError, convert_state_dict, official_parameter_names
-from scripts.training.command_line import PROJECT_ROOT, UserError, parse_arguments, run_command
-from scripts.training.model_folder import save_model_folder
+from scripts.cli.parser import PROJECT_ROOT, UserError, parse_arguments, run_command
+from scripts.models import qlseg_names, semask_names
+from scripts.models.checkpoint_files import download, read_checkpoint, sha256
+from scripts.models.loading import save_model_folder
+from scripts.models.parameter_names import ConversionError, convert_state_dict, official_parameter_names
 
 
 _RELEASE = "https://github.com/ziplab/FASeg/releases/download/V1/"

@@ -26,15 +26,15 @@ import numpy as np
 from PIL import Image
 from transformers import set_seed
 
-from scripts.demo_data import write_dataset
+from scripts.cli.parser import parse_arguments, run_command
+from scripts.data.samples import decode_image, decode_label
+from scripts.data.sources import DatasetArguments, load_classes, load_split
+from scripts.data.synthetic_shapes import write_dataset
 from scripts.demo_report import write_report
+from scripts.drawing.visualization import with_legend
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.train import TrainArguments, train
-from scripts.training.command_line import parse_arguments, run_command
-from scripts.training.dataset import DatasetArguments, load_classes, load_split
-from scripts.training.samples import decode_image, decode_label
-from scripts.visualization import with_legend
 
 
 MARGIN = 3.0

@@ -22,10 +22,21 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from scripts.cli.parser import (
+    UserError,
+    build_accelerator,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    project_path,
+    run_command,
+)
+from scripts.data.provenance import dataset_revision, project_commit
+from scripts.data.samples import BadSamples
+from scripts.data.sources import DatasetArguments, check_ignored_id
+from scripts.error_report.report import DEFAULT_FOLDER, ErrorReport, report_file
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts
-from scripts.evaluation.focus import FocusCounts
-from scripts.evaluation.inference import SOFTMAX_MODELS, MultiScale, SingleScale, evaluate_split
 from scripts.evaluation.lens import ProtocolLens
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.protocols import (
@@ -38,8 +49,6 @@ from scripts.evaluation.protocols import (
     label_rule,
     protocol_sizes,
 )
-from scripts.evaluation.provenance import dataset_revision, project_commit
-from scripts.evaluation.report import DEFAULT_FOLDER, ErrorReport, report_file
 from scripts.evaluation.results import (
     build_results,
     details_text,
@@ -49,18 +58,9 @@ from scripts.evaluation.results import (
     write_results,
 )
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.training.command_line import (
-    UserError,
-    build_accelerator,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    project_path,
-    run_command,
-)
-from scripts.training.dataset import DatasetArguments, check_ignored_id
-from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
-from scripts.training.samples import BadSamples
+from scripts.explaining.focus import FocusCounts
+from scripts.inference.predictors import SOFTMAX_MODELS, MultiScale, SingleScale, evaluate_split
+from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
 
 
 @dataclass

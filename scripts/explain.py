@@ -22,8 +22,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.evaluation.focus import FocusCounts, Look, check_tells_focus, look
-from scripts.evaluation.inference import label_array
+from scripts.cli.parser import (
+    UserError,
+    check_at_least,
+    check_folder,
+    parse_arguments,
+    project_path,
+    run_command,
+)
+from scripts.drawing.visualization import model_palette, with_legend
+from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
 from scripts.explaining.focus_page import (
     Explained,
     Model,
@@ -34,17 +42,9 @@ from scripts.explaining.focus_page import (
 )
 from scripts.explaining.paths import counterpart, focus_path
 from scripts.explaining.pictures import path_sheet, windows_picture
+from scripts.inference.predictors import label_array
+from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
 from scripts.predict import find_pictures, output_names, read_picture
-from scripts.training.command_line import (
-    UserError,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    project_path,
-    run_command,
-)
-from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
-from scripts.visualization import model_palette, with_legend
 
 
 @dataclass

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scripts.training.command_line import (
+from scripts.cli.parser import (
     UserError,
     check_at_least,
     check_folder,
@@ -32,8 +32,8 @@ from scripts.training.command_line import (
     project_path,
     run_command,
 )
-from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
-from scripts.training.whole_folder import sync, write_failure
+from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
+from scripts.storage.atomic import sync, write_failure
 
 
 if TYPE_CHECKING:

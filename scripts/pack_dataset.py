@@ -25,9 +25,9 @@ import datasets
 import yaml
 from tqdm import tqdm
 
-from scripts.training.command_line import UserError, check_at_least, check_folder, parse_arguments, run_command
-from scripts.training.dataset import DatasetArguments, dataset_classes
-from scripts.training.folders import check_map_mode, matched_pairs
+from scripts.cli.parser import UserError, check_at_least, check_folder, parse_arguments, run_command
+from scripts.data.folders import check_map_mode, matched_pairs
+from scripts.data.sources import DatasetArguments, dataset_classes
 
 
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}

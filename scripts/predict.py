@@ -26,10 +26,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from image_processing.preprocessing_faseg import pil_to_array
-from scripts.evaluation.inference import SingleScale
-from scripts.prediction.shards import ShardFolder
-from scripts.prediction.stream import Prediction, model_sha256
-from scripts.training.command_line import (
+from scripts.cli.parser import (
     UserError,
     build_accelerator,
     check_at_least,
@@ -38,9 +35,12 @@ from scripts.training.command_line import (
     project_path,
     run_command,
 )
-from scripts.training.dataset import DatasetArguments, load_split, number_of_examples
-from scripts.training.model_folder import ModelArguments, build_config, build_model, build_processor
-from scripts.visualization import label_image, model_palette, with_legend
+from scripts.data.sources import DatasetArguments, load_split, number_of_examples
+from scripts.drawing.visualization import label_image, model_palette, with_legend
+from scripts.inference.predictors import SingleScale
+from scripts.inference.shards import ShardFolder
+from scripts.inference.stream import Prediction, model_sha256
+from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
 
 
 @dataclass

@@ -26,9 +26,9 @@ import numpy as np
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from scripts.demo_data import draw_sample
-from scripts.street_picture import draw_street
-from scripts.training.command_line import PROJECT_ROOT, UserError, parse_arguments, project_path, run_command
+from scripts.cli.parser import PROJECT_ROOT, UserError, parse_arguments, project_path, run_command
+from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_street import draw_street
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"

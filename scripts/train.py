@@ -28,15 +28,15 @@ from typing import Any
 import yaml
 from accelerate import DistributedType, PartialState
 
+from scripts.cli.parser import UserError, parse_arguments, run_command
+from scripts.models.loading import save_model_folder
+from scripts.storage.atomic import DISK_FULL, WRITE_ERRORS, write_failure, write_files_whole
 from scripts.training.arguments import TrainArguments, saved_recipe
 from scripts.training.checkpointing import checkpoints, on_main
-from scripts.training.command_line import UserError, parse_arguments, run_command
 from scripts.training.loop import loop
-from scripts.training.model_folder import save_model_folder
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, command_to_go_on
 from scripts.training.tracking import check_trackers, finish_trackers, start_trackers
-from scripts.training.whole_folder import DISK_FULL, WRITE_ERRORS, write_failure, write_files_whole
 
 
 def announce(run: Run) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from scripts.demo_data import encoded, texture
+from scripts.data.synthetic_shapes import encoded, texture
 
 
 NAMES = ["building", "road", "sky", "tree", "pavement", "car"]

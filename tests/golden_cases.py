@@ -54,7 +54,7 @@ def official_state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def head_state_dict(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """This project's state dict of the head of a `head64_*` case, under full names (`model.pixel_decoder...`,
     `model.transformer_decoder...`, `class_predictor...`): every recorded parameter is used, every name filled."""
-    from scripts.conversion.parameter_names import convert_state_dict
+    from scripts.models.parameter_names import convert_state_dict
 
     return convert_state_dict(head_official_state_dict(tensors), config, head_only=True)
 

@@ -8,8 +8,8 @@ import torch
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.demo_data import draw_sample
-from scripts.evaluation.inference import SingleScale
+from scripts.data.synthetic_shapes import draw_sample
+from scripts.inference.predictors import SingleScale
 
 
 sys.path.append(str(Path(__file__).parent / "scripts"))

@@ -18,7 +18,7 @@ from transformers.models.segformer import SegformerForSemanticSegmentation, Segf
 
 import modeling_faseg  # noqa: F401 - registers the models
 from image_processing import FASegImageProcessor
-from scripts.training.command_line import PROJECT_ROOT, UserError
+from scripts.cli.parser import PROJECT_ROOT, UserError
 
 
 FASEG = "FASeg"

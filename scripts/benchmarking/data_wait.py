@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from scripts.cli.parser import parse_arguments, run_command
 from scripts.training.arguments import TrainArguments
-from scripts.training.command_line import parse_arguments, run_command
 from scripts.training.loop import training_step
 from scripts.training.run import set_up
 

@@ -11,8 +11,8 @@ from PIL import Image
 from scripts.benchmarking.contestants import Case, build_processor
 from scripts.benchmarking.measuring import Clock, Stages
 from scripts.benchmarking.workloads import random_batch
+from scripts.data.sources import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix
-from scripts.training.dataset import IGNORE_INDEX
 
 
 EVALUATE = "evaluate's algorithm"

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scripts.cli.parser import UserError
 from scripts.evaluation.results import write_results
-from scripts.training.command_line import UserError
 
 
 def merge(file: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scripts.benchmarking.contestants import FASEG, MASK2FORMER, Case
 from scripts.benchmarking.measuring import Run, in_child, interleave, matmul_rate, quartiles
 from scripts.benchmarking.parts import Effort, provenance, weigh
 from scripts.benchmarking.workloads import Inference, random_batch
-from scripts.training.command_line import PROJECT_ROOT, RECIPES
+from scripts.cli.parser import PROJECT_ROOT, RECIPES
 from scripts.training.memory import saved_storages
 
 

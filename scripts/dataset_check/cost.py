@@ -11,15 +11,15 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from scripts.cli.parser import UserError, build_accelerator
+from scripts.data.sources import IGNORE_INDEX, check_ignored_id
+from scripts.data.streaming import RowBatch, StreamRow, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
+from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.training.arguments import TrainArguments, with_batch_sizes
-from scripts.training.command_line import UserError, build_accelerator
-from scripts.training.dataset import IGNORE_INDEX, check_ignored_id
 from scripts.training.memory import activation_bytes, state_bytes
-from scripts.training.model_folder import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.training.run import augmentation_of, build_optimizer, prepare_network
-from scripts.training.streaming import RowBatch, StreamRow, TrainingCollator, TrainingSamples
 
 
 MAX_ROWS = 16  # undecoded, kept for the measured step

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.counts import FaultCount, SplitCounts
 from scripts.dataset_check.finding import LEVELS, Evidence, Finding
 from scripts.dataset_check.id_findings import id_findings
 from scripts.dataset_check.label_rule import IGNORED
 from scripts.dataset_check.sample import SEGMENTS_COLUMN
-from scripts.training.dataset import IGNORE_INDEX
 
 
 ENOUGH_MAPS = 100  # to call a class rare

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from scripts.data.samples import likely_cause
+from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.finding import Evidence, Finding
 from scripts.dataset_check.label_rule import OUTSIDE
 from scripts.dataset_check.numbering import Placement, in_words, likely_first, placement
-from scripts.training.dataset import IGNORE_INDEX
-from scripts.training.samples import likely_cause
 
 
 SOLID = 0.75  # share of 255's pixels away from edges, above which they cover things rather than border them

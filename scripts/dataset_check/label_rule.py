@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.training.class_map import UNKNOWN
-from scripts.training.command_line import UserError, project_path
-from scripts.training.dataset import IGNORE_INDEX, DatasetArguments, classes_file
+from scripts.cli.parser import UserError, project_path
+from scripts.data.class_map import UNKNOWN
+from scripts.data.sources import IGNORE_INDEX, DatasetArguments, classes_file
 
 
 IGNORED, OUTSIDE = -1, -2

@@ -13,12 +13,12 @@ from scipy import ndimage
 
 from image_processing.label_maps_faseg import unique_ids
 from image_processing.preprocessing_faseg import EXIF_ORIENTATION, pil_to_array
+from scripts.cli.parser import UserError
+from scripts.data.samples import reason, sample_name
+from scripts.data.sources import IGNORE_INDEX, DatasetArguments
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
-from scripts.training.command_line import UserError
-from scripts.training.dataset import IGNORE_INDEX, DatasetArguments
-from scripts.training.network import with_retries
-from scripts.training.samples import reason, sample_name
+from scripts.storage.retries import with_retries
 
 
 SEGMENTS_COLUMN = "segments_info"

@@ -10,8 +10,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from image_processing.semantic_labels_faseg import resized_argmax
-from scripts.evaluation.inference import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
+from scripts.inference.predictors import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
 
 
 # transformers' Mask2Former post-processing resizes every mask to this, whatever the picture's shape.

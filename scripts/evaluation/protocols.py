@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from scripts.evaluation.sliding_window import Windows
-from scripts.training.command_line import UserError
-from scripts.training.dataset import IGNORE_INDEX, DatasetArguments, load_split, readable
-from scripts.training.samples import BadSample, decode_label, sample_name
+from scripts.cli.parser import UserError
+from scripts.data.samples import BadSample, decode_label, sample_name
+from scripts.data.sources import IGNORE_INDEX, DatasetArguments, load_split, readable
+from scripts.inference.sliding_window import Windows
 
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

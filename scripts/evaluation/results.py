@@ -14,8 +14,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from scripts.evaluation.provenance import files_sha256
-from scripts.training.command_line import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT
+from scripts.data.provenance import files_sha256
 
 
 PACKAGES = (
@@ -137,7 +137,7 @@ def interval_text(interval: dict[str, Any]) -> str:
 
 
 def focus_text(focus: dict[str, Any]) -> str:
-    """Focus consistency by layer, see `scripts/evaluation/focus.py`."""
+    """Focus consistency by layer, see `scripts/explaining/focus.py`."""
     columns = ("inside", "even", "chance", "reaches")
     lines = [
         f"focus consistency over {focus['segments']} segments, % of a layer's focus in the final mask",

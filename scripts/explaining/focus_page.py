@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scripts.evaluation.focus import Look, layer_names
-from scripts.explaining.charts import CHANCE, EVEN, INSIDE, OTHER, SCORE, Line, layer_chart
+from scripts.drawing.charts import CHANCE, EVEN, INSIDE, OTHER, SCORE, Line, layer_chart
+from scripts.drawing.page import class_cell, figure, picture_tag, table, write_page
+from scripts.drawing.visualization import Palette, overlay
+from scripts.explaining.focus import Look, layer_names
 from scripts.explaining.paths import FocusPath
 from scripts.explaining.pictures import focus_picture, step_caption, windows_picture
-from scripts.page import class_cell, figure, picture_tag, table, write_page
-from scripts.visualization import Palette, overlay
 
 
 PICTURE_WIDTH, STEP_WIDTH = 640, 300

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.evaluation.focus import Look, Segment, focus_shares, layer_names
+from scripts.explaining.focus import Look, Segment, focus_shares, layer_names
 
 
 TOKEN = 32  # pixels of the network's input along a token of the coarsest level, and along an HRCA window
@@ -23,7 +23,7 @@ class Step:
         number: from 1.
         reads: "1/32", "1/16", "1/8" or "1/4 HRCA".
         focus: `(h, w)` attention on that level; all zero for HRCA without a window.
-        inside, even, chance: shares as in `scripts.evaluation.focus`, None where the layer looked nowhere.
+        inside, even, chance: shares as in `scripts.explaining.focus`, None where the layer looked nowhere.
         windows: boxes `(left, top, right, bottom)` in pixels of the network's input that HRCA kept, else none.
         answer: the query's best class after the layer, perhaps `NOTHING`, with its score.
         score: of the segment's class after the layer.

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from scripts.evaluation.focus import MASK_STRIDE, Look
+from scripts.drawing.visualization import contours
+from scripts.explaining.focus import MASK_STRIDE, Look
 from scripts.explaining.paths import FocusPath, Step
-from scripts.visualization import contours
 
 
 HEAT = matplotlib.colormaps["inferno"]  # grows evenly in lightness, told apart by colour-blind readers

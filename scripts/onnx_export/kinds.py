@@ -16,7 +16,7 @@ from torch import Tensor
 
 from image_processing.post_processing_faseg import FASegPostProcessing
 from modeling_faseg.transformer_decoder_faseg import POOLING_THRESHOLD
-from scripts.training.command_line import UserError
+from scripts.cli.parser import UserError
 
 
 CLASSES, MASKS, LOGITS = "class_queries_logits", "masks_queries_logits", "logits"

@@ -20,9 +20,9 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
+from scripts.cli.parser import UserError
+from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
-from scripts.training.command_line import UserError
-from scripts.training.model_folder import tensors_that_are_no_numbers
 
 
 RULES = "_DEFAULT_REWRITE_RULES"  # of onnxscript's rewriter

@@ -11,9 +11,9 @@ import onnx
 from onnx import compose, parser
 
 from image_processing.semantic_labels_faseg import LOGITS_STRIDE
+from scripts.cli.parser import UserError
 from scripts.onnx_export.kinds import CLASSES, LOGITS, MASKS, Kind
 from scripts.onnx_export.network import INPUT
-from scripts.training.command_line import UserError
 
 
 MODES = {2: "linear", 3: "cubic"}  # by the number of Pillow's filter

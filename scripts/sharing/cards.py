@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from scripts.cli.parser import PROJECT_ROOT, UserError
 from scripts.sharing.papers import paper_of
-from scripts.training.command_line import PROJECT_ROOT, UserError
 
 
 HUB_CARDS = PROJECT_ROOT / "hub_cards"

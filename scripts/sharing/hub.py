@@ -17,9 +17,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import get_session
 
+from scripts.cli.parser import UserError
 from scripts.sharing.leaks import ALLOWED
-from scripts.training.command_line import UserError
-from scripts.training.network import asked_wait, causes, http_status, network_fault
+from scripts.storage.retries import asked_wait, causes, http_status, network_fault
 
 
 READ_TIMEOUT = 120.0  # seconds without a byte; the library's own client would wait for ever

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import get_token
 
-from scripts.training.command_line import PROJECT_ROOT, UserError, project_path
+from scripts.cli.parser import PROJECT_ROOT, UserError, project_path
 
 
 # All that an export writes; a file of any other name is refused.

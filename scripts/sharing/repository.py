@@ -15,14 +15,14 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from image_processing.preprocessing_faseg import pil_to_array
-from scripts.evaluation.inference import SingleScale
+from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.drawing.visualization import model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
+from scripts.inference.predictors import SingleScale
+from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import repository_files, write_scrubbed_recipe
-from scripts.training.command_line import PROJECT_ROOT, UserError
-from scripts.training.model_folder import tensors_that_are_no_numbers
-from scripts.training.whole_folder import WRITE_ERRORS, write_failure
-from scripts.visualization import model_palette, with_legend
+from scripts.storage.atomic import WRITE_ERRORS, write_failure
 
 
 MAX_SAMPLE_SIDE = 960

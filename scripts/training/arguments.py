@@ -8,9 +8,9 @@ from typing import Any
 
 import datasets
 
-from scripts.training.command_line import UserError, check_at_least, check_folder, project_path, shipped_recipes
-from scripts.training.dataset import DatasetArguments, number_of_examples
-from scripts.training.model_folder import ModelArguments
+from scripts.cli.parser import UserError, check_at_least, check_folder, project_path, shipped_recipes
+from scripts.data.sources import DatasetArguments, number_of_examples
+from scripts.models.loading import ModelArguments
 from scripts.training.optimization import SCHEDULES
 from scripts.training.tracking import check_trackers
 

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
 
-from scripts.training.command_line import UserError
-from scripts.training.settings import check_settings
-from scripts.training.whole_folder import WRITE_ERRORS, damage, hidden_name, publish, recover, remove, write_failure
+from scripts.cli.parser import UserError
+from scripts.storage.atomic import WRITE_ERRORS, damage, hidden_name, publish, recover, remove, write_failure
+from scripts.training.fingerprint import check_settings
 
 
 NAME = re.compile(r"^checkpoint-(\d+)$")

@@ -17,15 +17,15 @@ import torch
 from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
-from scripts.evaluation.inference import evaluate_split
+from scripts.cli.parser import UserError
 from scripts.evaluation.mean_iou import scores_from_confusion
+from scripts.inference.predictors import evaluate_split
+from scripts.models.loading import save_model_folder
+from scripts.storage.atomic import write_whole
 from scripts.training.checkpointing import on_main, save_checkpoint
-from scripts.training.command_line import UserError
 from scripts.training.log import TrainLog
-from scripts.training.model_folder import save_model_folder
 from scripts.training.run import Run
 from scripts.training.stopping import Stopped, StopSignals
-from scripts.training.whole_folder import write_whole
 
 
 # -------------------------------------------------------------------------------------------------------------- step

@@ -14,28 +14,28 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.training.arguments import TrainArguments, check_arguments, planned_steps, with_batch_sizes
-from scripts.training.augmentation import training_augmentation
-from scripts.training.averaging import average_of
-from scripts.training.backbone_weights import load_backbone_weights
-from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint, on_main
-from scripts.training.command_line import UserError, build_accelerator
-from scripts.training.dataset import (
+from scripts.cli.parser import UserError, build_accelerator
+from scripts.data.augmentation import training_augmentation
+from scripts.data.palette import take_palette
+from scripts.data.samples import BadSamples
+from scripts.data.sources import (
     IGNORE_INDEX,
     check_ignored_id,
     load_classes,
     load_split,
     number_of_examples,
 )
+from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples, good_batches, worker_loader
+from scripts.models.backbone_weights import load_backbone_weights
+from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
+from scripts.storage.atomic import recover
+from scripts.training.arguments import TrainArguments, check_arguments, planned_steps, with_batch_sizes
+from scripts.training.averaging import average_of
+from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint, on_main
+from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
-from scripts.training.model_folder import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.training.optimization import build_parameter_groups, build_scheduler
-from scripts.training.palette import take_palette
-from scripts.training.samples import BadSamples
-from scripts.training.settings import training_settings
-from scripts.training.streaming import StreamBatches, TrainingCollator, TrainingSamples, good_batches, worker_loader
 from scripts.training.tracking import TrackedPictures, check_trackers
-from scripts.training.whole_folder import recover
 
 
 NUM_TRACKED_IMAGES = 4

@@ -18,11 +18,11 @@ from accelerate.tracking import filter_trackers
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from scripts.evaluation.inference import SingleScale, reduced_labels
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_split, readable
-from scripts.training.samples import BadSample, decode_sample
-from scripts.visualization import Palette, below, colour_map, model_palette, present_classes
+from scripts.cli.parser import UserError
+from scripts.data.samples import BadSample, decode_sample
+from scripts.data.sources import DatasetArguments, load_split, readable
+from scripts.drawing.visualization import Palette, below, colour_map, model_palette, present_classes
+from scripts.inference.predictors import SingleScale, reduced_labels
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")

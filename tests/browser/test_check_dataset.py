@@ -8,7 +8,7 @@ import pytest
 
 from faulty_datasets import FAULTS, generated
 from scripts import check_dataset
-from scripts.training.command_line import run_command
+from scripts.cli.parser import run_command
 
 
 WIDTH, HEIGHT = 1366, 768

@@ -26,7 +26,7 @@ from golden_cases import (
 )
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.conversion.parameter_names import convert_state_dict, official_parameter_names
+from scripts.models.parameter_names import convert_state_dict, official_parameter_names
 from scripts.training.arguments import TrainArguments
 from scripts.training.loop import training_step
 from scripts.training.run import Run, build_optimizer

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from configuration import QLSegConfig
 from modeling_faseg import QLSegForSemanticSegmentation
 from modeling_faseg.windows_qlseg import class_scores
-from scripts.conversion.qlseg_names import convert_state_dict, official_parameter_names
+from scripts.models.qlseg_names import convert_state_dict, official_parameter_names
 
 
 pytestmark = pytest.mark.golden

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoImageProcessor
 
 import image_processing  # noqa: F401 - registers the processors
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.conversion.parameter_names import convert_state_dict, official_parameter_names
 from scripts.convert_checkpoint import HUB_CARDS, RELEASED_FILES
+from scripts.models.parameter_names import convert_state_dict, official_parameter_names
 from scripts.training.optimization import build_parameter_groups
 
 

@@ -7,12 +7,12 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor
 
 from modeling_faseg import QLSegForSemanticSegmentation
-from scripts.conversion.parameter_names import ConversionError
-from scripts.conversion.qlseg_names import RELEASED_PAGES, convert_state_dict, official_parameter_names
+from scripts.cli.parser import parse_arguments
 from scripts.convert_checkpoint import HUB_CARDS
+from scripts.models.loading import build_config
+from scripts.models.parameter_names import ConversionError
+from scripts.models.qlseg_names import RELEASED_PAGES, convert_state_dict, official_parameter_names
 from scripts.training.arguments import TrainArguments, check_arguments
-from scripts.training.command_line import parse_arguments
-from scripts.training.model_folder import build_config
 from scripts.training.optimization import build_parameter_groups
 
 

@@ -8,8 +8,8 @@ import yaml
 from transformers import AutoConfig, AutoImageProcessor
 
 from modeling_faseg import SeMaskForSemanticSegmentation
-from scripts.conversion.semask_names import RELEASED_PAGES, convert_backbone, convert_state_dict
 from scripts.convert_checkpoint import HUB_CARDS
+from scripts.models.semask_names import RELEASED_PAGES, convert_backbone, convert_state_dict
 from scripts.training.optimization import build_parameter_groups
 
 

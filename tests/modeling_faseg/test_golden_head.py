@@ -5,7 +5,7 @@ import torch
 
 from golden_cases import HEAD_CASES, LOCAL_CASES, head_inputs, head_state_dict, load_case, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.conversion.parameter_names import official_parameter_names
+from scripts.models.parameter_names import official_parameter_names
 
 
 def load_head(tensors, meta):

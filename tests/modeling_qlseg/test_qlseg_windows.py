@@ -7,8 +7,8 @@ from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch
 
 from image_processing import FASegImageProcessor
 from modeling_faseg.windows_qlseg import class_scores, window_starts
-from scripts.evaluation.inference import SingleScale, window_scores
-from scripts.evaluation.sliding_window import Windows
+from scripts.inference.predictors import SingleScale, window_scores
+from scripts.inference.sliding_window import Windows
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.demo_data import write_dataset
+from scripts.data.synthetic_shapes import write_dataset
 
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs a command's `main` in this process: `(exit code, standard output, lines of standard error)`."""
-    from scripts.training.command_line import run_command
+    from scripts.cli.parser import run_command
 
     def run(module, *argv):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__.rpartition('.')[2]}.py", *map(str, argv)])

@@ -16,10 +16,10 @@ from push_hub import TOKEN, PushHub
 from tiny_folder import decided
 
 from clean_process import run_clean
+from scripts.cli.parser import parse_arguments
 from scripts.evaluation.results import weights_sha256
+from scripts.models.loading import build_config, build_model, build_processor, save_model_folder
 from scripts.training.arguments import TrainArguments
-from scripts.training.command_line import parse_arguments
-from scripts.training.model_folder import build_config, build_model, build_processor, save_model_folder
 
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from scripts.error_report.report import ErrorReport
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
-from scripts.evaluation.report import ErrorReport
 from scripts.evaluation.results import build_results
 
 

@@ -7,7 +7,7 @@ import pytest
 from training_processes import run_script
 
 from scripts.ablation import VARIANTS, AblationArguments, ablation, run_name
-from scripts.training.command_line import UserError
+from scripts.cli.parser import UserError
 
 
 SCORES = {

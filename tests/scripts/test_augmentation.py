@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from scripts.training.augmentation import (
+from scripts.data.augmentation import (
     IMAGE_FILL,
     LABEL_FILL,
     PadTo,

@@ -9,10 +9,10 @@ from huggingface_hub import errors
 from safetensors.torch import save_file
 from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinForImageClassification
 
-from scripts.training import backbone_weights
-from scripts.training.backbone_weights import load_backbone_weights
-from scripts.training.command_line import UserError
-from scripts.training.model_folder import ModelArguments, build_config, build_model
+from scripts.cli.parser import UserError
+from scripts.models import backbone_weights
+from scripts.models.backbone_weights import load_backbone_weights
+from scripts.models.loading import ModelArguments, build_config, build_model
 
 
 SMALL = ["feature_size=32", "hidden_dim=32", "mask_feature_size=32", "encoder_layers=1", "decoder_layers=1"]

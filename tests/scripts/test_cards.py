@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_folder import write_model_folder
 
+from scripts.cli.parser import PROJECT_ROOT, UserError
 from scripts.sharing.cards import (
     HUB_CARDS,
     card_file,
@@ -21,7 +22,6 @@ from scripts.sharing.cards import (
     without_local_paths,
 )
 from scripts.sharing.papers import paper_of
-from scripts.training.command_line import PROJECT_ROOT, UserError
 
 
 MODEL_IDS = sorted(file.parent.name for file in HUB_CARDS.glob("*/card.yaml"))

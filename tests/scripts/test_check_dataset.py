@@ -13,16 +13,16 @@ from PIL import Image
 from faulty_datasets import FAULTS, Copy, copy_of, generated, street
 from faulty_datasets import NAMES as STREET
 from scripts import check_dataset
+from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.data.samples import decode_sample
+from scripts.data.sources import DatasetArguments
+from scripts.data.synthetic_shapes import encoded
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.numbering import expected_place
 from scripts.dataset_check.sample import SampleFacts, count_regions, inspect
 from scripts.dataset_check.similarity import SeenPictures, perceptual_hash
-from scripts.demo_data import encoded
-from scripts.training.command_line import PROJECT_ROOT, UserError
-from scripts.training.dataset import DatasetArguments
-from scripts.training.samples import decode_sample
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.training import whole_folder
-from scripts.training.checkpointing import SETTINGS, checkpoints, find_checkpoint, step_of
-from scripts.training.command_line import UserError
-from scripts.training.settings import check_settings
-from scripts.training.whole_folder import (
+from scripts.cli.parser import UserError
+from scripts.storage import atomic
+from scripts.storage.atomic import (
     MANIFEST,
     damage,
     publish,
@@ -23,6 +21,8 @@ from scripts.training.whole_folder import (
     write_files_whole,
     write_whole,
 )
+from scripts.training.checkpointing import SETTINGS, checkpoints, find_checkpoint, step_of
+from scripts.training.fingerprint import check_settings
 
 
 def fill_with(text):
@@ -203,7 +203,7 @@ def test_removal_leaves_no_half_folder_under_the_name(saved, monkeypatch):
             raise KeyboardInterrupt
         original(path, ignore_errors)
 
-    monkeypatch.setattr(whole_folder.shutil, "rmtree", die)
+    monkeypatch.setattr(atomic.shutil, "rmtree", die)
     with pytest.raises(KeyboardInterrupt):
         remove(saved / "checkpoint-2")
     assert [step_of(path) for path in checkpoints(saved)] == [4, 10]
@@ -240,9 +240,9 @@ def test_other_settings_are_refused_with_both_values():
 
 def test_publish_syncs_files_folders_and_parent(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(whole_folder, "sync", synced.append)
+    monkeypatch.setattr(atomic, "sync", synced.append)
     folder = tmp_path / "best"
-    partial = whole_folder.hidden_name(folder, "partial")
+    partial = atomic.hidden_name(folder, "partial")
     partial.mkdir()
     fill_with("x")(partial)
     publish(folder)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.training.class_map import build_class_map
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_classes, load_split
-from scripts.training.samples import decode_sample
+from scripts.cli.parser import UserError
+from scripts.data.class_map import build_class_map
+from scripts.data.samples import decode_sample
+from scripts.data.sources import DatasetArguments, load_classes, load_split
 
 
 NAMES = dict(enumerate(["road", "lane", "car", "truck", "person", "sky"]))

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from scripts.training.arguments import TrainArguments
-from scripts.training.command_line import (
+from scripts.cli.parser import (
     UserError,
     parse_arguments,
     parse_overrides,
     run_command,
     shipped_recipes,
 )
+from scripts.training.arguments import TrainArguments
 
 
 @dataclass

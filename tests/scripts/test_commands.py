@@ -18,8 +18,8 @@ from training_processes import run_script
 from scripts import eval as eval_command
 from scripts import predict as predict_command
 from scripts import train as train_command
+from scripts.cli.parser import parse_arguments
 from scripts.train import TrainArguments, train
-from scripts.training.command_line import parse_arguments
 from scripts.training.log import MACHINE_FIGURES
 
 

@@ -19,14 +19,14 @@ from clean_process import run_clean
 from golden_cases import indexed, load_case, normalized_batch, official_state_dict, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import convert_checkpoint
-from scripts.conversion.checkpoint_files import download, read_checkpoint, sha256
-from scripts.conversion.parameter_names import (
+from scripts.cli.parser import run_command
+from scripts.models.checkpoint_files import download, read_checkpoint, sha256
+from scripts.models.parameter_names import (
     ConversionError,
     convert_state_dict,
     official_parameter_names,
     official_source,
 )
-from scripts.training.command_line import run_command
 
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_classes, load_split, number_of_examples
-from scripts.training.samples import decode_sample
-from scripts.training.streaming import shuffled_rows
+from scripts.cli.parser import UserError
+from scripts.data.samples import decode_sample
+from scripts.data.sources import DatasetArguments, load_classes, load_split, number_of_examples
+from scripts.data.streaming import shuffled_rows
 
 
 @pytest.fixture

@@ -22,10 +22,22 @@ from test_evaluation_scale import in_two_processes
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
+from scripts.error_report import pictures
+from scripts.error_report.confusion import SHOWN_CLASSES, largest_confusions
+from scripts.error_report.counts import (
+    DISTANCES,
+    CalibrationCounts,
+    DistanceCounts,
+    boundary_distances,
+    size_groups,
+)
+from scripts.error_report.pictures import PictureRanking, error_map
+from scripts.error_report.report import DEFAULT_FOLDER, report_file
 from scripts.eval import EvaluateArguments, build_predictor
-from scripts.evaluation import report_pictures
-from scripts.evaluation.confidence import confidence_of, labels_and_confidence
-from scripts.evaluation.inference import (
+from scripts.evaluation.protocols import EvaluationSizes
+from scripts.evaluation.segment_size import SegmentSizeCounts
+from scripts.inference.confidence import confidence_of, labels_and_confidence
+from scripts.inference.predictors import (
     MultiScale,
     SingleScale,
     multi_scale_scores,
@@ -36,19 +48,7 @@ from scripts.evaluation.inference import (
     view_size,
     window_scores,
 )
-from scripts.evaluation.protocols import EvaluationSizes
-from scripts.evaluation.report import DEFAULT_FOLDER, report_file
-from scripts.evaluation.report_confusion import SHOWN_CLASSES, largest_confusions
-from scripts.evaluation.report_counts import (
-    DISTANCES,
-    CalibrationCounts,
-    DistanceCounts,
-    boundary_distances,
-    size_groups,
-)
-from scripts.evaluation.report_pictures import PictureRanking, error_map
-from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.evaluation.sliding_window import Windows
+from scripts.inference.sliding_window import Windows
 
 
 # ---- distance from a boundary
@@ -299,7 +299,7 @@ def test_error_map_shows_thin_errors_and_ignored_parts():
     wrong[:480, 101], ignored[600:] = True, True
     wrong[:480, 200:240] = True
     colours = np.asarray(error_map(Image.new("RGB", (960, 960), (200, 200, 200)), wrong, ignored), dtype=int)
-    orange, grey = report_pictures.WRONG_COLOUR.astype(int), np.full(3, 210)
+    orange, grey = pictures.WRONG_COLOUR.astype(int), np.full(3, 210)
     assert np.array_equal(colours[10, 110], orange) and not colours[400].any()
     assert np.array_equal(colours[10, 300], grey)
     assert np.abs(colours[10, 50] - (orange + grey) / 2).max() <= 1  # one pixel of two

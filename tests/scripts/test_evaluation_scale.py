@@ -49,9 +49,9 @@ import numpy as np, torch
 from accelerate import Accelerator
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts
-from scripts.evaluation.inference import evaluate_split
+from scripts.inference.predictors import evaluate_split
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.training.dataset import DatasetArguments
+from scripts.data.sources import DatasetArguments
 
 class Model(torch.nn.Module):
     config = type("Config", (), {"num_labels": 19})()

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSe
 
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import explain as explain_command
-from scripts.demo_data import draw_sample
-from scripts.evaluation.focus import Look, Segment, look
-from scripts.explaining.charts import Line, layer_chart
+from scripts.data.synthetic_shapes import draw_sample
+from scripts.drawing.charts import Line, layer_chart
+from scripts.explaining.focus import Look, Segment, look
 from scripts.explaining.paths import Step, counterpart, focus_path
 from scripts.explaining.pictures import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_picture, over_picture
 from space_models import write_tiny_model

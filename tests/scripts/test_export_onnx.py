@@ -27,11 +27,11 @@ from transformers.models.swin.modeling_swin import SwinLayer
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
 from scripts import export_onnx as command_module
+from scripts.cli.parser import UserError, parse_arguments
 from scripts.export_onnx import ExportArguments, export_onnx
+from scripts.models.loading import save_model_folder
 from scripts.onnx_export import checking, kinds, network, processing
 from scripts.onnx_export.decisions import Decisions, open_session
-from scripts.training.command_line import UserError, parse_arguments
-from scripts.training.model_folder import save_model_folder
 
 
 ROOT = Path(__file__).parents[2]

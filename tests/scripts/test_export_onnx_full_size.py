@@ -16,11 +16,11 @@ from modeling_faseg import (
     QLSegForSemanticSegmentation,
     SeMaskForSemanticSegmentation,
 )
-from scripts.conversion import qlseg_names, semask_names
-from scripts.conversion.parameter_names import convert_state_dict
+from scripts.cli.parser import parse_arguments
 from scripts.export_onnx import ExportArguments, export_onnx
-from scripts.training.command_line import parse_arguments
-from scripts.training.model_folder import save_model_folder
+from scripts.models import qlseg_names, semask_names
+from scripts.models.loading import save_model_folder
+from scripts.models.parameter_names import convert_state_dict
 
 
 ROOT = Path(__file__).parents[2]

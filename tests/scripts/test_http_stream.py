@@ -9,11 +9,11 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from clean_process import run_apart
 from scripts import train
-from scripts.training import network
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_classes, load_split, readable
-from scripts.training.network import BackOff, network_fault, with_retries
-from scripts.training.streaming import shuffled_rows
+from scripts.cli.parser import UserError
+from scripts.data.sources import DatasetArguments, load_classes, load_split, readable
+from scripts.data.streaming import shuffled_rows
+from scripts.storage import retries
+from scripts.storage.retries import BackOff, network_fault, with_retries
 
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +22,8 @@ import json
 sys.path.insert(0, sys.argv[2])
 import datasets
 from itertools import islice
-from scripts.training.dataset import DatasetArguments, load_split
-from scripts.training.streaming import StreamBatches
+from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.streaming import StreamBatches
 stream = StreamBatches(load_split(DatasetArguments(sys.argv[1]), "train"), 2, 0, 3)
 print(json.dumps([[row.row["image_id"], len(row.row["image"]["bytes"])] for row in islice(stream.rows(), 14)]))
 """
@@ -64,8 +64,8 @@ def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Short waits."""
-    monkeypatch.setattr(network, "FIRST_WAIT", 0.02)
-    monkeypatch.setattr(network, "READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retries, "READ_TIMEOUT", 0.5)
     monkeypatch.setattr("fsspec.config.conf", {})
     for name in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
         monkeypatch.setattr(f"datasets.config.STREAMING_{name}_INTERVAL", 0.02)
@@ -126,7 +126,7 @@ def test_a_stream_is_opened_anew_where_it_broke_off(quick, capsys):
 
 
 def test_giving_up_is_one_line(quick, monkeypatch):
-    monkeypatch.setattr(network, "MAX_RETRIES", 2)
+    monkeypatch.setattr(retries, "MAX_RETRIES", 2)
     with pytest.raises(UserError, match="dataset: ConnectionResetError: gone: gave up after 2 retries"):
         list(readable(Faulty(4, 4, 4)))
     with pytest.raises(UserError, match="dataset cannot be read: broken file"):
@@ -178,6 +178,6 @@ def test_class_names_outlive_a_busy_hub(quick, monkeypatch, tmp_path, faults, ex
             raise answer
         return str(answer)
 
-    monkeypatch.setattr("scripts.training.dataset.hf_hub_download", download)
+    monkeypatch.setattr("scripts.data.sources.hf_hub_download", download)
     assert load_classes(DatasetArguments("tester/not-here")) == expected
     assert not answers

@@ -9,12 +9,12 @@ from PIL import Image
 from golden_cases import indexed, load_case, official_state_dict, tiny_config
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.conversion.parameter_names import convert_state_dict
-from scripts.evaluation.inference import evaluate_split, multi_scale_scores
+from scripts.data.augmentation import shortest_edge_size
+from scripts.data.samples import decode_label
+from scripts.data.sources import DatasetArguments, load_split
 from scripts.evaluation.mean_iou import scores_from_confusion
-from scripts.training.augmentation import shortest_edge_size
-from scripts.training.dataset import DatasetArguments, load_split
-from scripts.training.samples import decode_label
+from scripts.inference.predictors import evaluate_split, multi_scale_scores
+from scripts.models.parameter_names import convert_state_dict
 
 
 @pytest.mark.golden

@@ -10,10 +10,10 @@ import pytest
 import torch
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes, train_in_processes
 
+from scripts.cli.parser import UserError
+from scripts.storage import atomic
 from scripts.train import train
-from scripts.training import whole_folder
 from scripts.training.checkpointing import checkpoints
-from scripts.training.command_line import UserError
 
 
 BF16 = ("--mixed_precision", "bf16", "--dataloader_num_workers", "0")
@@ -52,14 +52,14 @@ def die_in_step(steps, rank):
 
 def die_in_checkpoint(partial_folder, rank):
     """Kills this process when all of a checkpoint is written and the first of its files is synced."""
-    original = whole_folder.sync
+    original = atomic.sync
 
     def sync(path):
-        if path.parent == partial_folder and (partial_folder / whole_folder.MANIFEST).exists():
+        if path.parent == partial_folder and (partial_folder / atomic.MANIFEST).exists():
             os.kill(os.getpid(), signal.SIGKILL)
         original(path)
 
-    whole_folder.sync = sync
+    atomic.sync = sync
 
 
 def train_broken(arguments, break_it, rank):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scripts.training.command_line import UserError, parse_overrides, read_recipe, recipe_flags, run_command
-from scripts.training.model_folder import (
+from scripts.cli.parser import UserError, parse_overrides, read_recipe, recipe_flags, run_command
+from scripts.models.loading import (
     ModelArguments,
     build_config,
     build_model,

@@ -9,7 +9,7 @@ import torch
 
 from configuration import FASegConfig
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.conversion.parameter_names import official_parameter_names
+from scripts.models.parameter_names import official_parameter_names
 from scripts.training.optimization import build_parameter_groups, build_scheduler
 
 

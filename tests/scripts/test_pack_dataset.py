@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from scripts import pack_dataset
-from scripts.training.dataset import DatasetArguments, load_classes, load_split, number_of_examples
-from scripts.training.samples import decode_sample
+from scripts.data.samples import decode_sample
+from scripts.data.sources import DatasetArguments, load_classes, load_split, number_of_examples
 
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.training.command_line import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT
 
 
 # As PEP 723 defines it.

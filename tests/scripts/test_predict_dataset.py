@@ -17,12 +17,12 @@ from PIL import Image
 from tiny_folder import write_model_folder
 
 from scripts import predict as predict_command
-from scripts.evaluation.inference import SingleScale
-from scripts.prediction.shards import ShardFolder
-from scripts.prediction.stream import PredictionRows
-from scripts.training.command_line import UserError, parse_arguments
-from scripts.training.dataset import DatasetArguments, load_split
-from scripts.training.model_folder import build_config, build_model, build_processor
+from scripts.cli.parser import UserError, parse_arguments
+from scripts.data.sources import DatasetArguments, load_split
+from scripts.inference.predictors import SingleScale
+from scripts.inference.shards import ShardFolder
+from scripts.inference.stream import PredictionRows
+from scripts.models.loading import build_config, build_model, build_processor
 
 
 ROOT = Path(__file__).parents[2]

@@ -8,6 +8,8 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from image_processing.preprocessing_faseg import network_size
+from scripts.cli.parser import UserError
+from scripts.data.sources import DatasetArguments
 from scripts.evaluation.protocols import (
     PROTOCOLS,
     check_classes,
@@ -18,9 +20,7 @@ from scripts.evaluation.protocols import (
     raw_id_table,
     recognised_ids,
 )
-from scripts.evaluation.sliding_window import Windows, window_starts
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments
+from scripts.inference.sliding_window import Windows, window_starts
 
 
 # Sizes and bounds of multi-scale evaluation, from the released configurations.

@@ -14,12 +14,12 @@ from modeling_faseg import QLSegForSemanticSegmentation
 from modeling_faseg.backbone_qlseg import resize_positions
 from scripts import convert_checkpoint, predict
 from scripts import eval as eval_command
-from scripts.conversion.qlseg_names import official_source
+from scripts.cli.parser import UserError, parse_arguments
+from scripts.models.backbone_weights import load_backbone_weights
+from scripts.models.loading import ModelArguments, build_config, build_model, save_model_folder
+from scripts.models.qlseg_names import official_source
 from scripts.training.arguments import TrainArguments
-from scripts.training.backbone_weights import load_backbone_weights
-from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.loop import training_step
-from scripts.training.model_folder import ModelArguments, build_config, build_model, save_model_folder
 from scripts.training.run import describe, set_up
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, ResNetBackbone
 
 import modeling_faseg  # noqa: F401 - registers the model
-from scripts.training.command_line import PROJECT_ROOT, parse_arguments
+from scripts.cli.parser import PROJECT_ROOT, parse_arguments
 
 
 PAGES = [PROJECT_ROOT / "README.md", PROJECT_ROOT / "CONTRIBUTING.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
@@ -80,7 +80,7 @@ def test_flags_parse(page, module, flags, monkeypatch):
 
 
 def test_unknown_flags_do_not_parse(monkeypatch):
-    from scripts.training.command_line import UserError
+    from scripts.cli.parser import UserError
 
     with pytest.raises(UserError, match="--no_such_flag"):
         importlib.import_module("scripts.train")

@@ -8,11 +8,11 @@ import torch
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor
 
-from scripts.training import augmentation
+from scripts.cli.parser import PROJECT_ROOT, RECIPES, parse_arguments
+from scripts.data import augmentation
+from scripts.models.loading import build_config, refuse_dead_hrca
 from scripts.training.arguments import TrainArguments, check_arguments, with_batch_sizes
-from scripts.training.command_line import PROJECT_ROOT, RECIPES, parse_arguments
 from scripts.training.loop import training_step
-from scripts.training.model_folder import build_config, refuse_dead_hrca
 from scripts.training.run import set_up
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.demo_data import encoded
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_split
-from scripts.training.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
+from scripts.cli.parser import UserError
+from scripts.data.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
+from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.synthetic_shapes import encoded
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ from transformers import AutoModelForSemanticSegmentation, SwinConfig, SwinForIm
 from configuration import SeMaskConfig
 from modeling_faseg import SeMaskForSemanticSegmentation
 from scripts import convert_checkpoint, eval, predict, train
-from scripts.conversion.semask_names import official_source
+from scripts.cli.parser import RECIPES, UserError, parse_arguments, run_command
+from scripts.data.augmentation import RandomCrop
+from scripts.models.backbone_weights import load_backbone_weights
+from scripts.models.loading import build_config, save_model_folder
+from scripts.models.semask_names import official_source
 from scripts.sharing.clean_load import load_back
 from scripts.training.arguments import TrainArguments, check_arguments
-from scripts.training.augmentation import RandomCrop
-from scripts.training.backbone_weights import load_backbone_weights
-from scripts.training.command_line import RECIPES, UserError, parse_arguments, run_command
 from scripts.training.loop import training_step
-from scripts.training.model_folder import build_config, save_model_folder
 from scripts.training.run import set_up
 
 

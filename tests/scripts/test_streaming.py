@@ -12,11 +12,10 @@ from PIL import Image
 from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
-from scripts.demo_data import encoded, write_dataset
-from scripts.training.augmentation import training_augmentation
-from scripts.training.command_line import UserError
-from scripts.training.dataset import DatasetArguments, load_split
-from scripts.training.streaming import (
+from scripts.cli.parser import UserError
+from scripts.data.augmentation import training_augmentation
+from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.streaming import (
     StreamBatches,
     TrainingCollator,
     TrainingSamples,
@@ -26,6 +25,7 @@ from scripts.training.streaming import (
     shuffled_rows,
     worker_loader,
 )
+from scripts.data.synthetic_shapes import encoded, write_dataset
 
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ import torch
 from accelerate import Accelerator
 sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts")]
 torch.set_num_threads(1)
-from scripts.training.dataset import DatasetArguments
+from scripts.data.sources import DatasetArguments
 from test_streaming import batches
 
 accelerator = Accelerator()

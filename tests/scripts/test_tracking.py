@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from scripts import train as train_command
+from scripts.cli.parser import UserError, parse_arguments
+from scripts.drawing.visualization import class_colour
 from scripts.training.arguments import TrainArguments
-from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.tracking import PANEL_SIZE, check_trackers, log_pictures, strip, tracked_run_id
-from scripts.visualization import class_colour
 
 
 def train_here(recipe, data, folder, *flags):

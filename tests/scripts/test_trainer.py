@@ -15,8 +15,8 @@ from tiny_folder import write_model_folder
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import train as train_command
-from scripts.training.augmentation import training_augmentation
-from scripts.training.collator import AugmentRows, SegmentationCollator
+from scripts.data.augmentation import training_augmentation
+from scripts.data.collator import AugmentRows, SegmentationCollator
 
 
 sys.path.append(str(Path(__file__).parents[1] / "modeling_faseg"))

@@ -23,16 +23,16 @@ from training_processes import arguments_for, assert_equal_end, end_state, in_pr
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from scripts import train as train_command
+from scripts.cli.parser import UserError, parse_arguments
+from scripts.models.loading import build_config, build_model
+from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train
 from scripts.training import checkpointing, loop, run, streaming, whole_folder
 from scripts.training.arguments import saved_recipe, with_batch_sizes
 from scripts.training.averaging import average_of
 from scripts.training.checkpointing import checkpoints
-from scripts.training.command_line import UserError, parse_arguments
 from scripts.training.memory import activation_bytes, state_bytes
-from scripts.training.model_folder import build_config, build_model
 from scripts.training.stopping import Stopped
-from scripts.training.whole_folder import damage
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from configuration import FASegConfig
-from scripts.training.command_line import UserError, parse_arguments
-from scripts.training.dataset import DatasetArguments
-from scripts.training.model_folder import ModelArguments, build_config
-from scripts.training.palette import load_palette, take_palette
-from scripts.visualization import (
+from scripts.cli.parser import UserError, parse_arguments
+from scripts.data.palette import load_palette, take_palette
+from scripts.data.sources import DatasetArguments
+from scripts.drawing.visualization import (
     COLOURS,
     IGNORE_INDEX,
     below,
@@ -27,6 +26,7 @@ from scripts.visualization import (
     present_classes,
     with_legend,
 )
+from scripts.models.loading import ModelArguments, build_config
 
 
 # ---- how far apart two colours are ----------------------------------------------------------------------------------

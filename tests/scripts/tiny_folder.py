@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from scripts.cli.parser import parse_arguments
+from scripts.models.loading import build_config, build_model, build_processor, save_model_folder
 from scripts.training.arguments import TrainArguments
-from scripts.training.command_line import parse_arguments
-from scripts.training.model_folder import build_config, build_model, build_processor, save_model_folder
 
 
 def decided(model: torch.nn.Module) -> torch.nn.Module:

@@ -23,8 +23,8 @@ import torch
 from accelerate.state import PartialState
 from safetensors.torch import load_file
 
+from scripts.cli.parser import parse_arguments
 from scripts.train import TrainArguments, train
-from scripts.training.command_line import parse_arguments
 
 
 SERVER = multiprocessing.get_context("forkserver")

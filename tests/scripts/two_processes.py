@@ -22,9 +22,9 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import predict as predict_command
-from scripts.training.augmentation import training_augmentation
-from scripts.training.collator import AugmentRows, SegmentationCollator
-from scripts.training.command_line import parse_arguments
+from scripts.cli.parser import parse_arguments
+from scripts.data.augmentation import training_augmentation
+from scripts.data.collator import AugmentRows, SegmentationCollator
 from scripts.training.optimization import build_parameter_groups
 
 

@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.evaluation.inference import processed_inputs
-from scripts.training.command_line import UserError
+from scripts.cli.parser import UserError
+from scripts.inference.predictors import processed_inputs
 
 
 MASK_STRIDE = 4

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.evaluation.report_counts import CONFIDENCE_BINS, Calibration
+from scripts.error_report.counts import CONFIDENCE_BINS, Calibration
 
 
 STYLE = """

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.evaluation.report_charts import heat, shortened
-from scripts.page import table
+from scripts.drawing.page import table
+from scripts.error_report.charts import heat, shortened
 
 
 SHOWN_CLASSES = 24  # as many fit side by side; of more, those with the most wrong pixels

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parameter_names import ConversionError, Source, listed, same_size, take_tensors
-from .parameter_names import official_source as swin_source
+from scripts.models.parameter_names import ConversionError, Source, listed, same_size, take_tensors
+from scripts.models.parameter_names import official_source as swin_source
 
 
 # Google Drive asks before it gives out files of this size: they are fetched by hand.

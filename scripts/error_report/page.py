@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from scripts.drawing.page import class_cell, facts_table, figure, html_page, row, table
+from scripts.drawing.visualization import Palette, label_image
+from scripts.error_report.confusion import largest_confusions
+from scripts.error_report.counts import CONFIDENCE_BINS, DISTANCES, Calibration, SizeGroup, shares
+from scripts.error_report.pictures import RankedPicture
 from scripts.evaluation import report_charts, report_confusion
-from scripts.evaluation.report_confusion import largest_confusions
-from scripts.evaluation.report_counts import CONFIDENCE_BINS, DISTANCES, Calibration, SizeGroup, shares
-from scripts.evaluation.report_pictures import RankedPicture
-from scripts.page import class_cell, facts_table, figure, html_page, row, table
-from scripts.visualization import Palette, label_image
 
 
 BARS_IN_ONE_COLUMN = 30  # more go into two

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from scripts.evaluation.inference import SOFTMAX_MODELS
-from scripts.evaluation.report_counts import CalibrationCounts, DistanceCounts, size_groups
-from scripts.evaluation.report_page import Findings, report_html
-from scripts.evaluation.report_pictures import PictureRanking
+from scripts.drawing.visualization import model_palette
+from scripts.error_report.counts import CalibrationCounts, DistanceCounts, size_groups
+from scripts.error_report.page import Findings, report_html
+from scripts.error_report.pictures import PictureRanking
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.visualization import model_palette
+from scripts.inference.predictors import SOFTMAX_MODELS
 
 
 DEFAULT_FOLDER = "outputs/report"

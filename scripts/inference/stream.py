@@ -23,7 +23,12 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from scripts.evaluation.inference import (
+from scripts.cli.parser import UserError
+from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
+from scripts.data.sources import readable
+from scripts.data.streaming import StreamRow, good_batches, worker_loader
+from scripts.drawing.visualization import label_image, model_palette, with_legend
+from scripts.inference.predictors import (
     comparable_scores,
     first_example,
     label_array,
@@ -32,13 +37,8 @@ from scripts.evaluation.inference import (
     semantic_labels,
     semantic_scores,
 )
-from scripts.prediction.shards import Finished, ShardFolder
+from scripts.inference.shards import Finished, ShardFolder
 from scripts.training.checkpointing import on_main
-from scripts.training.command_line import UserError
-from scripts.training.dataset import readable
-from scripts.training.samples import BadSample, BadSamples, decode_image, sample_name
-from scripts.training.streaming import StreamRow, good_batches, worker_loader
-from scripts.visualization import label_image, model_palette, with_legend
 
 
 def model_sha256(model: Any, processor: Any) -> str:

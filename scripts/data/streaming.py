@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 
-from scripts.training.command_line import UserError
-from scripts.training.dataset import IGNORE_INDEX, DatasetArguments, readable
-from scripts.training.samples import BadSample, decode_sample
+from scripts.cli.parser import UserError
+from scripts.data.samples import BadSample, decode_sample
+from scripts.data.sources import IGNORE_INDEX, DatasetArguments, readable
 
 
 Item = TypeVar("Item")

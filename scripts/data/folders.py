@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from scripts.training.command_line import UserError, project_path
+from scripts.cli.parser import UserError, project_path
 
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -11,11 +11,11 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 
-from scripts.evaluation.provenance import HUB_COMMIT, split_files
+from scripts.cli.parser import UserError, project_path
+from scripts.data.provenance import HUB_COMMIT, split_files
+from scripts.data.sources import number_of_examples
+from scripts.storage.atomic import sha256
 from scripts.training.arguments import TrainArguments
-from scripts.training.command_line import UserError, project_path
-from scripts.training.dataset import number_of_examples
-from scripts.training.whole_folder import sha256
 
 
 # These may change, since they decide where and how a run works, what it reports, or, like the initial weights, what a

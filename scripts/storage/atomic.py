@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from scripts.training.command_line import UserError
+from scripts.cli.parser import UserError
 
 
 MANIFEST = "manifest.json"

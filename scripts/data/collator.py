@@ -17,7 +17,7 @@ import torch
 from torchvision import tv_tensors
 
 from image_processing.preprocessing_faseg import pil_to_array
-from scripts.training.dataset import IGNORE_INDEX
+from scripts.data.sources import IGNORE_INDEX
 
 
 @dataclass

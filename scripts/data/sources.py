@@ -14,10 +14,10 @@ import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from scripts.training.class_map import ClassMap, build_class_map
-from scripts.training.command_line import UserError, project_path
-from scripts.training.folders import MAX_SHARDS, folder_stream, matched_pairs
-from scripts.training.network import BackOff, bound_stalls, with_retries
+from scripts.cli.parser import UserError, project_path
+from scripts.data.class_map import ClassMap, build_class_map
+from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
+from scripts.storage.retries import BackOff, bound_stalls, with_retries
 
 
 IGNORE_INDEX = 255

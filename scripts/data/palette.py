@@ -8,9 +8,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from scripts.training.command_line import UserError, project_path
-from scripts.training.dataset import DatasetArguments, file_beside
-from scripts.visualization import parse_palette
+from scripts.cli.parser import UserError, project_path
+from scripts.data.sources import DatasetArguments, file_beside
+from scripts.drawing.visualization import parse_palette
 
 
 PALETTE_FILE = "palette.json"

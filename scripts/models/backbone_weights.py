@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scripts.conversion.parameter_names import ConversionError, Source, official_source
-from scripts.training.command_line import UserError, project_path
+from scripts.cli.parser import UserError, project_path
+from scripts.models.parameter_names import ConversionError, Source, official_source
 
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"

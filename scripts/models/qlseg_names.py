@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parameter_names import ConversionError, Source, listed, same_size, take_tensors
+from scripts.models.parameter_names import ConversionError, Source, listed, same_size, take_tensors
 
 
 # Google Drive asks before it gives out files of this size, and Baidu wants an account: they are fetched by hand.

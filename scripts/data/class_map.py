@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 
-from scripts.training.command_line import UserError, project_path
+from scripts.cli.parser import UserError, project_path
 
 
 IGNORE_KEY = "ignore"

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from image_processing.label_maps_faseg import unique_ids
 from image_processing.preprocessing_faseg import pil_to_array
-from scripts.training.command_line import UserError
-from scripts.training.dataset import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
-from scripts.training.network import with_retries
+from scripts.cli.parser import UserError
+from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
+from scripts.storage.retries import with_retries
 
 
 # As Pillow names a file that has none.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.visualization import Palette, class_colour
+from scripts.drawing.visualization import Palette, class_colour
 
 
 STYLE = """

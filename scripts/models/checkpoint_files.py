@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .parameter_names import ConversionError
+from scripts.models.parameter_names import ConversionError
 
 
 _PICKLE_SUFFIXES = (".pth", ".pt", ".pkl")

@@ -21,13 +21,13 @@ from transformers.image_utils import SizeDict
 
 from image_processing.post_processing_faseg import resize
 from image_processing.preprocessing_faseg import network_size
-from scripts.evaluation.confidence import confidence_of, labels_and_confidence
+from scripts.cli.parser import UserError
+from scripts.data.samples import BadSample, BadSamples, check_labels, decode_sample
+from scripts.data.sources import IGNORE_INDEX, DatasetArguments, load_split, number_of_examples, readable
+from scripts.data.streaming import StreamRow, worker_loader
 from scripts.evaluation.mean_iou import confusion_matrix, valid_part
-from scripts.evaluation.sliding_window import Windows
-from scripts.training.command_line import UserError
-from scripts.training.dataset import IGNORE_INDEX, DatasetArguments, load_split, number_of_examples, readable
-from scripts.training.samples import BadSample, BadSamples, check_labels, decode_sample
-from scripts.training.streaming import StreamRow, worker_loader
+from scripts.inference.confidence import confidence_of, labels_and_confidence
+from scripts.inference.sliding_window import Windows
 
 
 # Models whose class scores, averaged over windows as they are, become probabilities before sizes are averaged.

@@ -11,9 +11,9 @@ from typing import Any
 
 import datasets
 
-from scripts.training.command_line import PROJECT_ROOT, project_path
-from scripts.training.dataset import DatasetArguments, split_folders
-from scripts.training.folders import matched_pairs
+from scripts.cli.parser import PROJECT_ROOT, project_path
+from scripts.data.folders import matched_pairs
+from scripts.data.sources import DatasetArguments, split_folders
 
 
 HUB_COMMIT = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")

@@ -20,7 +20,8 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.cli.parser import PROJECT_ROOT, UserError, check_folder, parse_arguments, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT, check_folder, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.training.checkpointing import checkpoints
 

@@ -27,14 +27,8 @@ from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, measur
 from scripts.benchmarking.plots import draw
 from scripts.benchmarking.report import merge, part_table
 from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
-from scripts.cli.parser import (
-    PROJECT_ROOT,
-    UserError,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    run_command,
-)
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, parse_arguments, run_command
 
 
 @dataclass

@@ -29,13 +29,8 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
-from scripts.cli.parser import (
-    UserError,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    run_command,
-)
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
 from scripts.data.palette import load_palette
 from scripts.data.sources import (
     IGNORE_INDEX,

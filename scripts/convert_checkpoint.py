@@ -23,7 +23,8 @@ from transformers import AutoConfig
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation, QLSegForSemanticSegmentation, SeMaskForSemanticSegmentation
-from scripts.cli.parser import PROJECT_ROOT, UserError, parse_arguments, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT, parse_arguments, run_command
 from scripts.models import qlseg_names, semask_names
 from scripts.models.checkpoint_files import download, read_checkpoint, sha256
 from scripts.models.loading import save_model_folder

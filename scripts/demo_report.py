@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scripts.drawing.page import class_cell, curve, facts_table, figure, row, table, write_page
+from scripts.drawing.charts import curve
+from scripts.drawing.page import class_cell, facts_table, figure, row, table, write_page
 from scripts.drawing.visualization import colour_map
 
 

@@ -22,16 +22,10 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from scripts.cli.parser import (
-    UserError,
-    build_accelerator,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    project_path,
-    run_command,
-)
-from scripts.data.provenance import dataset_revision, project_commit
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
+from scripts.cli.processes import build_accelerator
+from scripts.data.provenance import dataset_revision
 from scripts.data.samples import BadSamples
 from scripts.data.sources import DatasetArguments, check_ignored_id
 from scripts.error_report.report import DEFAULT_FOLDER, ErrorReport, report_file
@@ -53,13 +47,15 @@ from scripts.evaluation.results import (
     build_results,
     details_text,
     in_percent,
+    project_commit,
     results_table,
     weights_sha256,
     write_results,
 )
 from scripts.evaluation.segment_size import SegmentSizeCounts
+from scripts.evaluation.split import evaluate_split
 from scripts.explaining.focus import FocusCounts
-from scripts.inference.predictors import SOFTMAX_MODELS, MultiScale, SingleScale, evaluate_split
+from scripts.inference.predictors import SOFTMAX_MODELS, MultiScale, SingleScale
 from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
 
 

@@ -22,14 +22,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.cli.parser import (
-    UserError,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    project_path,
-    run_command,
-)
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
+from scripts.data.pictures import find_pictures, output_names, read_picture
 from scripts.drawing.visualization import model_palette, with_legend
 from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
 from scripts.explaining.focus_page import (
@@ -44,7 +39,6 @@ from scripts.explaining.paths import counterpart, focus_path
 from scripts.explaining.pictures import path_sheet, windows_picture
 from scripts.inference.predictors import label_array
 from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
-from scripts.predict import find_pictures, output_names, read_picture
 
 
 @dataclass

@@ -25,7 +25,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import convert_file_size_to_int
 
-from scripts.cli.parser import UserError, check_folder, parse_arguments, project_path, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_folder, parse_arguments, project_path, run_command
 from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
 from scripts.sharing.cards import card_file, read_card, read_results
 from scripts.sharing.clean_load import load_back

@@ -24,14 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scripts.cli.parser import (
-    UserError,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    project_path,
-    run_command,
-)
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
 from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
 from scripts.storage.atomic import sync, write_failure
 

@@ -25,7 +25,8 @@ import datasets
 import yaml
 from tqdm import tqdm
 
-from scripts.cli.parser import UserError, check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
 from scripts.data.folders import check_map_mode, matched_pairs
 from scripts.data.sources import DatasetArguments, dataset_classes
 

@@ -12,29 +12,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from scripts.data.pictures import find_pictures, output_names, read_picture
+
 
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import re
 from dataclasses import dataclass, field
-from itertools import chain, count
 from typing import Any
 
 from accelerate import Accelerator
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from image_processing.preprocessing_faseg import pil_to_array
-from scripts.cli.parser import (
-    UserError,
-    build_accelerator,
-    check_at_least,
-    check_folder,
-    parse_arguments,
-    project_path,
-    run_command,
-)
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
+from scripts.cli.processes import build_accelerator
 from scripts.data.sources import DatasetArguments, load_split, number_of_examples
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.predictors import SingleScale
@@ -60,43 +54,6 @@ class PredictArguments(ModelArguments, DatasetArguments):
         default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
     )
     recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
-
-
-def find_pictures(names: list[str]) -> list[Path]:
-    """The pictures named, and those in the folders named, by name.
-
-    Raises:
-        UserError: a name that does not exist, or no picture at all.
-    """
-    endings = Image.registered_extensions()
-    pictures: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            pictures += sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
-        elif path.is_file():
-            pictures.append(path)
-        else:
-            raise UserError(f"{name}: no such file or folder")
-    if not pictures:
-        raise UserError("no picture: name pictures or a folder of them, or give --dataset_name")
-    return pictures
-
-
-def output_names(pictures: list[Path]) -> list[str]:
-    """A distinct name per picture: its stem, with its ending or a number where stems collide."""
-    names: dict[str, None] = {}
-    for picture in pictures:
-        numbered = (f"{picture.stem}_{number}" for number in count(len(names)))
-        candidates = chain([picture.stem, picture.name.replace(".", "_")], numbered)
-        names[next(candidate for candidate in candidates if candidate not in names)] = None
-    return list(names)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """RGB picture, upright by its EXIF orientation."""
-    with Image.open(path) as image:
-        return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
 
 
 def predict_pictures(

@@ -26,7 +26,8 @@ import numpy as np
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from scripts.cli.parser import PROJECT_ROOT, UserError, parse_arguments, project_path, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT, parse_arguments, project_path, run_command
 from scripts.data.synthetic_shapes import draw_sample
 from scripts.data.synthetic_street import draw_street
 

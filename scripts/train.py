@@ -28,11 +28,13 @@ from typing import Any
 import yaml
 from accelerate import DistributedType, PartialState
 
-from scripts.cli.parser import UserError, parse_arguments, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments, run_command
+from scripts.cli.processes import on_main
 from scripts.models.loading import save_model_folder
 from scripts.storage.atomic import DISK_FULL, WRITE_ERRORS, write_failure, write_files_whole
 from scripts.training.arguments import TrainArguments, saved_recipe
-from scripts.training.checkpointing import checkpoints, on_main
+from scripts.training.checkpointing import checkpoints
 from scripts.training.loop import loop
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, command_to_go_on

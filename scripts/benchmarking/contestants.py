@@ -18,7 +18,8 @@ from transformers.models.segformer import SegformerForSemanticSegmentation, Segf
 
 import modeling_faseg  # noqa: F401 - registers the models
 from image_processing import FASegImageProcessor
-from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 
 
 FASEG = "FASeg"

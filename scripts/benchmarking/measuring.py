@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 Stages = dict[str, float]  # stage -> seconds, in the order in which they ran

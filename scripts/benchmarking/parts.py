@@ -21,7 +21,7 @@ from scripts.benchmarking.floor import needed_multiply_adds, semantic_products
 from scripts.benchmarking.measuring import Stages, in_child, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.plain import PLAIN, DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.workloads import Inference, PostProcessing, TrainingStep
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.evaluation.results import command_line, package_versions
 
 

@@ -19,7 +19,8 @@ from modeling_faseg.transformer_decoder_faseg import FASegTransformerDecoder
 from scripts.benchmarking.contestants import Case, faseg_config
 from scripts.benchmarking.measuring import Clock, Stages
 from scripts.benchmarking.workloads import random_batch
-from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 
 
 PLAIN = "plain implementation"

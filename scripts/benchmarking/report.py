@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.evaluation.results import write_results
 
 

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import difflib
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,23 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import datasets
-import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import HfArgumentParser
 from transformers.utils import logging
+
+from scripts.cli.errors import UserError
 
 
 Arguments = TypeVar("Arguments")
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PROJECT_ROOT / "scripts" / "recipes"
-
-
-class UserError(Exception):
-    """Something the user can put right: printed as one line, exit code 2, no traceback."""
 
 
 class FlagsHelp(argparse.HelpFormatter):
@@ -211,24 +205,6 @@ def check_folder(flag: str, folder: Path) -> None:
     existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if existing is not None and not existing.is_dir():
         raise UserError(f"{flag} {folder}: {existing} is a file: name another folder")
-
-
-def build_accelerator(mixed_precision: str | None) -> Accelerator:
-    """Accelerate on this machine; None leaves the precision to its own settings.
-
-    Raises:
-        UserError: a precision that does not exist or that the device cannot do.
-    """
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if on_cpu and precision == "fp16":  # Accelerate would train in float32 without a word
-        raise UserError("--mixed_precision fp16: a CPU has none: give bf16 or no")
-    # Without a GPU and without being told, Accelerate takes each of several processes for a run of its own.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    try:
-        return Accelerator(cpu=on_cpu and several, mixed_precision=mixed_precision)
-    except ValueError as error:
-        raise UserError(f"--mixed_precision {mixed_precision}: {error}") from error
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

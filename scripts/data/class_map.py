@@ -21,7 +21,8 @@ from typing import Any
 import torch
 import yaml
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 
 
 IGNORE_KEY = "ignore"

@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 from scripts.data.sources import DatasetArguments, file_beside
 from scripts.drawing.visualization import parse_palette
 

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from scripts.cli.parser import PROJECT_ROOT, project_path
+from scripts.cli.parser import project_path
 from scripts.data.folders import matched_pairs
 from scripts.data.sources import DatasetArguments, split_folders
+from scripts.storage.digests import files_sha256
 
 
 HUB_COMMIT = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")
-
-
-def files_sha256(files: Iterable[Path]) -> str | None:
-    """SHA-256 over the contents of files in the order given; None without any."""
-    digest, any_file = hashlib.sha256(), False
-    for file in files:
-        any_file = True
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest() if any_file else None
 
 
 def split_files(arguments: DatasetArguments, split: str) -> list[str]:
@@ -64,19 +51,3 @@ def dataset_revision(arguments: DatasetArguments, split: str) -> dict[str, Any]:
     if not local or not all(file.is_file() for file in local):
         return {}
     return {"sha256": files_sha256(local), "files": len(local)}
-
-
-def project_commit() -> dict[str, Any] | None:
-    """`commit` of the checkout that runs, and whether it is `dirty`: a tracked file differs; None outside one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PROJECT_ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != PROJECT_ROOT:
-            return None  # installed below somebody else's checkout
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.SubprocessError):
-        return None

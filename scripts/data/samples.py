@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from image_processing.label_maps_faseg import unique_ids
 from image_processing.preprocessing_faseg import pil_to_array
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
 from scripts.storage.retries import with_retries
 
@@ -196,3 +196,8 @@ def likely_cause(ids: list[int], outside: list[int], num_labels: int, do_reduce_
     if len(outside) > 10:
         return "grey values between the ids, as after JPEG or a resize with interpolation? Or check --id2label"
     return f"check --id2label; if {largest} marks unlabelled pixels, --class_map with `ignore: [{largest}]` drops it"
+
+
+def reduced_labels(ids: np.ndarray) -> np.ndarray:
+    """uint8 ids with 0 ignored and classes from 1 on -> classes from 0 on, ignored 255."""
+    return np.where(ids == IGNORE_INDEX, np.uint8(IGNORE_INDEX), ids - np.uint8(1))

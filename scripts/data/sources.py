@@ -14,7 +14,8 @@ import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 from scripts.data.class_map import ClassMap, build_class_map
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
 from scripts.storage.retries import BackOff, bound_stalls, with_retries

@@ -6,7 +6,6 @@ Rows are read, undecoded, in each process; DataLoader workers decode and augment
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
+from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, decode_sample
 from scripts.data.sources import IGNORE_INDEX, DatasetArguments, readable
 
@@ -30,19 +30,6 @@ Item = TypeVar("Item")
 
 OPEN_SHARDS = 4  # read in turn, so that few large shards mix too
 READ_AHEAD = 64  # rows
-
-
-@dataclass(frozen=True)
-class StreamRow:
-    """An undecoded row and its place: `index` counts the samples of `epoch` over all processes.
-
-    `place` is `shard:row`, the same in every epoch.
-    """
-
-    epoch: int
-    index: int
-    row: dict[str, Any]
-    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,39 +258,3 @@ class TrainingCollator:
             "position": batch["position"],
             "bad": batch["bad"],
         }
-
-
-def start_worker(_: int) -> None:
-    """Workers share the cores with the training step: one thread each.
-
-    They form groups of their own: terminals, `timeout` and job managers send signals to all of a process's group, and
-    it still needs its workers to finish the step. A worker whose process is gone leaves by itself.
-    """
-    torch.set_num_threads(1)
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-
-
-def worker_loader(samples: Dataset, batches: Sampler, collator: Callable, num_workers: int) -> DataLoader:
-    """DataLoader with its own random generator, so that making it does not move the run's."""
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        collate_fn=collator,
-        num_workers=num_workers,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def good_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """Batches of `loader`.
-
-    Raises:
-        UserError: at samples that stop a run.
-    """
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch

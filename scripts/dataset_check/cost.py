@@ -11,9 +11,11 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from scripts.cli.parser import UserError, build_accelerator
+from scripts.cli.errors import UserError
+from scripts.cli.processes import build_accelerator
+from scripts.data.loading import StreamRow
 from scripts.data.sources import IGNORE_INDEX, check_ignored_id
-from scripts.data.streaming import RowBatch, StreamRow, TrainingCollator, TrainingSamples
+from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca

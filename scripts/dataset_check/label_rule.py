@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 from scripts.data.class_map import UNKNOWN
 from scripts.data.sources import IGNORE_INDEX, DatasetArguments, classes_file
 

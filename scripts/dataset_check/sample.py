@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from image_processing.label_maps_faseg import unique_ids
 from image_processing.preprocessing_faseg import EXIF_ORIENTATION, pil_to_array
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.samples import reason, sample_name
 from scripts.data.sources import IGNORE_INDEX, DatasetArguments
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.samples import BadSample, decode_label, sample_name
 from scripts.data.sources import IGNORE_INDEX, DatasetArguments, load_split, readable
 from scripts.inference.sliding_window import Windows

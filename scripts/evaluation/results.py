@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from scripts.cli.parser import PROJECT_ROOT
-from scripts.data.provenance import files_sha256
+from scripts.storage.digests import files_sha256
 
 
 PACKAGES = (
@@ -168,3 +169,19 @@ def details_text(results: dict[str, Any]) -> str:
     if skipped := results.get("skipped"):
         lines += [f"skipped: {message}" for message in skipped]
     return "\n".join(lines)
+
+
+def project_commit() -> dict[str, Any] | None:
+    """`commit` of the checkout that runs, and whether it is `dirty`: a tracked file differs; None outside one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != PROJECT_ROOT:
+            return None  # installed below somebody else's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.inference.predictors import processed_inputs
 
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 from transformers.image_utils import SizeDict
 
 from image_processing.post_processing_faseg import resize
 from image_processing.preprocessing_faseg import network_size
-from scripts.cli.parser import UserError
-from scripts.data.samples import BadSample, BadSamples, check_labels, decode_sample
-from scripts.data.sources import IGNORE_INDEX, DatasetArguments, load_split, number_of_examples, readable
-from scripts.data.streaming import StreamRow, worker_loader
-from scripts.evaluation.mean_iou import confusion_matrix, valid_part
 from scripts.inference.confidence import confidence_of, labels_and_confidence
 from scripts.inference.sliding_window import Windows
 
@@ -225,165 +212,3 @@ class MultiScale:
 
 
 # ---- from a split to counts -----------------------------------------------------------------------------------------
-
-
-class EvaluationRows(Sampler[list[StreamRow]]):
-    """One pass over the rows of one process, one at a time, undecoded."""
-
-    def __init__(
-        self, data: datasets.IterableDataset, process_index: int, num_processes: int, limit: int | None
-    ) -> None:
-        self.data = data
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.limit = limit
-
-    def __iter__(self) -> Iterator[list[StreamRow]]:
-        for index, row in enumerate(readable(self.data)):
-            if self.limit is not None and index >= self.limit:
-                return
-            if index % self.num_processes == self.process_index:
-                yield [StreamRow(0, index, row)]
-
-
-class EvaluationSamples(Dataset):
-    """Decodes and checks the row that it is given as an index.
-
-    Args:
-        id_table: `(256,)` uint8, the id that each stored id stands for, where maps hold other ids than the classes'.
-    """
-
-    def __init__(self, arguments: DatasetArguments, num_labels: int, id_table: np.ndarray | None = None) -> None:
-        self.arguments = arguments
-        self.num_labels = num_labels
-        self.id_table = id_table
-
-    def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
-        """`image` (PIL), `label` (`(H, W)` uint8, ids below K or 255), `name` and `index`; or what is wrong."""
-        arguments = self.arguments
-        try:
-            if self.id_table is None:
-                image, label, name = decode_sample(item.row, arguments, self.num_labels, item.index)
-            else:
-                as_stored = replace(arguments, do_reduce_labels=False)
-                image, label, name = decode_sample(item.row, as_stored, IGNORE_INDEX, item.index)
-                label = torch.from_numpy(self.id_table)[label.long()]
-                check_labels(label, self.num_labels, arguments.do_reduce_labels, name)
-        except BadSample as error:
-            return BadSample(f"{error} (row {item.index})")  # samples of one name are as many
-        except UserError as error:
-            return error
-        ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
-        if arguments.do_reduce_labels:
-            ids = reduced_labels(ids)
-        return {"image": F.to_pil_image(image), "label": ids, "name": name, "index": item.index}
-
-
-def reduced_labels(ids: np.ndarray) -> np.ndarray:
-    """uint8 ids with 0 ignored and classes from 1 on -> classes from 0 on, ignored 255."""
-    return np.where(ids == IGNORE_INDEX, np.uint8(IGNORE_INDEX), ids - np.uint8(1))
-
-
-def first_example(examples: list[Any]) -> Any:
-    """Collator of batches of one."""
-    return examples[0]
-
-
-class Counter(Protocol):
-    """Counts something over pictures; `totals` of several processes add up."""
-
-    totals: np.ndarray
-
-    def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture of `EvaluationSamples` and its predicted label map."""
-
-
-def evaluate_split(
-    model: Any,
-    processor: Any,
-    arguments: DatasetArguments,
-    split: str,
-    accelerator: Accelerator,
-    predictor: Callable[[Image.Image], np.ndarray] | None = None,
-    limit: int | None = None,
-    num_workers: int = 1,
-    counters: Sequence[Counter] = (),
-    bad_samples: BadSamples | None = None,
-    id_table: np.ndarray | None = None,
-) -> tuple[np.ndarray, int]:
-    """Confusion matrix of a split against its original label maps, summed over processes.
-
-    Args:
-        predictor: picture -> label map at its size; single scale by default.
-        limit: number of samples to stop at.
-        counters: what else is to be counted; their totals are summed over processes too.
-        bad_samples: gets what could not be read, of all processes; by default up to `arguments.max_bad_samples`.
-        id_table: see `EvaluationSamples`.
-    Returns:
-        `(K, K + 1)` counts of valid pixels by (reference, prediction), see `mean_iou.valid_part`; number of pictures.
-    Raises:
-        UserError: too many samples are bad, a map holds an id outside the classes, the split is empty.
-    """
-    model = accelerator.unwrap_model(model).eval()
-    num_labels = model.config.num_labels
-    predictor = predictor or SingleScale(model, processor, accelerator.device)
-    bad_samples = bad_samples or BadSamples(arguments.max_bad_samples)
-    data = load_split(arguments, split)
-    rows = EvaluationRows(data, accelerator.process_index, accelerator.num_processes, limit)
-    loader = worker_loader(EvaluationSamples(arguments, num_labels, id_table), rows, first_example, num_workers)
-    size = max(256, num_labels + 2)
-    counts = np.zeros((size, size), dtype=np.int64)
-    seen = np.zeros(1, dtype=np.int64)
-    examples = number_of_examples(data, split)
-    total = min(examples, limit) if examples and limit else examples or limit
-    bad_samples.num_examples = total
-    share = None if total is None else -(-total // accelerator.num_processes)
-    bar = tqdm(total=share, desc="evaluate", unit="image", dynamic_ncols=True, disable=not accelerator.is_main_process)
-    with raised_on_all(accelerator), accelerator.autocast(), bar:
-        for sample in loader:
-            if isinstance(sample, BadSample):
-                bad_samples.add([str(sample)], 1)
-            elif isinstance(sample, UserError):
-                raise sample
-            else:
-                prediction = predictor(sample["image"])
-                counts += confusion_matrix(prediction, sample["label"], size)
-                for counter in counters:
-                    counter.add(sample, prediction)
-                seen += 1
-            bar.update()
-    counts, images = summed(counts, accelerator), int(summed(seen, accelerator)[0])
-    for counter in counters:
-        counter.totals = summed(counter.totals, accelerator)
-    if accelerator.num_processes > 1:
-        bad_samples.messages = gather_object(bad_samples.messages)
-    bad_samples.messages.sort()  # in whatever order the processes met them
-    bad_samples.num_examples = images + len(bad_samples.messages)
-    bad_samples.add([])  # now that all processes' are there: too many?
-    if images == 0:
-        raise UserError(f"split {split!r} is empty")
-    return valid_part(counts, num_labels, IGNORE_INDEX), images
-
-
-@contextmanager
-def raised_on_all(accelerator: Accelerator) -> Iterator[None]:
-    """Raises the `UserError` of any process in all of them at the end, so that none waits for one that has stopped."""
-    failures: list[str] = []
-    try:
-        yield
-    except UserError as error:
-        if accelerator.num_processes == 1:
-            raise
-        failures = [str(error)]
-    if accelerator.num_processes > 1:
-        failures = gather_object(failures)
-    if failures:
-        raise UserError(failures[0])
-
-
-def summed(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
-    """int64 counts summed over processes."""
-    if accelerator.num_processes == 1:
-        return counts
-    total = send_to_device(torch.from_numpy(np.ascontiguousarray(counts)), accelerator.device)
-    return accelerator.reduce(total, reduction="sum").cpu().numpy()

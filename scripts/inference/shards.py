@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 COLUMNS = {

@@ -23,22 +23,20 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
+from scripts.cli.processes import on_main, raised_on_all
+from scripts.data.loading import StreamRow, first_example, good_batches, worker_loader
 from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
 from scripts.data.sources import readable
-from scripts.data.streaming import StreamRow, good_batches, worker_loader
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.predictors import (
     comparable_scores,
-    first_example,
     label_array,
     processed_inputs,
-    raised_on_all,
     semantic_labels,
     semantic_scores,
 )
 from scripts.inference.shards import Finished, ShardFolder
-from scripts.training.checkpointing import on_main
 
 
 def model_sha256(model: Any, processor: Any) -> str:

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 from scripts.models.parameter_names import ConversionError, Source, official_source
 
 

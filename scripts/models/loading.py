@@ -22,7 +22,8 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - registers the models
-from scripts.cli.parser import UserError, parse_overrides, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_overrides, project_path
 
 
 # What changes with the classes.

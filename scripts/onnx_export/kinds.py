@@ -16,7 +16,7 @@ from torch import Tensor
 
 from image_processing.post_processing_faseg import FASegPostProcessing
 from modeling_faseg.transformer_decoder_faseg import POOLING_THRESHOLD
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 CLASSES, MASKS, LOGITS = "class_queries_logits", "masks_queries_logits", "logits"

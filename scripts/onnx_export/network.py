@@ -20,7 +20,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import compose, parser
 
 from image_processing.semantic_labels_faseg import LOGITS_STRIDE
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.onnx_export.kinds import CLASSES, LOGITS, MASKS, Kind
 from scripts.onnx_export.network import INPUT
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.papers import paper_of
 
 

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import get_token
 from PIL import Image
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 TOLERANCE = 1e-4  # as between this project and the reference

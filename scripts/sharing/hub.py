@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import get_session
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.sharing.leaks import ALLOWED
 from scripts.storage.retries import asked_wait, causes, http_status, network_fault
 

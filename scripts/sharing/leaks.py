@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from huggingface_hub import get_token
 
-from scripts.cli.parser import PROJECT_ROOT, UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT, project_path
 
 
 # All that an export writes; a file of any other name is refused.

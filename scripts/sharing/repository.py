@@ -15,7 +15,9 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from image_processing.preprocessing_faseg import pil_to_array
-from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
+from scripts.drawing.sheets import side_by_side
 from scripts.drawing.visualization import model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
@@ -120,14 +122,6 @@ def sample_input(file: Path) -> Image.Image:
         raise UserError(f"--sample_images {file}: {error}") from error
     picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
     return picture
-
-
-def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures on white."""
-    sheet = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), "white")
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, (left.width + 8, 0))
-    return sheet
 
 
 def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ goes only after that; what a killed process left behind is put right by `recover
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
+from scripts.storage.digests import sha256
 
 
 MANIFEST = "manifest.json"
@@ -40,12 +40,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def publish(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import fsspec.config
 from tqdm import tqdm
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 MAX_RETRIES = 20  # in a row: a quarter of an hour

@@ -8,7 +8,8 @@ from typing import Any
 
 import datasets
 
-from scripts.cli.parser import UserError, check_at_least, check_folder, project_path, shipped_recipes
+from scripts.cli.errors import UserError
+from scripts.cli.parser import check_at_least, check_folder, project_path, shipped_recipes
 from scripts.data.sources import DatasetArguments, number_of_examples
 from scripts.models.loading import ModelArguments
 from scripts.training.optimization import SCHEDULES

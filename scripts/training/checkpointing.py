@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, load
+from accelerate.utils import gather_object, load
 from safetensors import SafetensorError
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
+from scripts.cli.processes import on_main
 from scripts.storage.atomic import WRITE_ERRORS, damage, hidden_name, publish, recover, remove, write_failure
 from scripts.training.fingerprint import check_settings
 
 
 NAME = re.compile(r"^checkpoint-(\d+)$")
 SETTINGS = "settings.json"
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -53,20 +53,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """For `Accelerator.register_for_checkpointing`."""
         self.__dict__.update(state)
-
-
-def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """What `function` gives, or the `UserError` it raises, in all processes; only the main one runs it."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
 
 
 def step_of(checkpoint: Path) -> int:

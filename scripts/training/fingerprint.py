@@ -11,10 +11,11 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 
-from scripts.cli.parser import UserError, project_path
+from scripts.cli.errors import UserError
+from scripts.cli.parser import project_path
 from scripts.data.provenance import HUB_COMMIT, split_files
 from scripts.data.sources import number_of_examples
-from scripts.storage.atomic import sha256
+from scripts.storage.digests import sha256
 from scripts.training.arguments import TrainArguments
 
 

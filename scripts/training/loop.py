@@ -17,12 +17,13 @@ import torch
 from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
+from scripts.cli.processes import on_main
 from scripts.evaluation.mean_iou import scores_from_confusion
-from scripts.inference.predictors import evaluate_split
+from scripts.evaluation.split import evaluate_split
 from scripts.models.loading import save_model_folder
 from scripts.storage.atomic import write_whole
-from scripts.training.checkpointing import on_main, save_checkpoint
+from scripts.training.checkpointing import save_checkpoint
 from scripts.training.log import TrainLog
 from scripts.training.run import Run
 from scripts.training.stopping import Stopped, StopSignals

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 NORM_LAYERS = (

@@ -14,8 +14,10 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.cli.parser import UserError, build_accelerator
+from scripts.cli.errors import UserError
+from scripts.cli.processes import build_accelerator, on_main
 from scripts.data.augmentation import training_augmentation
+from scripts.data.loading import good_batches, worker_loader
 from scripts.data.palette import take_palette
 from scripts.data.samples import BadSamples
 from scripts.data.sources import (
@@ -25,13 +27,13 @@ from scripts.data.sources import (
     load_split,
     number_of_examples,
 )
-from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples, good_batches, worker_loader
+from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.storage.atomic import recover
 from scripts.training.arguments import TrainArguments, check_arguments, planned_steps, with_batch_sizes
 from scripts.training.averaging import average_of
-from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint, on_main
+from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import build_parameter_groups, build_scheduler

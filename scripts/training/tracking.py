@@ -18,17 +18,15 @@ from accelerate.tracking import filter_trackers
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from scripts.cli.parser import UserError
-from scripts.data.samples import BadSample, decode_sample
+from scripts.cli.errors import UserError
+from scripts.data.samples import BadSample, decode_sample, reduced_labels
 from scripts.data.sources import DatasetArguments, load_split, readable
-from scripts.drawing.visualization import Palette, below, colour_map, model_palette, present_classes
-from scripts.inference.predictors import SingleScale, reduced_labels
+from scripts.drawing.sheets import explained_strip, stacked
+from scripts.inference.predictors import SingleScale
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PROJECT = "faseg"
-PANEL_SIZE = (480, 480)
-GAP = 4
 
 
 def check_trackers(report_to: Sequence[str]) -> list[str]:
@@ -181,37 +179,3 @@ class TrackedPictures:
                 stacked(list(strips.values())).save(self.folder / f"step-{step:08}.png")
             except OSError as error:  # a picture is not worth a run
                 print(f"pictures not saved: {error}")
-
-
-def explained_strip(image: Image.Image, truth: np.ndarray, prediction: np.ndarray, config: Any) -> Image.Image:
-    """A strip in the colours of the model's dataset, over a legend of the classes in it."""
-    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    palette = model_palette(config)
-    return below(strip(image, truth, prediction, palette), present_classes([truth, prediction], names), palette)
-
-
-def strip(
-    image: Image.Image, truth: np.ndarray, prediction: np.ndarray, palette: Palette | None = None
-) -> Image.Image:
-    """image | truth | prediction side by side, each at most `PANEL_SIZE`; ignored pixels of the truth are black."""
-    maps = [Image.fromarray(colour_map(labels, palette)) for labels in (truth, prediction)]
-    panels = [image.convert("RGB"), *maps]
-    for index, panel in enumerate(panels):
-        panel.thumbnail(PANEL_SIZE, Image.Resampling.NEAREST if index else Image.Resampling.BILINEAR)
-    sheet = Image.new("RGB", (sum(panel.width + GAP for panel in panels) - GAP, panels[0].height), "white")
-    left = 0
-    for panel in panels:
-        sheet.paste(panel, (left, 0))
-        left += panel.width + GAP
-    return sheet
-
-
-def stacked(strips: Sequence[Image.Image]) -> Image.Image:
-    """Strips one below the other."""
-    height = sum(picture.height + GAP for picture in strips) - GAP
-    sheet = Image.new("RGB", (max(picture.width for picture in strips), height), "white")
-    top = 0
-    for picture in strips:
-        sheet.paste(picture, (0, top))
-        top += picture.height + GAP
-    return sheet

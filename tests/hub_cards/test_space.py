@@ -16,7 +16,7 @@ from clean_process import run_clean
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import space
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.inference.predictors import SingleScale
 from space_models import write_tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 from training_processes import run_script
 
 from scripts.ablation import VARIANTS, AblationArguments, ablation, run_name
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 
 
 SCORES = {

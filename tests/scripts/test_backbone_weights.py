@@ -9,7 +9,7 @@ from huggingface_hub import errors
 from safetensors.torch import save_file
 from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinForImageClassification
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.models import backbone_weights
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import ModelArguments, build_config, build_model

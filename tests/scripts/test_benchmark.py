@@ -19,7 +19,8 @@ from scripts.benchmarking.plain import PLAIN, DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.report import benchmark_markdown, merge, part_table
 from scripts.benchmarking.scaling import needs, saved_bytes, saved_storages
 from scripts.benchmarking.workloads import Inference, PostProcessing, random_batch, random_pictures
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.readme_results import with_all_tables
 
 

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_folder import write_model_folder
 
-from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.cards import (
     HUB_CARDS,
     card_file,

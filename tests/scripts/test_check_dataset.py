@@ -13,7 +13,8 @@ from PIL import Image
 from faulty_datasets import FAULTS, Copy, copy_of, generated, street
 from faulty_datasets import NAMES as STREET
 from scripts import check_dataset
-from scripts.cli.parser import PROJECT_ROOT, UserError
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.samples import decode_sample
 from scripts.data.sources import DatasetArguments
 from scripts.data.synthetic_shapes import encoded

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.storage import atomic
 from scripts.storage.atomic import (
     MANIFEST,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.class_map import build_class_map
 from scripts.data.samples import decode_sample
 from scripts.data.sources import DatasetArguments, load_classes, load_split

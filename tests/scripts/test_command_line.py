@@ -4,13 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from scripts.cli.parser import (
-    UserError,
-    parse_arguments,
-    parse_overrides,
-    run_command,
-    shipped_recipes,
-)
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments, parse_overrides, run_command, shipped_recipes
 from scripts.training.arguments import TrainArguments
 
 

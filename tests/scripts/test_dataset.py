@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.samples import decode_sample
 from scripts.data.sources import DatasetArguments, load_classes, load_split, number_of_examples
 from scripts.data.streaming import shuffled_rows

@@ -18,13 +18,14 @@ from conftest import TINY_MODEL
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
-from scripts.cli.parser import PROJECT_ROOT, UserError
-from scripts.data.provenance import project_commit
+from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.samples import BadSamples
 from scripts.data.sources import DatasetArguments
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
-from scripts.evaluation.results import command_line, weights_sha256
-from scripts.inference.predictors import SingleScale, evaluate_split, window_scores
+from scripts.evaluation.results import command_line, project_commit, weights_sha256
+from scripts.evaluation.split import evaluate_split
+from scripts.inference.predictors import SingleScale, window_scores
 from scripts.inference.sliding_window import Windows
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments, pipeline
 
 from scripts import export_hub
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.sharing import hub as sharing_hub
 from scripts.sharing.leaks import check_leaks
 

@@ -27,7 +27,8 @@ from transformers.models.swin.modeling_swin import SwinLayer
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
 from scripts import export_onnx as command_module
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.export_onnx import ExportArguments, export_onnx
 from scripts.models.loading import save_model_folder
 from scripts.onnx_export import checking, kinds, network, processing

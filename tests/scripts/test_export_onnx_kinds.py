@@ -25,7 +25,8 @@ from modeling_faseg import (
     SeMaskForSemanticSegmentation,
 )
 from scripts import export_onnx as command_module
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.export_onnx import ExportArguments, export_onnx
 from scripts.models.loading import save_model_folder
 from scripts.onnx_export import checking, kinds, network

@@ -10,7 +10,7 @@ from tiny_folder import write_model_folder
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from scripts import eval as evaluate_command
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.synthetic_shapes import draw_sample
 from scripts.explaining.focus import FocusCounts, Segment, focus_shares, look, predicted_segments
 from space_models import write_tiny_model

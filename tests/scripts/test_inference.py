@@ -13,7 +13,8 @@ from scripts.data.augmentation import shortest_edge_size
 from scripts.data.samples import decode_label
 from scripts.data.sources import DatasetArguments, load_split
 from scripts.evaluation.mean_iou import scores_from_confusion
-from scripts.inference.predictors import evaluate_split, multi_scale_scores
+from scripts.evaluation.split import evaluate_split
+from scripts.inference.predictors import multi_scale_scores
 from scripts.models.parameter_names import convert_state_dict
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes, train_in_processes
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.storage import atomic
 from scripts.train import train
 from scripts.training.checkpointing import checkpoints

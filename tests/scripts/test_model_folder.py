@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from scripts.cli.parser import UserError, parse_overrides, read_recipe, recipe_flags, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_overrides, read_recipe, recipe_flags, run_command
 from scripts.models.loading import (
     ModelArguments,
     build_config,

@@ -17,7 +17,8 @@ from PIL import Image
 from tiny_folder import write_model_folder
 
 from scripts import predict as predict_command
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.data.sources import DatasetArguments, load_split
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import ShardFolder

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from image_processing.preprocessing_faseg import network_size
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.sources import DatasetArguments
 from scripts.evaluation.protocols import (
     PROTOCOLS,

@@ -14,7 +14,8 @@ from modeling_faseg import QLSegForSemanticSegmentation
 from modeling_faseg.backbone_qlseg import resize_positions
 from scripts import convert_checkpoint, predict
 from scripts import eval as eval_command
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import ModelArguments, build_config, build_model, save_model_folder
 from scripts.models.qlseg_names import official_source

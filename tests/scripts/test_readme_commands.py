@@ -80,7 +80,7 @@ def test_flags_parse(page, module, flags, monkeypatch):
 
 
 def test_unknown_flags_do_not_parse(monkeypatch):
-    from scripts.cli.parser import UserError
+    from scripts.cli.errors import UserError
 
     with pytest.raises(UserError, match="--no_such_flag"):
         importlib.import_module("scripts.train")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
 from scripts.data.sources import DatasetArguments, load_split
 from scripts.data.synthetic_shapes import encoded

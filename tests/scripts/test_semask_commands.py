@@ -12,7 +12,8 @@ from transformers import AutoModelForSemanticSegmentation, SwinConfig, SwinForIm
 from configuration import SeMaskConfig
 from modeling_faseg import SeMaskForSemanticSegmentation
 from scripts import convert_checkpoint, eval, predict, train
-from scripts.cli.parser import RECIPES, UserError, parse_arguments, run_command
+from scripts.cli.errors import UserError
+from scripts.cli.parser import RECIPES, parse_arguments, run_command
 from scripts.data.augmentation import RandomCrop
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, save_model_folder

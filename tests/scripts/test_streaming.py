@@ -12,19 +12,11 @@ from PIL import Image
 from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
-from scripts.cli.parser import UserError
+from scripts.cli.errors import UserError
 from scripts.data.augmentation import training_augmentation
+from scripts.data.loading import good_batches, worker_loader
 from scripts.data.sources import DatasetArguments, load_split
-from scripts.data.streaming import (
-    StreamBatches,
-    TrainingCollator,
-    TrainingSamples,
-    collate,
-    good_batches,
-    read_ahead,
-    shuffled_rows,
-    worker_loader,
-)
+from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples, collate, read_ahead, shuffled_rows
 from scripts.data.synthetic_shapes import encoded, write_dataset
 
 

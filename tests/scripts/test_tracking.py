@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from scripts import train as train_command
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
+from scripts.drawing.sheets import PANEL_SIZE, strip
 from scripts.drawing.visualization import class_colour
 from scripts.training.arguments import TrainArguments
-from scripts.training.tracking import PANEL_SIZE, check_trackers, log_pictures, strip, tracked_run_id
+from scripts.training.tracking import check_trackers, log_pictures, tracked_run_id
 
 
 def train_here(recipe, data, folder, *flags):

@@ -23,7 +23,8 @@ from training_processes import arguments_for, assert_equal_end, end_state, in_pr
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from scripts import train as train_command
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.models.loading import build_config, build_model
 from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from configuration import FASegConfig
-from scripts.cli.parser import UserError, parse_arguments
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments
 from scripts.data.palette import load_palette, take_palette
 from scripts.data.sources import DatasetArguments
 from scripts.drawing.visualization import (

@@ -1,0 +1,74 @@
+"""The processes of a command: how they are started, agree, fail and add up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, send_to_device
+
+from scripts.cli.errors import UserError
+
+
+Result = TypeVar("Result")
+
+
+def build_accelerator(mixed_precision: str | None) -> Accelerator:
+    """Accelerate on this machine; None leaves the precision to its own settings.
+
+    Raises:
+        UserError: a precision that does not exist or that the device cannot do.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if on_cpu and precision == "fp16":  # Accelerate would train in float32 without a word
+        raise UserError("--mixed_precision fp16: a CPU has none: give bf16 or no")
+    # Without a GPU and without being told, Accelerate takes each of several processes for a run of its own.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        return Accelerator(cpu=on_cpu and several, mixed_precision=mixed_precision)
+    except ValueError as error:
+        raise UserError(f"--mixed_precision {mixed_precision}: {error}") from error
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """What `function` gives, or the `UserError` it raises, in all processes; only the main one runs it."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+@contextmanager
+def raised_on_all(accelerator: Accelerator) -> Iterator[None]:
+    """Raises the `UserError` of any process in all of them at the end, so that none waits for one that has stopped."""
+    failures: list[str] = []
+    try:
+        yield
+    except UserError as error:
+        if accelerator.num_processes == 1:
+            raise
+        failures = [str(error)]
+    if accelerator.num_processes > 1:
+        failures = gather_object(failures)
+    if failures:
+        raise UserError(failures[0])
+
+
+def summed(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """int64 counts summed over processes."""
+    if accelerator.num_processes == 1:
+        return counts
+    total = send_to_device(torch.from_numpy(np.ascontiguousarray(counts)), accelerator.device)
+    return accelerator.reduce(total, reduction="sum").cpu().numpy()

@@ -1,0 +1,67 @@
+"""Rows on their way through DataLoader workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scripts.cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class StreamRow:
+    """An undecoded row and its place: `index` counts the samples of `epoch` over all processes.
+
+    `place` is `shard:row`, the same in every epoch.
+    """
+
+    epoch: int
+    index: int
+    row: dict[str, Any]
+    place: str = ""
+
+
+def start_worker(_: int) -> None:
+    """Workers share the cores with the training step: one thread each.
+
+    They form groups of their own: terminals, `timeout` and job managers send signals to all of a process's group, and
+    it still needs its workers to finish the step. A worker whose process is gone leaves by itself.
+    """
+    torch.set_num_threads(1)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
+def worker_loader(samples: Dataset, batches: Sampler, collator: Callable, num_workers: int) -> DataLoader:
+    """DataLoader with its own random generator, so that making it does not move the run's."""
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=num_workers,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def good_batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Batches of `loader`.
+
+    Raises:
+        UserError: at samples that stop a run.
+    """
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def first_example(examples: list[Any]) -> Any:
+    """Collator of batches of one."""
+    return examples[0]

@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks_faseg import require, require_classes
+from .checks import require, require_classes
 from .configuration_semask import with_semantic_classes
 
 

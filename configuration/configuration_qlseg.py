@@ -10,7 +10,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .checks_faseg import require, require_classes
+from .checks import require, require_classes
 
 
 @strict

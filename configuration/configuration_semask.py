@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, SwinConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks_faseg import require, require_classes
+from .checks import require, require_classes
 
 
 ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.image_processing_backends import TorchvisionBackend
 
-from .preprocessing_faseg import FASegImageProcessorBase, FASegImageProcessorKwargs
+from .preprocessing import FASegImageProcessorBase, FASegImageProcessorKwargs
 
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from .image_processing_pil_faseg import FASegImageProcessorPil  # noqa: F401
 
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .label_maps_faseg import read_label_map  # noqa: F401
-    from .post_processing_faseg import FASegPostProcessing  # noqa: F401
-    from .semantic_labels_faseg import semantic_labels  # noqa: F401
+    from .label_maps import read_label_map  # noqa: F401
+    from .post_processing import FASegPostProcessing  # noqa: F401
+    from .semantic_labels import semantic_labels  # noqa: F401
 
 
 class FASegImageProcessor(FASegImageProcessorBase, TorchvisionBackend):  # type: ignore[misc]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers.image_processing_backends import PilBackend
 
-from .preprocessing_faseg import FASegImageProcessorBase, FASegImageProcessorKwargs
+from .preprocessing import FASegImageProcessorBase, FASegImageProcessorKwargs
 
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .image_processing_faseg import FASegImageProcessor  # noqa: F401
 
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .label_maps_faseg import read_label_map  # noqa: F401
-    from .post_processing_faseg import FASegPostProcessing  # noqa: F401
-    from .semantic_labels_faseg import semantic_labels  # noqa: F401
+    from .label_maps import read_label_map  # noqa: F401
+    from .post_processing import FASegPostProcessing  # noqa: F401
+    from .semantic_labels import semantic_labels  # noqa: F401
 
 
 class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: ignore[misc]

@@ -22,14 +22,14 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_faseg import eager_attention_forward
+from .attention import eager_attention_forward
 from .configuration_semask import SeMaskSwinConfig
-from .pretrained_faseg import init_as_torch
+from .pretrained import init_as_torch
 
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .checks_faseg import require  # noqa: F401
+    from .checks import require  # noqa: F401
 
 
 BLOCKED = -100.0  # added to the score of a key that the cyclic shift has brought next to a query (reference)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_faseg import FASegAttention
+from .attention import FASegAttention
 from .configuration_qlseg import QLSegConfig
 
 

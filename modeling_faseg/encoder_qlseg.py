@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_qlseg import QLSegConfig
-from .deformable_attention_faseg import FASegDeformableSelfAttention, pixel_centres
-from .position_encoding_faseg import FASegSinePositionEncoding
+from .deformable_attention import FASegDeformableSelfAttention, pixel_centres
+from .position_encoding import FASegSinePositionEncoding
 
 
 class QLSegEncoderLayer(GradientCheckpointingLayer):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_faseg import FASegConfig
-from .loss_terms_faseg import check_targets, class_weights, count_masks, weighted_sum
+from .loss_terms import check_targets, class_weights, count_masks, weighted_sum
 from .mask_predictions_faseg import MaskPredictions, MaskProduct, mask_predictions
 from .matcher_faseg import FASegHungarianMatcher, Matching, waits_for
 from .point_sampling_faseg import PointPlacement, sample_points, sample_uncertain_points

@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.models.maskformer.modeling_maskformer import MaskFormerLoss
 
 from .configuration_qlseg import QLSegConfig
-from .loss_terms_faseg import check_targets, class_weights, count_masks, weighted_sum
+from .loss_terms import check_targets, class_weights, count_masks, weighted_sum
 
 
 def match_classes(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .deformable_sampling_faseg import Corners, bordered_table, gathers
+from .deformable_sampling import Corners, bordered_table, gathers
 from .point_sampling_faseg import sample_shared_points
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .loss_terms_faseg import to_host
+from .loss_terms import to_host
 from .mask_predictions_faseg import MaskPredictions, mask_predictions
 from .point_sampling_faseg import move_to_valid_pixels, sample_shared_points
 

@@ -16,17 +16,17 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_faseg import FASegAttention
+from .attention import FASegAttention
 from .backbone_faseg import STRIDES, batch_norms, build_backbone
 from .configuration_faseg import FASegConfig
-from .deformable_attention_faseg import FASegDeformableSelfAttention
+from .deformable_attention import FASegDeformableSelfAttention
 from .fusion_faseg import Replaced, fuse_batch_norms, restore
 from .loss_faseg import FASegLoss
 from .loss_semask import label_maps_of_masks, semantic_map_loss
 from .mask_predictions_faseg import MaskProduct
 from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
-from .position_encoding_faseg import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
-from .pretrained_faseg import (
+from .position_encoding import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
+from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
     check_labels,
@@ -45,10 +45,10 @@ from .transformer_decoder_faseg import (
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
-    from .checks_faseg import require  # noqa: F401
+    from .checks import require  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
-    from .deformable_sampling_faseg import sample_maps  # noqa: F401
-    from .loss_terms_faseg import check_targets  # noqa: F401
+    from .deformable_sampling import sample_maps  # noqa: F401
+    from .loss_terms import check_targets  # noqa: F401
     from .matcher_faseg import FASegHungarianMatcher  # noqa: F401
     from .point_sampling_faseg import sample_points  # noqa: F401
 

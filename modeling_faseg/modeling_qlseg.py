@@ -21,7 +21,7 @@ from .configuration_qlseg import QLSegConfig
 from .decoder_qlseg import QLSegAttention, QLSegDecoder, QLSegDecoderLayer
 from .encoder_qlseg import QLSegEncoder
 from .loss_qlseg import QLSegLoss
-from .pretrained_faseg import (
+from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
     check_labels,
@@ -35,12 +35,12 @@ from .windows_qlseg import class_scores, sliding_scores
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .attention_faseg import FASegAttention  # noqa: F401
-    from .checks_faseg import require  # noqa: F401
-    from .deformable_attention_faseg import FASegDeformableSelfAttention  # noqa: F401
-    from .deformable_sampling_faseg import sample_maps  # noqa: F401
-    from .loss_terms_faseg import check_targets  # noqa: F401
-    from .position_encoding_faseg import FASegSinePositionEncoding  # noqa: F401
+    from .attention import FASegAttention  # noqa: F401
+    from .checks import require  # noqa: F401
+    from .deformable_attention import FASegDeformableSelfAttention  # noqa: F401
+    from .deformable_sampling import sample_maps  # noqa: F401
+    from .loss_terms import check_targets  # noqa: F401
+    from .position_encoding import FASegSinePositionEncoding  # noqa: F401
 
 
 @dataclass

@@ -24,13 +24,13 @@ from .loss_semask import (
     resized,
     sum_semantic_maps,
 )
-from .pretrained_faseg import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel
+from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel
 
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .attention_faseg import eager_attention_forward  # noqa: F401
-    from .checks_faseg import require  # noqa: F401
+    from .attention import eager_attention_forward  # noqa: F401
+    from .checks import require  # noqa: F401
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_faseg import FASegConfig
-from .deformable_attention_faseg import FASegDeformableSelfAttention, pixel_centres
-from .position_encoding_faseg import build_position_encoding
+from .deformable_attention import FASegDeformableSelfAttention, pixel_centres
+from .position_encoding import build_position_encoding
 
 
 NUM_ENCODER_LEVELS = 3  # the deformable encoder works on 1/32, 1/16 and 1/8

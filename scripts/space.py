@@ -33,8 +33,13 @@ from scripts.data.synthetic_street import draw_street
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
-SPACE_FILES = ("app.py", "segment.py", "requirements.txt")
-SHARED_FILES = ("visualization.py",)  # of scripts/: needed on the Hub, where the project is not installed
+# The last is needed on the Hub, where the project is not installed.
+SPACE_FILES = (
+    SPACE / "app.py",
+    SPACE / "segment.py",
+    SPACE / "requirements.txt",
+    PROJECT_ROOT / "scripts" / "drawing" / "visualization.py",
+)
 GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 
 
@@ -67,7 +72,10 @@ def write_space(output_dir: Path, model_id: str) -> None:
     try:
         (output_dir / "examples").mkdir(parents=True, exist_ok=True)
         (output_dir / "README.md").write_text(readme, encoding="utf-8")
-        for source in (*(SPACE / name for name in SPACE_FILES), *(PROJECT_ROOT / "scripts" / n for n in SHARED_FILES)):
+        for source in (
+            *(SPACE / name for name in SPACE_FILES),
+            *(PROJECT_ROOT / "scripts" / "drawing" / n for n in SHARED_FILES),
+        ):
             shutil.copyfile(source, output_dir / source.name)
         for file, picture in examples.items():
             picture.save(output_dir / "examples" / file, quality=90)

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
-from image_processing.preprocessing_faseg import network_size
+from image_processing.preprocessing import network_size
 
 
 IMAGE_FILL = 128  # before normalisation; the reference pads with mid-grey

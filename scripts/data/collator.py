@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from image_processing.preprocessing_faseg import pil_to_array
+from image_processing.preprocessing import pil_to_array
 from scripts.data.sources import IGNORE_INDEX
 
 

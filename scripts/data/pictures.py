@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from image_processing.preprocessing_faseg import pil_to_array
+from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
 
 

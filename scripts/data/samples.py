@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from image_processing.label_maps_faseg import unique_ids
-from image_processing.preprocessing_faseg import pil_to_array
+from image_processing.label_maps import unique_ids
+from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
 from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
 from scripts.storage.retries import with_retries

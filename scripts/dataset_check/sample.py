@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from image_processing.label_maps_faseg import unique_ids
-from image_processing.preprocessing_faseg import EXIF_ORIENTATION, pil_to_array
+from image_processing.label_maps import unique_ids
+from image_processing.preprocessing import EXIF_ORIENTATION, pil_to_array
 from scripts.cli.errors import UserError
 from scripts.data.samples import reason, sample_name
 from scripts.data.sources import IGNORE_INDEX, DatasetArguments

@@ -12,10 +12,12 @@ import numpy as np
 
 from scripts.drawing.page import class_cell, facts_table, figure, html_page, row, table
 from scripts.drawing.visualization import Palette, label_image
-from scripts.error_report.confusion import largest_confusions
+from scripts.error_report.charts import STYLE as CHARTS_STYLE
+from scripts.error_report.charts import class_bars, columns, reliability
+from scripts.error_report.confusion import STYLE as MATRIX_STYLE
+from scripts.error_report.confusion import csv_link, largest_confusions, largest_table, matrix, shown_classes
 from scripts.error_report.counts import CONFIDENCE_BINS, DISTANCES, Calibration, SizeGroup, shares
 from scripts.error_report.pictures import RankedPicture
-from scripts.evaluation import report_charts, report_confusion
 
 
 BARS_IN_ONE_COLUMN = 30  # more go into two
@@ -24,7 +26,7 @@ LEGEND_CLASSES = 14
 ABOUT = 0.01
 NEAR = 4  # pixels from a boundary, in the summary
 
-STYLE = f"""{report_charts.STYLE}{report_confusion.STYLE}
+STYLE = f"""{CHARTS_STYLE}{MATRIX_STYLE}
 .bars {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem; align-items: start; }}
 .chart {{ max-width: 48rem; }} .narrow {{ max-width: 24rem; }} h2 {{ margin-top: 2.5rem; }}
 .keys span.key {{ display: inline-block; margin-right: 1rem; }} summary {{ cursor: pointer; }}
@@ -170,7 +172,7 @@ def classes(found: Findings) -> str:
     for start in range(0, len(bars), max(length, 1)):
         part = bars[start : start + length]
         label = f"IoU in per cent, from {part[0][0]} {part[0][1]:.1f} to {part[-1][0]} {part[-1][1]:.1f}"
-        charts.append(report_charts.class_bars(part, label))
+        charts.append(class_bars(part, label))
     keys = {"iou": "IoU, %", "accuracy": "pixels found, %", "boundary_iou": "boundary IoU, %"}
     keys = {key: text for key, text in keys.items() if all(key in values for values in per_class.values())}
     rows = []
@@ -192,14 +194,14 @@ def classes(found: Findings) -> str:
 def confusion(found: Findings) -> str:
     """The matrix, its largest entries, and all of it to take away."""
     cells = [found.class_cell(index) for index in range(len(found.names))]
-    shown = report_confusion.shown_classes(found.confusion)
+    shown = shown_classes(found.confusion)
     present = int((found.confusion.sum(axis=1) + found.confusion.sum(axis=0)[: len(found.names)] > 0).sum())
     part = f"The {len(shown)} of {present} classes with the most wrong pixels." if len(shown) < present else ""
     pairs = largest_confusions(found.confusion)
-    largest = report_confusion.largest_table(pairs, cells) if pairs else paragraph("No pixel is wrong.")
+    largest = largest_table(pairs, cells) if pairs else paragraph("No pixel is wrong.")
     return (
-        f"{paragraph(part) if part else ''}{report_confusion.matrix(found.confusion, found.names)}"
-        f"<h3>Largest confusions</h3>{largest}<p>{report_confusion.csv_link(found.confusion, found.names)}</p>"
+        f"{paragraph(part) if part else ''}{matrix(found.confusion, found.names)}"
+        f"<h3>Largest confusions</h3>{largest}<p>{csv_link(found.confusion, found.names)}</p>"
     )
 
 
@@ -224,7 +226,7 @@ def distance(found: Findings) -> str:
         "outline is a boundary. Errors far from any boundary are whole regions taken for something else."
     )
     label = f"wrong pixels by distance: {', '.join(f'{name} {percent(rate / 100)}' for name, _, rate, _ in items)}"
-    chart = report_charts.columns(items, label, "distance from the nearest boundary of the truth")
+    chart = columns(items, label, "distance from the nearest boundary of the truth")
     head = ("distance", "wrong", "share of all wrong pixels", "share of all pixels")
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
 
@@ -257,7 +259,7 @@ def sizes(found: Findings) -> str:
         "many: how many of their pixels are wrong (columns, in %)."
     )
     label = f"wrong pixels by area in pixels: {', '.join(f'{name} {rate:.1f} %' for name, _, rate, _ in items)}"
-    chart = report_charts.columns(items, label, "area of the segment in pixels (n: number of segments)")
+    chart = columns(items, label, "area of the segment in pixels (n: number of segments)")
     head = ("area", "segments", "pixels wrong", "mean IoU")
     return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
 
@@ -287,9 +289,7 @@ def calibration(found: Calibration, softmax: bool) -> str:
         f"right {percent(found.mean_accuracy)}"
     )
     head = ("confidence", "pixels", "mean confidence", "right")
-    return (
-        f'{paragraph(words)}<div class="narrow">{report_charts.reliability(found, label)}</div>{as_table(head, rows)}'
-    )
+    return f'{paragraph(words)}<div class="narrow">{reliability(found, label)}</div>{as_table(head, rows)}'
 
 
 def pictures(found: Findings, ranked: Sequence[RankedPicture]) -> str:

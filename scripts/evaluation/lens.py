@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from image_processing.semantic_labels_faseg import resized_argmax
+from image_processing.semantic_labels import resized_argmax
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.inference.predictors import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_processing.semantic_labels_faseg import best_classes, logit_blocks, score_blocks
+from image_processing.semantic_labels import best_classes, logit_blocks, score_blocks
 
 
 LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, the confidence is 0

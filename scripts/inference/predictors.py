@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
-from image_processing.post_processing_faseg import resize
-from image_processing.preprocessing_faseg import network_size
+from image_processing.post_processing import resize
+from image_processing.preprocessing import network_size
 from scripts.inference.confidence import confidence_of, labels_and_confidence
 from scripts.inference.sliding_window import Windows
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_processing.post_processing_faseg import FASegPostProcessing
+from image_processing.post_processing import FASegPostProcessing
 from modeling_faseg.transformer_decoder_faseg import POOLING_THRESHOLD
 from scripts.cli.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from onnx import compose, parser
 
-from image_processing.semantic_labels_faseg import LOGITS_STRIDE
+from image_processing.semantic_labels import LOGITS_STRIDE
 from scripts.cli.errors import UserError
 from scripts.onnx_export.kinds import CLASSES, LOGITS, MASKS, Kind
 from scripts.onnx_export.network import INPUT

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from image_processing.preprocessing_faseg import pil_to_array
+from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.drawing.sheets import side_by_side

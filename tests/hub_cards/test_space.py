@@ -76,7 +76,7 @@ def test_the_folder_is_ready_to_push(folder):
     assert (folder / card["app_file"]).is_file()
     assert len(card["short_description"]) <= 60  # the Hub refuses longer ones
     assert "{{" not in (folder / "README.md").read_text()
-    assert (folder / "visualization.py").read_text() == (ROOT / "scripts" / "visualization.py").read_text()
+    assert (folder / "visualization.py").read_text() == (ROOT / "scripts" / "drawing" / "visualization.py").read_text()
     for file in (folder / "examples").iterdir():
         with Image.open(file) as picture:
             picture.load()

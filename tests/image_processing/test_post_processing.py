@@ -9,7 +9,7 @@ from golden_post_processing import load_case, outputs, sizes
 from torch.nn import functional as F
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
-from image_processing.post_processing_faseg import run_lengths
+from image_processing.post_processing import run_lengths
 
 
 STUFF = [1, 3, 4]  # of the recorded case: things are 0, 2, 5
@@ -192,7 +192,7 @@ def test_target_sizes_that_do_not_explain_the_canvas_are_warned_about():
     handler = logging.Handler()
     messages: list[str] = []
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("image_processing.post_processing_faseg")
+    logger = logging.getLogger("image_processing.post_processing")
     logger.addHandler(handler)
     try:
         (result,) = processor.post_process_semantic_segmentation(model_output, [(1, 4)])

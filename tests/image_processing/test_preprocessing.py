@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers.image_utils import SizeDict
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
-from image_processing.label_maps_faseg import resize_label_map
-from image_processing.preprocessing_faseg import network_size
+from image_processing.label_maps import resize_label_map
+from image_processing.preprocessing import network_size
 
 
 BACKENDS = [FASegImageProcessor, FASegImageProcessorPil]
@@ -175,7 +175,7 @@ def test_array_forms_are_the_same_picture():
 def test_exif_picture_stays_as_stored_and_is_warned_about(tmp_path, monkeypatch):
     """Its label map and `image.size` are as stored; by path it is upright."""
     messages: list[str] = []
-    monkeypatch.setattr("image_processing.preprocessing_faseg.logger.warning_once", messages.append)
+    monkeypatch.setattr("image_processing.preprocessing.logger.warning_once", messages.append)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     picture(40, 60).save(tmp_path / "turned.png", exif=exif)
@@ -211,7 +211,7 @@ def test_channels_and_scales_are_checked(backend, monkeypatch):
     with pytest.raises(ValueError, match="image 0 has 1 channels but image_mean has 3: set do_convert_rgb=True"):
         backend(do_convert_rgb=False)(picture(40, 40, "L"))
     messages: list[str] = []
-    monkeypatch.setattr("image_processing.preprocessing_faseg.logger.warning_once", messages.append)
+    monkeypatch.setattr("image_processing.preprocessing.logger.warning_once", messages.append)
     backend(**SMALL)(np.random.rand(40, 40, 3).astype(np.float32))
     assert len(messages) == 1 and "do_rescale=False" in messages[0]
     backend(do_rescale=False, **SMALL)(np.random.rand(40, 40, 3).astype(np.float32))

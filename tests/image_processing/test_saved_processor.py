@@ -13,10 +13,10 @@ from image_processing import FASegImageProcessor, FASegImageProcessorPil
 FILES = {
     "image_processing_faseg.py",
     "image_processing_pil_faseg.py",
-    "preprocessing_faseg.py",
-    "label_maps_faseg.py",
-    "post_processing_faseg.py",
-    "semantic_labels_faseg.py",
+    "preprocessing.py",
+    "label_maps.py",
+    "post_processing.py",
+    "semantic_labels.py",
     "preprocessor_config.json",
 }
 SETTINGS = {"task": "instance", "num_labels": 7, "pad_size": {"height": 64, "width": 96}, "do_reduce_labels": True}

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from image_processing import semantic_labels_faseg
-from image_processing.post_processing_faseg import resize, semantic_scores
-from image_processing.semantic_labels_faseg import resized_argmax, resized_rows, semantic_labels
+from image_processing import semantic_labels as semantic_labels_module
+from image_processing.post_processing import resize, semantic_scores
+from image_processing.semantic_labels import resized_argmax, resized_rows, semantic_labels
 
 
 @pytest.fixture(params=[1, 3000, 3 * 2**20], ids="{} bytes".format)
 def block_bytes(request, monkeypatch):
     """From a row at a time to everything at once."""
-    monkeypatch.setitem(semantic_labels_faseg.BLOCK_BYTES, "cpu", request.param)
+    monkeypatch.setitem(semantic_labels_module.BLOCK_BYTES, "cpu", request.param)
 
 
 def assert_labels(labels, scores):
@@ -60,7 +60,7 @@ def test_resized_rows_are_torchs_bilinear_resize(size):
 
 def test_scores_of_all_classes_never_exist_at_full_size(monkeypatch):
     """The largest tensor is a block, whatever the picture's size."""
-    monkeypatch.setitem(semantic_labels_faseg.BLOCK_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(semantic_labels_module.BLOCK_BYTES, "cpu", 2**16)
     largest = 0
     bag, product = F.embedding_bag, torch.matmul
 
@@ -73,7 +73,7 @@ def test_scores_of_all_classes_never_exist_at_full_size(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(semantic_labels_faseg.F, "embedding_bag", watched(bag))
+    monkeypatch.setattr(semantic_labels_module.F, "embedding_bag", watched(bag))
     monkeypatch.setattr(torch, "matmul", watched(product))
     semantic_labels(torch.randn(5, 31), torch.randn(5, 32, 32), (128, 128), (200, 300))
     assert 2**14 < largest <= 4 * 2**16 + 4 * 128 * 30 * 2  # a block of the source and the row it shares

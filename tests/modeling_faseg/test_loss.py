@@ -8,7 +8,7 @@ import torch.multiprocessing
 from tiny_models import tiny_batch, tiny_config, tiny_model
 
 from modeling_faseg.loss_faseg import FASegLoss
-from modeling_faseg.loss_terms_faseg import count_masks
+from modeling_faseg.loss_terms import count_masks
 from modeling_faseg.point_sampling_faseg import move_to_valid_pixels, sample_points
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import TINY_SWIN, tiny_batch, tiny_config, tiny_model
 
-from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling_faseg, pixel_decoder_faseg
-from modeling_faseg.attention_faseg import FASegAttention
+from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling, pixel_decoder_faseg
+from modeling_faseg.attention import FASegAttention
 from modeling_faseg.transformer_decoder_faseg import FASegFocusQueries
 
 
@@ -224,7 +224,7 @@ def test_tokens_a_few_at_a_time_are_tokens_all_at_once(monkeypatch, batch_size):
     """On a CPU the encoder goes through its tokens in parts, of which these pictures have but one."""
     pictures = torch.randn(batch_size, 3, 96, 64)
     expected = tiny_model()(pictures)
-    monkeypatch.setattr(deformable_sampling_faseg, "BAG_BYTES", 10_000)
+    monkeypatch.setattr(deformable_sampling, "BAG_BYTES", 10_000)
     monkeypatch.setattr(pixel_decoder_faseg, "TOKENS_AT_ONCE", 7)
     found = tiny_model()(pictures)
     torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, atol=1e-5, rtol=1e-5)

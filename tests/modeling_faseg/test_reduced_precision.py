@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from modeling_faseg import deformable_attention_faseg
+from modeling_faseg import deformable_attention
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str)
@@ -25,12 +25,12 @@ def test_few_decisions_change(dtype, bound):
 @torch.no_grad()
 def test_sampling_coordinates_stay_float32(monkeypatch):
     dtypes = []
-    sample_maps = deformable_attention_faseg.sample_maps
+    sample_maps = deformable_attention.sample_maps
 
     def watched(value, shapes, locations, weights):
         dtypes.append((value.dtype, locations.dtype))
         return sample_maps(value, shapes, locations, weights)
 
-    monkeypatch.setattr(deformable_attention_faseg, "sample_maps", watched)
+    monkeypatch.setattr(deformable_attention, "sample_maps", watched)
     tiny_model().bfloat16()(torch.randn(1, 3, 64, 64).bfloat16())
     assert dtypes == [(torch.bfloat16, torch.float32)]

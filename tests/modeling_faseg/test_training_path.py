@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_faseg import loss_faseg, loss_terms_faseg, matcher_faseg
+from modeling_faseg import loss_faseg, loss_terms, matcher_faseg
 from modeling_faseg.loss_faseg import FASegLoss
 from modeling_faseg.mask_predictions_faseg import MaskProduct, MaskProducts
 from modeling_faseg.point_sampling_faseg import sample_uncertain_points
@@ -110,7 +110,7 @@ def test_a_training_step_waits_for_the_device_twice(monkeypatch, exclude_ignored
 
     monkeypatch.setattr(loss_faseg, "waits_for", lambda device: True)
     monkeypatch.setattr(matcher_faseg, "to_host", counted)
-    monkeypatch.setattr(loss_terms_faseg, "to_host", counted)
+    monkeypatch.setattr(loss_terms, "to_host", counted)
     monkeypatch.setattr(matcher_faseg, "_check_finite", lambda *args: None)  # reads the host copy
     model = tiny_model(exclude_ignored_pixels=exclude_ignored_pixels).train()
     with Waits() as waits:

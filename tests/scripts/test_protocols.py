@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers.image_utils import SizeDict
 
-from image_processing.preprocessing_faseg import network_size
+from image_processing.preprocessing import network_size
 from scripts.cli.errors import UserError
 from scripts.data.sources import DatasetArguments
 from scripts.evaluation.protocols import (

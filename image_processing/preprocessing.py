@@ -26,8 +26,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
-from .label_maps_faseg import check_ids, label_map_to_masks, read_label_map, resize_label_map, split_label_maps
-from .post_processing_faseg import FASegPostProcessing
+from .label_maps import check_ids, label_map_to_masks, read_label_map, resize_label_map, split_label_maps
+from .post_processing import FASegPostProcessing
 
 
 logger = logging.get_logger(__name__)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
-from .semantic_labels_faseg import LOGITS_STRIDE, labels_of_logits, semantic_labels
+from .semantic_labels import LOGITS_STRIDE, labels_of_logits, semantic_labels
 
 
 logger = logging.get_logger(__name__)

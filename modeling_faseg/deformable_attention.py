@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.integrations import use_kernel_forward_from_hub
 
-from .deformable_sampling_faseg import sample_maps
+from .deformable_sampling import sample_maps
 
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")

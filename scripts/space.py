@@ -72,10 +72,7 @@ def write_space(output_dir: Path, model_id: str) -> None:
     try:
         (output_dir / "examples").mkdir(parents=True, exist_ok=True)
         (output_dir / "README.md").write_text(readme, encoding="utf-8")
-        for source in (
-            *(SPACE / name for name in SPACE_FILES),
-            *(PROJECT_ROOT / "scripts" / "drawing" / n for n in SHARED_FILES),
-        ):
+        for source in SPACE_FILES:
             shutil.copyfile(source, output_dir / source.name)
         for file, picture in examples.items():
             picture.save(output_dir / "examples" / file, quality=90)

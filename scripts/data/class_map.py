@@ -48,7 +48,7 @@ class ClassMap:
         Raises:
             UserError: an id that is no class, in sample `name`.
         """
-        known = label.clamp(max=len(self.table)).int()
+        known = label.int().clamp(max=len(self.table))  # uint8 cannot be compared with 256
         mapped = torch.nn.functional.pad(self.table, (0, 1), value=UNKNOWN)[known]
         if (unknown := mapped == UNKNOWN).any():
             value = int(label[unknown][0])

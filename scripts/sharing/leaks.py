@@ -15,11 +15,13 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, project_path
 
 
+CODE_PACKAGES = ("configuration", "image_processing", "modeling_faseg")
 # All that an export writes; a file of any other name is refused.
 ALLOWED = (
     "config.json", "preprocessor_config.json", "README.md", "LICENSE", "LICENSE-CODE", "recipe.yaml",
-    "train_log.jsonl", "*_faseg.py", "*_semask.py", "*_qlseg.py", "model.safetensors",
+    "train_log.jsonl", "model.safetensors",
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "samples/*.jpg", "onnx/*.onnx",
+    *sorted(file.name for package in CODE_PACKAGES for file in (PROJECT_ROOT / package).glob("[!_]*.py")),
 )  # fmt: skip
 SPACE_ALLOWED = ("app.py", "README.md", "requirements.txt", "examples/*", "*.py", "*.css", "LICENSE")
 TEXT_ENDINGS = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".css")

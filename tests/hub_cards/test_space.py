@@ -86,7 +86,7 @@ def test_the_folder_is_ready_to_push(folder):
 def test_nothing_of_the_project_is_imported():
     """On the Hub it is not installed."""
     packages = "configuration|image_processing|modeling_faseg|scripts|tests"
-    for file in (space.SPACE / name for name in space.SPACE_FILES if name.endswith(".py")):
+    for file in (file for file in space.SPACE_FILES if file.suffix == ".py"):
         assert not re.search(rf"^\s*(from|import) ({packages})\b", file.read_text(), re.MULTILINE), file
 
 

@@ -25,10 +25,12 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from scripts import train as train_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
+from scripts.data.loading import good_batches
 from scripts.models.loading import build_config, build_model
+from scripts.storage import atomic
 from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train
-from scripts.training import checkpointing, loop, run, streaming, whole_folder
+from scripts.training import checkpointing, loop, run
 from scripts.training.arguments import saved_recipe, with_batch_sizes
 from scripts.training.averaging import average_of
 from scripts.training.checkpointing import checkpoints
@@ -292,9 +294,9 @@ def test_random_numbers_that_cannot_be_restored_are_not_passed_over(start, tmp_p
     states = torch.load(folder / "random_states_0.pkl", weights_only=False)
     states["random_state"] = (3, (), None)
     torch.save(states, folder / "random_states_0.pkl")
-    partial = whole_folder.hidden_name(folder, "partial")
+    partial = atomic.hidden_name(folder, "partial")
     folder.rename(partial)
-    whole_folder.publish(folder)
+    atomic.publish(folder)
     code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
     assert code == 2 and "the state of the random numbers cannot be restored" in errors[-1]
 
@@ -315,7 +317,7 @@ def with_an_infinite_term(arguments, world, rank):
         runs[0].network.criterion.register_forward_hook(spoil)
         return runs[0]
 
-    def batches(loader, original=streaming.good_batches):
+    def batches(loader, original=good_batches):
         for batch in original(loader):
             seen.append(batch["names"])
             yield batch
@@ -341,7 +343,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_and_samples(world, tiny_
 
 
 def test_logits_that_are_not_finite_stop_with_the_step_and_the_samples(start, tmp_path, monkeypatch):
-    def batches(loader, original=streaming.good_batches):
+    def batches(loader, original=good_batches):
         for number, batch in enumerate(original(loader)):
             yield {**batch, "pixel_values": batch["pixel_values"] * (float("nan") if number == 2 else 1)}
 
@@ -354,7 +356,7 @@ def test_logits_that_are_not_finite_stop_with_the_step_and_the_samples(start, tm
 def with_bad_samples(arguments, rank):
     """Of two micro steps per step, process 0 meets a bad sample in the first step, process 1 in each."""
 
-    def batches(loader, original=streaming.good_batches):
+    def batches(loader, original=good_batches):
         for number, batch in enumerate(original(loader)):
             yield {**batch, "bad": [f"{rank} {number}"] if number % 2 == 0 and (rank or not number) else []}
 

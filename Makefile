@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error T
 .PHONY: help install demo space test test-slow test-hf test-browser lint types format clean
 
 help:
-	@echo "make demo       train, evaluate and use a small FASeg on generated data; leaves a picture and an HTML report"
+	@echo "make demo       train, evaluate and use a small FASeg on generated data; leaves an image and an HTML report"
 	@echo "make space      the demo page on this machine; make space MODEL=outputs/train for another model"
 	@echo "make test       the default tests (no network after installation)"
 	@echo "make test-slow  the tests that take minutes"

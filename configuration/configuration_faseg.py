@@ -41,7 +41,7 @@ class FASegConfig(PreTrainedConfig):
         num_attention_heads (`int`, *optional*, defaults to 8):
             Heads of every attention (Mask2Former).
         num_queries (`int`, *optional*, defaults to 100):
-            Queries, that is the largest number of segments in a picture (Mask2Former).
+            Queries, that is the largest number of segments in an image (Mask2Former).
         dropout (`float`, *optional*, defaults to 0.0):
             Dropout of attention weights, residual branches and feed-forwards (reference: 0).
         enforce_input_projection (`bool`, *optional*, defaults to `False`):
@@ -55,7 +55,7 @@ class FASegConfig(PreTrainedConfig):
         high_resolution_reduction (`int`, *optional*, defaults to 32):
             Omega: HRCA keeps one window in so many (reference: a constructor default).
         high_resolution_min_windows (`int`, *optional*, defaults to 0):
-            Windows that HRCA keeps at least; the reference keeps none on pictures of fewer than
+            Windows that HRCA keeps at least; the reference keeps none on images of fewer than
             `high_resolution_reduction` coarse tokens.
         attention_mask_threshold (`float`, *optional*, defaults to 0.15):
             Mask probability below which a query may not attend to a position (reference; Mask2Former has 0.5).

@@ -24,12 +24,12 @@ class QLSegConfig(PreTrainedConfig):
         window_stride (`int`, *optional*, defaults to 341):
             Step between windows at inference, in pixels (reference: two thirds of the window).
         use_windows (`bool`, *optional*, defaults to `True`):
-            Whether pictures of other sizes are read through windows at inference (reference). `False` reads them whole
+            Whether images of other sizes are read through windows at inference (reference). `False` reads them whole
             on their own grid, with resized position embeddings.
         patch_size (`int`, *optional*, defaults to 16):
             Side of a patch of the vision transformer.
         num_channels (`int`, *optional*, defaults to 3):
-            Channels of a picture.
+            Channels of an image.
         hidden_size (`int`, *optional*, defaults to 768):
             Width of the vision transformer and of the multi-level encoder (768 for ViT-B, 1024 for ViT-L).
         num_hidden_layers (`int`, *optional*, defaults to 12):
@@ -68,7 +68,7 @@ class QLSegConfig(PreTrainedConfig):
         task (`str`, *optional*, defaults to `"semantic"`):
             The only one.
         no_object_weight (`float`, *optional*, defaults to 0.1):
-            Weight of classes that the picture does not show in the classification loss.
+            Weight of classes that the image does not show in the classification loss.
         class_weight (`float`, *optional*, defaults to 1.0):
             Weight of the classification term.
         mask_weight (`float`, *optional*, defaults to 20.0):

@@ -100,7 +100,7 @@ class SeMaskConfig(PreTrainedConfig):
         auxiliary_loss_weight (`float`, *optional*, defaults to 0.4):
             Weight of the loss on the summed semantic maps (reference).
         ohem_min_kept (`int`, *optional*):
-            Pixels per picture that the loss on the logits keeps, the hardest of the batch; all if left out (reference:
+            Pixels per image that the loss on the logits keeps, the hardest of the batch; all if left out (reference:
             100000 in ADE20K-L and in COCO-Stuff models).
         ignore_value (`int`, *optional*, defaults to 255):
             Label id that belongs to no class; such pixels add nothing to the loss but count in its mean (reference).

@@ -1,4 +1,4 @@
-"""Segments a picture with an exported model: NumPy, Pillow and onnxruntime, no PyTorch.
+"""Segments an image with an exported model: NumPy, Pillow and onnxruntime, no PyTorch.
 
 `python examples/onnx_runtime.py photo.jpg model.onnx` writes `photo_labels.png` (pixel value = class id) where it is
 started. Files of `scripts/export_onnx.py`, with or without processing in the graph; all else is read from the file.
@@ -26,7 +26,7 @@ def class_scores(classes, masks):
 
 
 def window_scores(run, batch, side, stride):
-    """Mean class scores of the windows over a picture that is no smaller."""
+    """Mean class scores of the windows over an image that is no smaller."""
     height, width = batch.shape[2:]
     total, count = 0, np.zeros((height, width), np.float32)
     for top in [*range(0, height - side, stride), height - side]:
@@ -39,7 +39,7 @@ def window_scores(run, batch, side, stride):
 
 
 def segment(session, metadata, image):
-    """The label map of a picture, by a file without processing in the graph. Sizes are (width, height)."""
+    """The label map of an image, by a file without processing in the graph. Sizes are (width, height)."""
     rule, sizes = json.loads(metadata["processor"]), json.loads(metadata["sizes"])
     windows = json.loads(metadata.get("windows", "null"))
     size, edges, pad = np.array(image.size, float), rule["size"], rule["pad_size"]
@@ -54,7 +54,7 @@ def segment(session, metadata, image):
     elif not pad:
         canvas = -(-size // sizes["multiple_of"]) * sizes["multiple_of"]
     if (canvas < (sizes["width"], sizes["height"])).any():
-        sys.exit(f"the picture becomes {canvas[0]}x{canvas[1]}, this file takes {sizes['width']}x{sizes['height']} on")
+        sys.exit(f"the image becomes {canvas[0]}x{canvas[1]}, this file takes {sizes['width']}x{sizes['height']} on")
     pixels = np.asarray(image.resize(size, rule["resample"])) * rule["rescale_factor"]
     batch = np.zeros((1, 3, canvas[1], canvas[0]), np.float32)
     batch[0, :, : size[1], : size[0]] = ((pixels - rule["image_mean"]) / rule["image_std"]).transpose(2, 0, 1)
@@ -80,7 +80,7 @@ metadata = session.get_modelmeta().custom_metadata_map
 names = json.loads(metadata["id2label"])
 image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
 if metadata["with_processing"] == "true":
-    labels = session.run(["labels"], {"picture": np.asarray(image)})[0]
+    labels = session.run(["labels"], {"image": np.asarray(image)})[0]
 else:
     labels = segment(session, metadata, image)
 Image.fromarray(labels.astype(np.uint8 if len(names) <= 256 else np.int32)).save(f"{Path(image_file).stem}_labels.png")

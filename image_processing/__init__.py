@@ -1,4 +1,4 @@
-"""Pictures and label maps -> model inputs; logits -> label maps and segments. Importing registers the Auto classes."""
+"""Images and label maps -> model inputs; logits -> label maps and segments. Importing registers the Auto classes."""
 
 from transformers import AutoImageProcessor
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FASegImageProcessor(FASegImageProcessorBase, TorchvisionBackend):  # type: ignore[misc]
-    """Pictures and label maps -> model inputs; logits -> maps and segments. On torchvision, on any device.
+    """Images and label maps -> model inputs; logits -> maps and segments. On torchvision, on any device.
 
     The reference's evaluation: shortest edge 512, longest at most 2048, bilinear with antialiasing on 8 bits,
     ImageNet's mean and standard deviation, zero padding at the right and bottom to a multiple of 32.

@@ -111,7 +111,7 @@ def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
     """Nearest neighbour at pixel centres, as PIL's NEAREST and torch's "nearest-exact".
 
     Deviation: the reference samples training maps with torch's "nearest" (pixel corners); centres agree with the
-    bilinear picture. Guarded by `test_label_map_resize_is_centred`.
+    bilinear image. Guarded by `test_label_map_resize_is_centred`.
     """
     height, width = label_map.shape
     if (height, width) == size:

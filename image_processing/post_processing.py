@@ -1,10 +1,10 @@
 """Class and mask logits -> semantic maps, instances, panoptic segments, as the reference computes them.
 
 Notation: Q queries, K classes, (h, w) logits at 1/4, canvas (H, W) = 4 * (h, w) the padded network input,
-input size = the picture's part of the canvas, target size = the size asked for (the original picture).
+input size = the image's part of the canvas, target size = the size asked for (the original image).
 
 All resizing is bilinear with `align_corners=False`, of logits up to the canvas, then cut to the input size, then to
-the target; nothing is ever squashed to a fixed square. Pictures are handled one by one and queries a few at a time,
+the target; nothing is ever squashed to a fixed square. Images are handled one by one and queries a few at a time,
 so that the `(Q, H, W)` probabilities never exist at once.
 """
 
@@ -68,7 +68,7 @@ def semantic_scores(
 def logits_at(
     logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None
 ) -> Tensor:
-    """Logits `(K, h, w)` resized to the canvas, cut to the picture, resized to the target (if given)."""
+    """Logits `(K, h, w)` resized to the canvas, cut to the image, resized to the target (if given)."""
     on_canvas = resize(logits.float(), canvas)[:, : input_size[0], : input_size[1]]
     return on_canvas if target_size is None else resize(on_canvas, target_size)
 
@@ -89,7 +89,7 @@ def instance_segments(
     max_detections: int,
     excluded_labels: set[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (query, class) pairs of one picture, best first.
+    """The best (query, class) pairs of one image, best first.
 
     A pair's score is its class probability times the mean mask probability inside its mask. One query may stand for
     several classes.
@@ -133,7 +133,7 @@ def panoptic_segments(
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: set[int],
 ) -> tuple[Tensor, list[dict]]:
-    """The segments of one picture, ids from 1 in the order of the queries.
+    """The segments of one image, ids from 1 in the order of the queries.
 
     A query is kept if its best class is an object with a probability above `threshold`. Pixels go to the query with
     the highest class times mask probability. A segment is dropped if less than `overlap_mask_area_threshold` of its
@@ -228,18 +228,18 @@ class FASegPostProcessing:
     """The `post_process_*` methods: Mask2Former's arguments and results, the reference's numbers.
 
     Sizes are `(height, width)`. `input_sizes` are the unpadded sizes that the network saw, as the processor returned
-    them. Left out, they follow from `target_sizes`, taken as the pictures' own sizes, by the resize rule.
+    them. Left out, they follow from `target_sizes`, taken as the images' own sizes, by the resize rule.
     """
 
     task: str
     label_ids_to_fuse: Sequence[int] | None
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size to which the processor resizes a picture."""
+        """The size to which the processor resizes an image."""
         raise NotImplementedError
 
     def canvas_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """The size to which the processor pads a batch of resized pictures."""
+        """The size to which the processor pads a batch of resized images."""
         raise NotImplementedError
 
     def post_process_semantic_segmentation(
@@ -250,7 +250,7 @@ class FASegPostProcessing:
         return_segmentation_scores: bool = False,
         resize_masks_first: bool | None = None,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """One map of class ids per picture.
+        """One map of class ids per image.
 
         Args:
             outputs: with `class_queries_logits` `(B, Q, K+1)` and `masks_queries_logits` `(B, Q, H/4, W/4)`, or, of a
@@ -265,7 +265,7 @@ class FASegPostProcessing:
             int64 maps `(height, width)`; with `return_segmentation_scores` objects with `segmentation` and
             `segmentation_scores` `(K, height, width)`, which are logits or scores where the model gives such.
         Raises:
-            ValueError: as many sizes as pictures are needed; an input size larger than the canvas.
+            ValueError: as many sizes as images are needed; an input size larger than the canvas.
         """
         if resize_masks_first is None:
             resize_masks_first = self.task != "semantic"
@@ -274,13 +274,13 @@ class FASegPostProcessing:
         if dense is None and getattr(outputs, "class_queries_logits", None) is None:
             dense, stride = outputs.logits, LOGITS_STRIDE
         if dense is not None:
-            for logits, sizes in self._pictures_of_logits(dense, target_sizes, input_sizes, stride):
+            for logits, sizes in self._images_of_logits(dense, target_sizes, input_sizes, stride):
                 if return_segmentation_scores:
                     results.append(_with_scores(logits_at(logits, *sizes)))
                 else:
                     results.append(labels_of_logits(logits, *sizes))
             return results
-        for class_logits, mask_logits, input_size, target_size in self._pictures(outputs, target_sizes, input_sizes):
+        for class_logits, mask_logits, input_size, target_size in self._images(outputs, target_sizes, input_sizes):
             if not return_segmentation_scores:
                 results.append(semantic_labels(class_logits, mask_logits, input_size, target_size, resize_masks_first))
                 continue
@@ -302,7 +302,7 @@ class FASegPostProcessing:
         input_sizes: Any = None,
         max_detections: int = 100,
     ) -> list[dict]:
-        """The instances of each picture, best first.
+        """The instances of each image, best first.
 
         Args:
             outputs: as for semantic segmentation.
@@ -314,7 +314,7 @@ class FASegPostProcessing:
             return_binary_maps: return `(N, height, width)` bool masks as `segmentation`. These two keep overlaps.
             max_detections: number of (query, class) pairs to look at.
         Returns:
-            per picture `segmentation`, an int32 map of instance ids with -1 where there is none (the better instance
+            per image `segmentation`, an int32 map of instance ids with -1 where there is none (the better instance
             on top), and `segments_info`, a list of `id`, `label_id`, `was_fused`, `score`. A panoptic processor with
             `label_ids_to_fuse` returns no instances of those classes.
         """
@@ -322,7 +322,7 @@ class FASegPostProcessing:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
-        for class_logits, mask_logits, input_size, target_size in self._pictures(outputs, target_sizes, input_sizes):
+        for class_logits, mask_logits, input_size, target_size in self._images(outputs, target_sizes, input_sizes):
             masks, scores, labels = instance_segments(
                 class_logits, mask_logits, input_size, target_size, threshold, mask_threshold, max_detections, stuff
             )
@@ -353,7 +353,7 @@ class FASegPostProcessing:
         target_sizes: Any = None,
         input_sizes: Any = None,
     ) -> list[dict]:
-        """The segments of each picture; no two overlap.
+        """The segments of each image; no two overlap.
 
         Args:
             outputs: as for semantic segmentation.
@@ -363,7 +363,7 @@ class FASegPostProcessing:
             label_ids_to_fuse: classes whose segments become one ("stuff"); the processor's own if left out.
             target_sizes, input_sizes: as for semantic segmentation.
         Returns:
-            per picture `segmentation`, an int32 map of segment ids from 1 with 0 where there is none, and
+            per image `segmentation`, an int32 map of segment ids from 1 with 0 where there is none, and
             `segments_info`, a list of `id`, `label_id`, `was_fused`, `score`.
         """
         if label_ids_to_fuse is None:
@@ -372,7 +372,7 @@ class FASegPostProcessing:
             logger.warning_once("label_ids_to_fuse is not set: no segments are fused, each query stays one segment")
         stuff = set(label_ids_to_fuse or ())
         results = []
-        for class_logits, mask_logits, input_size, target_size in self._pictures(outputs, target_sizes, input_sizes):
+        for class_logits, mask_logits, input_size, target_size in self._images(outputs, target_sizes, input_sizes):
             segmentation, segments = panoptic_segments(
                 class_logits,
                 mask_logits,
@@ -386,10 +386,10 @@ class FASegPostProcessing:
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
-    def _pictures_of_logits(
+    def _images_of_logits(
         self, logits: Tensor, target_sizes: Any, input_sizes: Any, stride: int = LOGITS_STRIDE
     ) -> Iterator[tuple[Tensor, tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]]]:
-        """Per picture: logits `(K, h, w)`; canvas, input size, target size or None.
+        """Per image: logits `(K, h, w)`; canvas, input size, target size or None.
 
         A canvas need not be a multiple of the stride: it is what the processor's rule makes of the input sizes.
         """
@@ -406,7 +406,7 @@ class FASegPostProcessing:
             elif input_sizes is None:
                 logger.warning(
                     f"target_sizes {targets} would have been resized and padded to {expected}, but the model saw about"
-                    f" {canvas}: taking all of it as picture. Pass the processor's input_sizes to cut the padding."
+                    f" {canvas}: taking all of it as image. Pass the processor's input_sizes to cut the padding."
                 )
                 inputs = None
         for index in range(batch):
@@ -415,10 +415,10 @@ class FASegPostProcessing:
                 raise ValueError(f"input_sizes holds {input_size}, larger than the padded network input {canvas}")
             yield logits[index], (canvas, input_size, None if targets is None else targets[index])
 
-    def _pictures(
+    def _images(
         self, outputs: Any, target_sizes: Any, input_sizes: Any
     ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int] | None]]:
-        """Per picture: class logits, mask logits, input size, target size or None."""
+        """Per image: class logits, mask logits, input size, target size or None."""
         classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
         batch = len(classes)
         canvas = (masks.shape[-2] * LOGITS_STRIDE, masks.shape[-1] * LOGITS_STRIDE)
@@ -436,7 +436,7 @@ class FASegPostProcessing:
             if expected != canvas:
                 logger.warning(
                     f"target_sizes {targets} would have been resized and padded to {expected}, but the model saw"
-                    f" {canvas}: taking all of it as picture. Pass the processor's input_sizes to cut the padding."
+                    f" {canvas}: taking all of it as image. Pass the processor's input_sizes to cut the padding."
                 )
                 inputs = [canvas] * batch
         for index in range(batch):
@@ -447,7 +447,7 @@ def checked_sizes(name: str, sizes: Any, batch: int) -> list[tuple[int, int]]:
     """`sizes` (list or tensor) as B pairs of positive integers, or ValueError."""
     pairs = [tuple(int(side) for side in size) for size in sizes]
     if len(pairs) != batch:
-        raise ValueError(f"{name} has {len(pairs)} sizes for {batch} pictures: pass one (height, width) per picture")
+        raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")
     for pair in pairs:
         if len(pair) != 2 or min(pair) < 1:
             raise ValueError(f"{name} holds {pair}: pass (height, width), both at least 1")

@@ -1,6 +1,6 @@
-"""What both backends of the processor share: the resize rule, reading pictures, the order of the steps.
+"""What both backends of the processor share: the resize rule, reading images, the order of the steps.
 
-A picture becomes RGB, is resized so that its shortest edge is `size["shortest_edge"]`, normalised, and padded with
+An image becomes RGB, is resized so that its shortest edge is `size["shortest_edge"]`, normalised, and padded with
 zeros (the mean colour) at the right and bottom. The backends differ only in who resizes and normalises.
 """
 
@@ -51,12 +51,12 @@ class FASegImageProcessorKwargs(ImagesKwargs, total=False):
     num_labels (`int`, *optional*):
         Number of classes. If set, label maps are checked against it.
     label_ids_to_fuse (`list[int]`, *optional*):
-        The "stuff" classes of a panoptic model, which have one segment per picture.
+        The "stuff" classes of a panoptic model, which have one segment per image.
     size_divisor (`int`, *optional*, defaults to 32):
-        Pictures are padded to a multiple of this; 0 for no such rule.
+        Images are padded to a multiple of this; 0 for no such rule.
     pad_size (`dict[str, int]`, *optional*):
-        Fixed `{"height", "width"}` to pad every picture to, so that batches of any pictures have one size. Pictures
-        that would be larger are resized to fit inside. Left out, a batch is padded to its largest picture.
+        Fixed `{"height", "width"}` to pad every image to, so that batches of any images have one size. Images
+        that would be larger are resized to fit inside. Left out, a batch is padded to its largest image.
     """
 
     task: str
@@ -68,10 +68,10 @@ class FASegImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def network_size(height: int, width: int, size: SizeDict, pad_size: SizeDict | None = None) -> tuple[int, int]:
-    """The size `(height, width)` that a picture is resized to.
+    """The size `(height, width)` that an image is resized to.
 
     `shortest_edge` and `longest_edge` are the reference's rule: the shortest edge gets its length unless the longest
-    would exceed its own; sides round half up. A picture larger than `pad_size` shrinks further until it fits.
+    would exceed its own; sides round half up. An image larger than `pad_size` shrinks further until it fits.
     """
     new_height: float
     new_width: float
@@ -103,19 +103,19 @@ def network_size(height: int, width: int, size: SizeDict, pad_size: SizeDict | N
 def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool) -> np.ndarray:
     """`(H, W, C)` or `(H, W)` of a Pillow image; to RGB as `Image.convert` does it: transparency is dropped.
 
-    The picture stays as stored, in agreement with its label map and with `image.size`; a viewer's rotation (EXIF) is
+    The image stays as stored, in agreement with its label map and with `image.size`; a viewer's rotation (EXIF) is
     only warned about. Files given by path are turned upright.
     """
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     if orientation not in (0, 1):
         logger.warning_once(
-            f"a picture carries EXIF orientation {orientation} and is used as stored, which viewers show turned:"
+            f"an image carries EXIF orientation {orientation} and is used as stored, which viewers show turned:"
             " apply PIL.ImageOps.exif_transpose first, or pass the file's path"
         )
     if not do_convert_rgb:
         return np.array(image)
     if image.mode in DEEP_MODES:
-        raise ValueError(f"a picture has mode {image.mode!r}, more than 8 bits: scale it to 0..255 and 8 bits first")
+        raise ValueError(f"an image has mode {image.mode!r}, more than 8 bits: scale it to 0..255 and 8 bits first")
     return np.array(image.convert("RGB"))
 
 
@@ -126,10 +126,10 @@ def channels_axis(shape: tuple[int, ...], input_data_format: str | ChannelDimens
     for channels in ((3, 4), (1,)):
         first, last = shape[0] in channels, shape[2] in channels
         if first and last:
-            logger.warning_once(f"a picture of shape {shape} is read as (C, H, W): pass input_data_format to be sure")
+            logger.warning_once(f"an image of shape {shape} is read as (C, H, W): pass input_data_format to be sure")
         if first or last:
             return 0 if first else 2
-    raise ValueError(f"a picture has shape {shape}: pass (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
+    raise ValueError(f"an image has shape {shape}: pass (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
 
 
 def eight_bits(image: Any) -> Any:
@@ -142,7 +142,7 @@ def eight_bits(image: Any) -> Any:
         return image
     if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
         values = f"{image.min()}..{image.max()}" if image.dtype.kind in "iub" else "no numbers"
-        raise ValueError(f"a picture of dtype {image.dtype} holds {values}: pass 8 bits, 0..255")
+        raise ValueError(f"an image of dtype {image.dtype} holds {values}: pass 8 bits, 0..255")
     return image.astype(np.uint8)
 
 
@@ -180,13 +180,13 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
     # ---- settings -------------------------------------------------------------------------------------------------
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size `(height, width)` to which this processor resizes a picture."""
+        """The size `(height, width)` to which this processor resizes an image."""
         if not self.do_resize:
             return height, width
         return network_size(height, width, as_size_dict(self.size), as_size_dict(self.pad_size))
 
     def canvas_size(self, sizes: Any) -> tuple[int, int]:
-        """The size `(height, width)` to which this processor pads a batch of pictures of these (resized) sizes."""
+        """The size `(height, width)` to which this processor pads a batch of images of these (resized) sizes."""
         return padded_size(sizes, as_size_dict(self.pad_size), self.size_divisor if self.do_pad else 0)
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
@@ -194,7 +194,7 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         names = ("task", "size_divisor", "pad_size", "ignore_index", "do_reduce_labels")
         check_settings(*(kwargs[name] for name in names))
         if kwargs.get("do_center_crop"):
-            raise ValueError("do_center_crop=True is not offered: crop the picture and its label map first")
+            raise ValueError("do_center_crop=True is not offered: crop the image and its label map first")
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as saved in `preprocessor_config.json`; `auto_map` names both backends."""
@@ -215,10 +215,10 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         return ImageProcessingMixin.fetch_images(self, image_url_or_urls)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
-        """A flat list of pictures from a picture, a batch array, or lists of them."""
+        """A flat list of images from an image, a batch array, or lists of them."""
         images = self.fetch_images(images)
         if isinstance(images, (list, tuple)):
-            return [picture for item in images for picture in self._prepare_images_structure(item, expected_ndims)]
+            return [image for item in images for image in self._prepare_images_structure(item, expected_ndims)]
         if not isinstance(images, PIL.Image.Image) and images.ndim > expected_ndims:
             return list(images)
         return [images]
@@ -231,12 +231,12 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> Any:
-        """One picture as the backend's array `(C, H, W)`, uint8 or floating point."""
+        """One image as the backend's array `(C, H, W)`, uint8 or floating point."""
         if isinstance(image, PIL.Image.Image):
             image = pil_to_array(image, bool(do_convert_rgb))
             input_data_format = ChannelDimension.LAST
         if image.ndim not in (2, 3) or 0 in image.shape:
-            raise ValueError(f"a picture has shape {tuple(image.shape)}: pass (H, W), (H, W, C) or (C, H, W)")
+            raise ValueError(f"an image has shape {tuple(image.shape)}: pass (H, W), (H, W, C) or (C, H, W)")
         if image.ndim == 2:
             image = image[None]
         elif channels_axis(tuple(image.shape), input_data_format) == 2:
@@ -258,19 +258,19 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         instance_id_to_semantic_id: list[dict[int, int]] | dict[int, int] | None = None,
         **kwargs: Unpack[FASegImageProcessorKwargs],
     ) -> BatchFeature:
-        """Pictures, and for training their label maps, as the model's inputs.
+        """Images, and for training their label maps, as the model's inputs.
 
         Args:
             images: one or more Pillow images, NumPy arrays or torch tensors (0..255), paths or URLs.
-            segmentation_maps: per picture a map `(H, W)` of class ids, or of instance ids; as large as the picture.
+            segmentation_maps: per image a map `(H, W)` of class ids, or of instance ids; as large as the image.
             instance_id_to_semantic_id: for instance maps, the class of each id, one dictionary for all or one each.
             kwargs: any setting of the processor, for this call.
         Returns:
-            `pixel_values` `(B, 3, H, W)` float32, `pixel_mask` `(B, H, W)` int64 with 1 on the picture and 0 on the
-            padding, `input_sizes` B sizes of the resized pictures before padding; with maps also `mask_labels`, per
-            picture `(T, H, W)` float32, and `class_labels`, per picture `(T,)` int64. An unlabelled picture has T = 0.
+            `pixel_values` `(B, 3, H, W)` float32, `pixel_mask` `(B, H, W)` int64 with 1 on the image and 0 on the
+            padding, `input_sizes` B sizes of the resized images before padding; with maps also `mask_labels`, per
+            image `(T, H, W)` float32, and `class_labels`, per image `(T,)` int64. An unlabelled image has T = 0.
         Raises:
-            ValueError: a picture or map that cannot be right; the message names it and the fix.
+            ValueError: an image or map that cannot be right; the message names it and the fix.
         """
         return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
 
@@ -282,8 +282,8 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         **kwargs: Any,
     ) -> BatchFeature:
         reading: Any = {name: kwargs.get(name) for name in ("do_convert_rgb", "input_data_format", "device")}
-        pictures = self._prepare_image_like_inputs(images, **reading)
-        return self._preprocess(pictures, segmentation_maps, instance_id_to_semantic_id, **kwargs)
+        prepared = self._prepare_image_like_inputs(images, **reading)
+        return self._preprocess(prepared, segmentation_maps, instance_id_to_semantic_id, **kwargs)
 
     def _preprocess(
         self, images: list[Any], segmentation_maps: Any, instance_id_to_semantic_id: Any, **kwargs: Any
@@ -333,14 +333,14 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
             )
             mask_labels.append(masks)
             class_labels.append(classes)
-        # One picture has more segments than another, so these stay lists.
+        # One image has more segments than another, so these stay lists.
         result, device = kwargs["return_tensors"], device_of(pixel_values[0])
         inputs["mask_labels"] = [self.to_result(masks, result, device) for masks in mask_labels]
         inputs["class_labels"] = [self.to_result(classes, result, device) for classes in class_labels]
         return inputs
 
     def scale(self, image: Any, kwargs: dict[str, Any]) -> Any:
-        """Rescale and normalise one picture as the settings ask."""
+        """Rescale and normalise one image as the settings ask."""
         raise NotImplementedError
 
     def pad_to(self, image: Any, canvas: tuple[int, int]) -> Any:
@@ -365,13 +365,13 @@ def as_size_dict(size: Any) -> Any:
 
 
 def padded_size(sizes: Any, pad_size: SizeDict | None, size_divisor: int) -> tuple[int, int]:
-    """The canvas `(height, width)` that a batch of pictures of these sizes is padded to."""
+    """The canvas `(height, width)` that a batch of images of these sizes is padded to."""
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     if pad_size is not None and pad_size.height and pad_size.width:
         canvas = (pad_size.height, pad_size.width)
         if height > canvas[0] or width > canvas[1]:
             raise ValueError(
-                f"a picture of {(height, width)} does not fit pad_size {canvas}:"
+                f"an image of {(height, width)} does not fit pad_size {canvas}:"
                 " set do_resize=True or a larger pad_size"
             )
         return canvas

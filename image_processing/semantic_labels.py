@@ -1,8 +1,8 @@
 """Mask and class logits to the best class of every pixel, a few rows at a time.
 
-Notation: Q queries, K classes, (h, w) logits at 1/4, canvas = 4 * (h, w), input size = the picture's part of it.
+Notation: Q queries, K classes, (h, w) logits at 1/4, canvas = 4 * (h, w), input size = the image's part of it.
 
-The same sums and resizes as for scores of the whole picture, in the same order, so that labels are equal but where two
+The same sums and resizes as for scores of the whole image, in the same order, so that labels are equal but where two
 classes tie to float noise. Scores of all classes exist for one block of rows, classes last: what fits into a cache.
 """
 
@@ -18,7 +18,7 @@ LOGITS_STRIDE = 4
 BLOCK_BYTES = {"cpu": 3 * 2**20}  # rows of the result x width x classes; elsewhere large enough to fill the device
 DEVICE_BLOCK_BYTES = 256 * 2**20
 
-Rows = Callable[[int, int], Tensor]  # rows [start, stop) of a picture as (stop - start, width, channels)
+Rows = Callable[[int, int], Tensor]  # rows [start, stop) of an image as (stop - start, width, channels)
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def score_blocks(
 def labels_of_logits(
     logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None = None
 ) -> Tensor:
-    """The class with the largest logit of every pixel, after two resizes: to the canvas, and of the picture's part of
+    """The class with the largest logit of every pixel, after two resizes: to the canvas, and of the image's part of
     it to the target.
 
     Args:
@@ -116,7 +116,7 @@ def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def best_classes(blocks: Iterable[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
-    """Argmax over the last dimension of a picture's blocks of rows, int64; they are not kept."""
+    """Argmax over the last dimension of an image's blocks of rows, int64; they are not kept."""
     # One result made at the start: small ones between the blocks would keep the allocator from using memory again.
     labels = torch.empty(size, dtype=torch.int64, device=device)
     start = 0
@@ -132,7 +132,7 @@ def best_classes(blocks: Iterable[Tensor], size: tuple[int, int], device: torch.
 
 
 def all_rows(rows: Rows, size: tuple[int, int], channels: int, device: torch.device) -> Iterator[Tensor]:
-    """Blocks `(n, width, channels)` of a picture that is made a few rows at a time."""
+    """Blocks `(n, width, channels)` of an image that is made a few rows at a time."""
     step = _rows_per_block(size[1], channels, device)
     for start in range(0, size[0], step):
         yield rows(start, min(start + step, size[0]))
@@ -141,7 +141,7 @@ def all_rows(rows: Rows, size: tuple[int, int], channels: int, device: torch.dev
 def resized_rows(
     rows: Rows, source_size: tuple[int, int], size: tuple[int, int], channels: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Blocks `(n, width, channels)` of a picture resized to `size`, as `torch.nn.functional.interpolate` does.
+    """Blocks `(n, width, channels)` of an image resized to `size`, as `torch.nn.functional.interpolate` does.
 
     The source is asked for a few rows at a time, from top to bottom, each row once or twice.
     """

@@ -76,15 +76,15 @@ def batch_norms(backbone: nn.Module) -> list[nn.Module]:
 
 
 def check_strides(backbone: PreTrainedModel) -> None:
-    """Raise a `ValueError` unless a forward of a small picture gives four maps of strides 4, 8, 16 and 32."""
+    """Raise a `ValueError` unless a forward of a small image gives four maps of strides 4, 8, 16 and 32."""
     kind = backbone.config.model_type
     channels = getattr(backbone.config, "num_channels", 3)
     reference = next(backbone.parameters())
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
-        picture = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device=reference.device, dtype=reference.dtype)
-        maps = backbone(picture).feature_maps
+        image = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device=reference.device, dtype=reference.dtype)
+        maps = backbone(image).feature_maps
     backbone.train(was_training)
     if len(maps) != len(STRIDES):
         raise ValueError(

@@ -57,7 +57,7 @@ class QLSegVisionTransformer(VisionTransformer):
         self.out_indices = list(config.out_indices)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:  # type: ignore[override]
-        """`(B, 3, H, W)` pictures, sides multiples of the patch, to the taps `(B, d, h, w)`, shallow to deep."""
+        """`(B, 3, H, W)` images, sides multiples of the patch, to the taps `(B, d, h, w)`, shallow to deep."""
         patches = self.patch_embed.proj(pixel_values)
         grid = (patches.shape[-2], patches.shape[-1])
         tokens = patches.flatten(2).transpose(1, 2)

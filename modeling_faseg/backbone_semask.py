@@ -84,7 +84,7 @@ class SeMaskWindows:
 
 
 class SeMaskDropPath(nn.Module):
-    """Drops a residual branch of some pictures of the batch, and scales up those of the others."""
+    """Drops a residual branch of some images of the batch, and scales up those of the others."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -333,7 +333,7 @@ class SeMaskSwinStage(nn.Module):
 
 
 class SeMaskPatchEmbeddings(nn.Module):
-    """Pictures to patches of 4x4 pixels, zeros at the right and bottom filling the last one."""
+    """Images to patches of 4x4 pixels, zeros at the right and bottom filling the last one."""
 
     def __init__(self, config: SeMaskSwinConfig):
         super().__init__()
@@ -410,7 +410,7 @@ class SeMaskSwinPreTrainedModel(PreTrainedModel):
 
 
 class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
-    """The backbone: pictures of any size to feature maps of strides 4, 8, 16 and 32, and semantic maps."""
+    """The backbone: images of any size to feature maps of strides 4, 8, 16 and 32, and semantic maps."""
 
     def __init__(self, config: SeMaskSwinConfig):
         super().__init__(config)
@@ -436,7 +436,7 @@ class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
     ) -> SeMaskBackboneOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures.
+            pixel_values: `(B, 3, H, W)` normalised images.
             output_hidden_states: whether to return the maps before their norms.
         """
         if output_hidden_states is None:

@@ -1,4 +1,4 @@
-"""QLSeg's decoder: class queries whose attention to the picture is their mask, one set per level, fused.
+"""QLSeg's decoder: class queries whose attention to the image is their mask, one set per level, fused.
 
 Notation: B batch, K classes (one query each), d channels of the encoder, D channels of the queries, L = h*w tokens of
 a level, N heads. Levels run from deep to shallow. Blocked masks are `True` where a query may not look.

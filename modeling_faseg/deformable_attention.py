@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021).
 
 Notation: B batch, L = sum of H*W tokens over levels, N heads, C channels, P points per level and head.
-Valid masks are `True` on the picture and `False` on padding.
+Valid masks are `True` on the image and `False` on padding.
 """
 
 import math
@@ -92,7 +92,7 @@ class FASegDeformableSelfAttention(nn.Module):
             reference_points: `(L, N * levels * P * 2)` centres of the tokens as shares of width and height, once for
                 each of its sampling points, float32.
             spatial_shapes: height and width of each level.
-            valid: `(B, L)`; padding gives no value. None: all tokens are picture.
+            valid: `(B, L)`; padding gives no value. None: all tokens are image.
         Returns:
             `(B, L, C)`.
         """

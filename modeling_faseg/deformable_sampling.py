@@ -26,7 +26,7 @@ def sample_maps(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor,
         locations: `(B, T, N, levels, P, 2)` x and y as shares of the level's width and height.
         weights: `(B, T, N, levels, P)`.
     Returns:
-        `(B, T, N * D)` float32. Coordinates of large pictures need it, whatever the dtype of `value`.
+        `(B, T, N * D)` float32. Coordinates of large images need it, whatever the dtype of `value`.
     """
     value, locations, weights = value.float(), locations.float(), weights.float()
     needs_gradient = torch.is_grad_enabled() and (

@@ -17,7 +17,7 @@ Replaced = tuple[nn.Module, str, nn.Module]  # a module, the name of its child, 
 def fuse_batch_norms(backbone: nn.Module) -> list[Replaced]:
     """Fold each batch norm whose input is a convolution's output into that convolution.
 
-    Which those are is seen in a forward pass of a small picture, so that any backbone will do.
+    Which those are is seen in a forward pass of a small image, so that any backbone will do.
 
     Returns:
         what was replaced, for `restore`.

@@ -66,7 +66,7 @@ class FASegLoss(nn.Module):
             mask_labels: per image `(T, H, W)` masks of 0 and 1 over the same canvas; T may be 0.
             class_labels: per image `(T,)` classes in 0..K-1.
             auxiliary_predictions: the earlier predictions, dictionaries of the first two arguments.
-            pixel_mask: `(B, H, W)`, 1 on the picture; read with `exclude_ignored_pixels`.
+            pixel_mask: `(B, H, W)`, 1 on the image; read with `exclude_ignored_pixels`.
         Returns:
             Unweighted `loss_cross_entropy`, `loss_mask` and `loss_dice`, and the same with `_0`, `_1`, ... for the
             auxiliary predictions.

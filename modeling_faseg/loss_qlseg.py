@@ -1,6 +1,6 @@
-"""QLSeg's loss: the query of a class answers for the mask of that class, wherever the picture shows it.
+"""QLSeg's loss: the query of a class answers for the mask of that class, wherever the image shows it.
 
-Notation: B batch, K classes and queries, T classes that a picture shows.
+Notation: B batch, K classes and queries, T classes that an image shows.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from .loss_terms import check_targets, class_weights, count_masks, weighted_sum
 def match_classes(
     masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels: list[Tensor], class_labels: list[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Query c to the mask of class c: per picture the indices of queries and of masks."""
+    """Query c to the mask of class c: per image the indices of queries and of masks."""
     return [(classes, torch.arange(len(classes), device=classes.device)) for classes in class_labels]
 
 
@@ -51,8 +51,8 @@ class QLSegLoss(MaskFormerLoss):
         """
         Args:
             masks_queries_logits: `(B, K, h, w)` of the final prediction; class_queries_logits: `(B, K, K + 1)`.
-            mask_labels: per picture `(T, H, W)` masks of 0 and 1 over the same canvas; T may be 0.
-            class_labels: per picture `(T,)` classes in 0..K-1.
+            mask_labels: per image `(T, H, W)` masks of 0 and 1 over the same canvas; T may be 0.
+            class_labels: per image `(T,)` classes in 0..K-1.
             auxiliary_predictions: the earlier predictions, dictionaries of the first two arguments.
         Returns:
             Unweighted `loss_cross_entropy`, `loss_mask` and `loss_dice`, and the same with `_0`, `_1`, ... for the

@@ -39,7 +39,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, ignore_value: int, min_kept: int 
 
     Args:
         logits: `(B, K, h, w)`, resized to the labels; labels: `(B, H, W)` in 0..K-1 or `ignore_value`.
-        min_kept: pixels per picture that are kept, the hardest of the batch; the mean is still over all (OHEM).
+        min_kept: pixels per image that are kept, the hardest of the batch; the mean is still over all (OHEM).
     """
     with torch.autocast(logits.device.type, enabled=False):
         at_labels = resized(logits.float(), labels.shape[-2:])
@@ -77,7 +77,7 @@ def label_maps_of_masks(
     """`(B, H, W)` label maps of binary masks, `ignore_value` where there is none; of masks that overlap the first.
 
     Args:
-        mask_labels: per picture `(T, H, W)` masks of 0 and 1; class_labels: per picture `(T,)` classes.
+        mask_labels: per image `(T, H, W)` masks of 0 and 1; class_labels: per image `(T,)` classes.
     """
     maps = torch.full((len(mask_labels), *size), ignore_value, dtype=torch.long, device=device)
     for label_map, masks, classes in zip(maps, mask_labels, class_labels, strict=True):

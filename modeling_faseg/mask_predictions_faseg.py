@@ -24,18 +24,18 @@ class MaskProduct:
 
 
 class MaskPredictions:
-    """The masks of several predictions for the same pictures, given as logits `(B, Q, h, w)`."""
+    """The masks of several predictions for the same images, given as logits `(B, Q, h, w)`."""
 
     def __init__(self, logits: Sequence[Tensor]):
         self.logits = logits
         self.device = logits[0].device
 
     def at_points(self, prediction: int, points: Tensor) -> Tensor:
-        """`(B, Q, P)` float32 logits at the points `(B, P, 2)` of each picture; without gradient."""
+        """`(B, Q, P)` float32 logits at the points `(B, P, 2)` of each image; without gradient."""
         return sample_shared_points(self.logits[prediction].detach().float(), points)
 
     def of_queries(self, predictions: Sequence[int], queries: list[list[Tensor]]) -> list[Tensor]:
-        """`(N, h, w)` float32 logits of some queries of each of `predictions`, given per prediction and picture."""
+        """`(N, h, w)` float32 logits of some queries of each of `predictions`, given per prediction and image."""
         chosen = []
         for prediction, per_image in zip(predictions, queries):
             logits = self.logits[prediction]

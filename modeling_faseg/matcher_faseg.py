@@ -120,7 +120,7 @@ def _check_finite(costs: Tensor, counts: list[int]) -> None:
         if not costs[:, image, :, :count].isfinite().all():
             raise ValueError(
                 f"matching cost of image {image} of the batch is not finite: its logits or masks hold NaN or "
-                "infinity; check the picture, lower the learning rate or train in float32"
+                "infinity; check the image, lower the learning rate or train in float32"
             )
 
 

@@ -1,6 +1,6 @@
 """FASeg: Mask2Former with dynamic focus-aware positional queries (DFPQ) and high-resolution cross-attention (HRCA).
 
-Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) picture.
+Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) image.
 """
 
 import os
@@ -29,8 +29,8 @@ from .position_encoding import FASegConditionalPositionEncoding, FASegLearnedPos
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    check_image_size,
     check_labels,
-    check_picture_size,
     init_as_torch,
     selected_states,
 )
@@ -216,7 +216,7 @@ class FASegPreTrainedModel(SegmentationPreTrainedModel):
 
 
 class FASegModel(FASegPreTrainedModel):
-    """Backbone, pixel decoder and transformer decoder: pictures to queries and their masks."""
+    """Backbone, pixel decoder and transformer decoder: images to queries and their masks."""
 
     def __init__(self, config: FASegConfig):
         super().__init__(config)
@@ -249,17 +249,17 @@ class FASegModel(FASegPreTrainedModel):
     ) -> FASegModelOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures; H and W multiples of 32.
-            pixel_mask: `(B, H, W)`, 1 on the picture and 0 on padding; read with `config.mask_padding`.
+            pixel_values: `(B, 3, H, W)` normalised images; H and W multiples of 32.
+            pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding; read with `config.mask_padding`.
             output_focus: whether to return where the queries looked.
             output_hidden_states: whether to return the maps and queries of every stage.
             output_auxiliary_logits: whether to return the masks of every layer.
             output_attentions: read by `capture_outputs`, which records self-attention weights (eager attention).
             output_mask_embeddings: whether to return the mask embeddings of every layer.
         Raises:
-            ValueError: for pictures whose sides are not multiples of 32.
+            ValueError: for images whose sides are not multiples of 32.
         """
-        check_picture_size(pixel_values, pixel_mask, STRIDES[-1])
+        check_image_size(pixel_values, pixel_mask, STRIDES[-1])
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_auxiliary_logits is None:
@@ -332,17 +332,17 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
     ) -> FASegForUniversalSegmentationOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures; H and W multiples of 32.
-            mask_labels: per picture `(T, H, W)` masks of 0 and 1; T may be 0.
-            class_labels: per picture `(T,)` classes in 0..K-1.
-            pixel_mask: `(B, H, W)`, 1 on the picture and 0 on padding; read with `config.mask_padding` and
+            pixel_values: `(B, 3, H, W)` normalised images; H and W multiples of 32.
+            mask_labels: per image `(T, H, W)` masks of 0 and 1; T may be 0.
+            class_labels: per image `(T,)` classes in 0..K-1.
+            pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding; read with `config.mask_padding` and
                 `config.exclude_ignored_pixels`.
             output_focus: whether to return where the queries looked.
             output_hidden_states: whether to return the maps and queries of every stage.
             output_auxiliary_logits: whether to return the predictions of every layer.
             output_attentions: whether to return self-attention weights (needs `attn_implementation="eager"`).
         Raises:
-            ValueError: for pictures whose sides are not multiples of 32, and labels that do not fit them.
+            ValueError: for images whose sides are not multiples of 32, and labels that do not fit them.
         """
         check_labels(pixel_values, mask_labels, class_labels)
         has_labels = mask_labels is not None
@@ -410,7 +410,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
 def level_masks(pixel_mask: Tensor) -> list[Tensor]:
     """`(B, H, W)` pixel mask to one `(B, 1, H/s, W/s)` bool mask per level, coarse to fine.
 
-    A cell counts as picture if its top left pixel does: padding lies right and below, so no picture is lost.
+    A cell counts as image if its top left pixel does: padding lies right and below, so no image is lost.
     """
     return [pixel_mask[:, None, ::stride, ::stride] > 0 for stride in reversed(STRIDES)]
 

@@ -2,7 +2,7 @@
 whose attention to each level is their mask.
 
 Notation: B batch, K classes (one query each), d width of the backbone, D width of the queries, P patch (16), H and W
-of the (padded) picture.
+of the (padded) image.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from .loss_qlseg import QLSegLoss
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    check_image_size,
     check_labels,
-    check_picture_size,
     check_pixel_mask,
     init_as_torch,
     selected_states,
@@ -80,7 +80,7 @@ class QLSegForSemanticSegmentationOutput(ModelOutput):
         loss: scalar, the weighted sum of `loss_dict` (with labels).
         semantic_scores: `(B, K, H, W)` sum over queries of class probability times mask probability, of windows their
             mean (not in training mode). Post-processing reads these.
-        class_queries_logits: `(B, K, K + 1)`, the last class being "not in the picture". None where pictures were read
+        class_queries_logits: `(B, K, K + 1)`, the last class being "not in the image". None where images were read
             through windows, each of which has its own.
         masks_queries_logits: `(B, K, H/P, W/P)`; None like `class_queries_logits`.
         auxiliary_logits: the earlier predictions, one dictionary of both logits each (`output_auxiliary_logits`).
@@ -141,7 +141,7 @@ class QLSegPreTrainedModel(SegmentationPreTrainedModel):
 
 
 class QLSegModel(QLSegPreTrainedModel):
-    """Backbone, multi-level encoder and multi-query decoder: pictures to class queries and their masks.
+    """Backbone, multi-level encoder and multi-query decoder: images to class queries and their masks.
 
     Any height and width in multiples of the patch will do; position embeddings are resized to the grid.
     """
@@ -164,13 +164,13 @@ class QLSegModel(QLSegPreTrainedModel):
     ) -> QLSegModelOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures; H and W multiples of the patch.
+            pixel_values: `(B, 3, H, W)` normalised images; H and W multiples of the patch.
             output_hidden_states: whether to return the maps and queries of every stage.
             output_attentions: read by `capture_outputs`, which records self-attention weights (eager attention).
         Raises:
-            ValueError: for pictures whose sides are not multiples of the patch.
+            ValueError: for images whose sides are not multiples of the patch.
         """
-        check_picture_size(pixel_values, None, self.config.patch_size)
+        check_image_size(pixel_values, None, self.config.patch_size)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         self._warn_of_no_attentions(output_attentions)
@@ -217,17 +217,17 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     ) -> QLSegForSemanticSegmentationOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures. Of any size at inference with `config.use_windows`,
+            pixel_values: `(B, 3, H, W)` normalised images. Of any size at inference with `config.use_windows`,
                 which reads what is not of the window's size through windows; else H and W multiples of the patch.
-            mask_labels: per picture `(T, H, W)` masks of 0 and 1, one per class that is there; T may be 0.
-            class_labels: per picture `(T,)` classes in 0..K-1.
-            pixel_mask: `(B, H, W)`, 1 on the picture and 0 on padding at the right and bottom. Windows leave padding
-                out, so that a picture's scores do not depend on the batch; a picture that is read whole keeps it.
+            mask_labels: per image `(T, H, W)` masks of 0 and 1, one per class that is there; T may be 0.
+            class_labels: per image `(T,)` classes in 0..K-1.
+            pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding at the right and bottom. Windows leave padding
+                out, so that an image's scores do not depend on the batch; an image that is read whole keeps it.
             output_hidden_states: whether to return the maps and queries of every stage (not with windows).
             output_auxiliary_logits: whether to return the predictions of all stages (not with windows).
             output_attentions: whether to return self-attention weights (needs `attn_implementation="eager"`).
         Raises:
-            ValueError: for pictures whose sides do not fit, and labels that do not fit them.
+            ValueError: for images whose sides do not fit, and labels that do not fit them.
         """
         check_labels(pixel_values, mask_labels, class_labels)
         check_pixel_mask(pixel_values, pixel_mask)
@@ -275,7 +275,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         )
 
     def _sliding_scores(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-        """`(B, K, H, W)` mean class scores over windows of each picture."""
+        """`(B, K, H, W)` mean class scores over windows of each image."""
         side, stride = self.config.image_size, self.config.window_stride
 
         def scores_of(windows: Tensor) -> Tensor:
@@ -283,11 +283,11 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             class_logits = self.class_predictor(outputs.transformer_decoder_last_hidden_state)
             return class_scores(class_logits, outputs.masks_queries_logits[-1], (side, side))
 
-        return sliding_scores(pixel_values, _picture_sizes(pixel_values, pixel_mask), side, stride, scores_of)
+        return sliding_scores(pixel_values, _image_sizes(pixel_values, pixel_mask), side, stride, scores_of)
 
 
-def _picture_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
-    """Height and width of each picture without its padding."""
+def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
+    """Height and width of each image without its padding."""
     if pixel_mask is None:
         return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
     inside = pixel_mask > 0

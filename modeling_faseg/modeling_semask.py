@@ -1,6 +1,6 @@
 """SeMask-FPN: the SeMask Swin backbone, a Semantic-FPN decoder, and a decoder without parameters for semantic maps.
 
-Notation: B batch, K classes, H and W of the picture, h = ceil(H / 4), w = ceil(W / 4).
+Notation: B batch, K classes, H and W of the image, h = ceil(H / 4), w = ceil(W / 4).
 """
 
 from dataclasses import dataclass
@@ -132,15 +132,15 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
     ) -> SeMaskSemanticSegmenterOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)` normalised pictures of any size.
+            pixel_values: `(B, 3, H, W)` normalised images of any size.
             labels: `(B, H, W)` classes in 0..K-1, or `config.ignore_value`.
-            mask_labels: in place of `labels`, per picture `(T, H, W)` masks of 0 and 1, as the processor gives them.
-            class_labels: with `mask_labels`, per picture `(T,)` classes.
-            pixel_mask: accepted because the processor gives it; padding is treated as picture (reference).
+            mask_labels: in place of `labels`, per image `(T, H, W)` masks of 0 and 1, as the processor gives them.
+            class_labels: with `mask_labels`, per image `(T,)` classes.
+            pixel_mask: accepted because the processor gives it; padding is treated as image (reference).
             output_hidden_states: whether to return the backbone's maps before their norms.
             output_attentions: whether to return its window attention (needs `attn_implementation="eager"`).
         Raises:
-            ValueError: labels of other sizes than the pictures, or outside the classes.
+            ValueError: labels of other sizes than the images, or outside the classes.
         """
         if labels is None and mask_labels is not None and class_labels is not None:
             size = cast(tuple[int, int], tuple(pixel_values.shape[-2:]))

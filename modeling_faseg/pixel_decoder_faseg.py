@@ -1,8 +1,8 @@
 """The pixel decoder: four backbone maps to four decoded maps, their positional encodings and the mask features.
 
-Notation: B batch, C channels, H and W of the (padded) picture, L = H*W tokens of the levels taken together.
-Levels run from coarse to fine: 0 = 1/32, 1 = 1/16, 2 = 1/8, 3 = 1/4 of the picture.
-Valid masks are `True` on the picture and `False` on padding.
+Notation: B batch, C channels, H and W of the (padded) image, L = H*W tokens of the levels taken together.
+Levels run from coarse to fine: 0 = 1/32, 1 = 1/16, 2 = 1/8, 3 = 1/4 of the image.
+Valid masks are `True` on the image and `False` on padding.
 """
 
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ class FASegPixelDecoder(nn.Module):
         Args:
             backbone_maps: four maps of strides 4, 8, 16, 32, any float dtype. The list is emptied: without gradients
                 a map's memory is free again once it has been read.
-            valid: per level (coarse to fine) a `(B, 1, H/s, W/s)` mask, or None to treat padding as picture.
+            valid: per level (coarse to fine) a `(B, 1, H/s, W/s)` mask, or None to treat padding as image.
         """
         # fp32 island: the reference runs this module outside of autocast, inputs included (spec oddities 2 and 3).
         device_type = backbone_maps[0].device.type
@@ -211,7 +211,7 @@ def _as_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _upsample(features: Tensor, size: tuple[int, int], valid: Tensor | None, target_valid: Tensor | None) -> Tensor:
-    """Bilinear resize to `size`; with masks, as if the map ended where the picture ends."""
+    """Bilinear resize to `size`; with masks, as if the map ended where the image ends."""
     resized = nn.functional.interpolate(features, size=size, mode="bilinear", align_corners=False)
     if valid is None or target_valid is None:
         return resized

@@ -1,6 +1,6 @@
 """Points at which masks are compared, instead of every pixel (Kirillov et al., "PointRend", CVPR 2020).
 
-Notation: N masks, P points. Points are x and y in [0, 1], shares of the picture's width and height.
+Notation: N masks, P points. Points are x and y in [0, 1], shares of the image's width and height.
 """
 
 import torch
@@ -15,14 +15,14 @@ def sample_points(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_shared_points(masks: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of `masks` `(B, N, H, W)` at the points `(B, P, 2)` that the masks of a picture share, as
+    """Bilinear values of `masks` `(B, N, H, W)` at the points `(B, P, 2)` that the masks of an image share, as
     `(B, N, P)`; zero outside of the map."""
     grid = 2.0 * points[:, None] - 1.0
     return nn.functional.grid_sample(masks, grid, mode="bilinear", align_corners=False)[:, :, 0]
 
 
 def move_to_valid_pixels(points: Tensor, valid: Tensor) -> Tensor:
-    """Uniform points of the picture to uniform centres of its valid pixels.
+    """Uniform points of the image to uniform centres of its valid pixels.
 
     Args:
         points: `(N, P, 2)`, uniform in [0, 1); the first coordinate picks the pixel.

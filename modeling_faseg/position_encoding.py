@@ -1,6 +1,6 @@
 """The paper's three positional encodings K_p of an image feature map: conditional, sine and learned.
 
-Notation: B batch, C channels. Valid masks are `True` on the picture and `False` on padding.
+Notation: B batch, C channels. Valid masks are `True` on the image and `False` on padding.
 """
 
 import math
@@ -47,7 +47,7 @@ class FASegSinePositionEncoding(nn.Module):
 
 
 class FASegLearnedPositionEncoding(nn.Module):
-    """A learned `grid_size` x `grid_size` table, stretched over the picture."""
+    """A learned `grid_size` x `grid_size` table, stretched over the image."""
 
     def __init__(self, channels: int, grid_size: int = 32):
         super().__init__()
@@ -70,10 +70,10 @@ class FASegLearnedPositionEncoding(nn.Module):
 
 
 def relative_coordinates(features: Tensor, valid: Tensor | None, centred: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows `(B or 1, H)` and columns `(B or 1, W)` as shares of the picture's height and width, float32.
+    """Rows `(B or 1, H)` and columns `(B or 1, W)` as shares of the image's height and width, float32.
 
     Row y of H is (y + 1) / H as in DETR, or its centre (y + 0.5) / H if `centred`. With `valid`, a `(B, 1, H, W)`
-    mask whose picture lies at the top left, H and W are those of the picture without its padding.
+    mask whose image lies at the top left, H and W are those of the image without its padding.
     """
     height, width = features.shape[-2:]
     shift = 0.5 if centred else 1.0

@@ -21,7 +21,7 @@ SEGMENTATION_AUTO_CLASSES = (
 
 
 class SegmentationPreTrainedModel(PreTrainedModel):
-    """A model of pictures that is saved with its code."""
+    """A model of images that is saved with its code."""
 
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -64,7 +64,7 @@ def init_as_torch(module: nn.Linear | nn.Conv2d) -> None:
 
 
 def check_labels(pixel_values: Tensor, mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None) -> None:
-    """Check that both labels or neither are given, with masks `(T, H, W)` for each picture `(3, H, W)` of the batch.
+    """Check that both labels or neither are given, with masks `(T, H, W)` for each image `(3, H, W)` of the batch.
 
     Raises:
         ValueError: naming what does not fit, and the fix.
@@ -75,7 +75,7 @@ def check_labels(pixel_values: Tensor, mask_labels: list[Tensor] | None, class_l
     if mask_labels is None:
         return
     if len(mask_labels) != len(pixel_values):
-        raise ValueError(f"{len(pixel_values)} pictures but mask_labels of {len(mask_labels)}: give one per picture")
+        raise ValueError(f"{len(pixel_values)} images but mask_labels of {len(mask_labels)}: give one per image")
     size = tuple(pixel_values.shape[-2:])
     for image, masks in enumerate(mask_labels):
         if tuple(masks.shape[-2:]) != size:
@@ -85,8 +85,8 @@ def check_labels(pixel_values: Tensor, mask_labels: list[Tensor] | None, class_l
             )
 
 
-def check_picture_size(pixel_values: Tensor, pixel_mask: Tensor | None, divisor: int) -> None:
-    """Check that `(B, 3, H, W)` pictures have sides of multiples of `divisor`, and a mask `(B, H, W)` if any."""
+def check_image_size(pixel_values: Tensor, pixel_mask: Tensor | None, divisor: int) -> None:
+    """Check that `(B, 3, H, W)` images have sides of multiples of `divisor`, and a mask `(B, H, W)` if any."""
     check_pixel_mask(pixel_values, pixel_mask)
     height, width = pixel_values.shape[-2:]
     if height % divisor or width % divisor:

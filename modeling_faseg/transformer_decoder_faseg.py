@@ -1,8 +1,8 @@
 """The transformer decoder with DFPQ and HRCA, the two ideas of FASeg.
 
 Notation: B batch, Q queries, C channels, L = H*W tokens of a level, N heads, W kept windows (HRCA).
-Levels run from coarse to fine: 0 = 1/32, 1 = 1/16, 2 = 1/8, 3 = 1/4 of the picture. Layer i attends to level i mod 4.
-Valid masks are `True` on the picture and `False` on padding; blocked masks are `True` where a query may not look.
+Levels run from coarse to fine: 0 = 1/32, 1 = 1/16, 2 = 1/8, 3 = 1/4 of the image. Layer i attends to level i mod 4.
+Valid masks are `True` on the image and `False` on padding; blocked masks are `True` where a query may not look.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class FASegFocus:
     each sums to one, but those of an HRCA layer that keeps no window, which are zero, as they are outside of windows.
     `positional_queries`: per layer `(B, Q, C)` positional queries in use after it.
     `hrca_windows`: per layer None, or for an HRCA layer its kept windows `(B, W)`, best first (indices of level-0
-    tokens; -1 where a padded picture keeps fewer than W), and the windows' side in pixels of level 3. W may be 0.
+    tokens; -1 where a padded image keeps fewer than W), and the windows' side in pixels of level 3. W may be 0.
     """
 
     focus_maps: list[Tensor] = field(default_factory=list)
@@ -120,7 +120,7 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
             self_position: `(B or 1, Q, C)`, added to queries and keys of the self-attention.
             keys: `(B, L, C)` with positions; `values`: `(B, L, C)` without.
             blocked: `(B, 1, Q or 1, L)` mask of the cross-attention.
-            attended_share: `(B, 1, 1)`, 0 for pictures of which nothing is attended to.
+            attended_share: `(B, 1, 1)`, 0 for images of which nothing is attended to.
             need_weights: whether the model computes with the cross-attention's weights.
             report_weights: whether they are to be looked at, without a change of anything else.
         Returns:
@@ -180,7 +180,7 @@ class FASegTransformerDecoder(nn.Module):
             feature_maps: four decoded maps `(B, C, H/s, W/s)`, coarse to fine.
             positions: their positional encodings, same shapes (three suffice without HRCA).
             mask_features: `(B, M, H/4, W/4)`.
-            valid: per level a `(B, 1, H/s, W/s)` mask, or None to treat padding as picture.
+            valid: per level a `(B, 1, H/s, W/s)` mask, or None to treat padding as image.
             output_all_masks: whether the masks of every layer are returned, not only the last.
             output_focus: whether to return where the queries looked.
             output_all_embeddings: whether the mask embeddings of every layer are returned, not only the last.
@@ -324,7 +324,7 @@ class FASegTransformerDecoder(nn.Module):
         return keys, values, ~pixels[:, None, None, :], pixels.any(1)[:, None, None].to(keys.dtype)
 
     def _windows_kept(self, windows: Tensor, valid: list[Tensor] | None) -> Tensor | None:
-        """Which of `windows` `(B, W)` each picture keeps: as many as it would without its padding. None: all."""
+        """Which of `windows` `(B, W)` each image keeps: as many as it would without its padding. None: all."""
         if valid is None:
             return None
         num_tokens = valid[0].flatten(1).sum(1, keepdim=True)

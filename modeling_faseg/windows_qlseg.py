@@ -1,6 +1,6 @@
-"""Class scores of QLSeg's predictions, and pictures of any size read through square windows.
+"""Class scores of QLSeg's predictions, and images of any size read through square windows.
 
-Notation: B batch, K classes, H and W of the (padded) pictures, S side of a window.
+Notation: B batch, K classes, H and W of the (padded) images, S side of a window.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int
     """Sum over queries of class probability times mask probability, float32.
 
     Args:
-        class_logits: `(B, K, K + 1)`, the last class is "not in the picture".
+        class_logits: `(B, K, K + 1)`, the last class is "not in the image".
         mask_logits: `(B, K, h, w)`.
         size: height and width of the result.
     Returns:
@@ -44,31 +44,31 @@ def sliding_scores(
     stride: int,
     scores_of: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """`(B, K, H, W)` mean class scores of the windows over each picture; zero on padding.
+    """`(B, K, H, W)` mean class scores of the windows over each image; zero on padding.
 
-    Each picture is read alone, without the padding that a batch gave it. Where it is smaller than the window it is
+    Each image is read alone, without the padding that a batch gave it. Where it is smaller than the window it is
     padded with zeros, the mean colour, as training crops are.
 
     Args:
         pixel_values: `(B, 3, H, W)`.
-        sizes: heights and widths of the pictures, which lie at the top left.
+        sizes: heights and widths of the images, which lie at the top left.
         side: of a window; stride: its step.
         scores_of: `(n, 3, S, S)` windows to their scores `(n, K, S, S)`.
     """
     result = None
     for index, (height, width) in enumerate(sizes):
-        picture = pixel_values[index, :, :height, :width]
-        picture = nn.functional.pad(picture, (0, max(side - width, 0), 0, max(side - height, 0)))
+        image = pixel_values[index, :, :height, :width]
+        image = nn.functional.pad(image, (0, max(side - width, 0), 0, max(side - height, 0)))
         places = [
             (top, left) for top in window_starts(height, side, stride) for left in window_starts(width, side, stride)
         ]
-        total, count = None, pixel_values.new_zeros(picture.shape[-2:], dtype=torch.float32)
+        total, count = None, pixel_values.new_zeros(image.shape[-2:], dtype=torch.float32)
         for first in range(0, len(places), WINDOWS_AT_ONCE):
             part = places[first : first + WINDOWS_AT_ONCE]
-            windows = torch.stack([picture[:, top : top + side, left : left + side] for top, left in part])
+            windows = torch.stack([image[:, top : top + side, left : left + side] for top, left in part])
             for (top, left), scores in zip(part, scores_of(windows)):
                 if total is None:
-                    total = scores.new_zeros(len(scores), *picture.shape[-2:])
+                    total = scores.new_zeros(len(scores), *image.shape[-2:])
                 total[:, top : top + side, left : left + side] += scores
                 count[top : top + side, left : left + side] += 1
         assert total is not None

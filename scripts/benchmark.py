@@ -49,7 +49,7 @@ class BenchmarkArguments:
     repetitions: int = field(default=9, metadata={"help": "Rounds of a part, after one that does not count."})
     seconds_per_part: float = field(default=60.0, metadata={"help": "No new round after this, but at least three."})
     memory: bool = field(default=True, metadata={"help": "Peak memory, in a process per contestant."})
-    quick: bool = field(default=False, metadata={"help": "Tiny models and pictures: shows that it works, no more."})
+    quick: bool = field(default=False, metadata={"help": "Tiny models and images: shows that it works, no more."})
     output_file: str | None = field(
         default=None, metadata={"help": "Results file; by default results/benchmark-<device>.json, none with --quick."}
     )

@@ -1,4 +1,4 @@
-"""Checks a data set before it is trained on: pictures, label maps, class names, splits; also what a recipe would need.
+"""Checks a data set before it is trained on: images, label maps, class names, splits; also what a recipe would need.
 
 python scripts/check_dataset.py --dataset_name DATA --report check.html --json check.json
 
@@ -47,7 +47,7 @@ from scripts.dataset_check.label_rule import LabelRule, read_names
 from scripts.dataset_check.report import as_json, as_text
 from scripts.dataset_check.report_page import write_report
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
-from scripts.dataset_check.similarity import SeenPictures
+from scripts.dataset_check.similarity import SeenImages
 from scripts.drawing.visualization import parse_palette
 from scripts.models.loading import build_config
 from scripts.training.arguments import TrainArguments, check_values
@@ -165,13 +165,13 @@ def count_splits(
     rule: LabelRule,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, SplitCounts]:
-    """Counts every split, and looks for the pictures of the first in the others.
+    """Counts every split, and looks for the images of the first in the others.
 
     Args:
         keep: gets the rows of the training split, or of the only one, that show no fault.
     """
     splits: dict[str, SplitCounts] = {}
-    seen = SeenPictures()
+    seen = SeenImages()
     for number, (split, data) in enumerate(opened.items()):
         counts = splits[split] = SplitCounts(split)
         examples = number_of_examples(data, split)
@@ -180,8 +180,8 @@ def count_splits(
             counts.add(facts)
             if number:
                 counts.compare(facts, seen)
-            elif len(opened) > 1 and facts.hashed is not None and facts.picture is not None:
-                seen.add(facts.name, facts.hashed, facts.picture)
+            elif len(opened) > 1 and facts.hashed is not None and facts.image is not None:
+                seen.add(facts.name, facts.hashed, facts.image)
             if not facts.faults and number == len(opened) - 1:
                 keep(row)
         stopped = counts.samples == arguments.max_samples
@@ -233,7 +233,7 @@ def check(arguments: CheckArguments) -> int:
         if arguments.report:
             Path(arguments.report).parent.mkdir(parents=True, exist_ok=True)
             write_report(Path(arguments.report), title, evidence, findings, cost, parse_palette(palette))
-            print(f"pictures and tables in {arguments.report}")
+            print(f"images and tables in {arguments.report}")
     except OSError as error:
         raise UserError(f"report not written: {error}") from error
     return int(any(finding.level == "error" for finding in findings))

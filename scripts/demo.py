@@ -27,8 +27,9 @@ from PIL import Image
 from transformers import set_seed
 
 from scripts.cli.parser import parse_arguments, run_command
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import decode_image, decode_label
-from scripts.data.sources import DatasetArguments, load_classes, load_split
+from scripts.data.sources import load_classes, load_split
 from scripts.data.synthetic_shapes import write_dataset
 from scripts.demo_report import write_report
 from scripts.drawing.visualization import with_legend
@@ -51,10 +52,10 @@ found = [name for name in ("configuration", "image_processing", "modeling_faseg"
 if found:
     sys.exit(f"the project can still be imported: {found}")
 from transformers import pipeline
-model, picture, masks = sys.argv[1:]
+model, image, masks = sys.argv[1:]
 segment = pipeline("image-segmentation", model=model, trust_remote_code=True)
 names = []
-for number, region in enumerate(segment(picture)):
+for number, region in enumerate(segment(image)):
     region["mask"].save(f"{masks}/{number}.png")
     names.append(region["label"])
 print(json.dumps(names))
@@ -63,17 +64,17 @@ print(json.dumps(names))
 
 @dataclass
 class DemoArguments:
-    """Generate data, train, evaluate, save, segment a picture, and write a report."""
+    """Generate data, train, evaluate, save, segment an image, and write a report."""
 
     output_dir: str = field(default="outputs/demo", metadata={"help": "Folder that is written anew."})
     max_train_steps: int | None = field(default=None, metadata={"help": "In place of the recipe's."})
-    train_samples: int = field(default=400, metadata={"help": "Pictures to train on."})
-    validation_samples: int = field(default=60, metadata={"help": "Pictures to evaluate on."})
+    train_samples: int = field(default=400, metadata={"help": "Images to train on."})
+    validation_samples: int = field(default=60, metadata={"help": "Images to evaluate on."})
     seed: int = field(default=0, metadata={"help": "Of data, weights, order and loss points."})
 
 
 def validation_samples(data: DatasetArguments) -> list[tuple[Image.Image, np.ndarray]]:
-    """All (picture, label map) pairs of the validation split."""
+    """All (image, label map) pairs of the validation split."""
     return [
         (
             Image.fromarray(decode_image(row["image"], row["image_id"]).permute(1, 2, 0).numpy()),
@@ -93,16 +94,17 @@ def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels:
     return best, scores[best]
 
 
-def segment_elsewhere(model: Path, picture: Path, id2label: dict[int, str]) -> np.ndarray:
+def segment_elsewhere(model: Path, image_file: Path, id2label: dict[int, str]) -> np.ndarray:
     """Label map that `pipeline("image-segmentation")` gives in a process that cannot import the project."""
     label2id = {name: index for index, name in id2label.items()}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-I", "-c", PIPELINE_PROGRAM, str(model.resolve()), str(picture.resolve()), folder]
+        places = [str(model.resolve()), str(image_file.resolve()), folder]
+        command = [sys.executable, "-I", "-c", PIPELINE_PROGRAM, *places]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"pipeline in a clean process failed:\n{done.stderr}")
         names = json.loads(done.stdout.strip().splitlines()[-1])
-        with Image.open(picture) as image:
+        with Image.open(image_file) as image:
             labels = np.full((image.height, image.width), 255, dtype=np.uint8)
         for number, name in enumerate(names):
             labels[np.asarray(Image.open(Path(folder) / f"{number}.png")) > 0] = label2id[name]
@@ -140,11 +142,11 @@ def run_demo(arguments: DemoArguments) -> int:
     results = evaluate(parse_arguments(EvaluateArguments, [*flags, "--output_file", str(output_dir / "results.json")]))
 
     # ---- use
-    print("[4/5] segmenting a picture through pipeline() in a process that cannot import the project")
-    picture, truth = samples[0]
-    picture.save(output_dir / "example.png")
+    print("[4/5] segmenting an image through pipeline() in a process that cannot import the project")
+    image, truth = samples[0]
+    image.save(output_dir / "example.png")
     labels = segment_elsewhere(model_dir, output_dir / "example.png", id2label)
-    with_legend(picture, labels, id2label).save(output_dir / "prediction.png")
+    with_legend(image, labels, id2label).save(output_dir / "prediction.png")
 
     # ---- report
     seconds = time.perf_counter() - started
@@ -155,7 +157,7 @@ def run_demo(arguments: DemoArguments) -> int:
         "parameters": f"{results['parameters'] / 1e6:.2f} M",
         "seconds": f"{seconds:.0f}",
     }
-    write_report(output_dir, facts, results, model_dir / "train_log.jsonl", (picture, truth, labels), id2label)
+    write_report(output_dir, facts, results, model_dir / "train_log.jsonl", (image, truth, labels), id2label)
     print(f"[5/5] report in {output_dir / 'report.html'}")
     for name, text in facts.items():
         print(f"{name:<24}{text}")

@@ -28,22 +28,22 @@ def write_report(
         facts: what stands at the top, name -> text.
         results: of `scripts.evaluation.results.build_results`.
         log_file: `train_log.jsonl`.
-        example: picture, true label map and predicted label map of the same size.
+        example: image, true label map and predicted label map of the same size.
     """
     log = [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines()]
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     classes = [(class_cell(index, name), str(results["per_class"][name]["iou"])) for index, name in id2label.items()]
-    picture, truth, labels = example
+    image, truth, labels = example
     panels = row(
         [
-            figure(picture, "image"),
+            figure(image, "image"),
             figure(Image.fromarray(colour_map(truth)), "truth (black: ignored)"),
             figure(Image.fromarray(colour_map(labels)), "prediction, through pipeline()"),
         ]
     )
-    body = f"""<p>A small FASeg, trained from scratch on a stream of generated pictures and evaluated on others.</p>
+    body = f"""<p>A small FASeg, trained from scratch on a stream of generated images and evaluated on others.</p>
 {facts_table(facts)}
-<h2>A validation picture</h2>{panels}
+<h2>A validation image</h2>{panels}
 <h2>Loss, summed over the decoder's predictions</h2>{curve(losses, "training loss by step")}
 <h2>IoU per class, %</h2>{table(classes)}"""
     write_page(output_dir / "report.html", "FASeg demo", body)

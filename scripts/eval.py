@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on a streamed split, at the original size of every picture.
+"""Evaluates a checkpoint on a streamed split, at the original size of every image.
 
 Runs alike as `python scripts/eval.py`, `python -m scripts.eval` and `accelerate launch scripts/eval.py`:
 `python scripts/eval.py --model_name_or_path outputs/model --dataset_name DATA --output_file results/model.json`.
@@ -25,9 +25,10 @@ from accelerate import Accelerator
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
 from scripts.cli.processes import build_accelerator
+from scripts.data.arguments import DatasetArguments
 from scripts.data.provenance import dataset_revision
 from scripts.data.samples import BadSamples
-from scripts.data.sources import DatasetArguments, check_ignored_id
+from scripts.data.sources import check_ignored_id
 from scripts.error_report.report import DEFAULT_FOLDER, ErrorReport, report_file
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts
@@ -56,7 +57,8 @@ from scripts.evaluation.segment_size import SegmentSizeCounts
 from scripts.evaluation.split import evaluate_split
 from scripts.explaining.focus import FocusCounts
 from scripts.inference.predictors import SOFTMAX_MODELS, MultiScale, SingleScale
-from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor
 
 
 @dataclass
@@ -71,7 +73,7 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
         metadata={
             "nargs": "?",
             "const": DEFAULT_FOLDER,
-            "help": "Also write a page about the errors: worst pictures, confusions, calibration; into this folder, "
+            "help": "Also write a page about the errors: worst images, confusions, calibration; into this folder, "
             f"or as this .html file ({DEFAULT_FOLDER} without a value).",
         },
     )
@@ -104,7 +106,7 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
         default=None,
         metadata={"help": "Bound of --tta; by default the protocol's, else 7 times the size; none with windows."},
     )
-    sliding_window: bool = field(default=False, metadata={"help": "Read pictures through overlapping windows."})
+    sliding_window: bool = field(default=False, metadata={"help": "Read images through overlapping windows."})
     crop_size: int | None = field(default=None, metadata={"help": "Side of a window; by default the protocol's."})
     stride: int | None = field(default=None, metadata={"help": "Step of windows; by default the protocol's."})
     protocol_lens: bool = field(
@@ -114,7 +116,7 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
         default=False, metadata={"help": "Also how much each decoder layer looks where its segments turn out to be."}
     )
     extended_metrics: bool = field(
-        default=True, metadata={"help": "Boundary IoU, mean IoU by segment size, interval over pictures."}
+        default=True, metadata={"help": "Boundary IoU, mean IoU by segment size, interval over images."}
     )
     bootstrap_samples: int = field(default=1000, metadata={"help": "Resampled splits behind the interval."})
     seed: int = field(default=0, metadata={"help": "Of the resampling."})
@@ -201,11 +203,11 @@ def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, label_i
 def build_predictor(
     arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, accelerator: Accelerator
 ) -> Callable[..., Any]:
-    """Picture -> label map, by the flags."""
+    """Image -> label map, by the flags."""
     if arguments.tta:
         protocol = PROTOCOLS.get(arguments.protocol)
-        of_picture = model.config.model_type in SOFTMAX_MODELS or (protocol is not None and protocol.views_of_picture)
-        base = None if of_picture else sizes.base
+        of_image = model.config.model_type in SOFTMAX_MODELS or (protocol is not None and protocol.views_of_image)
+        base = None if of_image else sizes.base
         return MultiScale(model, processor, accelerator.device, base, sizes.views, sizes.windows)
     return SingleScale(model, processor, accelerator.device, sizes.windows)
 
@@ -218,13 +220,13 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
-    if getattr(config, "use_windows", False):  # QLSeg reads pictures through the windows that it was trained on
+    if getattr(config, "use_windows", False):  # QLSeg reads images through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
     if arguments.protocol_lens and config.model_type in ("qlseg", "semask"):
         raise UserError(
             f"--protocol_lens: one of its habits resizes masks of queries, which {config.model_type} gives none of "
-            "whole pictures: leave it out"
+            "whole images: leave it out"
         )
     num_labels: int = config.num_labels or 0
     if arguments.protocol != NATIVE:

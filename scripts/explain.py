@@ -24,33 +24,34 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
-from scripts.data.pictures import find_pictures, output_names, read_picture
+from scripts.data.images import find_images, output_names, read_image
 from scripts.drawing.visualization import model_palette, with_legend
 from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
 from scripts.explaining.focus_page import (
     Explained,
     Model,
     class_names,
-    picture_section,
+    image_section,
     queries_kind,
     write_focus_page,
 )
+from scripts.explaining.images import path_sheet, windows_image
 from scripts.explaining.paths import counterpart, focus_path
-from scripts.explaining.pictures import path_sheet, windows_picture
 from scripts.inference.predictors import label_array
-from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor
 
 
 @dataclass
 class ExplainArguments(ModelArguments):
-    """Show where a model's queries looked in pictures."""
+    """Show where a model's queries looked in images."""
 
-    images: list[str] = field(default_factory=list, metadata={"help": "Pictures and folders; the same as IMAGES."})
-    output_dir: str = field(default="outputs/explain", metadata={"help": "Where the page and its pictures go."})
+    images: list[str] = field(default_factory=list, metadata={"help": "Images and folders; the same as IMAGES."})
+    output_dir: str = field(default="outputs/explain", metadata={"help": "Where the page and its images go."})
     compare: str | None = field(
         default=None, metadata={"help": "Another checkpoint of the same classes, shown beside the model."}
     )
-    max_segments: int = field(default=6, metadata={"help": "Segments shown per picture, the largest ones."})
+    max_segments: int = field(default=6, metadata={"help": "Segments shown per image, the largest ones."})
     recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
 
 
@@ -67,7 +68,7 @@ class Explainer:
         self.counts = FocusCounts(self.model, self.processor, device)
 
     def look(self, image: Image.Image) -> Look:
-        """The focus in one picture, counted."""
+        """The focus in one image, counted."""
         seen = look(self.model, self.processor, image, self.device, every_prediction=True)
         self.counts.count(seen)
         return seen
@@ -87,7 +88,7 @@ class Explainer:
         return Model(title, config, model_palette(config), self.counts.scores())
 
 
-def write_pictures(folder: Path, name: str, image: Image.Image, explained: Explained, model: Model) -> None:
+def write_images(folder: Path, name: str, image: Image.Image, explained: Explained, model: Model) -> None:
     """The prediction, each path and HRCA's windows as PNGs."""
     names = class_names(model.config)
     with_legend(image, explained.labels, names, model.palette).save(folder / f"{name}_prediction.png")
@@ -98,8 +99,8 @@ def write_pictures(folder: Path, name: str, image: Image.Image, explained: Expla
         sheet.save(folder / f"{name}_segment{number}_{re.sub(r'[^A-Za-z0-9]+', '-', label)}.png")
     for step in explained.paths[0].steps if explained.paths else ():
         if step.windows:
-            picture = windows_picture(image, step, explained.seen, 640)
-            picture.save(folder / f"{name}_windows_layer{step.number}.png")
+            drawing = windows_image(image, step, explained.seen, 640)
+            drawing.save(folder / f"{name}_windows_layer{step.number}.png")
 
 
 def check_arguments(arguments: ExplainArguments) -> None:
@@ -111,9 +112,9 @@ def check_arguments(arguments: ExplainArguments) -> None:
 
 
 def explain(arguments: ExplainArguments) -> int:
-    """Writes the page; returns 1 if a picture named could not be read."""
+    """Writes the page; returns 1 if an image named could not be read."""
     check_arguments(arguments)
-    pictures = find_pictures(arguments.images)
+    images = find_images(arguments.images)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     first, second = Explainer(arguments, device), None
     if arguments.compare:
@@ -127,10 +128,10 @@ def explain(arguments: ExplainArguments) -> int:
     output_dir.mkdir(parents=True, exist_ok=True)
     sections, failed = [], 0
     model = first.described(names_kind=second is not None)
-    jobs = list(zip(pictures, output_names(pictures), strict=True))
+    jobs = list(zip(images, output_names(images), strict=True))
     for path, name in tqdm(jobs, desc="explain", unit="image"):
         try:
-            image = read_picture(path)
+            image = read_image(path)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
             failed += 1
@@ -143,10 +144,10 @@ def explain(arguments: ExplainArguments) -> int:
             matches = [counterpart(path.segment, seen.segments) for path in explained.paths]
             paths = [None if match is None else focus_path(seen, match, second.model.config) for match in matches]
             other = theirs, second.described(names_kind=True), paths
-        write_pictures(output_dir, name, image, explained, model)
-        sections.append(picture_section(path.name, image, explained, model, other))
+        write_images(output_dir, name, image, explained, model)
+        sections.append(image_section(path.name, image, explained, model, other))
     if not sections:
-        raise UserError("no picture could be read")
+        raise UserError("no image could be read")
     models = [each.described(names_kind=second is not None) for each in (first, second) if each is not None]
     write_focus_page(output_dir / "explain.html", models, sections)
     print(f"page in {output_dir / 'explain.html'}")
@@ -155,7 +156,7 @@ def explain(arguments: ExplainArguments) -> int:
 
 def main() -> int:
     """Entry point."""
-    arguments = parse_arguments(ExplainArguments, images="pictures and folders of pictures")
+    arguments = parse_arguments(ExplainArguments, images="images and folders of images")
     try:
         return explain(arguments)
     except OSError as error:

@@ -3,7 +3,7 @@
 python scripts/export_hub.py --model_name_or_path outputs/camvid --model_id faseg-mobilenetv2-camvid \
     --results results/faseg-mobilenetv2-camvid.json --sample_images street.jpg --output_dir outputs/hub --dry_run
 
-writes the folder: weights, configuration, both processors, code, card, recipe, log, sample pictures, licences.
+writes the folder: weights, configuration, both processors, code, card, recipe, log, sample images, licences.
 `--push --repo_id USER/NAME` in place of `--dry_run` also uploads it, in one commit, and loads it back as a stranger
 would. The same command again changes nothing, or goes on where it was cut.
 """
@@ -27,7 +27,8 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_folder, parse_arguments, project_path, run_command
-from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor
 from scripts.sharing.cards import card_file, read_card, read_results
 from scripts.sharing.clean_load import load_back
 from scripts.sharing.hub import push
@@ -59,7 +60,7 @@ class ExportArguments:
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder to write; an earlier export is replaced."})
     sample_images: list[str] = field(
-        default_factory=list, metadata={"help": "Pictures that the card shows beside what the model makes of them."}
+        default_factory=list, metadata={"help": "Images that the card shows beside what the model makes of them."}
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Weights above this are split."})
     dry_run: bool = field(default=False, metadata={"help": "Write the folder and load it back; upload nothing."})

@@ -1,8 +1,8 @@
 """Exports a checkpoint to an ONNX file that runs without PyTorch.
 
 `python scripts/export_onnx.py --model_name_or_path outputs/model --output_dir outputs/onnx` writes `model.onnx`, from
-normalised pictures of any size and batch to logits; with `--with_processing` from an 8-bit picture to its label map. A
-QLSeg file takes windows of the model's size, of which a reader makes pictures.
+normalised images of any size and batch to logits; with `--with_processing` from an 8-bit image to its label map. A
+QLSeg file takes windows of the model's size, of which a reader makes images.
 The file is compared with the model before it gets its name. `examples/onnx_runtime.py` runs it.
 """
 
@@ -26,7 +26,8 @@ import torch
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
-from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor
 from scripts.storage.atomic import sync, write_failure
 
 
@@ -45,7 +46,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class ExportArguments(ModelArguments):
     """Write a checkpoint as one ONNX file and compare it with the model. A dynamic file takes heights and widths from
     a least side on, in steps of 32: 64 for SeMask-FPN, 256 for the released FASeg models, of which HRCA reads two
-    windows at least. Pictures between the steps are padded, which SeMask-FPN alone does not do: a static file of their
+    windows at least. Images between the steps are padded, which SeMask-FPN alone does not do: a static file of their
     size (in steps of 4) has its labels. A QLSeg file takes batches of windows, or with --config_overrides
     use_windows=false rectangles in steps of its patch. The file's metadata states it."""
 
@@ -61,7 +62,7 @@ class ExportArguments(ModelArguments):
         default=0.95, metadata={"help": "Share of equal labels that fp16, int8 and processing in the graph must keep."}
     )
     timing_runs: int = field(default=5, metadata={"help": "Runs behind the speed figure; 0 for none."})
-    seed: int = field(default=0, metadata={"help": "Of the pictures that are compared."})
+    seed: int = field(default=0, metadata={"help": "Of the images that are compared."})
 
 
 def check_arguments(arguments: ExportArguments) -> None:
@@ -97,7 +98,7 @@ def export_onnx(arguments: ExportArguments) -> Path:
     processor = build_processor(arguments, config, **kind.processor_settings(size))
     check_weights(model)
     if arguments.with_processing and not size:
-        refuse_small_pictures(processor, kind.least_side)
+        refuse_small_images(processor, kind.least_side)
 
     # ---- graph
     if not (size or kind.fixed):
@@ -105,7 +106,7 @@ def export_onnx(arguments: ExportArguments) -> Path:
     graph = build_graph(arguments, kind, model, processor, size)
 
     # ---- file, whole or not at all
-    takes = "8-bit pictures of any size" if arguments.with_processing else kind.accepted(size)
+    takes = "8-bit images of any size" if arguments.with_processing else kind.accepted(size)
     folder = Path(arguments.output_dir or "")
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     partial = folder / f".{FILE_NAME}.partial"
@@ -127,13 +128,13 @@ def export_onnx(arguments: ExportArguments) -> Path:
     return folder / FILE_NAME
 
 
-def refuse_small_pictures(processor: Any, least: int) -> None:
-    """Raises `UserError` if the processor makes pictures smaller than the dynamic graph takes."""
+def refuse_small_images(processor: Any, least: int) -> None:
+    """Raises `UserError` if the processor makes images smaller than the dynamic graph takes."""
     sides = processor.pad_size or processor.size
     shortest = sides["shortest_edge"] or min(sides["height"] or 0, sides["width"] or 0)
     if not processor.do_resize or shortest < least:
         raise UserError(
-            f"--with_processing: the processor makes pictures of {shortest or 'any size'}, the dynamic graph takes "
+            f"--with_processing: the processor makes images of {shortest or 'any size'}, the dynamic graph takes "
             f"{least} or more on each side: give --height and --width"
         )
 
@@ -193,7 +194,7 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
     exact = arguments.precision == "fp32" and not arguments.int8
     decided = decisions.Decisions(file, kind) if exact else None
     if arguments.with_processing:
-        comparisons = checking.compare_pictures(kind, model, processor, session, arguments.seed, decided)
+        comparisons = checking.compare_images(kind, model, processor, session, arguments.seed, decided)
     else:
         sizes = kind.sizes_to_check(processor, size)
         comparisons = checking.compare_network(kind, model, session, sizes, arguments.seed, decided)
@@ -219,20 +220,20 @@ def measured_speed(
 ) -> str:
     """A line on the time of onnxruntime against eager, on the largest input of the check."""
     from scripts.onnx_export import checking
-    from scripts.onnx_export.network import INPUT, PICTURE
+    from scripts.onnx_export.network import IMAGE, INPUT
 
     if arguments.with_processing:
         edge = processor.size["shortest_edge"] or processor.size["height"]
-        picture = checking.drawn_picture(edge, edge * 4 // 3, arguments.seed)
-        what = f"a picture of {picture.shape[0]} x {picture.shape[1]}, processing included"
+        image = checking.drawn_image(edge, edge * 4 // 3, arguments.seed)
+        what = f"an image of {image.shape[0]} x {image.shape[1]}, processing included"
         eager, exported = checking.median_times(
-            lambda: checking.eager_labels(model, processor, picture),
-            lambda: session.run(None, {PICTURE: picture}),
+            lambda: checking.eager_labels(model, processor, image),
+            lambda: session.run(None, {IMAGE: image}),
             arguments.timing_runs,
         )
     else:
         batch_size, height, width = kind.sizes_to_check(processor, size)[-1]
-        pixels = checking.drawn_pictures(batch_size, height, width, arguments.seed)
+        pixels = checking.drawn_images(batch_size, height, width, arguments.seed)
         what = f"{batch_size} x {height} x {width}"
         with torch.no_grad():
             eager, exported = checking.median_times(

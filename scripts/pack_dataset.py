@@ -1,8 +1,8 @@
-"""Packs a folder of pictures and a folder of label PNGs into parquet shards that `load_dataset` streams.
+"""Packs a folder of images and a folder of label PNGs into parquet shards that `load_dataset` streams.
 
 `python scripts/pack_dataset.py --train_images photos/ --train_masks masks/ --output_dir packed` writes
 `packed/data/train-00000-of-0000N.parquet` and so on with the files' own bytes, `id2label.json` if there is one, and a
-README that tells the Hub what is in it. With `--eval_images` and `--eval_masks` also a validation split. Pictures are
+README that tells the Hub what is in it. With `--eval_images` and `--eval_masks` also a validation split. Images are
 put into the shards in a random order that is always the same, so that each shard is a fair sample.
 Runs alike as `python -m scripts.pack_dataset`.
 """
@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
+from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import check_map_mode, matched_pairs
-from scripts.data.sources import DatasetArguments, dataset_classes
+from scripts.data.sources import dataset_classes
 
 
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
@@ -36,14 +37,14 @@ FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 
 @dataclass
 class PackArguments:
-    """Pack pictures and label maps into parquet shards."""
+    """Pack images and label maps into parquet shards."""
 
-    train_images: str | None = field(default=None, metadata={"help": "Folder of training pictures."})
+    train_images: str | None = field(default=None, metadata={"help": "Folder of training images."})
     train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of validation pictures."})
+    eval_images: str | None = field(default=None, metadata={"help": "Folder of validation images."})
     eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
     id2label: str | None = field(
-        default=None, metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the pictures.'}
+        default=None, metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the images.'}
     )
     output_dir: str | None = field(default=None, metadata={"help": "New folder for the dataset."})
     shard_megabytes: int = field(default=256, metadata={"help": "Size that shards do not pass by much."})
@@ -58,7 +59,7 @@ def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list
 
 
 def write_shard(file: Path, pairs: list[tuple[str, str, str]]) -> int:
-    """Writes one parquet file with the bytes of the pictures and maps as they are; returns how many bytes."""
+    """Writes one parquet file with the bytes of the images and maps as they are; returns how many bytes."""
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
     )
@@ -87,7 +88,7 @@ def readme(sizes: dict[str, tuple[int, int]]) -> str:
         "configs": [{"config_name": "default", "data_files": files}],
     }
     table = "\n".join(f"| {split} | {examples} |" for split, (examples, _) in sizes.items())
-    return f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n\n| split | pictures |\n| --- | --- |\n{table}\n"
+    return f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n\n| split | images |\n| --- | --- |\n{table}\n"
 
 
 def pack(arguments: PackArguments) -> None:
@@ -120,7 +121,7 @@ def pack(arguments: PackArguments) -> None:
         (partial / "data").mkdir(parents=True)
         sizes = {}
         total = sum(len(pairs) for pairs in splits.values())
-        with tqdm(total=total, desc="pack", unit="picture", dynamic_ncols=True) as bar:
+        with tqdm(total=total, desc="pack", unit="image", dynamic_ncols=True) as bar:
             for split, pairs in splits.items():
                 shards, size = shard_pairs(pairs, arguments.shard_megabytes * 2**20), 0
                 for number, shard in enumerate(shards):
@@ -138,7 +139,7 @@ def pack(arguments: PackArguments) -> None:
         raise UserError(f"--output_dir {final}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{total} pictures in {final}: train.py --dataset_name {final}")
+    print(f"{total} images in {final}: train.py --dataset_name {final}")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""Segments pictures, or a whole streamed dataset.
+"""Segments images, or a whole streamed dataset.
 
 `python scripts/predict.py street.jpg photos/ --model_name_or_path outputs/model --output_dir outputs/predictions`
 writes `street_labels.png` (pixel value = class id) and `street_overlay.png`. With `--dataset_name DATA` in place of
-pictures the label maps go into parquet shards that `datasets.load_dataset(output_dir)` reads; the same command goes on
+images the label maps go into parquet shards that `datasets.load_dataset(output_dir)` reads; the same command goes on
 where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate launch`, where processes share
 the work.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts.data.pictures import find_pictures, output_names, read_picture
+from scripts.data.images import find_images, output_names, read_image
 
 
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
@@ -29,19 +29,21 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
 from scripts.cli.processes import build_accelerator
-from scripts.data.sources import DatasetArguments, load_split, number_of_examples
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import load_split, number_of_examples
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import ShardFolder
 from scripts.inference.stream import Prediction, model_sha256
-from scripts.models.loading import ModelArguments, build_config, build_model, build_processor
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor
 
 
 @dataclass
 class PredictArguments(ModelArguments, DatasetArguments):
-    """Segment pictures, the pictures of folders, or a dataset; its labels, if it has any, are not read."""
+    """Segment images, the images of folders, or a dataset; its labels, if it has any, are not read."""
 
-    images: list[str] = field(default_factory=list, metadata={"help": "Pictures and folders; the same as IMAGES."})
+    images: list[str] = field(default_factory=list, metadata={"help": "Images and folders; the same as IMAGES."})
     output_dir: str | None = field(default=None, metadata={"help": "Where label maps and overlays go."})
     split_name: str = field(default="test", metadata={"help": "Split of --dataset_name."})
     rows_per_shard: int = field(default=256, metadata={"help": "Rows per parquet file: what a stop can cost."})
@@ -49,22 +51,20 @@ class PredictArguments(ModelArguments, DatasetArguments):
         default=False, metadata={"help": "Also a column of PNGs with the winning class's share of the scores."}
     )
     overlays: int = field(default=0, metadata={"help": "Overlays with a legend for so many rows of the dataset."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode a dataset's pictures."})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode a dataset's images."})
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
     )
     recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
 
 
-def predict_pictures(
-    pictures: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator
-) -> int:
-    """Writes a label map and an overlay per picture; returns how many of this process's could not be read."""
+def predict_images(images: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator) -> int:
+    """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
     segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     palette = model_palette(model.config)
     output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = list(zip(pictures, output_names(pictures), strict=True))
+    jobs = list(zip(images, output_names(images), strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
     failed = 0
     with (
@@ -73,7 +73,7 @@ def predict_pictures(
     ):
         for path, name in bar:
             try:
-                image = read_picture(path)
+                image = read_image(path)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
                 failed += 1
@@ -83,7 +83,7 @@ def predict_pictures(
             with_legend(image, labels, names, palette).save(output_dir / f"{name}_overlay.png")
     accelerator.wait_for_everyone()
     if failed:
-        print(f"{failed} of {len(own)} pictures could not be read", file=sys.stderr)
+        print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
     return failed
 
 
@@ -116,7 +116,7 @@ def predict_dataset(
         arguments.dataloader_num_workers,
     )
     if failed and accelerator.is_main_process:
-        print(f"{failed} pictures could not be read: see the column 'error'", file=sys.stderr)
+        print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
 
 
 def published_name(name: str | None) -> str:
@@ -139,17 +139,17 @@ def check_arguments(arguments: PredictArguments) -> None:
 
 
 def predict(arguments: PredictArguments) -> int:
-    """Segments what the arguments name; returns 1 if a picture named could not be read."""
+    """Segments what the arguments name; returns 1 if an image named could not be read."""
     check_arguments(arguments)
-    pictures = [] if arguments.dataset_name else find_pictures(arguments.images)
+    images = [] if arguments.dataset_name else find_images(arguments.images)
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     processor = build_processor(arguments, config)
     output_dir = Path(arguments.output_dir or "")
     failed = 0
-    if pictures:
-        failed = predict_pictures(pictures, output_dir, model, processor, accelerator)
+    if images:
+        failed = predict_images(images, output_dir, model, processor, accelerator)
         accelerator.print(f"label maps and overlays in {output_dir}")
     else:
         predict_dataset(arguments, output_dir, model, processor, accelerator)
@@ -160,7 +160,7 @@ def predict(arguments: PredictArguments) -> int:
 
 def main() -> int:
     """Entry point."""
-    return predict(parse_arguments(PredictArguments, images="pictures and folders of pictures"))
+    return predict(parse_arguments(PredictArguments, images="images and folders of images"))
 
 
 if __name__ == "__main__":

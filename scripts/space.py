@@ -1,4 +1,4 @@
-"""The Space: a page on which visitors segment pictures, written as a folder or started on this machine.
+"""The Space: a page on which visitors segment images, written as a folder or started on this machine.
 
 `python scripts/space.py --model_name_or_path outputs/demo/model` starts it on http://127.0.0.1:7860; `export_hub.py
 --space` writes it ready to push. Its files are `hub_cards/space/` and what `write_space` puts beside them.
@@ -74,8 +74,8 @@ def write_space(output_dir: Path, model_id: str) -> None:
         (output_dir / "README.md").write_text(readme, encoding="utf-8")
         for source in SPACE_FILES:
             shutil.copyfile(source, output_dir / source.name)
-        for file, picture in examples.items():
-            picture.save(output_dir / "examples" / file, quality=90)
+        for file, image in examples.items():
+            image.save(output_dir / "examples" / file, quality=90)
     except OSError as error:
         raise UserError(f"the Space could not be written to {output_dir}: {error.strerror or error}") from error
 

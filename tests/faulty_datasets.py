@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 96, 128
 
 @dataclass(frozen=True)
 class Row:
-    """A sample: the picture's file, the map's pixels, its name, further columns."""
+    """A sample: the image's file, the map's pixels, its name, further columns."""
 
     image: bytes
     label: np.ndarray
@@ -77,7 +77,7 @@ class Copy:
 
 
 def street(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
-    """A picture with sky above buildings, trees and cars above a road, and its map; a void stripe is ignored."""
+    """An image with sky above buildings, trees and cars above a road, and its map; a void stripe is ignored."""
     horizon, kerb = rng.integers(25, 40), rng.integers(55, 70)
     label = np.empty((HEIGHT, WIDTH), dtype=np.uint8)
     label[:horizon], label[horizon:kerb], label[kerb:] = 2, 0, 1
@@ -156,11 +156,11 @@ def swapped_size(copy: Copy) -> Copy:
 
 
 def leaked(copy: Copy) -> Copy:
-    """A validation picture, encoded anew at another size, is in the training split as well."""
+    """A validation image, encoded anew at another size, is in the training split as well."""
     row = copy.splits["validation"][-1]
-    picture = Image.open(io.BytesIO(row.image))
-    size = picture.width * 3 // 4, picture.height * 3 // 4
-    image = encoded(picture.resize(size, Image.Resampling.BICUBIC), "JPEG")["bytes"]
+    original = Image.open(io.BytesIO(row.image))
+    size = original.width * 3 // 4, original.height * 3 // 4
+    image = encoded(original.resize(size, Image.Resampling.BICUBIC), "JPEG")["bytes"]
     label = np.asarray(Image.fromarray(row.label).resize(size, Image.Resampling.NEAREST))
     train = [*copy.splits.get("train", []), Row(image, label, "leaked")]
     return replace(copy, splits={"train": train, **{k: v for k, v in copy.splits.items() if k != "train"}})

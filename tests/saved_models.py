@@ -21,7 +21,7 @@ from PIL import Image
 folder, saved_again, batch, expected, asked = sys.argv[1:]
 asked = json.loads(asked)
 trust = {"trust_remote_code": True}
-pictures = torch.load(batch)
+images = torch.load(batch)
 
 
 def also(config, model):
@@ -37,7 +37,7 @@ def check(path):
         if auto_class == "AutoModel":
             continue
         with torch.no_grad():
-            found = model(pictures)[asked["field"]]
+            found = model(images)[asked["field"]]
         torch.testing.assert_close(found, torch.load(expected), atol=1e-5, rtol=1e-4)
         also(config, model)
     for backend in ("torchvision", "pil", None):
@@ -61,7 +61,7 @@ print("loaded")
 def check_loads_elsewhere(
     model: Any,
     processor: Any,
-    pictures: Tensor,
+    images: Tensor,
     field: str,
     classes: dict[str, str],
     folder: Path,
@@ -71,20 +71,20 @@ def check_loads_elsewhere(
     """Save a model and load it in a clean process, by every auto class, through `pipeline`, and saved again there.
 
     Args:
-        pictures: `(B, 3, H, W)`; field: the output of the model that must be the same.
+        images: `(B, 3, H, W)`; field: the output of the model that must be the same.
         classes: auto class -> name of the class that it is to load; of `AutoModel` the name alone is looked at.
-        sizes: widths and heights of pictures for the pipeline.
-        also: a statement on `config`, `model` and `pictures`, run there for each of `classes` but `AutoModel`.
+        sizes: widths and heights of images for the pipeline.
+        also: a statement on `config`, `model` and `images`, run there for each of `classes` but `AutoModel`.
     Returns:
         The saved folder.
     """
     model.save_pretrained(folder / "saved")
     processor.save_pretrained(folder / "saved")
-    torch.save(pictures, folder / "pictures.pt")
+    torch.save(images, folder / "images.pt")
     with torch.no_grad():
-        torch.save(model(pictures)[field], folder / "expected.pt")
+        torch.save(model(images)[field], folder / "expected.pt")
     asked = {"model_type": model.config.model_type, "classes": classes, "field": field, "sizes": sizes}
-    files = [str(folder / name) for name in ("saved", "again", "pictures.pt", "expected.pt")]
+    files = [str(folder / name) for name in ("saved", "again", "images.pt", "expected.pt")]
     said = run_clean(PROGRAM.replace("ALSO", also), [*files, json.dumps(asked)], folder)
     assert said.strip().endswith("loaded")
     return folder / "saved"

@@ -22,11 +22,11 @@ NAMES = {0: "sky", 1: "road & <kerb>", 2: "car"}
 
 
 def write_tiny_model(folder: Path, task: str) -> Path:
-    """A random model that finds all three classes in a drawn picture, with its processor and its code."""
+    """A random model that finds all three classes in a drawn image, with its processor and its code."""
     size = {"shortest_edge": 64, "longest_edge": 160}
     processor = FASegImageProcessor(size=size, task=task, num_labels=3, label_ids_to_fuse=[0])
-    picture = draw_sample(np.random.default_rng(1))[0]
-    inputs = processor(images=[picture], return_tensors="pt")
+    image = draw_sample(np.random.default_rng(1))[0]
+    inputs = processor(images=[image], return_tensors="pt")
     for seed in range(100):
         torch.manual_seed(seed)
         config = tiny_config(id2label=NAMES, label2id={}, task=task, num_queries=20)
@@ -36,7 +36,7 @@ def write_tiny_model(folder: Path, task: str) -> Path:
             logits = model(inputs["pixel_values"], pixel_mask=inputs["pixel_mask"]).class_queries_logits
             model.class_predictor.bias -= logits.mean(dim=(0, 1))
             model.class_predictor.bias[-1] -= 20
-        areas = np.bincount(SingleScale(model, processor, "cpu")(picture).flatten(), minlength=3)
+        areas = np.bincount(SingleScale(model, processor, "cpu")(image).flatten(), minlength=3)
         if areas.min() > 500:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""The page: upload pictures, see and download what a FASeg model finds in them.
+"""The page: upload images, see and download what a FASeg model finds in them.
 
-Everything it needs lies beside it. `MAX_MEGAPIXELS` and `MAX_PICTURES` in the environment set how much one visitor may
+Everything it needs lies beside it. `MAX_MEGAPIXELS` and `MAX_IMAGES` in the environment set how much one visitor may
 ask for; `ALLOW_ANY_MODEL=1` lets visitors of a public Space load models that its README does not name. That runs the
 code in those models' repositories: leave it off where the Space holds a token.
 """
@@ -26,7 +26,7 @@ import gradio as gr
 import numpy as np
 from huggingface_hub import metadata_load
 from PIL import Image
-from segment import Found, LoadedModel, Problem, Result, load_model, read_picture, segment
+from segment import Found, LoadedModel, Problem, Result, load_model, read_image, segment
 from visualization import IGNORE_INDEX, Palette, class_colour, colour_map, contours
 
 
@@ -35,8 +35,8 @@ MODELS: list[str] = (metadata_load(FOLDER / "README.md") or {})["models"]
 EXAMPLES = sorted(str(file) for file in (FOLDER / "examples").glob("*.jpg"))
 ANY_MODEL = "SPACE_ID" not in os.environ or os.environ.get("ALLOW_ANY_MODEL") == "1"
 MAX_PIXELS = int(float(os.environ.get("MAX_MEGAPIXELS", "24")) * 1e6)
-MAX_PICTURES = int(os.environ.get("MAX_PICTURES", "16"))
-SHOWN_SIDE = 1600  # pixels: what the page shows; the files have the picture's own size
+MAX_IMAGES = int(os.environ.get("MAX_IMAGES", "16"))
+SHOWN_SIDE = 1600  # pixels: what the page shows; the files have the image's own size
 DEFAULT_OPACITY = 0.55
 
 THEME = gr.themes.Soft(
@@ -94,14 +94,14 @@ CSS = """
 .strip, .strip > div { background: none !important; border: 0 !important; box-shadow: none !important; padding: 2px; }
 @media (max-width: 900px) { .finding { grid-template-columns: minmax(0, 1fr); } }
 """.replace("DEFAULT_OPACITY", str(DEFAULT_OPACITY))
-PLACEHOLDER = "<div class='placeholder'>Upload pictures, or choose an example, to see what the model finds.</div>"
+PLACEHOLDER = "<div class='placeholder'>Upload images, or choose an example, to see what the model finds.</div>"
 
 
 # ---- what the page shows --------------------------------------------------------------------------------------------
 
 
 def image_source(image: Image.Image, kind: str) -> str:
-    """A picture as the `src` of an `<img>`."""
+    """An image as the `src` of an `<img>`."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
@@ -114,16 +114,16 @@ def coloured_regions(regions: np.ndarray, shown: np.ndarray, palette: Palette | 
 
 
 def finding_html(result: Result, title: str) -> str:
-    """The picture under its regions, whose opacity the page's style sets; the table is the legend too."""
-    picture = result.image.copy()
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    """The image under its regions, whose opacity the page's style sets; the table is the legend too."""
+    image = result.image.copy()
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     regions = result.regions.astype(np.int32)
-    regions = np.asarray(Image.fromarray(regions).resize(picture.size, Image.Resampling.NEAREST))
+    regions = np.asarray(Image.fromarray(regions).resize(image.size, Image.Resampling.NEAREST))
     areas = coloured_regions(regions, np.full(regions.shape, True), result.palette)
     lines = coloured_regions(regions, contours(regions), result.palette)
     return (
-        f"<div class='finding'><figure class='stack' style='--ratio: {picture.width / picture.height:.4f}'>"
-        f"<img src='{image_source(picture, 'webp')}' alt='{escape(title)}'>"
+        f"<div class='finding'><figure class='stack' style='--ratio: {image.width / image.height:.4f}'>"
+        f"<img src='{image_source(image, 'webp')}' alt='{escape(title)}'>"
         f"<img class='regions' src='{image_source(areas, 'png')}' alt='what was found in {escape(title)}'>"
         f"<img class='lines' src='{image_source(lines, 'png')}' alt=''>"
         f"</figure><div class='scroll'>{area_table(result.found, result.regions.size, result.palette)}</div></div>"
@@ -183,7 +183,7 @@ def describe_model(name: str | None) -> tuple[Any, Any, str]:
 
 
 def stems(paths: list[Path]) -> list[str]:
-    """A distinct name per picture: its stem, numbered where stems collide."""
+    """A distinct name per image: its stem, numbered where stems collide."""
     names: dict[str, None] = {}
     for path in paths:
         numbered = (f"{path.stem}_{number}" for number in count(2))
@@ -191,25 +191,25 @@ def stems(paths: list[Path]) -> list[str]:
     return list(names)
 
 
-def segment_pictures(
+def segment_images(
     files: list[str] | None, model: str | None, task: str, threshold: float, progress: Any = None
 ) -> tuple[list[tuple[str, Result]], list[str]]:
-    """Names and results of the pictures that could be segmented, and what is wrong with the others."""
+    """Names and results of the images that could be segmented, and what is wrong with the others."""
     paths = [Path(file) for file in files or []]
     if not paths:
-        return [], ["No picture: upload one or choose an example."]
+        return [], ["No image: upload one or choose an example."]
     problems = []
-    if len(paths) > MAX_PICTURES:
-        problems.append(f"{len(paths)} pictures, but {MAX_PICTURES} are taken at once: the rest was left out.")
-    jobs = list(zip(stems(paths), paths, strict=True))[:MAX_PICTURES]
+    if len(paths) > MAX_IMAGES:
+        problems.append(f"{len(paths)} images, but {MAX_IMAGES} are taken at once: the rest was left out.")
+    jobs = list(zip(stems(paths), paths, strict=True))[:MAX_IMAGES]
     try:
         loaded = checked_model(model)
     except Problem as problem:
         return [], [str(problem)]
     results = []
-    for name, path in jobs if progress is None else progress.tqdm(jobs, desc="Segmenting", unit="pictures"):
+    for name, path in jobs if progress is None else progress.tqdm(jobs, desc="Segmenting", unit="images"):
         try:
-            results.append((name, segment(loaded, read_picture(path, MAX_PIXELS), task, threshold)))
+            results.append((name, segment(loaded, read_image(path, MAX_PIXELS), task, threshold)))
         except Problem as problem:
             problems.append(str(problem))
         except Exception as error:  # shown in a line here, in full in the Space's log
@@ -236,7 +236,7 @@ def show(
     progress: Any = gr.Progress(),  # noqa: B008
 ) -> Iterator[tuple[Any, ...]]:
     """Values of `problems`, `view`, `pages`, `thumbnails`, `opacity` and `downloads`."""
-    results, problems = segment_pictures(files, model, task, threshold, progress)
+    results, problems = segment_images(files, model, task, threshold, progress)
     pages = [finding_html(result, name) for name, result in results]
     thumbnails = []
     for name, result in results:
@@ -262,12 +262,12 @@ def show_page(pages: list[str], chosen: gr.SelectData) -> str:
 
 
 def choose_example(chosen: gr.SelectData) -> list[str]:
-    """The example that was clicked, as the uploaded picture."""
+    """The example that was clicked, as the uploaded image."""
     return [EXAMPLES[chosen.index]]
 
 
 def strip(value: list[str], elem_id: str, visible: bool = True) -> gr.Gallery:
-    """Small pictures to choose one of."""
+    """Small images to choose one of."""
     return gr.Gallery(
         value,
         elem_id=elem_id,
@@ -284,12 +284,12 @@ def strip(value: list[str], elem_id: str, visible: bool = True) -> gr.Gallery:
 def build_page() -> gr.Blocks:
     """The page with its events."""
     with gr.Blocks(title="FASeg segmentation", delete_cache=(3600, 3600), fill_width=True) as page:
-        gr.Markdown("# FASeg segmentation\nWhat every pixel of a picture belongs to.")
+        gr.Markdown("# FASeg segmentation\nWhat every pixel of an image belongs to.")
         pages = gr.State([])
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=320):
                 upload = gr.File(
-                    label="Pictures", file_count="multiple", file_types=["image"], height=190, elem_id="upload"
+                    label="Images", file_count="multiple", file_types=["image"], height=190, elem_id="upload"
                 )
                 gr.Markdown("or an example")
                 examples = strip(EXAMPLES, "examples")

@@ -1,4 +1,4 @@
-"""A model by its Hub name or folder, and what it finds in a picture. Needs transformers, but not the FASeg project."""
+"""A model by its Hub name or folder, and what it finds in an image. Needs transformers, but not the FASeg project."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one picture.
+    """What was found in one image.
 
     Attributes:
         class_ids: `(H, W)` class of each pixel, 255 where nothing was found.
@@ -126,8 +126,8 @@ def loading_failure(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def read_picture(path: Path, max_pixels: int) -> Image.Image:
-    """RGB picture, upright by its EXIF orientation.
+def read_image(path: Path, max_pixels: int) -> Image.Image:
+    """RGB image, upright by its EXIF orientation.
 
     Raises:
         Problem: it cannot be read, has more than 8 bits per channel, or more than `max_pixels`.
@@ -146,12 +146,12 @@ def read_picture(path: Path, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Problem(f"{path.name} is too large: at most {max_pixels / 1e6:.1f} megapixels are taken.") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise Problem(f"{path.name} cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?") from error
+        raise Problem(f"{path.name} cannot be read: is it an image (PNG, JPEG, WebP, ...), and whole?") from error
 
 
 @torch.no_grad()
 def segment(loaded: LoadedModel, image: Image.Image, task: str, threshold: float) -> Result:
-    """What the model finds in an RGB picture.
+    """What the model finds in an RGB image.
 
     Args:
         task: one of `loaded.tasks`.

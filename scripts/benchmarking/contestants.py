@@ -160,7 +160,7 @@ def as_variant(model: Any, contestant: str) -> nn.Module:
 
 
 def build_processor(case: Case, shortest_edge: int | None = None) -> Any:
-    """The contestant's own processor, set to `shortest_edge`, by default to keep pictures of the case's size."""
+    """The contestant's own processor, set to `shortest_edge`, by default to keep images of the case's size."""
     short, long = sorted((case.height, case.width))
     short = shortest_edge or short
     edges = {"shortest_edge": short, "longest_edge": max(long, 4 * short)}

@@ -36,7 +36,7 @@ def measure(arguments: TrainArguments) -> dict[str, float]:
     """Medians over steps in seconds, the ratio of their sums and the share of the streamed steps spent waiting.
 
     A turn takes its batches from the stream, then the same ones from memory: what a step costs depends on how many
-    masks its pictures have. In the second half the workers of the stream run ahead until their queue is full, then
+    masks its images have. In the second half the workers of the stream run ahead until their queue is full, then
     rest; the first step of each half is left out.
     """
     run = set_up(arguments)

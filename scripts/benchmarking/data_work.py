@@ -1,4 +1,4 @@
-"""The work around the model: a picture's file to network input, and label maps to the counts behind mIoU."""
+"""The work around the model: an image's file to network input, and label maps to the counts behind mIoU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Counting:
 
 
 def evaluate_counts(prediction: np.ndarray, reference: np.ndarray, num_labels: int) -> np.ndarray:
-    """What `evaluate` 0.4.6's mean_iou counts per picture, `(3, K)`: pixels right, wanted and predicted."""
+    """What `evaluate` 0.4.6's mean_iou counts per image, `(3, K)`: pixels right, wanted and predicted."""
     valid = reference != IGNORE_INDEX
     prediction, reference = prediction[valid], reference[valid]
     parts = (prediction[prediction == reference], reference, prediction)

@@ -19,7 +19,7 @@ CORNERS, POINTS, LEVELS = 4, 4, 3  # of a bilinear sample; per head and level; o
 
 
 def needed_multiply_adds(case: Case) -> dict[str, int]:
-    """Stage -> multiply-adds of one picture-to-label-map run of FASeg at the case's setting.
+    """Stage -> multiply-adds of one image-to-label-map run of FASeg at the case's setting.
 
     Products, convolutions and attention are counted by torch on tensors without data; bilinear samples of the
     deformable attention and the sum over queries at full size, which is most of post-processing, by formula.

@@ -126,12 +126,12 @@ def matmul_rate(device: torch.device, size: int = 1024, repetitions: int = 5) ->
     On some processors torch's `matmul` takes a slower route than its 1x1 convolution; the machine can do the better.
     """
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    picture = left.T.reshape(1, size, 1, size).to(memory_format=torch.channels_last)
+    image = left.T.reshape(1, size, 1, size).to(memory_format=torch.channels_last)
     kernel = right.reshape(size, size, 1, 1)
     clock, best = Clock(device), float("inf")
     with torch.no_grad():
         for _ in range(repetitions):
-            for product in (lambda: left @ right, lambda: nn.functional.conv2d(picture, kernel)):
+            for product in (lambda: left @ right, lambda: nn.functional.conv2d(image, kernel)):
                 start = clock.now()
                 product()
                 best = min(best, clock.now() - start)

@@ -37,7 +37,7 @@ KINDS: dict[str, Any] = {
     "counting": Counting,
 }
 TASKS = {
-    "inference": "picture to label map",
+    "inference": "image to label map",
     "post-processing": "post-processing alone",
     "training": "training step",
     "matcher": "matching, all predictions",

@@ -104,7 +104,7 @@ def training_memory_table(record: dict[str, Any]) -> str:
         record["title"] + ": largest batch per device (estimated: 16 bytes per parameter and what autograd saves)"
     ]
     lines.append(
-        f"{'recipe':<30}{'crop':>11}{'precision':>11}{'fixed MiB':>11}{'MiB/picture':>13}"
+        f"{'recipe':<30}{'crop':>11}{'precision':>11}{'fixed MiB':>11}{'MiB/image':>13}"
         + "".join(f"{size + ' GB':>8}" for size in sizes_of(record))
     )
     for row in record["rows"]:
@@ -112,7 +112,7 @@ def training_memory_table(record: dict[str, Any]) -> str:
         batches = [str(row["largest_batch"].get(size, "-")) for size in sizes_of(record)]
         lines.append(
             f"{row['recipe']:<30}{crop:>11}{precision:>11}{megabytes(row['fixed']):>11}"
-            f"{megabytes(row['per_picture']):>13}" + "".join(f"{batch:>8}" for batch in batches)
+            f"{megabytes(row['per_image']):>13}" + "".join(f"{batch:>8}" for batch in batches)
         )
     return "\n".join(lines)
 
@@ -156,14 +156,14 @@ def benchmark_markdown(file: Path) -> str:
 def _training_memory_markdown(record: dict[str, Any]) -> list[str]:
     sizes = sizes_of(record)
     lines = [
-        "| recipe | crop | precision | MiB per picture | " + " | ".join(f"{size} GB" for size in sizes) + " |",
+        "| recipe | crop | precision | MiB per image | " + " | ".join(f"{size} GB" for size in sizes) + " |",
         "|---|---|---|---|" + "---|" * len(sizes),
     ]
     for row in record["rows"]:
         batches = " | ".join(str(row["largest_batch"].get(size, "-")) for size in sizes)
         precision = "mixed" if row["mixed"] else "float32"
         lines.append(
-            f"| {row['recipe']} | {row['height']}x{row['width']} | {precision} | {megabytes(row['per_picture'])} | "
+            f"| {row['recipe']} | {row['height']}x{row['width']} | {precision} | {megabytes(row['per_image'])} | "
             f"{batches} |"
         )
     return lines

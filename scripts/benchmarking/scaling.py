@@ -37,7 +37,7 @@ def measure_scaling(effort: Effort) -> dict[str, Any]:
             rows += _point(axis, value, effort)
     return {
         "kind": "scaling",
-        "title": "picture to label map, ResNet-50, around 512x512, 150 classes",
+        "title": "image to label map, ResNet-50, around 512x512, 150 classes",
         "rows": rows,
     } | (provenance(effort))
 
@@ -88,13 +88,13 @@ def measure_training_memory(effort: Effort) -> dict[str, Any]:
 
 
 def needs(one: dict[str, int] | None, two: dict[str, int] | None) -> dict[str, Any]:
-    """State, bytes per picture, fixed bytes, and the largest batch per size of device, from batch 1 and 2."""
+    """State, bytes per image, fixed bytes, and the largest batch per size of device, from batch 1 and 2."""
     if one is None or two is None:
-        return {"state": None, "per_picture": None, "fixed": None, "largest_batch": {}}
-    per_picture = two["saved"] - one["saved"]
-    fixed = one["state"] + max(0, one["saved"] - per_picture)
-    largest = {str(size): max(0, int((size * 2**30 * (1 - RESERVE) - fixed) // per_picture)) for size in GIGABYTES}
-    return {"state": one["state"], "per_picture": per_picture, "fixed": fixed, "largest_batch": largest}
+        return {"state": None, "per_image": None, "fixed": None, "largest_batch": {}}
+    per_image = two["saved"] - one["saved"]
+    fixed = one["state"] + max(0, one["saved"] - per_image)
+    largest = {str(size): max(0, int((size * 2**30 * (1 - RESERVE) - fixed) // per_image)) for size in GIGABYTES}
+    return {"state": one["state"], "per_image": per_image, "fixed": fixed, "largest_batch": largest}
 
 
 def saved_bytes(config_name: str, height: int, width: int, batch: int, mixed: bool, device: str) -> dict[str, int]:

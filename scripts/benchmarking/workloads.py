@@ -1,4 +1,4 @@
-"""What is run and timed: picture to label map, post-processing alone, a training step, and parts against plain code.
+"""What is run and timed: image to label map, post-processing alone, a training step, and parts against plain code.
 
 Every run draws fresh random inputs from its seed, the same for every contestant, before the clock starts.
 """
@@ -19,7 +19,7 @@ from scripts.training.optimization import build_parameter_groups
 
 
 class Inference:
-    """Pictures to label maps of their size: processor, model, post-processing."""
+    """Images to label maps of their size: processor, model, post-processing."""
 
     def __init__(self, case: Case):
         self.case, self.device = case, torch.device(case.device)
@@ -31,10 +31,10 @@ class Inference:
     def run(self, seed: int) -> Stages:
         """Seconds per stage."""
         case, clock = self.case, self.clock
-        pictures = random_pictures(case, seed)
+        images = random_images(case, seed)
         with torch.no_grad():
             with clock.stage("processor"):
-                inputs = self.processor(images=pictures, return_tensors="pt")
+                inputs = self.processor(images=images, return_tensors="pt")
                 pixel_values = inputs["pixel_values"].to(self.device, case.dtype)
                 further = {key: inputs[key] for key in ("patch_offsets",) if key in inputs}
             with clock.stage("model"):
@@ -102,15 +102,15 @@ class TrainingStep:
         return {name: stages[name] for name in ("forward", "loss", "backward", "optimiser")}
 
 
-def random_pictures(case: Case, seed: int) -> list[Image.Image]:
+def random_images(case: Case, seed: int) -> list[Image.Image]:
     """RGB noise."""
     generator = np.random.default_rng(seed)
     shape = (case.batch, case.height, case.width, 3)
-    return [Image.fromarray(picture) for picture in generator.integers(0, 256, shape, dtype=np.uint8)]
+    return [Image.fromarray(image) for image in generator.integers(0, 256, shape, dtype=np.uint8)]
 
 
 def random_batch(case: Case, seed: int, targets: int = 10) -> dict[str, Any]:
-    """Normalised noise with `targets` classes per picture, in smooth regions that cover it."""
+    """Normalised noise with `targets` classes per image, in smooth regions that cover it."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(case.batch, 3, case.height, case.width, generator=generator)
     targets = min(targets, case.classes)

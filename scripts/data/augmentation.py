@@ -93,7 +93,7 @@ class RandomCrop(v2.Transform):
         return window
 
     def draw(self, height: int, width: int) -> dict[str, int]:
-        """A window of a picture of this size."""
+        """A window of an image of this size."""
         top = int(torch.randint(max(0, height - self.height) + 1, ()))
         left = int(torch.randint(max(0, width - self.width) + 1, ()))
         return {"top": top, "left": left, "height": min(height, self.height), "width": min(width, self.width)}
@@ -190,7 +190,7 @@ def training_augmentation(
     Args:
         shortest_edges: shorter sides to choose from; `reference_sizes(min(crop))` by default.
         longest_edge: bound of the longer side; four times the crop's shorter side by default.
-        scale_range: (low, high) factor on the picture's own size, drawn uniformly, in place of `shortest_edges`.
+        scale_range: (low, high) factor on the image's own size, drawn uniformly, in place of `shortest_edges`.
         max_class_share, unlabelled: see `RandomCrop`.
     """
     base = min(crop_height, crop_width)

@@ -1,6 +1,6 @@
 """What transformers' `Trainer` needs to train our models: a collator, and the augmentation as a dataset transform.
 
-The rows are those of `datasets.load_dataset`, with a picture and a label map. The Trainer knows `mask_labels` and
+The rows are those of `datasets.load_dataset`, with an image and a label map. The Trainer knows `mask_labels` and
 `class_labels` of the forward as labels by their names. It needs `remove_unused_columns=False`, because the columns are
 not the model's arguments, and `prediction_loss_only=True`, or it keeps every mask of the evaluation set in memory.
 docs/clusters.md has an example; mIoU comes from `scripts/eval.py`.
@@ -22,7 +22,7 @@ from scripts.data.sources import IGNORE_INDEX
 
 @dataclass
 class AugmentRows:
-    """Transform for `Dataset.with_transform`: rows whose picture and map went through `augmentation` together.
+    """Transform for `Dataset.with_transform`: rows whose image and map went through `augmentation` together.
 
     Args:
         augmentation: `(Image, Mask) -> (Image, Mask)`, such as `training_augmentation(512, 512)`.
@@ -35,18 +35,18 @@ class AugmentRows:
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
         images, labels = [], []
         for image, label in zip(rows[self.image_column_name], rows[self.label_column_name], strict=True):
-            picture = tv_tensors.Image(_picture(image))
-            picture, mask = self.augmentation(picture, tv_tensors.Mask(_label_map(label)))
-            images.append(picture.as_subclass(torch.Tensor))
+            pixels = tv_tensors.Image(_image(image))
+            pixels, mask = self.augmentation(pixels, tv_tensors.Mask(_label_map(label)))
+            images.append(pixels.as_subclass(torch.Tensor))
             labels.append(mask.as_subclass(torch.Tensor))
         return {self.image_column_name: images, self.label_column_name: labels}
 
 
 @dataclass
 class SegmentationCollator:
-    """Rows with a picture and a label map to `pixel_values, pixel_mask, mask_labels, class_labels`.
+    """Rows with an image and a label map to `pixel_values, pixel_mask, mask_labels, class_labels`.
 
-    Pictures as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
+    Images as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
     been through all resizing and keep their size.
 
     Args:
@@ -61,9 +61,9 @@ class SegmentationCollator:
         images = [row[self.image_column_name] for row in rows]
         are_tensors = {isinstance(image, torch.Tensor) for image in images}
         if len(are_tensors) > 1:
-            raise ValueError("a batch of pictures and tensors: give all rows the same transform")
+            raise ValueError("a batch of images and tensors: give all rows the same transform")
         inputs = self.processor(
-            images=[_picture(image) for image in images],
+            images=[_image(image) for image in images],
             segmentation_maps=[_label_map(row[self.label_column_name]) for row in rows],
             do_resize=self.processor.do_resize and are_tensors != {True},
             ignore_index=IGNORE_INDEX,
@@ -72,15 +72,15 @@ class SegmentationCollator:
         return {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
 
 
-def _picture(image: Any) -> torch.Tensor:
-    """`(3, H, W)` uint8 of a PIL picture; tensors pass."""
+def _image(image: Any) -> torch.Tensor:
+    """`(3, H, W)` uint8 of a PIL image; tensors pass."""
     if isinstance(image, torch.Tensor):
         return image
     return torch.from_numpy(pil_to_array(image, do_convert_rgb=True)).permute(2, 0, 1).contiguous()
 
 
 def _label_map(label: Any) -> torch.Tensor:
-    """`(H, W)` integers of a PIL picture or an array; tensors pass."""
+    """`(H, W)` integers of a PIL image or an array; tensors pass."""
     if isinstance(label, torch.Tensor):
         return label
     ids = np.asarray(label)

@@ -1,4 +1,4 @@
-"""The commonest private form of a dataset: a folder of pictures beside a folder of label PNGs, matched by stem."""
+"""The commonest private form of a dataset: a folder of images beside a folder of label PNGs, matched by stem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import project_path
 
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAP_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 MAX_SHARDS = 256
 
@@ -40,24 +40,24 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
 
 
 def matched_pairs(images_flag: str, images: str, masks_flag: str, masks: str) -> list[tuple[str, str, str]]:
-    """`(stem, picture, map)` of two folders, by stem.
+    """`(stem, image, map)` of two folders, by stem.
 
     Raises:
-        UserError: a picture without a map or the other way round, or a map in colours.
+        UserError: an image without a map or the other way round, or a map in colours.
     """
-    pictures = files_by_stem(images_flag, images, PICTURE_ENDINGS)
+    image_files = files_by_stem(images_flag, images, IMAGE_ENDINGS)
     maps = files_by_stem(masks_flag, masks, MAP_ENDINGS)
-    for one, other, flag, folder in ((pictures, maps, masks_flag, masks), (maps, pictures, images_flag, images)):
+    for one, other, flag, folder in ((image_files, maps, masks_flag, masks), (maps, image_files, images_flag, images)):
         alone = [stem for stem in one if stem not in other]
         if alone:
             raise UserError(
                 f"{flag} {folder}: nothing of the stem {alone[0]!r} of {one[alone[0]].name}"
                 + (f" and {len(alone) - 1} more" if alone[1:] else "")
-                + ": pictures and maps are matched by their names without ending"
+                + ": images and maps are matched by their names without ending"
             )
     first = next(iter(maps.values()))
     check_map_mode(first)
-    return [(stem, str(file), str(maps[stem])) for stem, file in pictures.items()]
+    return [(stem, str(file), str(maps[stem])) for stem, file in image_files.items()]
 
 
 def check_map_mode(file: Path) -> None:
@@ -76,11 +76,11 @@ def check_map_mode(file: Path) -> None:
 
 
 def pair_rows(shards: list[list[tuple[str, str, str]]]) -> Iterator[dict[str, Any]]:
-    """Rows whose pictures stay on disk until a worker decodes them."""
+    """Rows whose images stay on disk until a worker decodes them."""
     for shard in shards:
-        for stem, picture, label in shard:
+        for stem, image, label in shard:
             yield {
-                "image": {"path": picture, "bytes": None},
+                "image": {"path": image, "bytes": None},
                 "label": {"path": label, "bytes": None},
                 "image_id": stem,
             }

@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import project_path
-from scripts.data.sources import DatasetArguments, file_beside
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import file_beside
 from scripts.drawing.visualization import parse_palette
 
 

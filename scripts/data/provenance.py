@@ -9,8 +9,9 @@ from typing import Any
 import datasets
 
 from scripts.cli.parser import project_path
+from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import matched_pairs
-from scripts.data.sources import DatasetArguments, split_folders
+from scripts.data.sources import split_folders
 from scripts.storage.digests import files_sha256
 
 

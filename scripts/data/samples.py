@@ -1,4 +1,4 @@
-"""From an undecoded row to a checked picture and label map."""
+"""From an undecoded row to a checked image and label map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tqdm import tqdm
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
-from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, DatasetArguments
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
 from scripts.storage.retries import with_retries
 
 
@@ -25,7 +26,7 @@ OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
 
 
 class BadSample(UserError):
-    """A sample that cannot be used, while others may: unreadable, or picture and map of different sizes."""
+    """A sample that cannot be used, while others may: unreadable, or image and map of different sizes."""
 
 
 class BadSamples:
@@ -82,7 +83,7 @@ class BadSamples:
 def decode_sample(
     row: dict[str, Any], arguments: DatasetArguments, num_labels: int, index: int | str
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Picture `(3, H, W)` uint8, label map `(H, W)` uint8 or int32, and name of an undecoded row.
+    """Image `(3, H, W)` uint8, label map `(H, W)` uint8 or int32, and name of an undecoded row.
 
     The map holds the ids of `--class_map`, if there is one; with `--do_reduce_labels` they start at 1 as before.
 
@@ -90,7 +91,7 @@ def decode_sample(
         num_labels: classes of the model.
         index: place of the row in its stream, which names a sample without an id or file name.
     Raises:
-        BadSample: the picture or the map cannot be read, or their sizes differ.
+        BadSample: the image or the map cannot be read, or their sizes differ.
         UserError: the map cannot be meant for these classes, so that others will not be either.
     """
     name = sample_name(row, arguments.image_column_name, index)
@@ -98,7 +99,7 @@ def decode_sample(
     label = decode_label(row[arguments.label_column_name], name)
     if image.shape[-2:] != label.shape:
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
-        hint = ": turned by its EXIF orientation? Turn the map as well, or remove the picture's EXIF" if turned else ""
+        hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
         raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}{hint}")
     if arguments.mapped_classes is None:
         check_labels(label, num_labels, arguments.do_reduce_labels, name)
@@ -128,7 +129,7 @@ def reason(error: Exception) -> str:
 
 
 def decode_image(value: Any, name: str) -> torch.Tensor:
-    """`(3, H, W)` uint8 RGB of an undecoded picture, turned upright by its EXIF orientation."""
+    """`(3, H, W)` uint8 RGB of an undecoded image, turned upright by its EXIF orientation."""
     try:
         image = with_retries(lambda: datasets.Image().decode_example(value), f"image of sample {name}")
         return torch.from_numpy(pil_to_array(image, do_convert_rgb=True)).permute(2, 0, 1).contiguous()
@@ -139,7 +140,7 @@ def decode_image(value: Any, name: str) -> torch.Tensor:
 
 
 def decode_label(value: Any, name: str) -> torch.Tensor:
-    """`(H, W)` uint8 or int32 class ids of an undecoded picture."""
+    """`(H, W)` uint8 or int32 class ids of an undecoded image."""
     if value is None:
         raise BadSample(f"label map of sample {name}: there is none")
     try:

@@ -1,11 +1,10 @@
-"""Where labelled pictures come from: the flags that name a dataset, its splits as undecoded streams, its classes."""
+"""Where labelled images come from: the flags that name a dataset, its splits as undecoded streams, its classes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import project_path
-from scripts.data.class_map import ClassMap, build_class_map
+from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
 from scripts.storage.retries import BackOff, bound_stalls, with_retries
 
@@ -24,54 +23,6 @@ from scripts.storage.retries import BackOff, bound_stalls, with_retries
 IGNORE_INDEX = 255
 NAME_COLUMNS = ("image_id", "file_name", "filename", "id")
 READING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetGenerationError)
-
-
-@dataclass
-class DatasetArguments:
-    """The flags that name a dataset, shared by the commands."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Hub dataset, folder (also of save_to_disk), or parquet file or URL: pictures, label maps."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
-    train_images: str | None = field(
-        default=None, metadata={"help": "Folder of training pictures, in place of --dataset_name."}
-    )
-    train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of pictures to evaluate on."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the pictures."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the label maps, one id per pixel."})
-    do_reduce_labels: bool = field(
-        default=False, metadata={"help": "Label 0 means ignored and the classes start at 1 (ADE20K)."}
-    )
-    streaming: bool = field(default=True, metadata={"help": "Stream instead of downloading and converting first."})
-    id2label: str | None = field(
-        default=None,
-        metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the data, else ClassLabel.'},
-    )
-    class_map: str | None = field(
-        default=None, metadata={"help": "YAML file that merges, renames and ignores classes: road: [road, lane]"}
-    )
-    max_bad_samples: int | None = field(
-        default=None, metadata={"help": "Unreadable samples to skip before stopping; by default 1%% of the samples."}
-    )
-
-    @cached_property
-    def mapped_classes(self) -> ClassMap | None:
-        """What `--class_map` makes of the dataset's classes, None without one.
-
-        Raises:
-            UserError: a wrong file, or a dataset without `id2label`.
-        """
-        if self.class_map is None:
-            return None
-        names = dataset_classes(self)
-        if names is None:
-            raise UserError(f"--class_map {self.class_map} needs the dataset's class names: give --id2label")
-        return build_class_map(self.class_map, names, IGNORE_INDEX, self.do_reduce_labels)
 
 
 def check_ignored_id(config: Any) -> None:
@@ -118,7 +69,7 @@ def first_line(error: BaseException) -> str:
 
 
 def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, str, str] | None:
-    """`(flag, folder, flag, folder)` of the pictures and maps of a split, None if it is not given as folders.
+    """`(flag, folder, flag, folder)` of the images and maps of a split, None if it is not given as folders.
 
     The split that is trained on (`train`, or `--train_split_name`) is in the training folders, any other in those of
     evaluation.
@@ -133,7 +84,7 @@ def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, st
         return f"--{kind}_images", images, f"--{kind}_masks", masks
     if images or masks or (any(given.values()) and not arguments.dataset_name):
         missing = f"--{kind}_masks" if images else f"--{kind}_images"
-        raise UserError(f"split {split!r}: no {missing}: give both folders, pictures and label maps")
+        raise UserError(f"split {split!r}: no {missing}: give both folders, images and label maps")
     return None
 
 

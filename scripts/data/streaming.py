@@ -1,4 +1,4 @@
-"""Labelled pictures as a stream: splitting over processes, augmenting, collating.
+"""Labelled images as a stream: splitting over processes, augmenting, collating.
 
 Rows are read, undecoded, in each process; DataLoader workers decode and augment. Order and randomness come from
 (seed, epoch, index of the sample in the epoch) alone, so they depend neither on the number of workers nor of shards.
@@ -21,9 +21,10 @@ from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, decode_sample
-from scripts.data.sources import IGNORE_INDEX, DatasetArguments, readable
+from scripts.data.sources import IGNORE_INDEX, readable
 
 
 Item = TypeVar("Item")

@@ -50,7 +50,7 @@ def outline(shape: int, x: float, y: float, radius: float, angle: float) -> list
 
 
 def draw_sample(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """A picture of two to five shapes that may cover each other, and its label map; some edges are ignored (255)."""
+    """An image of two to five shapes that may cover each other, and its label map; some edges are ignored (255)."""
     image, label = texture(rng), Image.new("L", (WIDTH, HEIGHT), 0)
     for _ in range(rng.integers(2, 6)):
         shape = int(rng.integers(1, len(CLASSES)))
@@ -78,7 +78,7 @@ def draw_sample(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
 
 
 def encoded(image: Image.Image, kind: str) -> dict[str, bytes]:
-    """A picture as a row of an `Image` column holds it; `kind` is PNG or JPEG."""
+    """An image as a row of an `Image` column holds it; `kind` is PNG or JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=92)
     return {"bytes": buffer.getvalue()}

@@ -1,4 +1,4 @@
-"""A street as its driver sees it, drawn: an example picture that anybody may use."""
+"""A street as its driver sees it, drawn: an example image that anybody may use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw_street(rng: np.random.Generator) -> Image.Image:
 
 
 def draw_houses(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -> None:
-    """A row of houses from the horizon to the left (-1) or right (1) edge of the picture."""
+    """A row of houses from the horizon to the left (-1) or right (1) edge of the image."""
     start, top = 40.0, HORIZON - 34.0
     while start < MIDDLE:
         end = start + rng.uniform(50, 90) * (0.6 + start / MIDDLE)

@@ -73,7 +73,7 @@ class RecipeCost:
         """Memory, time and queries.
 
         Args:
-            examples: training pictures, None if unknown.
+            examples: training images, None if unknown.
         """
         arguments, cost = self.arguments, Cost()
         micro, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
@@ -173,19 +173,19 @@ class RecipeCost:
         workers = max(1, self.arguments.dataloader_num_workers)
         takes, gives = micro * accumulation / seconds, workers / loading
         cost.facts["loading"] = (
-            f"{1000 * loading:.0f} ms to decode and augment a picture: {workers} worker{'s' * (workers > 1)} can give "
-            f"{gives:.1f} pictures a second, the model takes {takes:.1f}"
+            f"{1000 * loading:.0f} ms to decode and augment an image: {workers} worker{'s' * (workers > 1)} can give "
+            f"{gives:.1f} images a second, the model takes {takes:.1f}"
         )
         if gives < takes:
             cost.facts["loading"] += f": --dataloader_num_workers {int(takes * loading) + 1} would keep up"
-        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_a_picture": loading}
+        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_a_image": loading}
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             cost.facts["memory"] += f"; {peak / GIB:.2f} GiB measured at the step's peak"
             cost.numbers["peak_memory"] = peak
 
     def _inputs(self) -> tuple[dict[str, Any], float]:
-        """A micro batch, as the trainer makes it, and the seconds that one of its pictures took.
+        """A micro batch, as the trainer makes it, and the seconds that one of its images took.
 
         Raises:
             UserError: no sample can be used.
@@ -207,11 +207,11 @@ class RecipeCost:
         return inputs, loading
 
     def _queries(self, splits: dict[str, SplitCounts], cost: Cost) -> None:
-        """Notes a picture of more classes than the model can give masks to."""
+        """Notes an image of more classes than the model can give masks to."""
         queries = getattr(self.config, "num_queries", None)
         most = max((max(counts.classes_per_map, default=0) for counts in splits.values()), default=0)
         if queries is not None and most > queries:
-            message = f"a picture has {most} classes, the model {queries} queries: some can never be found"
+            message = f"an image has {most} classes, the model {queries} queries: some can never be found"
             fix = f"--config_overrides num_queries={2 * most}"
             cost.findings.append(Finding("warning", "more-classes-than-queries", (), message, fix, {"classes": most}))
 

@@ -1,6 +1,6 @@
 """What is known of a split after its samples went by: counters, and the few samples that the page shows.
 
-Memory does not grow with the split: distinct keys, examples and pictures are bounded.
+Memory does not grow with the split: distinct keys, examples and images are bounded.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from scripts.dataset_check.sample import SampleFacts
-from scripts.dataset_check.similarity import SeenPictures
+from scripts.dataset_check.similarity import SeenImages
 
 
 MAX_KEYS = 2000  # distinct sizes, ids
 EXAMPLES = 3  # samples shown per finding
 NAMES = 5  # samples named per finding
 OVERLAYS = 4
-SIZE_FAULTS = {"swapped-size", "size-mismatch"}  # their maps cannot lie over their pictures
+SIZE_FAULTS = {"swapped-size", "size-mismatch"}  # their maps cannot lie over their images
 
 
 @dataclass
@@ -43,14 +43,14 @@ class FaultCount:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A picture and one of the other split that is nearly the same; `bits` of 256 differ."""
+    """An image and one of the other split that is nearly the same; `bits` of 256 differ."""
 
     name: str
     other: str
     bits: int
     mirrored: bool
-    picture: Image.Image
-    other_picture: Image.Image | None
+    image: Image.Image
+    other_image: Image.Image | None
 
 
 class SplitCounts:
@@ -70,7 +70,7 @@ class SplitCounts:
         self.panoptic = 0
         self.complete = True
         self.sizes: Counter[tuple[int, int]] = Counter()
-        self.picture_modes: Counter[str] = Counter()
+        self.image_modes: Counter[str] = Counter()
         self.map_modes: Counter[str] = Counter()
         self.ids: Counter[int] = Counter()
         self.maps_with: Counter[int] = Counter()
@@ -88,28 +88,28 @@ class SplitCounts:
     def add(self, facts: SampleFacts) -> None:
         """Counts one sample."""
         self.samples += 1
-        if facts.picture_size is not None:
-            self._count(self.sizes, facts.picture_size)
-        if facts.picture_mode is not None:
-            self.picture_modes[facts.picture_mode] += 1
+        if facts.image_size is not None:
+            self._count(self.sizes, facts.image_size)
+        if facts.image_mode is not None:
+            self.image_modes[facts.image_mode] += 1
         if facts.map_mode is not None:
             self.map_modes[facts.map_mode] += 1
         for name, evidence in facts.faults.items():
             self.faults.setdefault(name, FaultCount()).add(facts, evidence)
         if facts.ids:
             self._count_ids(facts)
-        if facts.picture is not None and facts.labels is not None and not facts.faults.keys() & SIZE_FAULTS:
+        if facts.image is not None and facts.labels is not None and not facts.faults.keys() & SIZE_FAULTS:
             self._keep_overlay(facts)
 
-    def compare(self, facts: SampleFacts, others: SeenPictures) -> None:
-        """Notes if the sample's picture is nearly one of the `others`, those of another split."""
+    def compare(self, facts: SampleFacts, others: SeenImages) -> None:
+        """Notes if the sample's image is nearly one of the `others`, those of another split."""
         found = others.nearest(facts.hashed) if facts.hashed is not None else None
-        if found is None or facts.picture is None:
+        if found is None or facts.image is None:
             return
         place, bits, mirrored = found
         self.number_of_duplicates += 1
         if len(self.duplicates) < NAMES:
-            other = others.names[place], bits, mirrored, facts.picture, others.thumbnails.get(place)
+            other = others.names[place], bits, mirrored, facts.image, others.thumbnails.get(place)
             self.duplicates.append(NearDuplicate(facts.name, *other))
 
     def _count_ids(self, facts: SampleFacts) -> None:

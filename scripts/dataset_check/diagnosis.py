@@ -16,16 +16,16 @@ ENOUGH_MAPS = 100  # to call a class rare
 FEW_MAPS = 5
 # Level, what is wrong, and the fix of the faults that show in single samples.
 FAULTS = {
-    "unreadable-picture": ("error", "the picture cannot be read", "replace them, or leave the rows out"),
+    "unreadable-image": ("error", "the image cannot be read", "replace them, or leave the rows out"),
     "unreadable-map": ("error", "the label map cannot be read", "replace them, or leave the rows out"),
     "swapped-size": (
         "error",
-        "width and height of map and picture are swapped",
-        "turn the map, or remove the EXIF orientation of the picture; check which is upright",
+        "width and height of map and image are swapped",
+        "turn the map, or remove the EXIF orientation of the image; check which is upright",
     ),
     "size-mismatch": (
         "error",
-        "map and picture differ in size",
+        "map and image differ in size",
         "resize the map with nearest neighbour, and check that the two belong together",
     ),
     "rgb-maps": (
@@ -119,7 +119,7 @@ def class_findings(evidence: Evidence) -> list[Finding]:
     train, validation = evidence.splits.get(evidence.train), evidence.splits.get(evidence.validation)
     if train and validation and train.maps and validation.maps:
         pairs = (
-            (level, "class-not-in-train", train, validation, "put pictures of it into the training split"),
+            (level, "class-not-in-train", train, validation, "put images of it into the training split"),
             ("note", "class-not-in-validation", validation, train, "its IoU will not be measured: mind the mean"),
         )
         for level, name, lacking, having, fix in pairs:
@@ -131,7 +131,7 @@ def class_findings(evidence: Evidence) -> list[Finding]:
         rare = [k for k in evidence.names if 0 < train.class_maps[k] < FEW_MAPS]
         if rare:
             message = f"{evidence.called(rare)} is in fewer than {FEW_MAPS} of {train.maps} training maps"
-            fix = "add pictures of it, or merge it into another class (--class_map)"
+            fix = "add images of it, or merge it into another class (--class_map)"
             findings.append(Finding("note", "rare-class", (train.split,), message, fix, {"classes": rare}))
     return findings
 
@@ -156,12 +156,12 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
                 counts.overlays[:2],
             )
         )
-    others = {mode: count for mode, count in counts.picture_modes.items() if mode != "RGB"}
+    others = {mode: count for mode, count in counts.image_modes.items() if mode != "RGB"}
     if others:
         listed = ", ".join(f"{count} {mode}" for mode, count in sorted(others.items()))
-        message = f"{sum(others.values())} of {counts.samples} pictures are not RGB ({listed}) and are converted"
+        message = f"{sum(others.values())} of {counts.samples} images are not RGB ({listed}) and are converted"
         fix = "nothing, unless the channels matter: transparency is dropped, grey becomes three equal channels"
-        findings.append(Finding("note", "picture-modes", where, message, fix, dict(others)))
+        findings.append(Finding("note", "image-modes", where, message, fix, dict(others)))
     if counts.panoptic:
         findings.append(
             Finding(
@@ -179,11 +179,11 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         )
         count = counts.number_of_duplicates
         more = f" and {count - 3} more" if count > 3 else ""
-        message = f"in {count} of {counts.samples} samples the picture is (nearly) in the other split: {pairs}{more}"
+        message = f"in {count} of {counts.samples} samples the image is (nearly) in the other split: {pairs}{more}"
         details = {
             "count": count,
             "pairs": [[pair.name, pair.other, pair.bits, pair.mirrored] for pair in counts.duplicates],
         }
-        fix = "take them out of one split: scores on trained pictures say nothing; split videos by sequence"
+        fix = "take them out of one split: scores on trained images say nothing; split videos by sequence"
         findings.append(Finding("error", "near-duplicate", where, message, fix, details))
     return findings

@@ -97,7 +97,7 @@ def _numbering(
     message = seen
     if fitting is not None and as_given.odd:
         message += (
-            f"; as they are, {in_words(as_given.odd)} lie where they do not belong (0: top of a picture, 1: bottom); "
+            f"; as they are, {in_words(as_given.odd)} lie where they do not belong (0: top of an image, 1: bottom); "
             f"with class 0 stored as {fitting.first}, {in_words(fitting.fitting)} lie where they do"
         )
     details = {

@@ -10,8 +10,9 @@ import numpy as np
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import project_path
+from scripts.data.arguments import DatasetArguments
 from scripts.data.class_map import UNKNOWN
-from scripts.data.sources import IGNORE_INDEX, DatasetArguments, classes_file
+from scripts.data.sources import IGNORE_INDEX, classes_file
 
 
 IGNORED, OUTSIDE = -1, -2

@@ -34,15 +34,15 @@ def facts_of_split(counts: SplitCounts) -> dict[str, str]:
     facts = {
         "samples": f"{counts.samples}" + ("" if counts.complete else " read, there may be more"),
         "sizes": size_text,
-        "picture modes": modes(counts.picture_modes),
+        "image modes": modes(counts.image_modes),
         "map modes": modes(counts.map_modes),
     }
     if total:
         least, median, most = quantiles(counts.classes_per_map)
         facts["ignored pixels"] = f"{100 * counts.class_pixels[IGNORED] / total:.1f} %"
-        facts["classes per picture"] = f"{least} to {most}, median {median}"
+        facts["classes per image"] = f"{least} to {most}, median {median}"
         least, median, most = quantiles(counts.regions_per_map)
-        facts["segments per picture" if counts.panoptic else "connected areas per picture"] = (
+        facts["segments per image" if counts.panoptic else "connected areas per image"] = (
             f"{least} to {most}, median {median}"
         )
     return facts
@@ -126,7 +126,7 @@ def split_json(counts: SplitCounts) -> dict[str, Any]:
         "samples": counts.samples,
         "complete": counts.complete,
         "sizes": {f"{width}x{height}": number for (width, height), number in counts.sizes.most_common(100)},
-        "picture_modes": dict(counts.picture_modes),
+        "image_modes": dict(counts.image_modes),
         "map_modes": dict(counts.map_modes),
         "ids": {str(index): pixels for index, pixels in sorted(counts.ids.items())},
         "maps_with_id": {str(index): maps for index, maps in sorted(counts.maps_with.items())},

@@ -1,4 +1,4 @@
-"""The check as one HTML page: verdict, findings with pictures, classes, splits, overlays."""
+"""The check as one HTML page: verdict, findings with images, classes, splits, overlays."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_report(
     body = [f'<p class="verdict">Verdict: <strong>{html.escape(verdict(findings))}</strong></p>']
     body.append(
         "<p>An <em>error</em> would stop a training or spoil it, a <em>warning</em> is worth a look, a <em>note</em> "
-        "is good to know. In all pictures a class has one colour; black in a map is ignored.</p>"
+        "is good to know. In all images a class has one colour; black in a map is ignored.</p>"
         f"<details><summary>What was looked for</summary>{facts_table(NAMES)}</details>"
     )
     body += [finding_section(finding, evidence, palette) for finding in findings]
@@ -67,10 +67,10 @@ def finding_section(finding: Finding, evidence: Evidence, palette: Palette | Non
 
 
 def sample_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | None) -> Iterable[str]:
-    """The picture, and its map or both in one where they fit."""
-    if sample.picture is not None:
-        width, height = sample.picture_size or sample.picture.size
-        yield figure(sample.picture, f"{sample.name}, {width}x{height}", lossless=False)
+    """The image, and its map or both in one where they fit."""
+    if sample.image is not None:
+        width, height = sample.image_size or sample.image.size
+        yield figure(sample.image, f"{sample.name}, {width}x{height}", lossless=False)
     if sample.colour_map is not None:
         yield figure(sample.colour_map, f"{sample.name}, map as stored")
     elif sample.labels is not None:
@@ -79,11 +79,11 @@ def sample_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | N
 
 
 def overlay_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | None) -> Iterable[str]:
-    """The map over its picture, and alone."""
-    if sample.picture is None or sample.labels is None:
+    """The map over its image, and alone."""
+    if sample.image is None or sample.labels is None:
         return
     labels = shown_ids(sample.labels, evidence.rule.num_labels)
-    image = sample.picture.resize(labels.shape[::-1])
+    image = sample.image.resize(labels.shape[::-1])
     yield figure(overlay(image, labels, palette=palette), f"{sample.name}, overlay", lossless=False)
     yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
 
@@ -102,15 +102,15 @@ def legend(samples: Iterable[SampleFacts], evidence: Evidence, palette: Palette 
 def pairs_section(counts: SplitCounts) -> str:
     """Near-duplicates side by side."""
     figures = [figure for pair in counts.duplicates for figure in pair_figures(pair, counts.split)]
-    return f"<h2>Pictures in both splits</h2>{row(figures)}"
+    return f"<h2>Images in both splits</h2>{row(figures)}"
 
 
 def pair_figures(pair: NearDuplicate, split: str) -> Iterable[str]:
-    """A picture and the one of the other split that it is nearly equal to."""
-    yield figure(pair.picture, f"{pair.name} in {split}", lossless=False)
-    if pair.other_picture is not None:
+    """An image and the one of the other split that it is nearly equal to."""
+    yield figure(pair.image, f"{pair.name} in {split}", lossless=False)
+    if pair.other_image is not None:
         how = f"{pair.bits} of 256 bits differ{', mirrored' if pair.mirrored else ''}"
-        yield figure(pair.other_picture, f"{pair.other} in the other split: {how}", lossless=False)
+        yield figure(pair.other_image, f"{pair.other} in the other split: {how}", lossless=False)
 
 
 def split_section(counts: SplitCounts, evidence: Evidence, palette: Palette | None) -> str:

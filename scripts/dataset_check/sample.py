@@ -14,15 +14,16 @@ from scipy import ndimage
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import EXIF_ORIENTATION, pil_to_array
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import reason, sample_name
-from scripts.data.sources import IGNORE_INDEX, DatasetArguments
+from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
 from scripts.storage.retries import with_retries
 
 
 SEGMENTS_COLUMN = "segments_info"
-SMALL = 320  # longer side of what heights, regions and the page's pictures are taken from
+SMALL = 320  # longer side of what heights, regions and the page's images are taken from
 SPECK = 4  # pixels of the small map: fewer are no region
 
 
@@ -32,21 +33,21 @@ class SampleFacts:
 
     Args:
         faults: name of the finding -> what this sample shows of it.
-        picture_size: (width, height) in pixels.
+        image_size: (width, height) in pixels.
         ids: stored id -> pixels; of panoptic maps the category ids. Empty if the map holds no ids.
         class_pixels: the same by class, `IGNORED` and `OUTSIDE` among them.
         small_ids: id -> (pixels, sum of their heights, pixels away from any edge) in the small map; a height is 0 at
-            the top of the picture and 1 at the bottom.
+            the top of the image and 1 at the bottom.
         regions: connected areas of one class, specks left out; of panoptic maps the segments.
-        picture: at most `SMALL` pixels wide and high, RGB.
+        image: at most `SMALL` pixels wide and high, RGB.
         labels: the map at the same size, classes as `LabelRule.classes` gives them.
         colour_map: the same of a map in colours.
     """
 
     name: str
     faults: dict[str, str] = field(default_factory=dict)
-    picture_size: tuple[int, int] | None = None
-    picture_mode: str | None = None
+    image_size: tuple[int, int] | None = None
+    image_mode: str | None = None
     map_mode: str | None = None
     panoptic: bool = False
     ids: dict[int, int] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class SampleFacts:
     small_ids: dict[int, tuple[int, float, int]] = field(default_factory=dict)
     regions: int = 0
     hashed: tuple[np.ndarray, np.ndarray] | None = None
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     labels: np.ndarray | None = None
     colour_map: Image.Image | None = None
 
@@ -62,15 +63,15 @@ class SampleFacts:
 def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, index: int) -> SampleFacts:
     """Reads an undecoded row as the trainer does, and notes what it finds."""
     facts = SampleFacts(sample_name(row, arguments.image_column_name, index))
-    picture = decoded(row[arguments.image_column_name], facts, "picture")
-    if picture is not None:
+    image = decoded(row[arguments.image_column_name], facts, "image")
+    if image is not None:
         try:
-            pixels = Image.fromarray(pil_to_array(picture, do_convert_rgb=True))
+            pixels = Image.fromarray(pil_to_array(image, do_convert_rgb=True))
         except (OSError, ValueError, SyntaxError) as error:
-            facts.faults["unreadable-picture"] = reason(error)
+            facts.faults["unreadable-image"] = reason(error)
         else:
-            facts.picture_size, facts.picture_mode = picture.size, picture.mode
-            facts.picture = shrunk(pixels, Image.Resampling.BOX)
+            facts.image_size, facts.image_mode = image.size, image.mode
+            facts.image = shrunk(pixels, Image.Resampling.BOX)
             facts.hashed = perceptual_hash(pixels)
     label = decoded(row[arguments.label_column_name], facts, "map")
     if label is None:
@@ -78,8 +79,8 @@ def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, i
     facts.map_mode = label.mode
     if label.format == "JPEG":
         facts.faults["lossy-maps"] = "the map is a JPEG"
-    if picture is not None and label.size != picture.size:
-        note_sizes(facts, picture.size, label.size, row[arguments.image_column_name])
+    if image is not None and label.size != image.size:
+        note_sizes(facts, image.size, label.size, row[arguments.image_column_name])
     ids = read_ids(np.asarray(label), facts, row.get(SEGMENTS_COLUMN))
     if ids is None:
         facts.colour_map = shrunk(label.convert("RGB"), Image.Resampling.NEAREST)
@@ -90,7 +91,7 @@ def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, i
 
 
 def decoded(value: Any, facts: SampleFacts, what: str) -> Image.Image | None:
-    """The picture or map as Pillow reads it, None if it cannot."""
+    """The image or map as Pillow reads it, None if it cannot."""
     if value is None:
         facts.faults[f"unreadable-{what}"] = "there is none"
         return None
@@ -103,19 +104,19 @@ def decoded(value: Any, facts: SampleFacts, what: str) -> Image.Image | None:
     return None
 
 
-def note_sizes(facts: SampleFacts, picture: tuple[int, int], label: tuple[int, int], value: Any) -> None:
-    """Notes a map of another size than its picture; sizes are (width, height)."""
-    text = f"picture {picture[0]}x{picture[1]}, map {label[0]}x{label[1]}"
-    if picture != label[::-1]:
+def note_sizes(facts: SampleFacts, image: tuple[int, int], label: tuple[int, int], value: Any) -> None:
+    """Notes a map of another size than its image; sizes are (width, height)."""
+    text = f"image {image[0]}x{image[1]}, map {label[0]}x{label[1]}"
+    if image != label[::-1]:
         facts.faults["size-mismatch"] = text
         return
     orientation = exif_orientation(value)
-    turned = f", the picture's EXIF orientation is {orientation}" if orientation not in (0, 1) else ""
+    turned = f", the image's EXIF orientation is {orientation}" if orientation not in (0, 1) else ""
     facts.faults["swapped-size"] = text + turned
 
 
 def exif_orientation(value: Any) -> int:
-    """What an undecoded picture says of how it is to be turned; 1 if nothing."""
+    """What an undecoded image says of how it is to be turned; 1 if nothing."""
     try:
         with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as image:
             return int(image.getexif().get(EXIF_ORIENTATION, 1))

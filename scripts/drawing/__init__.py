@@ -1,1 +1,1 @@
-"""Pictures and pages: colours of classes, overlays, sheets, charts, HTML."""
+"""Images and pages: colours of classes, overlays, sheets, charts, HTML."""

@@ -1,4 +1,4 @@
-"""One-file HTML pages: the style all of the project's reports share, pictures inside, tables and simple charts."""
+"""One-file HTML pages: the style all of the project's reports share, images inside, tables and simple charts."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def write_page(file: Path, title: str, body: str, style: str = "") -> None:
     file.write_text(html_page(title, body, style), encoding="utf-8")
 
 
-def picture_tag(image: Image.Image, alt: str, lossless: bool = True) -> str:
-    """An `<img>` with the picture inside: as PNG, or as JPEG (photos; a tenth of the size)."""
+def image_tag(image: Image.Image, alt: str, lossless: bool = True) -> str:
+    """An `<img>` with the image inside: as PNG, or as JPEG (photos; a tenth of the size)."""
     buffer = io.BytesIO()
     if lossless:
         image.save(buffer, "PNG")
@@ -55,8 +55,8 @@ def picture_tag(image: Image.Image, alt: str, lossless: bool = True) -> str:
 
 
 def figure(image: Image.Image, caption: str, lossless: bool = True) -> str:
-    """A picture with its caption, which is its alternative text, too."""
-    return f"<figure>{picture_tag(image, caption, lossless)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    """An image with its caption, which is its alternative text, too."""
+    return f"<figure>{image_tag(image, caption, lossless)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def row(figures: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ GAP = 4
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures on white."""
+    """Two images on white."""
     sheet = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), "white")
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width + 8, 0))
@@ -48,10 +48,10 @@ def strip(
 
 def stacked(strips: Sequence[Image.Image]) -> Image.Image:
     """Strips one below the other."""
-    height = sum(picture.height + GAP for picture in strips) - GAP
-    sheet = Image.new("RGB", (max(picture.width for picture in strips), height), "white")
+    height = sum(image.height + GAP for image in strips) - GAP
+    sheet = Image.new("RGB", (max(image.width for image in strips), height), "white")
     top = 0
-    for picture in strips:
-        sheet.paste(picture, (0, top))
-        top += picture.height + GAP
+    for image in strips:
+        sheet.paste(image, (0, top))
+        top += image.height + GAP
     return sheet

@@ -1,4 +1,4 @@
-"""Colours of classes, one set for every picture of the project: label maps as PNGs, overlays, contours, legends.
+"""Colours of classes, one set for every image of the project: label maps as PNGs, overlays, contours, legends.
 
 A dataset's own colours come from `palette.json` beside its `id2label.json`: `{"0": "#804080", ...}` or a list by id,
 of `"#rrggbb"` or `[red, green, blue]`. The trainer keeps them in the model's configuration as `palette`.
@@ -86,7 +86,7 @@ def model_palette(config: Any) -> dict[int, Colour]:
 
 
 def class_colour(index: int, palette: Palette | None = None) -> Colour:
-    """RGB of a class, the same in every picture."""
+    """RGB of a class, the same in every image."""
     if index == IGNORE_INDEX:
         return IGNORED_COLOUR
     if palette and index in palette:
@@ -106,7 +106,7 @@ def colour_map(labels: np.ndarray, palette: Palette | None = None) -> np.ndarray
 
 
 def label_image(labels: np.ndarray, palette: Palette | None = None) -> Image.Image:
-    """Label map as a PNG-ready picture: pixel value = class id, with the palette where ids fit into a byte."""
+    """Label map as a PNG-ready image: pixel value = class id, with the palette where ids fit into a byte."""
     if labels.max(initial=0) > 255:
         return Image.fromarray(labels.astype(np.uint16))
     image = Image.fromarray(labels.astype(np.uint8))
@@ -135,7 +135,7 @@ def overlay(
     palette: Palette | None = None,
     with_contours: bool = True,
 ) -> Image.Image:
-    """RGB picture with its label map laid over it; ignored pixels stay as they are.
+    """RGB image with its label map laid over it; ignored pixels stay as they are.
 
     Args:
         opacity: of the colours, 0 to 1.
@@ -152,7 +152,7 @@ def overlay(
 
 def legend(entries: Sequence[tuple[int, str]], width: int, palette: Palette | None = None) -> Image.Image:
     """Swatches with names, in rows that fit into `width` pixels (and never narrower than one entry)."""
-    swatch = max(14, round(width / 80))  # as large beside a large picture as beside a small one
+    swatch = max(14, round(width / 80))  # as large beside a large image as beside a small one
     font = ImageFont.load_default(swatch)
     gap, row_height = round(swatch * 0.6), round(swatch * 1.75)
     sizes = [swatch + gap + int(font.getlength(name)) + 2 * gap for _, name in entries]
@@ -163,14 +163,14 @@ def legend(entries: Sequence[tuple[int, str]], width: int, palette: Palette | No
             x, y = gap, y + row_height
         places.append((x, y))
         x += size
-    picture = Image.new("RGB", (width, y + row_height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, y + row_height), "white")
+    draw = ImageDraw.Draw(image)
     top = (row_height - swatch) // 2
     for (index, name), (x, y) in zip(entries, places, strict=True):
         box = (x, y + top, x + swatch, y + top + swatch)
         draw.rectangle(box, fill=class_colour(index, palette), outline="black")
         draw.text((x + swatch + gap, y + top + swatch / 2), name, fill="black", font=font, anchor="lm")
-    return picture
+    return image
 
 
 def present_classes(labels: Iterable[np.ndarray] | np.ndarray, id2label: Mapping[int, str]) -> list[tuple[int, str]]:
@@ -180,17 +180,17 @@ def present_classes(labels: Iterable[np.ndarray] | np.ndarray, id2label: Mapping
     return [(index, id2label.get(index, str(index))) for index in present]
 
 
-def below(picture: Image.Image, entries: Sequence[tuple[int, str]], palette: Palette | None = None) -> Image.Image:
-    """A picture with a legend under it."""
-    key = legend(entries, picture.width, palette)
-    sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")
-    sheet.paste(picture, (0, 0))
-    sheet.paste(key, (0, picture.height))
+def below(image: Image.Image, entries: Sequence[tuple[int, str]], palette: Palette | None = None) -> Image.Image:
+    """An image with a legend under it."""
+    key = legend(entries, image.width, palette)
+    sheet = Image.new("RGB", (max(image.width, key.width), image.height + key.height), "white")
+    sheet.paste(image, (0, 0))
+    sheet.paste(key, (0, image.height))
     return sheet
 
 
 def with_legend(
     image: Image.Image, labels: np.ndarray, id2label: Mapping[int, str], palette: Palette | None = None
 ) -> Image.Image:
-    """Overlay of a picture with a legend of the classes in it below."""
+    """Overlay of an image with a legend of the classes in it below."""
     return below(overlay(image, labels, palette=palette), present_classes(labels, id2label), palette)

@@ -16,14 +16,14 @@ IGNORE_INDEX = 255
 # Pixels by their distance from the nearest one of another label, up to and with these; the rest is farther away.
 DISTANCES = (1, 2, 4, 8, 16, 32, 64)
 CONFIDENCE_BINS = 20
-# Confidences are summed as whole numbers of this share: sums then depend on no order, of pictures or processes.
+# Confidences are summed as whole numbers of this share: sums then depend on no order, of images or processes.
 CONFIDENCE_UNIT = 2**20
 
 
 def boundary_distances(labels: np.ndarray) -> np.ndarray:
     """`(H, W)` int32 distance of each pixel from the nearest of another label; 1: a neighbour, largest: there is none.
 
-    Steps go to all eight neighbours, as in Boundary IoU; the picture's edge is no boundary.
+    Steps go to all eight neighbours, as in Boundary IoU; the image's edge is no boundary.
     """
     largest = ndimage.maximum_filter(labels, 3, mode="nearest")
     edge = largest != ndimage.minimum_filter(labels, 3, mode="nearest")
@@ -44,7 +44,7 @@ class DistanceCounts:
         self.totals = np.zeros((2, len(DISTANCES) + 1), dtype=np.int64)
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture; `sample["label"]` has ids below K or 255."""
+        """Counts one image; `sample["label"]` has ids below K or 255."""
         reference = sample["label"]
         valid = reference != IGNORE_INDEX
         band = np.searchsorted(DISTANCES, boundary_distances(reference))
@@ -55,8 +55,8 @@ class DistanceCounts:
 class CalibrationCounts:
     """Pixels by confidence: how many, how many right, how sure on average.
 
-    Stands before the predictor in `evaluate_split`, for confidences exist only there: called for a picture's label
-    map it keeps the confidence until `add` counts the same picture.
+    Stands before the predictor in `evaluate_split`, for confidences exist only there: called for an image's label
+    map it keeps the confidence until `add` counts the same image.
 
     Attributes:
         totals: `(3, CONFIDENCE_BINS)` int64: pixels, right pixels, sum of confidence in `CONFIDENCE_UNIT`ths. Bin b
@@ -73,7 +73,7 @@ class CalibrationCounts:
         return labels
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts the picture that was predicted last."""
+        """Counts the image that was predicted last."""
         reference, confidence = sample["label"], self.confidence
         assert confidence is not None
         self.confidence = None

@@ -17,7 +17,7 @@ from scripts.error_report.charts import class_bars, columns, reliability
 from scripts.error_report.confusion import STYLE as MATRIX_STYLE
 from scripts.error_report.confusion import csv_link, largest_confusions, largest_table, matrix, shown_classes
 from scripts.error_report.counts import CONFIDENCE_BINS, DISTANCES, Calibration, SizeGroup, shares
-from scripts.error_report.pictures import RankedPicture
+from scripts.error_report.images import RankedImage
 
 
 BARS_IN_ONE_COLUMN = 30  # more go into two
@@ -42,7 +42,7 @@ class Findings:
         confusion: `(K, K + 1)`, see `evaluate_split`.
         distances: `(2, bands)`, see `DistanceCounts`.
         softmax: whether the model's probabilities are a softmax of its scores, see `confidence.py`.
-        worst, best: pictures, worst and best first.
+        worst, best: images, worst and best first.
     """
 
     results: dict[str, Any]
@@ -53,8 +53,8 @@ class Findings:
     sizes: list[SizeGroup]
     calibration: Calibration
     softmax: bool
-    worst: list[RankedPicture]
-    best: list[RankedPicture]
+    worst: list[RankedImage]
+    best: list[RankedImage]
 
     def class_cell(self, index: int) -> str:
         """A class's swatch and name."""
@@ -81,8 +81,8 @@ def report_html(found: Findings) -> str:
         section("distance", "How far from a boundary the errors are", distance(found)),
         section("size", "How large the missed segments are", sizes(found)),
         section("calibration", "Is the model as sure as it is right?", calibration(found.calibration, found.softmax)),
-        section("worst", "Worst pictures", pictures(found, found.worst)),
-        section("best", "Best pictures", pictures(found, found.best)),
+        section("worst", "Worst images", images(found, found.worst)),
+        section("best", "Best images", images(found, found.best)),
         section("measured", "How this was measured", facts_table(measured(results))),
     ]
     return html_page(f"What {results['checkpoint']} gets wrong", "\n".join(sections), STYLE)
@@ -113,7 +113,7 @@ def summary(found: Findings) -> str:
     spread = ""
     if interval.get("low") is not None:
         ends = f"{number(interval['low'])} to {number(interval['high'])}"
-        spread = f" ({100 * interval['confidence']:.0f} % interval over other draws of pictures: {ends})"
+        spread = f" ({100 * interval['confidence']:.0f} % interval over other draws of images: {ends})"
     lines = [
         f"mean IoU {number(results['mean_iou'])}{spread}, {number(results['overall_accuracy'])} of the pixels right",
         f"weakest classes by IoU: {weakest or '-'}",
@@ -134,7 +134,7 @@ def summary(found: Findings) -> str:
     lines.append(sureness(found.calibration))
     dataset, split, images = results["dataset"], results["split"], results["images"]
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    intro = f"Semantic segmentation of {images} pictures of {dataset}, split {split}, against their label maps."
+    intro = f"Semantic segmentation of {images} images of {dataset}, split {split}, against their label maps."
     return f"{paragraph(intro)}<ul>{items}</ul>"
 
 
@@ -181,7 +181,7 @@ def classes(found: Findings) -> str:
         texts = ["-" if value is None else f"{value:.2f}" for value in figures]
         rows.append([found.class_cell(index), *texts, f"{100 * pixels[index] / total:.2f}"])
     absent = [name for index, name in enumerate(found.names) if not pixels[index]]
-    words = "Intersection over union of prediction and truth, over all pictures, in per cent; weakest classes first."
+    words = "Intersection over union of prediction and truth, over all images, in per cent; weakest classes first."
     note = paragraph(f"Without a pixel in the truth, so in no mean: {', '.join(absent)}.") if absent else ""
     if len(absent) > FEW:
         note = f"<details><summary>{len(absent)} classes have no pixel in the truth</summary>{note}</details>"
@@ -292,23 +292,23 @@ def calibration(found: Calibration, softmax: bool) -> str:
     return f'{paragraph(words)}<div class="narrow">{reliability(found, label)}</div>{as_table(head, rows)}'
 
 
-def pictures(found: Findings, ranked: Sequence[RankedPicture]) -> str:
-    """Image, truth, prediction and errors of each picture, with a legend."""
+def images(found: Findings, ranked: Sequence[RankedImage]) -> str:
+    """Image, truth, prediction and errors of each image, with a legend."""
     if not ranked:
-        return paragraph("There are too few pictures for this list.")
-    parts = [paragraph("By mean IoU over the classes in the picture's truth.")]
-    for place, picture in enumerate(ranked, 1):
-        heading = f"{place}. {picture.name}"
-        scores = f"mean IoU {percent(picture.mean_iou)}, {percent(picture.accuracy)} of the pixels right"
-        entries = picture.classes[:LEGEND_CLASSES]
+        return paragraph("There are too few images for this list.")
+    parts = [paragraph("By mean IoU over the classes in the image's truth.")]
+    for place, image in enumerate(ranked, 1):
+        heading = f"{place}. {image.name}"
+        scores = f"mean IoU {percent(image.mean_iou)}, {percent(image.accuracy)} of the pixels right"
+        entries = image.classes[:LEGEND_CLASSES]
         keys = "".join(f"<span class='key'>{found.class_cell(index)}</span>" for index in entries)
-        if (more := len(picture.classes) - LEGEND_CLASSES) > 0:
+        if (more := len(image.classes) - LEGEND_CLASSES) > 0:
             keys += f"and {more} more"
         panels = [
-            figure(picture.image, "image", lossless=False),
-            figure(label_image(picture.truth, found.palette), "truth (black: ignored)"),
-            figure(label_image(picture.prediction, found.palette), "prediction"),
-            figure(picture.errors, "errors: orange is wrong, grey right, black ignored", lossless=False),
+            figure(image.image, "image", lossless=False),
+            figure(label_image(image.truth, found.palette), "truth (black: ignored)"),
+            figure(label_image(image.prediction, found.palette), "prediction"),
+            figure(image.errors, "errors: orange is wrong, grey right, black ignored", lossless=False),
         ]
         parts.append(
             f"<h3>{html.escape(heading)} <span class='quiet'>{html.escape(scores)}</span></h3>{row(panels)}"
@@ -325,8 +325,8 @@ def measured(results: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "checkpoint": results["checkpoint"],
         "weights, SHA-256": results["weights_sha256"] or "-",
-        "dataset": f"{results['dataset']}, split {results['split']}, {results['images']} pictures",
-        "left out": f"{len(results['skipped'])} pictures that could not be read" if results["skipped"] else "nothing",
+        "dataset": f"{results['dataset']}, split {results['split']}, {results['images']} images",
+        "left out": f"{len(results['skipped'])} images that could not be read" if results["skipped"] else "nothing",
         "protocol": f"{name}: {details}",
         "rule": results["metric"],
         "precision": results["mixed_precision"],

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from scripts.drawing.visualization import model_palette
 from scripts.error_report.counts import CalibrationCounts, DistanceCounts, size_groups
+from scripts.error_report.images import ImageRanking
 from scripts.error_report.page import Findings, report_html
-from scripts.error_report.pictures import PictureRanking
 from scripts.evaluation.segment_size import SegmentSizeCounts
 from scripts.inference.predictors import SOFTMAX_MODELS
 
@@ -26,10 +26,10 @@ def report_file(name: str) -> Path:
 
 
 class ErrorReport:
-    """Counts what the page shows, in memory that does not grow with the pictures.
+    """Counts what the page shows, in memory that does not grow with the images.
 
     Args:
-        predictor: picture -> label map, with `with_confidence`.
+        predictor: image -> label map, with `with_confidence`.
         counters: for `evaluate_split`, by name; the report's are added.
     Attributes:
         predictor: to be used in place of the one given.
@@ -37,14 +37,14 @@ class ErrorReport:
 
     def __init__(self, num_labels: int, predictor: Any, counters: dict[str, Any]) -> None:
         self.predictor = self.calibration = CalibrationCounts(predictor)
-        self.distances, self.pictures = DistanceCounts(), PictureRanking(num_labels)
+        self.distances, self.images = DistanceCounts(), ImageRanking(num_labels)
         self.sizes = counters.setdefault("segment_sizes", SegmentSizeCounts(num_labels))
-        for name in ("calibration", "distances", "pictures"):
+        for name in ("calibration", "distances", "images"):
             counters[f"report_{name}"] = getattr(self, name)
 
     def gather(self, accelerator: Accelerator) -> None:
-        """Brings the pictures of all processes together, as `evaluate_split` did the counts; each must call it."""
-        self.pictures.gather(accelerator)
+        """Brings the images of all processes together, as `evaluate_split` did the counts; each must call it."""
+        self.images.gather(accelerator)
 
     def write(self, file: Path, results: dict[str, Any], confusion: np.ndarray, config: Any) -> None:
         """Writes the page whole or not at all.
@@ -54,7 +54,7 @@ class ErrorReport:
             confusion: of `evaluate_split`.
             config: the model's.
         """
-        worst, best = self.pictures.ranked()
+        worst, best = self.images.ranked()
         found = Findings(
             results=results,
             names=[str(config.id2label[index]) for index in sorted(config.id2label)],

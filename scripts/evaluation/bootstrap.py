@@ -1,4 +1,4 @@
-"""An interval for mean IoU: what another draw of pictures from the same source would have given (bootstrap)."""
+"""An interval for mean IoU: what another draw of images from the same source would have given (bootstrap)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scripts.evaluation.mean_iou import class_counts, confusion_matrix, scores_f
 
 
 class BootstrapCounts:
-    """Class-wise counts of many resampled splits at once, in memory that does not grow with the pictures.
+    """Class-wise counts of many resampled splits at once, in memory that does not grow with the images.
 
-    Instead of drawing N of N pictures, every picture comes Poisson(1) times into each resampled split, drawn from
-    (seed, index of the picture) alone: so neither order nor number of processes changes the interval.
+    Instead of drawing N of N images, every image comes Poisson(1) times into each resampled split, drawn from
+    (seed, index of the image) alone: so neither order nor number of processes changes the interval.
 
     Attributes:
         totals: `(resamples, 3, K)` int64, see `mean_iou.class_counts`.
@@ -24,7 +24,7 @@ class BootstrapCounts:
         self.totals = np.zeros((resamples, 3, num_labels), dtype=np.int64)
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture; `sample["label"]` has ids below K or 255, `sample["index"]` is its place."""
+        """Counts one image; `sample["label"]` has ids below K or 255, `sample["index"]` is its place."""
         resamples, _, num_labels = self.totals.shape
         confusion = confusion_matrix(prediction, sample["label"], max(256, num_labels + 2))
         counts = class_counts(valid_part(confusion, num_labels))

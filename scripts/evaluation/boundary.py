@@ -15,14 +15,14 @@ IGNORE_INDEX = 255
 
 
 def boundary_distance(height: int, width: int, dilation_ratio: float = DILATION_RATIO) -> int:
-    """Width of a boundary in pixels: the share `dilation_ratio` of the picture's diagonal, at least 1."""
+    """Width of a boundary in pixels: the share `dilation_ratio` of the image's diagonal, at least 1."""
     return max(1, round(dilation_ratio * float(np.hypot(height, width))))
 
 
 def boundary_mask(labels: np.ndarray, distance: int) -> np.ndarray:
     """`(H, W)` bool: True where the pixel is within `distance` of the inner outline of its own class's mask.
 
-    The paper erodes the mask of each class `distance` times by 3x3 pixels, outside the picture being no mask, and
+    The paper erodes the mask of each class `distance` times by 3x3 pixels, outside the image being no mask, and
     keeps what went. A pixel stays if the window of `2 * distance + 1` around it holds one class only, which the
     largest and smallest id in the window tell for all classes at once.
 
@@ -37,9 +37,9 @@ def boundary_mask(labels: np.ndarray, distance: int) -> np.ndarray:
 
 
 class BoundaryCounts:
-    """Pixels of boundaries, by class: right, of the reference, predicted; summed over pictures before the ratio.
+    """Pixels of boundaries, by class: right, of the reference, predicted; summed over images before the ratio.
 
-    The paper defines the measure for one mask; here a class's pixels of all pictures are one mask, as in mean IoU.
+    The paper defines the measure for one mask; here a class's pixels of all images are one mask, as in mean IoU.
     Ignored pixels count nowhere, and their outline is an outline of both maps.
 
     Attributes:
@@ -51,7 +51,7 @@ class BoundaryCounts:
         self.totals = np.zeros((3, num_labels), dtype=np.int64)
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture; `sample["label"]` has ids below K or 255."""
+        """Counts one image; `sample["label"]` has ids below K or 255."""
         num_labels = self.totals.shape[1]
         reference = sample["label"]
         height, width = reference.shape

@@ -14,18 +14,18 @@ from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion,
 from scripts.inference.predictors import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
 
 
-# transformers' Mask2Former post-processing resizes every mask to this, whatever the picture's shape.
+# transformers' Mask2Former post-processing resizes every mask to this, whatever the image's shape.
 SQUASHED = 384
-HABITS = ("protocol", "masks squashed to 384x384", "picture and ground truth resized to a square")
+HABITS = ("protocol", "masks squashed to 384x384", "image and ground truth resized to a square")
 
 
 class ProtocolLens:
-    """Confusion matrices under each habit, at a single scale; two or three more forward passes per picture.
+    """Confusion matrices under each habit, at a single scale; two or three more forward passes per image.
 
-    - "protocol": the processor's resize and the picture's own size.
+    - "protocol": the processor's resize and the image's own size.
     - "masks squashed": `post_process_semantic_segmentation` of transformers' Mask2Former, which resizes the masks of
-      the padded picture to 384x384, sums them there, and resizes the sum to the picture.
-    - "resized": transformers' `run_semantic_segmentation` example, which resizes picture and map (nearest) to a square
+      the padded image to 384x384, sums them there, and resizes the sum to the image.
+    - "resized": transformers' `run_semantic_segmentation` example, which resizes image and map (nearest) to a square
       of the processor's shortest edge and compares there.
 
     Args:
@@ -44,7 +44,7 @@ class ProtocolLens:
         self.totals = np.zeros((len(HABITS), side, side), dtype=np.int64)
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture; `sample["label"]` has ids below K or 255."""
+        """Counts one image; `sample["label"]` has ids below K or 255."""
         image, reference = sample["image"], sample["label"]
         square = (self.edge, self.edge)
         pairs = (
@@ -59,13 +59,13 @@ class ProtocolLens:
             total += confusion_matrix(labels, truth, len(total))
 
     def labels_at(self, image: Image.Image) -> np.ndarray:
-        """Label map of a picture that the model sees as it is."""
+        """Label map of an image that the model sees as it is."""
         inputs = processed_inputs(self.processor, image, self.device, do_resize=False)
         return label_array(semantic_labels(self.model, self.processor, inputs, (image.height, image.width)))
 
     @torch.no_grad()
     def squashed_labels(self, image: Image.Image) -> np.ndarray:
-        """Label map of a picture as transformers' Mask2Former processor makes it."""
+        """Label map of an image as transformers' Mask2Former processor makes it."""
         inputs = processed_inputs(self.processor, image, self.device)
         outputs = self.model(**inputs)
         masks = F.interpolate(

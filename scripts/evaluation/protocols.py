@@ -1,7 +1,7 @@
 """What a published mean IoU was measured with, per dataset: sizes, labels, windows.
 
 Sources: FASeg's and Mask2Former's detectron2 configurations (ADE20K, Cityscapes), mmsegmentation's dataset
-configurations (COCO-Stuff 10k, PASCAL-Context) and their label conversion scripts. Pictures are resized bilinearly and
+configurations (COCO-Stuff 10k, PASCAL-Context) and their label conversion scripts. Images are resized bilinearly and
 smoothed where they shrink, as by detectron2's Pillow (a single scale by torchvision, off by a grey level in about one
 value of a thousand); mmsegmentation uses OpenCV's, which does not smooth.
 """
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import BadSample, decode_label, sample_name
-from scripts.data.sources import IGNORE_INDEX, DatasetArguments, load_split, readable
+from scripts.data.sources import IGNORE_INDEX, load_split, readable
 from scripts.inference.sliding_window import Windows
 
 
@@ -42,7 +43,7 @@ class Protocol:
         longest_ratio: bound of the longer side in shorter sides.
         tta_longest_ratio: one bound for all views of `--tta`, in shorter sides; None: the ratio bounds each view.
         windows: crop and stride of `--sliding_window`, by size.
-        views_of_picture: whether the views of `--tta` are made of the picture itself (mmsegmentation), not of it as
+        views_of_image: whether the views of `--tta` are made of the image itself (mmsegmentation), not of it as
             resized for a single scale (detectron2).
         raw_ids: stored id -> id in the maps that the benchmark is run with, where the dataset comes with others.
     """
@@ -54,7 +55,7 @@ class Protocol:
     longest_ratio: float
     tta_longest_ratio: float | None
     windows: dict[int, Windows]
-    views_of_picture: bool = False
+    views_of_image: bool = False
     raw_ids: dict[int, int] | None = None
 
 
@@ -86,7 +87,7 @@ PROTOCOLS = {
         longest_ratio=4,
         tta_longest_ratio=None,
         windows={512: Windows(512, 341), 640: Windows(640, 426)},
-        views_of_picture=True,
+        views_of_image=True,
         raw_ids=COCO_STUFF_IDS,
     ),
     "pascal-context": Protocol(
@@ -97,7 +98,7 @@ PROTOCOLS = {
         longest_ratio=1,
         tta_longest_ratio=None,
         windows={520: Windows(480, 320)},
-        views_of_picture=True,
+        views_of_image=True,
     ),
 }
 NATIVE = "native"
@@ -106,7 +107,7 @@ LABEL_IDS = ("auto", "train", "raw", "reduced")
 
 @dataclass(frozen=True)
 class EvaluationSizes:
-    """Sizes in pixels that pictures are resized to, and windows if they are used.
+    """Sizes in pixels that images are resized to, and windows if they are used.
 
     Args:
         base: (shortest, longest) edge; longest None: no bound.

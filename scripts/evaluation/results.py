@@ -133,7 +133,7 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def interval_text(interval: dict[str, Any]) -> str:
-    """Both ends of an interval; they are None where no picture had a class to find."""
+    """Both ends of an interval; they are None where no image had a class to find."""
     return " to ".join("-" if value is None else f"{value:.2f}" for value in (interval["low"], interval["high"]))
 
 
@@ -154,7 +154,7 @@ def details_text(results: dict[str, Any]) -> str:
     lines = []
     if interval := results.get("interval"):
         share = f"{100 * interval['confidence']:.0f}%"
-        lines.append(f"{share} interval of mean IoU over pictures: {interval_text(interval)}")
+        lines.append(f"{share} interval of mean IoU over images: {interval_text(interval)}")
     for group in results.get("segment_sizes", []):
         area = "larger" if group["max_area"] is None else f"up to {group['max_area']} px"
         lines.append(f"segments {area:<18}{group['segments']:>9} segments, mean IoU{number(group['mean_iou'])}")

@@ -64,7 +64,7 @@ class SegmentSizeCounts:
         self.totals = np.zeros((4, BINS, num_labels), dtype=np.int64)
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture; `sample["label"]` has ids below K or 255."""
+        """Counts one image; `sample["label"]` has ids below K or 255."""
         num_labels = self.totals.shape[2]
         reference = sample["label"]
         prediction = np.minimum(prediction, num_labels).astype(np.int64)  # K: no class
@@ -92,7 +92,7 @@ class SegmentSizeCounts:
         """Up to ten groups with about as many segments of the reference each, smallest first.
 
         Returns:
-            per group `max_area` (pixels, at the pictures' own size; None: no bound), `segments`, `classes` (with
+            per group `max_area` (pixels, at the images' own size; None: no bound), `segments`, `classes` (with
             reference pixels), `mean_iou` over them. Fewer than ten where one bin holds more than a tenth.
         """
         numbers = self.totals[3].sum(axis=1)

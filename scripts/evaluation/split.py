@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import raised_on_all, summed
+from scripts.data.arguments import DatasetArguments
 from scripts.data.loading import StreamRow, first_example, worker_loader
 from scripts.data.samples import BadSample, BadSamples, check_labels, decode_sample, reduced_labels
-from scripts.data.sources import IGNORE_INDEX, DatasetArguments, load_split, number_of_examples, readable
+from scripts.data.sources import IGNORE_INDEX, load_split, number_of_examples, readable
 from scripts.evaluation.mean_iou import confusion_matrix, valid_part
 from scripts.inference.predictors import SingleScale
 
@@ -78,12 +79,12 @@ class EvaluationSamples(Dataset):
 
 
 class Counter(Protocol):
-    """Counts something over pictures; `totals` of several processes add up."""
+    """Counts something over images; `totals` of several processes add up."""
 
     totals: np.ndarray
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture of `EvaluationSamples` and its predicted label map."""
+        """Counts one image of `EvaluationSamples` and its predicted label map."""
 
 
 def evaluate_split(
@@ -102,13 +103,13 @@ def evaluate_split(
     """Confusion matrix of a split against its original label maps, summed over processes.
 
     Args:
-        predictor: picture -> label map at its size; single scale by default.
+        predictor: image -> label map at its size; single scale by default.
         limit: number of samples to stop at.
         counters: what else is to be counted; their totals are summed over processes too.
         bad_samples: gets what could not be read, of all processes; by default up to `arguments.max_bad_samples`.
         id_table: see `EvaluationSamples`.
     Returns:
-        `(K, K + 1)` counts of valid pixels by (reference, prediction), see `mean_iou.valid_part`; number of pictures.
+        `(K, K + 1)` counts of valid pixels by (reference, prediction), see `mean_iou.valid_part`; number of images.
     Raises:
         UserError: too many samples are bad, a map holds an id outside the classes, the split is empty.
     """

@@ -1,1 +1,1 @@
-"""What `scripts/explain.py` shows: paths of the focus, their pictures and charts, the page."""
+"""What `scripts/explain.py` shows: paths of the focus, their images and charts, the page."""

@@ -4,13 +4,13 @@ Notation: Q queries, K classes, S segments; a cell is one value of a mask, 4x4 p
 
 A *segment* is what one query decides of a semantic prediction: the cells to whose class that query contributes most.
 Segments under 64 cells, the area of one token at 1/32, are left out, and so are those whose query's final mask (cells
-of probability one half or more, within the picture) is empty. Of each segment's query and each decoder layer:
+of probability one half or more, within the image) is empty. Of each segment's query and each decoder layer:
 
 - *inside* is the share of its focus, the attention averaged over heads, that lies in its final mask;
 - *even* is what that share would be if it spread its focus evenly over all that the layer lets it see: masked
   attention blocks what its mask of one layer ago leaves out, and HRCA shows the kept windows only. Inside above even
   is the focus's own work;
-- *chance* is the mask's share of the picture, as of a focus spread over all of it;
+- *chance* is the mask's share of the image, as of a focus spread over all of it;
 - *reaches* tells whether any of what it sees lies in its mask.
 
 An HRCA layer counts as the others do, by its attention in the windows that it keeps; one that keeps no window looks
@@ -39,7 +39,7 @@ MIN_CELLS = 64
 UNIT = 1_000_000  # shares are counted in whole millionths: sums do not depend on the number of processes
 DEFINITION = (
     "mean over predicted segments, in percent, of the share of a layer's focus inside the final mask of the segment's "
-    "query; even: spread evenly over what the layer lets the query see; chance: over the whole picture"
+    "query; even: spread evenly over what the layer lets the query see; chance: over the whole image"
 )
 
 
@@ -49,7 +49,7 @@ class Segment:
 
     Attributes:
         score: of the class, in 0..1.
-        area: share of the picture.
+        area: share of the image.
         mask: `(h, w)` bool, the query's final mask.
     """
 
@@ -62,19 +62,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Look:
-    """One picture's forward pass with its focus.
+    """One image's forward pass with its focus.
 
     Attributes:
         outputs: of the network.
-        input_size: height and width of the picture in the network's input, without padding.
-        picture: `(h, w)` bool, cells of the picture; the others are padding.
+        input_size: height and width of the image in the network's input, without padding.
+        image_cells: `(h, w)` bool, cells of the image; the others are padding.
         segments: largest first.
         without_mask: segments that were left out for an empty final mask.
     """
 
     outputs: Any
     input_size: tuple[int, int]
-    picture: Tensor
+    image_cells: Tensor
     segments: list[Segment]
     without_mask: int
 
@@ -97,7 +97,7 @@ def check_tells_focus(model: Any, flag: str) -> None:
 
 @torch.no_grad()
 def look(model: Any, processor: Any, image: Image.Image, device: Any, every_prediction: bool = False) -> Look:
-    """Runs the network on a picture after the processor's own resize.
+    """Runs the network on an image after the processor's own resize.
 
     Args:
         every_prediction: whether `outputs.auxiliary_logits` are wanted, the predictions before each layer.
@@ -105,34 +105,34 @@ def look(model: Any, processor: Any, image: Image.Image, device: Any, every_pred
     inputs = processed_inputs(processor, image, device)
     outputs = model(**inputs, output_focus=True, output_auxiliary_logits=every_prediction)
     mask = inputs["pixel_mask"][0] > 0
-    picture = mask[::MASK_STRIDE, ::MASK_STRIDE]
+    image_cells = mask[::MASK_STRIDE, ::MASK_STRIDE]
     segments, without_mask = predicted_segments(
-        outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(), picture
+        outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(), image_cells
     )
-    return Look(outputs, (int(mask[:, 0].sum()), int(mask[0].sum())), picture, segments, without_mask)
+    return Look(outputs, (int(mask[:, 0].sum()), int(mask[0].sum())), image_cells, segments, without_mask)
 
 
-def predicted_segments(class_logits: Tensor, masks_logits: Tensor, picture: Tensor) -> tuple[list[Segment], int]:
-    """The segments of one picture, largest first, and how many were left out for an empty final mask.
+def predicted_segments(class_logits: Tensor, masks_logits: Tensor, image_cells: Tensor) -> tuple[list[Segment], int]:
+    """The segments of one image, largest first, and how many were left out for an empty final mask.
 
     Args:
         class_logits: `(Q, K + 1)`.
         masks_logits: `(Q, h, w)`.
-        picture: `(h, w)` bool.
+        image_cells: `(h, w)` bool.
     """
     class_probs, masks = class_logits.softmax(-1)[:, :-1], masks_logits.sigmoid()
-    labels = torch.einsum("qk,qhw->khw", class_probs, masks).argmax(0).masked_fill(~picture, -1)
+    labels = torch.einsum("qk,qhw->khw", class_probs, masks).argmax(0).masked_fill(~image_cells, -1)
     deciding = torch.full_like(labels, -1)
-    for label in labels[picture].unique().tolist():
+    for label in labels[image_cells].unique().tolist():
         there = labels == label
         deciding[there] = (class_probs[:, label, None] * masks[:, there]).argmax(0)
-    cells = int(picture.sum())
+    cells = int(image_cells.sum())
     segments, without_mask = [], 0
-    for query in deciding[picture].unique().tolist():
+    for query in deciding[image_cells].unique().tolist():
         own = labels[deciding == query]
         if own.numel() < MIN_CELLS:
             continue
-        mask = (masks[query] >= 0.5) & picture
+        mask = (masks[query] >= 0.5) & image_cells
         if not mask.any():
             without_mask += 1
             continue
@@ -142,21 +142,21 @@ def predicted_segments(class_logits: Tensor, masks_logits: Tensor, picture: Tens
 
 
 def focus_shares(
-    focus: Tensor, segments: Sequence[Segment], picture: Tensor, mask_padding: bool = False
+    focus: Tensor, segments: Sequence[Segment], image_cells: Tensor, mask_padding: bool = False
 ) -> FocusShares | None:
     """How one layer's focus lies to the final masks; None if the layer looked nowhere (HRCA without a window).
 
     Args:
-        focus: `(Q, h / f, w / f)` of one picture, where f is 1, 2, 4 or 8.
-        picture: `(h, w)` bool; with `mask_padding` chance is that of a focus spread over the picture alone.
+        focus: `(Q, h / f, w / f)` of one image, where f is 1, 2, 4 or 8.
+        image_cells: `(h, w)` bool; with `mask_padding` chance is that of a focus spread over the image alone.
     """
     focus = focus[[segment.query for segment in segments]].float().flatten(1)
     if not segments or not focus.any():
         return None
-    factor = round((picture.numel() / focus.shape[1]) ** 0.5)
+    factor = round((image_cells.numel() / focus.shape[1]) ** 0.5)
     covered = F.avg_pool2d(torch.stack([segment.mask for segment in segments]).float(), factor).flatten(1)
     seen = focus > 0
-    places = picture[::factor, ::factor].flatten() if mask_padding else torch.ones_like(seen[0])
+    places = image_cells[::factor, ::factor].flatten() if mask_padding else torch.ones_like(seen[0])
     return FocusShares(
         inside=(focus * covered).sum(1) / focus.sum(1),
         even=(seen * covered).sum(1) / seen.sum(1),
@@ -172,10 +172,10 @@ def layer_names(config: Any) -> list[str]:
 
 
 class FocusCounts:
-    """Focus consistency over pictures, at a single scale: one more forward pass each.
+    """Focus consistency over images, at a single scale: one more forward pass each.
 
     Attributes:
-        totals: `(layers + 1, 5)` int64: per layer its segments and their four shares in millionths; last, pictures,
+        totals: `(layers + 1, 5)` int64: per layer its segments and their four shares in millionths; last, images,
             segments, segments without a mask.
     """
 
@@ -185,14 +185,14 @@ class FocusCounts:
         self.totals = np.zeros((model.config.decoder_layers + 1, 5), dtype=np.int64)
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Counts one picture of `EvaluationSamples`; its prediction is made anew, with the focus."""
+        """Counts one image of `EvaluationSamples`; its prediction is made anew, with the focus."""
         self.count(look(self.model, self.processor, sample["image"], self.device))
 
     def count(self, seen: Look) -> None:
-        """Counts the segments of one picture."""
+        """Counts the segments of one image."""
         self.totals[-1, :3] += 1, len(seen.segments), seen.without_mask
         for total, focus in zip(self.totals, seen.outputs.focus_maps, strict=False):
-            shares = focus_shares(focus[0], seen.segments, seen.picture, self.model.config.mask_padding)
+            shares = focus_shares(focus[0], seen.segments, seen.image_cells, self.model.config.mask_padding)
             if shares is None:
                 continue
             columns = (shares.inside, shares.even, shares.chance, shares.reaches)
@@ -200,7 +200,7 @@ class FocusCounts:
 
     def scores(self) -> dict[str, Any]:
         """What the results file says: means over segments as fractions, None for a layer that never looked."""
-        pictures, segments, without_mask = (int(count) for count in self.totals[-1, :3])
+        images, segments, without_mask = (int(count) for count in self.totals[-1, :3])
         layers = []
         for index, name in enumerate(layer_names(self.model.config)):
             count, *sums = self.totals[index].tolist()
@@ -209,7 +209,7 @@ class FocusCounts:
             layers.append({"layer": index + 1, "reads": name, **dict(zip(keys, means, strict=True))})
         return {
             "definition": DEFINITION,
-            "pictures": pictures,
+            "images": images,
             "segments": segments,
             "segments_without_mask": without_mask,
             "layers": layers,

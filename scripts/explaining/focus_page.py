@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from scripts.drawing.charts import CHANCE, EVEN, INSIDE, OTHER, SCORE, Line, layer_chart
-from scripts.drawing.page import class_cell, figure, picture_tag, table, write_page
+from scripts.drawing.page import class_cell, figure, image_tag, table, write_page
 from scripts.drawing.visualization import Palette, overlay
 from scripts.explaining.focus import Look, layer_names
+from scripts.explaining.images import focus_image, step_caption, windows_image
 from scripts.explaining.paths import FocusPath
-from scripts.explaining.pictures import focus_picture, step_caption, windows_picture
 
 
-PICTURE_WIDTH, STEP_WIDTH = 640, 300
+IMAGE_WIDTH, STEP_WIDTH = 640, 300
 STYLE = """
 h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; } h3 { margin: 2rem 0 .3rem; }
 .path img { image-rendering: auto; display: block; }
@@ -46,7 +46,7 @@ td { white-space: nowrap; }
 
 @dataclass(frozen=True)
 class Explained:
-    """One picture as one model sees it."""
+    """One image as one model sees it."""
 
     seen: Look
     labels: np.ndarray
@@ -55,7 +55,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Model:
-    """What the page says of a model; `scores` are those of `FocusCounts` over all pictures of the page."""
+    """What the page says of a model; `scores` are those of `FocusCounts` over all images of the page."""
 
     title: str
     config: Any
@@ -109,13 +109,13 @@ def introduction(model: Model, compared: Model | None) -> str:
         else ""
     )
     second = f" <b>{html.escape(compared.title)}</b> is shown beside it for comparison." if compared else ""
-    return f"""<p>The model <b>{html.escape(model.title)}</b> asks {config.num_queries} queries what there is in a
-picture. Each query looks at the picture {config.decoder_layers} times, in one decoder layer after the other, in rounds
-over the levels {levels} of the picture's size. {dynamic}{windows} In the end each query has a class and a mask, and
-the prediction is put together from them. Below, for the largest segments of each picture: where the query that decided
+    return f"""<p>The model <b>{html.escape(model.title)}</b> asks {config.num_queries} queries what there is in an
+image. Each query looks at the image {config.decoder_layers} times, in one decoder layer after the other, in rounds
+over the levels {levels} of the image's size. {dynamic}{windows} In the end each query has a class and a mask, and
+the prediction is put together from them. Below, for the largest segments of each image: where the query that decided
 it looked.{second}</p>
 <h2>How to read it</h2><dl>
-<dt><span class="heat"></span> heat</dt><dd>where the query looked, from nowhere to most; each picture has its own
+<dt><span class="heat"></span> heat</dt><dd>where the query looked, from nowhere to most; each image has its own
 maximum.</dd>
 <dt><span class="sign" style="--sign:#fff"></span> white outline</dt><dd>the query's final mask, which it has
 only after the last layer.</dd>
@@ -130,7 +130,7 @@ own aim.</dd>
 
 
 def consistency(models: Sequence[Model]) -> str:
-    """Focus consistency by layer over all segments of the page's pictures."""
+    """Focus consistency by layer over all segments of the page's images."""
     first = models[0]
     rows = first.scores["layers"]
     strokes = (INSIDE, OTHER)
@@ -139,7 +139,7 @@ def consistency(models: Sequence[Model]) -> str:
         for model, stroke in zip(models, strokes, strict=False)
     ]
     lines.append(Line(f"if spread evenly: {first.title}", [row["even"] for row in rows], *EVEN))
-    lines.append(Line("chance: the masks' share of the pictures", [row["chance"] for row in rows], *CHANCE))
+    lines.append(Line("chance: the masks' share of the images", [row["chance"] for row in rows], *CHANCE))
     longest = max(models, key=lambda model: len(model.reads)).reads
     chart = layer_chart(lines, longest, "focus in the final mask, by layer")
     head = ["layer", "reads"]
@@ -161,7 +161,7 @@ def consistency(models: Sequence[Model]) -> str:
     counted = " and ".join(f"{model.scores['segments']} segments of {html.escape(model.title)}" for model in models)
     return f"""<h2>Do the queries look where their segments are?</h2>
 <p>The share of each layer's look that falls into the query's final mask, as a mean over {counted} in
-{first.scores["pictures"]} picture{"s" if first.scores["pictures"] > 1 else ""}: the focus consistency. The grey ground
+{first.scores["images"]} image{"s" if first.scores["images"] > 1 else ""}: the focus consistency. The grey ground
 marks HRCA's layers, which count by what they look at in their windows.</p>
 <div class="{"segment" if len(models) == 1 else "stacked"}">{chart}{table(cells, head)}</div>"""
 
@@ -172,37 +172,37 @@ def percent(value: float | None) -> str:
 
 
 def segment_block(image: Image.Image, path: FocusPath, explained: Explained, model: Model, title: str) -> str:
-    """One path: its pictures in rounds, and its chart."""
+    """One path: its images in rounds, and its chart."""
     segment = path.segment
-    pictures = []
+    images = []
     for step in path.steps:
         layer, looked, answer = step_caption(step)
-        panel = focus_picture(image, step, segment.mask, explained.seen, STEP_WIDTH)
+        panel = focus_image(image, step, segment.mask, explained.seen, STEP_WIDTH)
         caption = f"<b>{html.escape(layer)}</b><br>{html.escape(looked)}<br>{html.escape(answer)}"
-        tag = picture_tag(panel, f"{model.name(segment.label)}, {layer}", lossless=False)
-        pictures.append(f"<figure>{tag}<figcaption>{caption}</figcaption></figure>")
+        tag = image_tag(panel, f"{model.name(segment.label)}, {layer}", lossless=False)
+        images.append(f"<figure>{tag}<figcaption>{caption}</figcaption></figure>")
     name = model.name(segment.label)
     lines = [
         Line("of the look in the final mask", [step.inside for step in path.steps], *INSIDE),
         Line("if spread evenly", [step.even for step in path.steps], *EVEN),
-        Line("chance: the mask's share of the picture", [step.chance for step in path.steps], *CHANCE),
+        Line("chance: the mask's share of the image", [step.chance for step in path.steps], *CHANCE),
         Line(f"score of {name} after the layer", [step.score for step in path.steps], *SCORE),
     ]
     chart = layer_chart(lines, model.reads, f"focus and score of {name}, by layer")
     facts = (
-        f"query {segment.query} decides {segment.area:.1%} of the picture as {html.escape(name)}, "
+        f"query {segment.query} decides {segment.area:.1%} of the image as {html.escape(name)}, "
         f"with a class score of {segment.score:.2f}"
     )
     return (
         f"<p class='quiet'>{html.escape(title)}{facts}</p><div class='segment'>"
-        f"<div class='path' style='--levels:{model.levels}'>{''.join(pictures)}</div>{chart}</div>"
+        f"<div class='path' style='--levels:{model.levels}'>{''.join(images)}</div>{chart}</div>"
     )
 
 
 def overview(image: Image.Image, explained: Explained, model: Model) -> str:
-    """The picture, the prediction with its legend, and the windows of each round."""
+    """The image, the prediction with its legend, and the windows of each round."""
     shown = image.convert("RGB")
-    shown.thumbnail((2 * PICTURE_WIDTH, 2 * PICTURE_WIDTH))
+    shown.thumbnail((2 * IMAGE_WIDTH, 2 * IMAGE_WIDTH))
     labels = np.asarray(
         Image.fromarray(explained.labels.astype(np.int32)).resize(shown.size, Image.Resampling.NEAREST)
     )
@@ -214,7 +214,7 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
         for place in order
     )
     parts = [
-        f"<div class='overview'>{figure(shown, 'picture', lossless=False)}"
+        f"<div class='overview'>{figure(shown, 'image', lossless=False)}"
         f"{figure(overlay(shown, labels, palette=model.palette), 'prediction', lossless=False)}"
         f"<div class='legend'>{legend}</div></div>"
     ]
@@ -223,7 +223,7 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
     if any(step.windows for step in read):
         windows = (
             figure(
-                windows_picture(image, step, explained.seen, PICTURE_WIDTH),
+                windows_image(image, step, explained.seen, IMAGE_WIDTH),
                 f"layer {step.number}: {len(step.windows)} window{'s' if len(step.windows) > 1 else ''}",
                 lossless=False,
             )
@@ -232,41 +232,41 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
         parts.append(f"<h3>What HRCA read of the finest level</h3><div class='windows'>{''.join(windows)}</div>")
     elif read:
         parts.append(
-            "<p>HRCA kept no window: the picture is too small for this model's "
+            "<p>HRCA kept no window: the image is too small for this model's "
             f"high_resolution_reduction of {model.config.high_resolution_reduction}.</p>"
         )
     return "".join(parts)
 
 
-def write_focus_page(file: Path, models: Sequence[Model], pictures: Sequence[str]) -> None:
+def write_focus_page(file: Path, models: Sequence[Model], images: Sequence[str]) -> None:
     """Writes the page.
 
     Args:
         models: the model, and perhaps the one it is compared with.
-        pictures: HTML of each, of `picture_section`.
+        images: HTML of each, of `image_section`.
     """
     first, second = models[0], models[1] if len(models) > 1 else None
-    body = introduction(first, second) + consistency(models) + "".join(pictures)
+    body = introduction(first, second) + consistency(models) + "".join(images)
     write_page(file, "Where the model looks", body, STYLE)
 
 
-def picture_section(
+def image_section(
     title: str,
     image: Image.Image,
     explained: Explained,
     model: Model,
     other: tuple[Explained, Model, list[FocusPath | None]] | None = None,
 ) -> str:
-    """Everything about one picture.
+    """Everything about one image.
 
     Args:
-        other: of the model to compare with, what it sees in the picture, and its path for each of `explained.paths`.
+        other: of the model to compare with, what it sees in the image, and its path for each of `explained.paths`.
     """
     parts = [f"<h2>{html.escape(title)}</h2>", overview(image, explained, model)]
     if other:
         theirs, their_model, _ = other
         labels = overlay(image, theirs.labels, palette=their_model.palette)
-        labels.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
+        labels.thumbnail((IMAGE_WIDTH, IMAGE_WIDTH))
         shown = figure(labels, f"prediction of {their_model.title}", lossless=False)
         parts.append(f"<h3>The other model's prediction</h3><div class='overview'>{shown}</div>")
     for number, path in enumerate(explained.paths):

@@ -69,7 +69,7 @@ def focus_path(seen: Look, segment: Segment, config: Any) -> FocusPath:
     steps = []
     for layer, reads in enumerate(layer_names(config)):
         focus = seen.outputs.focus_maps[layer][0]
-        shares = focus_shares(focus, [segment], seen.picture, config.mask_padding)
+        shares = focus_shares(focus, [segment], seen.image_cells, config.mask_padding)
         probs = predictions[layer]["class_queries_logits"][0, segment.query].float().softmax(-1)
         best = int(probs.argmax())
         steps.append(
@@ -89,7 +89,7 @@ def focus_path(seen: Look, segment: Segment, config: Any) -> FocusPath:
 
 
 def counterpart(segment: Segment, others: list[Segment]) -> Segment | None:
-    """The segment of another model's look at the same picture that has the same class and overlaps most."""
+    """The segment of another model's look at the same image that has the same class and overlaps most."""
     best, best_overlap = None, 0.0
     for other in (other for other in others if other.label == segment.label):
         mask = F.interpolate(other.mask[None, None].float(), segment.mask.shape, mode="nearest")[0, 0] > 0

@@ -25,7 +25,7 @@ def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:
 
 
 def watched(blocks: Iterable[Tensor], confidence: Tensor, softmax: bool) -> Iterator[Tensor]:
-    """The blocks `(n, width, K)` of a picture as they are; their confidence goes into `confidence` on the way."""
+    """The blocks `(n, width, K)` of an image as they are; their confidence goes into `confidence` on the way."""
     start = 0
     for block in blocks:
         confidence[start : start + len(block)] = confidence_of(block.softmax(-1) if softmax else block, -1)
@@ -50,10 +50,10 @@ def labels_and_confidence(
     scores = getattr(outputs, "semantic_scores", None)
     blocks: Iterable[Tensor]
     if scores is not None:
-        ((per_class, sizes),) = processor._pictures_of_logits(scores, [target_size], [input_size], stride=1)
+        ((per_class, sizes),) = processor._images_of_logits(scores, [target_size], [input_size], stride=1)
         blocks = logit_blocks(per_class, *sizes)
     elif getattr(outputs, "class_queries_logits", None) is None:
-        ((logits, sizes),) = processor._pictures_of_logits(outputs.logits, [target_size], [input_size])
+        ((logits, sizes),) = processor._images_of_logits(outputs.logits, [target_size], [input_size])
         blocks = logit_blocks(logits, *sizes)
     else:
         classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]

@@ -1,4 +1,4 @@
-"""From a picture to its label map and from a split to a confusion matrix, single scale or multi-scale with flip."""
+"""From an image to its label map and from a split to a confusion matrix, single scale or multi-scale with flip."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from scripts.inference.sliding_window import Windows
 # Models whose class scores, averaged over windows as they are, become probabilities before sizes are averaged.
 SOFTMAX_MODELS = ("qlseg", "semask")
 
-# ---- from a picture to class scores ---------------------------------------------------------------------------------
+# ---- from an image to class scores ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def post_processed(
     model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int], with_scores: bool
 ) -> Any:
-    """What the processor makes of one processed picture at `target_size`: labels, or labels and scores."""
+    """What the processor makes of one processed image at `target_size`: labels, or labels and scores."""
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     mask = inputs["pixel_mask"][0]
     return processor.post_process_semantic_segmentation(
@@ -39,10 +39,10 @@ def post_processed(
 
 
 def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]) -> Tensor:
-    """`(K, *target_size)` class scores of one processed picture.
+    """`(K, *target_size)` class scores of one processed image.
 
     Args:
-        inputs: `pixel_values` (1, 3, H, W) and `pixel_mask` (1, H, W), 1 where there is picture.
+        inputs: `pixel_values` (1, 3, H, W) and `pixel_mask` (1, H, W), 1 where there is image.
     """
     return post_processed(model, processor, inputs, target_size, with_scores=True).segmentation_scores
 
@@ -65,7 +65,7 @@ def label_array(labels: Tensor) -> np.ndarray:
 def processed_inputs(
     processor: Any, image: Image.Image, device: Any, do_resize: bool | None = None
 ) -> dict[str, Tensor]:
-    """Inputs of a picture after the processor's own resize, or without one."""
+    """Inputs of an image after the processor's own resize, or without one."""
     settings = {} if do_resize is None else {"do_resize": do_resize}
     inputs = processor(images=[image], return_tensors="pt", **settings)
     return {key: inputs[key].to(device) for key in ("pixel_values", "pixel_mask")}
@@ -74,23 +74,23 @@ def processed_inputs(
 def resized_inputs(
     processor: Any, image: Image.Image, size: tuple[int, int], flip: bool, device: Any
 ) -> dict[str, Tensor]:
-    """Processed inputs of a uint8 picture that PIL has resized bilinearly to `size` and perhaps mirrored."""
+    """Processed inputs of a uint8 image that PIL has resized bilinearly to `size` and perhaps mirrored."""
     return processed_inputs(processor, resized_view(image, size, flip), device, do_resize=False)
 
 
 def view_size(image: Image.Image, shortest: int, longest: int | None) -> tuple[int, int]:
-    """`(height, width)` of a picture whose shorter side is `shortest`, unless its longer would pass `longest`."""
+    """`(height, width)` of an image whose shorter side is `shortest`, unless its longer would pass `longest`."""
     return network_size(image.height, image.width, SizeDict(shortest_edge=shortest, longest_edge=longest))
 
 
 def resized_view(image: Image.Image, size: tuple[int, int], flip: bool) -> Image.Image:
-    """A picture resized bilinearly to `(height, width)` and perhaps mirrored."""
+    """An image resized bilinearly to `(height, width)` and perhaps mirrored."""
     resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized
 
 
 def window_scores(model: Any, processor: Any, image: Image.Image, windows: Windows, device: Any) -> Tensor:
-    """`(K, height, width)` mean class scores of the windows over a picture, at the picture's size."""
+    """`(K, height, width)` mean class scores of the windows over an image, at the image's size."""
 
     def scores(piece: Image.Image) -> Tensor:
         inputs = processed_inputs(processor, piece, device, do_resize=False)
@@ -115,7 +115,7 @@ def multi_scale_scores(
     plain mean.
 
     Args:
-        image: RGB picture; of FASeg already at the size of single-scale evaluation, as in the reference.
+        image: RGB image; of FASeg already at the size of single-scale evaluation, as in the reference.
         edges: (shortest, longest) edge of each view.
         windows: if given, each view is read through them.
     """
@@ -136,14 +136,14 @@ def multi_scale_scores(
     return total.div_(len(views))
 
 
-# ---- from a picture to its label map --------------------------------------------------------------------------------
+# ---- from an image to its label map --------------------------------------------------------------------------------
 
 
 class SingleScale:
-    """Label map of a picture at its own size, after the processor's resize.
+    """Label map of an image at its own size, after the processor's resize.
 
     Args:
-        windows: if given, the resized picture is read through them.
+        windows: if given, the resized image is read through them.
     """
 
     def __init__(self, model: Any, processor: Any, device: Any, windows: Windows | None = None) -> None:
@@ -166,18 +166,18 @@ class SingleScale:
         return label_array(scores.argmax(dim=0)), confidence_of(comparable_scores(self.model, scores)).cpu().numpy()
 
     def scores_through_windows(self, image: Image.Image, windows: Windows) -> Tensor:
-        """`(K, H, W)` class scores at the picture's size."""
+        """`(K, H, W)` class scores at the image's size."""
         size = (image.height, image.width)
         view = resized_view(image, self.processor.network_size(*size), flip=False)
         return resize(window_scores(self.model, self.processor, view, windows, self.device), size)
 
 
 class MultiScale:
-    """Label map of a picture at its own size, over several sizes and their mirror images.
+    """Label map of an image at its own size, over several sizes and their mirror images.
 
     Args:
         base: (shortest, longest) edge of single-scale evaluation, to which FASeg's reference resizes first; None:
-            views are made of the picture itself, as in mmsegmentation.
+            views are made of the image itself, as in mmsegmentation.
         edges: (shortest, longest) edge of each view.
     """
 
@@ -202,7 +202,7 @@ class MultiScale:
         return label_array(scores.argmax(dim=0)), confidence_of(scores).cpu().numpy()
 
     def scores(self, image: Image.Image) -> Tensor:
-        """`(K, H, W)` mean class scores at the picture's size."""
+        """`(K, H, W)` mean class scores at the image's size."""
         size = (image.height, image.width)
         if self.base is not None:
             image = resized_view(image, view_size(image, *self.base), flip=False)

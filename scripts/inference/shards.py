@@ -45,9 +45,9 @@ One row per row of `{dataset}`, split `{split}`, in its order{rows}.
 | column | content |
 |---|---|
 | `index` | place of the row in the source, from 0 |
-| `image_id` | id or file name of the picture there, else `#<index>` |
-| `label` | PNG, pixel value = class id of `id2label.json`, of the picture's size; null if it could not be read |
-| `error` | why a picture could not be read, else null |
+| `image_id` | id or file name of the image there, else `#<index>` |
+| `label` | PNG, pixel value = class id of `id2label.json`, of the image's size; null if it could not be read |
+| `error` | why an image could not be read, else null |
 {score}
 Read it with `datasets.load_dataset("path/to/this/folder", split="{split}")`.
 """

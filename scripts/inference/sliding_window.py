@@ -1,4 +1,4 @@
-"""Sliding windows: a picture read in overlapping crops, as mmsegmentation's `slide_inference` lays them."""
+"""Sliding windows: an image read in overlapping crops, as mmsegmentation's `slide_inference` lays them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modeling_faseg.windows_qlseg import window_starts
 
 @dataclass(frozen=True)
 class Windows:
-    """Square windows of `crop` pixels every `stride` pixels; smaller where the picture is smaller."""
+    """Square windows of `crop` pixels every `stride` pixels; smaller where the image is smaller."""
 
     crop: int
     stride: int

@@ -104,8 +104,8 @@ class PredictionRows(Sampler[list[StreamRow]]):
             )
 
 
-class PictureSamples(Dataset):
-    """Decodes the picture of the row that it is given as an index."""
+class ImageSamples(Dataset):
+    """Decodes the image of the row that it is given as an index."""
 
     def __init__(self, image_column: str) -> None:
         self.image_column = image_column
@@ -120,7 +120,7 @@ class PictureSamples(Dataset):
 
 
 def png(image: Image.Image, name: str) -> dict[str, Any]:
-    """A picture as a row of an `Image` column holds it."""
+    """An image as a row of an `Image` column holds it."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": f"{PurePath(name).stem}.png"}
@@ -131,7 +131,7 @@ class Prediction:
     """A prediction run of one process.
 
     Args:
-        overlays: pictures of the stream, from its start, that get an overlay with a legend in `overlays/`.
+        overlays: images of the stream, from its start, that get an overlay with a legend in `overlays/`.
     """
 
     accelerator: Accelerator
@@ -148,10 +148,10 @@ class Prediction:
 
         Args:
             examples: rows of `data` where they are known.
-            max_bad_samples: unreadable pictures that are let pass, see `BadSamples`; each process counts its own and
+            max_bad_samples: unreadable images that are let pass, see `BadSamples`; each process counts its own and
                 those of the shards that were there before.
         Raises:
-            UserError: the folder is another run's, the dataset changed, or too many pictures cannot be read.
+            UserError: the folder is another run's, the dataset changed, or too many images cannot be read.
         """
         accelerator, shards = self.accelerator, self.shards
         names = {int(index): str(name) for index, name in (self.model.config.id2label or {}).items()}
@@ -179,7 +179,7 @@ class Prediction:
     ) -> None:
         """Segments this process's rows and writes a shard whenever one is full."""
         accelerator, size = self.accelerator, self.shards.rows_per_shard
-        loader = worker_loader(PictureSamples(self.image_column), rows, first_example, num_workers)
+        loader = worker_loader(ImageSamples(self.image_column), rows, first_example, num_workers)
         share = left and -(-left // accelerator.num_processes)
         shard: list[dict[str, Any]] = []
         bar = tqdm(
@@ -242,7 +242,7 @@ def check_errors(bad: BadSamples, shards: list[Finished]) -> None:
     """Makes `bad` count what could not be read in `shards`.
 
     Raises:
-        UserError: more pictures than are let pass.
+        UserError: more images than are let pass.
     """
     rows = sum(len(shard.names) for shard in shards)
     bad.load_state_dict({"messages": [error for shard in shards for error in shard.errors], "seen": rows})

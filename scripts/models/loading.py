@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - registers the models
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides, project_path
+from scripts.models.arguments import ModelArguments
 
 
 # What changes with the classes.
@@ -31,22 +31,6 @@ LABEL_DEPENDENT = re.compile(
     r"(class_predictor\.|criterion\.empty_weight$|^model\.decoder\.queries\.)"
     r"|^decoder\.classifier\.|\.semantic_layer\.blocks\.\d+\.(query|key)\."
 )
-
-
-@dataclass
-class ModelArguments:
-    """The flags that name a model, shared by the commands."""
-
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint folder or Hub id."})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a config.json: its architecture, new weights."}
-    )
-    model_type: str = field(default="faseg", metadata={"help": "Configuration used when neither of the two is given."})
-    config_overrides: list[str] = field(
-        default_factory=list,
-        metadata={"help": "key=value of any configuration field; dots reach into it.", "action": "extend"},
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
 
 
 def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = None) -> PreTrainedConfig:

@@ -142,7 +142,7 @@ _PACKED_RULES = (
     ),
 )
 
-# Official entries that carry no trained value: constants that the model computes, and the picture normalisation, which
+# Official entries that carry no trained value: constants that the model computes, and the image normalisation, which
 # the processor does.
 _IGNORED = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked|pixel_mean|pixel_std)")
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from scripts.onnx_export.decisions import Decisions, not_nan
 from scripts.onnx_export.kinds import Kind, Output
-from scripts.onnx_export.network import INPUT, LABELS, PICTURE
+from scripts.onnx_export.network import IMAGE, INPUT, LABELS
 
 
 DECIDED = 1e-3  # where the best two scores of a pixel are further apart, labels have to be equal
@@ -74,10 +74,10 @@ def compare_network(
     seed: int,
     decisions: Decisions | None,
 ) -> list[Comparison]:
-    """Outputs of pictures of these sizes; `decisions` of files whose weights are exact, None for others."""
+    """Outputs of images of these sizes; `decisions` of files whose weights are exact, None for others."""
     comparisons = []
     for index, size in enumerate(sizes):
-        pixels = drawn_pictures(*size, seed + 100 * index)
+        pixels = drawn_images(*size, seed + 100 * index)
         inputs = {INPUT: pixels.numpy()}
         if decisions is not None:
             decisions.read(inputs)
@@ -86,8 +86,8 @@ def compare_network(
     return comparisons
 
 
-def drawn_pictures(batch_size: int, height: int, width: int, seed: int) -> Tensor:
-    """`(B, 3, H, W)` normalised pictures: large smooth patches and a little grain."""
+def drawn_images(batch_size: int, height: int, width: int, seed: int) -> Tensor:
+    """`(B, 3, H, W)` normalised images: large smooth patches and a little grain."""
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randn(batch_size, 3, -(-height // 48), -(-width // 48), generator=generator)
     smooth = F.interpolate(patches, size=(height, width), mode="bicubic", align_corners=False)
@@ -98,7 +98,7 @@ def drawn_pictures(batch_size: int, height: int, width: int, seed: int) -> Tenso
 def compare_outputs(
     kind: Kind, model: Any, pixels: Tensor, theirs: Sequence[Tensor], decisions: Decisions | None
 ) -> Comparison:
-    """The file's outputs for normalised pictures, and the decisions behind them, with the model's."""
+    """The file's outputs for normalised images, and the decisions behind them, with the model's."""
     with decisions.repeated_by(model) if decisions else nullcontext():
         outputs = model(pixel_values=pixels)
     ours = [outputs[output.name] for output in kind.outputs]
@@ -126,22 +126,22 @@ def label_agreement(scores: Tensor, labels: Tensor) -> tuple[float, int]:
 # ---- with pre- and post-processing ----------------------------------------------------------------------------------
 
 
-def drawn_picture(height: int, width: int, seed: int) -> np.ndarray:
+def drawn_image(height: int, width: int, seed: int) -> np.ndarray:
     """`(height, width, 3)` uint8."""
-    pixels = drawn_pictures(1, height, width, seed)[0].permute(1, 2, 0)
+    pixels = drawn_images(1, height, width, seed)[0].permute(1, 2, 0)
     return (pixels * 55 + 120).clamp(0, 255).to(torch.uint8).numpy()
 
 
 @torch.no_grad()
-def eager_labels(model: Any, processor: Any, picture: np.ndarray) -> Tensor:
+def eager_labels(model: Any, processor: Any, image: np.ndarray) -> Tensor:
     """`(H, W)` label map of processor and model, as users get it."""
-    inputs = processor(picture, return_tensors="pt", input_data_format="channels_last")
+    inputs = processor(image, return_tensors="pt", input_data_format="channels_last")
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-    sizes = {"target_sizes": [picture.shape[:2]], "input_sizes": inputs["input_sizes"]}
+    sizes = {"target_sizes": [image.shape[:2]], "input_sizes": inputs["input_sizes"]}
     return processor.post_process_semantic_segmentation(outputs, **sizes)[0]
 
 
-def compare_pictures(
+def compare_images(
     kind: Kind,
     model: Any,
     processor: Any,
@@ -149,24 +149,24 @@ def compare_pictures(
     seed: int,
     decisions: Decisions | None,
 ) -> list[Comparison]:
-    """Three pictures, upright, wide, and larger than the network's size: the network's outputs, and the label maps.
+    """Three images, upright, wide, and larger than the network's size: the network's outputs, and the label maps.
 
-    The outputs are those of the picture as the file has resized it. The processor's resize differs from that by one of
+    The outputs are those of the image as the file has resized it. The processor's resize differs from that by one of
     255 here and there, so label maps, made by each on its own, may differ where two classes are close.
     """
     edge = processor.size["shortest_edge"] or processor.size["height"] or 64
     comparisons = []
     sizes = [(edge, edge * 3 // 4), (edge * 2 // 3, edge), (edge * 5 // 4, edge * 3 // 2)]
     for index, (height, width) in enumerate(sizes):
-        picture = drawn_picture(height, width, seed + index)
+        image = drawn_image(height, width, seed + index)
         found = Comparison("", 0.0, 0)
         if decisions is not None:
             names = [output.name for output in kind.outputs]
-            pixels, *theirs = decisions.read({PICTURE: picture}, (INPUT, *names))
+            pixels, *theirs = decisions.read({IMAGE: image}, (INPUT, *names))
             found = compare_outputs(kind, model, pixels, theirs, decisions)
-        labels = torch.from_numpy(session.run([LABELS], {PICTURE: picture})[0].astype(np.int64))
-        found.equal_labels = float((eager_labels(model, processor, picture) == labels).float().mean())
-        found.size = f"picture of {height} x {width}"
+        labels = torch.from_numpy(session.run([LABELS], {IMAGE: image})[0].astype(np.int64))
+        found.equal_labels = float((eager_labels(model, processor, image) == labels).float().mean())
+        found.size = f"image of {height} x {width}"
         comparisons.append(found)
     return comparisons
 

@@ -88,7 +88,7 @@ class Decisions:
 
     def windows(self, attention: Tensor, own: Tensor) -> Tensor:
         """The file's choice `(B, W)` in place of the model's `own`, by attention `(B, Q, L)`."""
-        if not own.numel():  # a picture too small for any window: no decision
+        if not own.numel():  # an image too small for any window: no decision
             return own
         kept = self._next(own.shape, torch.int64)
         if kept is None:

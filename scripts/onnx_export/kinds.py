@@ -1,6 +1,6 @@
-"""What each type of model exports: the pictures it takes, its outputs and their tolerances, and where it decides.
+"""What each type of model exports: the images it takes, its outputs and their tolerances, and where it decides.
 
-Notation: B batch, Q queries, K classes, H and W of the (padded) picture, S side of a QLSeg window.
+Notation: B batch, Q queries, K classes, H and W of the (padded) image, S side of a QLSeg window.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Output:
 
 
 class Kind:
-    """A model that takes pictures of any size, and its dynamic file those whose sides are multiples of `step`."""
+    """A model that takes images of any size, and its dynamic file those whose sides are multiples of `step`."""
 
     outputs: Sequence[Output]
     step = 32  # the coarsest stride
@@ -72,12 +72,12 @@ class Kind:
                 raise UserError(f"--{name} {side}: give a multiple of {self.static_step}, {fit} for instance")
 
     def processor_settings(self, size: Size | None) -> dict[str, Any]:
-        """What a processor for the file has set. A static graph gets every picture on a canvas of its size; what does
+        """What a processor for the file has set. A static graph gets every image on a canvas of its size; what does
         not fit is resized until it does."""
         return {"pad_size": {"height": size[0], "width": size[1]}} if size else {}
 
     def sizes(self, size: Size | None) -> dict[str, int]:
-        """Of the pictures that the file takes, for its metadata."""
+        """Of the images that the file takes, for its metadata."""
         if size:
             return {"height": size[0], "width": size[1], "batch": 1}
         if self.fixed:
@@ -85,11 +85,11 @@ class Kind:
         return {"height": self.least_side, "width": self.least_side, "multiple_of": self.step}
 
     def accepted(self, size: Size | None) -> str:
-        """The pictures that the file takes, in words."""
+        """The images that the file takes, in words."""
         if size:
-            return f"pictures of {size[0]} x {size[1]}, one at a time"
+            return f"images of {size[0]} x {size[1]}, one at a time"
         if self.fixed:
-            return f"pictures of {self.fixed[0]} x {self.fixed[1]}, any batch"
+            return f"images of {self.fixed[0]} x {self.fixed[1]}, any batch"
         return f"height and width from {self.least_side} on in steps of {self.step}, any batch"
 
     def sizes_to_check(self, processor: Any, size: Size | None) -> list[tuple[int, int, int]]:
@@ -149,8 +149,8 @@ class FASeg(MaskKind):
         super().check(size, with_processing)
         if self.config.mask_padding:
             raise UserError(
-                "the model has mask_padding=True, but a file takes pictures without pixel_mask and treats padding as "
-                "picture: accept that with --config_overrides mask_padding=false"
+                "the model has mask_padding=True, but a file takes images without pixel_mask and treats padding as "
+                "image: accept that with --config_overrides mask_padding=false"
             )
 
     def thresholds(self) -> dict[str, float]:
@@ -176,7 +176,7 @@ class FASeg(MaskKind):
 class SeMask(Kind):
     """SeMask-FPN. It decides nothing before its logits.
 
-    The model takes pictures as they are, and attends to padding like to anything else. So does a static file of their
+    The model takes images as they are, and attends to padding like to anything else. So does a static file of their
     size; a dynamic one gets them padded to its steps.
     """
 
@@ -190,7 +190,7 @@ class SeMask(Kind):
         said = super().accepted(size)
         if size:
             return said
-        return f"{said}; pictures between are padded, other than for the model: --height and --width give its labels"
+        return f"{said}; images between are padded, other than for the model: --height and --width give its labels"
 
     def scores(self, outputs: Sequence[Tensor]) -> Tensor:
         return outputs[0]
@@ -216,19 +216,19 @@ class QLSeg(MaskKind):
     def check(self, size: Size | None, with_processing: bool) -> None:
         if with_processing:
             raise UserError(
-                "--with_processing: a QLSeg file takes windows, not pictures: leave it out, examples/onnx_runtime.py "
-                "processes pictures and reads them through windows"
+                "--with_processing: a QLSeg file takes windows, not images: leave it out, examples/onnx_runtime.py "
+                "processes images and reads them through windows"
             )
         if self.fixed and size and size != self.fixed:
             side = self.fixed[0]
             raise UserError(
                 f"--height {size[0]} --width {size[1]}: the model reads windows of {side} x {side}: leave both out, "
-                "or read pictures whole with --config_overrides use_windows=false"
+                "or read images whole with --config_overrides use_windows=false"
             )
         super().check(size, with_processing)
 
     def processor_settings(self, size: Size | None) -> dict[str, Any]:
-        """Pictures that go through windows keep their size."""
+        """Images that go through windows keep their size."""
         return {} if self.fixed else super().processor_settings(size)
 
     def thresholds(self) -> dict[str, float]:
@@ -240,8 +240,8 @@ class QLSeg(MaskKind):
         windows = {"side": self.config.image_size, "stride": self.config.window_stride}
         return super().facts() | {
             "windows": windows,
-            "windows_rule": "a picture of another size is read through windows: side and step in pixels, the last one "
-            "shifted back to the border, zeros where the picture is smaller; class scores are averaged",
+            "windows_rule": "an image of another size is read through windows: side and step in pixels, the last one "
+            "shifted back to the border, zeros where the image is smaller; class scores are averaged",
         }
 
     def deciding(self, model: Any, file: Any) -> list[Replacement]:

@@ -1,6 +1,6 @@
-"""A model as an ONNX graph: normalised pictures to what its kind exports.
+"""A model as an ONNX graph: normalised images to what its kind exports.
 
-Notation: B batch, H and W of the (padded) picture.
+Notation: B batch, H and W of the (padded) image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
 RULES = "_DEFAULT_REWRITE_RULES"  # of onnxscript's rewriter
 LARGEST_BATCH = 1024
 INPUT = "pixel_values"
-PICTURE, LABELS = "picture", "labels"  # with processing in the graph
+IMAGE, LABELS = "image", "labels"  # with processing in the graph
 
 
 class Tensors(nn.Module):
@@ -91,15 +91,15 @@ def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: 
 
 
 def dynamic_input(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
-    """Pictures to trace with, and what of their shape may be otherwise."""
+    """Images to trace with, and what of their shape may be otherwise."""
     batch = Dim("batch", min=1, max=LARGEST_BATCH)
     if kind.fixed:
         return torch.zeros(2, 3, *kind.fixed), {INPUT: {0: batch}}
     least, step = kind.least_side, kind.step
     rows, columns = (Dim(name, min=least // step, max=LARGEST_SIDE // step) for name in ("rows", "columns"))
     # So large that even coarse maps have several windows along each side: a number of one would pass for a constant.
-    pictures = torch.zeros(2, 3, least + 24 * step, least + 25 * step)
-    return pictures, {INPUT: {0: batch, 2: step * rows, 3: step * columns}}
+    images = torch.zeros(2, 3, least + 24 * step, least + 25 * step)
+    return images, {INPUT: {0: batch, 2: step * rows, 3: step * columns}}
 
 
 @contextmanager

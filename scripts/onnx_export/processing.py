@@ -1,4 +1,4 @@
-"""What the processor does, as ONNX graphs around the network: uint8 picture in, label map out.
+"""What the processor does, as ONNX graphs around the network: uint8 image in, label map out.
 
 The resize is ONNX's antialiased one on 8 bits, which follows Pillow's.
 """
@@ -31,12 +31,12 @@ BY_EDGES = """
     wanted = Mul(by_shortest, reduction)
 """
 PREPARE = """
-prepare (uint8[picture_height, picture_width, 3] picture)
-    => (float[1, 3, height, width] {input}, int64[2] network_size, int64[2] picture_size)
+prepare (uint8[image_height, image_width, 3] image)
+    => (float[1, 3, height, width] {input}, int64[2] network_size, int64[2] image_size)
 <{constants}>
 {{
-    picture_size = Shape <start = 0, end = 2> (picture)
-    sides = Cast <to = 11> (picture_size)
+    image_size = Shape <start = 0, end = 2> (image)
+    sides = Cast <to = 11> (image_size)
     {size_rule}
     pad_room = Div(pad_size, wanted)
     least_room = ReduceMin(pad_room)
@@ -46,9 +46,9 @@ prepare (uint8[picture_height, picture_width, 3] picture)
     whole = Floor(half_up)
     positive = Max(one, whole)
     network_size = Cast <to = 7> (positive)
-    channels_first = Transpose <perm = [2, 0, 1]> (picture)
+    channels_first = Transpose <perm = [2, 0, 1]> (image)
     planes = Unsqueeze(channels_first, first_axis)
-    planes_size = Concat <axis = 0> (one_picture, network_size)
+    planes_size = Concat <axis = 0> (one_image, network_size)
     resized = Resize <mode = "{mode}", antialias = 1, exclude_outside = 1, cubic_coeff_a = -0.5,
         coordinate_transformation_mode = "half_pixel"> (planes, , , planes_size)
     values = Cast <to = 1> (resized)
@@ -67,11 +67,11 @@ NEXT_MULTIPLE = """
     canvas = Mul(steps, divisor)
 """
 FINISH = """
-finish ({outputs}, int64[2] network_size, int64[2] picture_size)
-    => ({label_type}[picture_height, picture_width] labels)
+finish ({outputs}, int64[2] network_size, int64[2] image_size)
+    => ({label_type}[image_height, image_width] labels)
 <int64[2] stride = {{{stride}, {stride}}}, int64[1] from_start = {{0}}, int64[1] but_last = {{-1}},
  int64[1] class_axis = {{2}}, int64[2] corner = {{0, 0}}, int64[2] plane_axes = {{2, 3}},
- int64[1] picture_axis = {{0}}, int64[3] pixels_flat = {{0, 0, -1}}>
+ int64[1] image_axis = {{0}}, int64[3] pixels_flat = {{0, 0, -1}}>
 {{
     planes = Shape <start = 0, end = 2> ({maps})
     logits_size = Shape <start = 2, end = 4> ({maps})
@@ -81,7 +81,7 @@ finish ({outputs}, int64[2] network_size, int64[2] picture_size)
     cut = Slice(on_canvas, corner, network_size, plane_axes)
     {scores}
     best = ArgMax <axis = 1, keepdims = 0> (scores)
-    map = Squeeze(best, picture_axis)
+    map = Squeeze(best, image_axis)
     labels = Cast <to = {label_number}> (map)
 }}
 """
@@ -92,7 +92,7 @@ CLASS_PROBS = """
 """
 RESIZE = """
     {name}_channels = Shape <start = 0, end = 2> ({source})
-    {name}_size = Concat <axis = 0> ({name}_channels, picture_size)
+    {name}_size = Concat <axis = 0> ({name}_channels, image_size)
     {name} = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> ({source}, , , {name}_size)
 """
 SUM = """
@@ -110,14 +110,14 @@ def with_processing(network: onnx.ModelProto, kind: Kind, processor: Any) -> onn
     """`network` between the processor's resize, normalisation and padding, and its semantic post-processing.
 
     Returns:
-        a graph of `picture` `(H, W, 3)` uint8 to `labels` `(H, W)`, uint8 where that suffices and int32 otherwise.
+        a graph of `image` `(H, W, 3)` uint8 to `labels` `(H, W)`, uint8 where that suffices and int32 otherwise.
     Raises:
         UserError: a setting of the processor that the graph cannot follow.
     """
     model = compose.merge_models(as_model(prepare_graph(processor), network), network, [(INPUT, INPUT)])
     outputs = [output.name for output in kind.outputs]
     finish = as_model(finish_graph(outputs, processor.task != "semantic", kind.config.num_labels), network)
-    names = [*outputs, "network_size", "picture_size"]
+    names = [*outputs, "network_size", "image_size"]
     return compose.merge_models(model, finish, [(name, name) for name in names])
 
 
@@ -143,7 +143,7 @@ def as_model(text: str, like: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def prepare_graph(processor: Any) -> str:
-    """The processor's way from a picture to `pixel_values`, in ONNX's text format."""
+    """The processor's way from an image to `pixel_values`, in ONNX's text format."""
     if processor.resample not in MODES:
         raise UserError(f"--with_processing: the processor has resample={processor.resample}: choose 2, bilinear")
     size, pad_size = processor.size, processor.pad_size
@@ -162,7 +162,7 @@ def prepare_graph(processor: Any) -> str:
         doubles["fixed_size"] = [float(size["height"]), float(size["width"])]
     else:
         raise UserError(f"--with_processing: the processor has size {dict(size)}: set shortest_edge, or height, width")
-    integers = {"first_axis": [0], "one_picture": [1, 3], "no_borders": [0] * 6, "divisor": [divisor or 1]}
+    integers = {"first_axis": [0], "one_image": [1, 3], "no_borders": [0] * 6, "divisor": [divisor or 1]}
     integers["divisor_less_one"] = [(divisor or 1) - 1]
     canvas = FIXED_CANVAS if pad_size else NEXT_MULTIPLE
     factor = processor.rescale_factor if processor.do_rescale else 1.0
@@ -178,7 +178,7 @@ def prepare_graph(processor: Any) -> str:
 
 
 def finish_graph(outputs: list[str], resize_masks_first: bool, num_labels: int) -> str:
-    """`post_process_semantic_segmentation` from logits to a label map of the picture's size, in ONNX's text format."""
+    """`post_process_semantic_segmentation` from logits to a label map of the image's size, in ONNX's text format."""
     shapes = {CLASSES: "float[1, Q, L]", MASKS: "float[1, Q, h, w]", LOGITS: "float[1, K, h, w]"}
     if MASKS not in outputs:
         steps = RESIZE.format(name="scores", source="cut")
@@ -200,5 +200,5 @@ def finish_graph(outputs: list[str], resize_masks_first: bool, num_labels: int) 
 
 
 def braced(values: list[Any]) -> str:
-    """`{1, 2}`; infinity, which the format lacks, as a number that no picture reaches."""
+    """`{1, 2}`; infinity, which the format lacks, as a number that no image reaches."""
     return "{" + ", ".join(repr(min(value, 1e9)) for value in values) + "}"

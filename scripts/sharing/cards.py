@@ -57,7 +57,7 @@ SNIPPET = """\
 {download}from transformers import pipeline
 
 segment = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
-for region in segment({picture}):
+for region in segment({image}):
     print(region["label"], region["mask"].getbbox())"""
 
 
@@ -174,7 +174,7 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
     rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES.items()]
     if interval := results.get("interval"):
         span = f"{interval['low']:.1f} to {interval['high']:.1f}"
-        rows.insert(1, (f"{interval['confidence']:.0%} interval over pictures (bootstrap)", span))
+        rows.insert(1, (f"{interval['confidence']:.0%} interval over images (bootstrap)", span))
     if parameters := results.get("parameters"):
         rows.append(("parameters (millions)", f"{parameters / 1e6:.1f}"))
     protocol = dict(results["protocol"])
@@ -252,13 +252,13 @@ def training_rows(recipe: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def snippet(name: str, sample: str | None = None) -> str:
-    """Six lines of inference with the repository `name`, on its own sample picture if it has one."""
+    """Six lines of inference with the repository `name`, on its own sample image if it has one."""
     if sample is None:
-        return SNIPPET.format(download="", name=name, picture='"picture.jpg"')
+        return SNIPPET.format(download="", name=name, image='"image.jpg"')
     return SNIPPET.format(
         download="from huggingface_hub import hf_hub_download\n",
         name=name,
-        picture=f'hf_hub_download("{name}", "{sample}")',
+        image=f'hf_hub_download("{name}", "{sample}")',
     )
 
 
@@ -287,7 +287,7 @@ def model_card(
         model_type: of the configuration; it tells the paper.
         results: of `read_results`; without them the card says "not measured".
         recipe: what the weights were trained with; None for converted ones.
-        samples: `picture`, `input` and `caption` of each sample picture.
+        samples: `image`, `input` and `caption` of each sample image.
         files: names beside the card, which it refers to.
     """
     published, paper = published_figures(model_id), paper_of(model_type)

@@ -18,7 +18,7 @@ from scripts.cli.errors import UserError
 
 
 TOLERANCE = 1e-4  # as between this project and the reference
-SIZE = (96, 128)  # height and width of the picture that is compared
+SIZE = (96, 128)  # height and width of the image that is compared
 TIMEOUT = 1800.0  # seconds, the download included
 PROGRAM = """
 import sys
@@ -35,12 +35,12 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-name, revision, picture, output, threads = sys.argv[1:]
+name, revision, image, output, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 settings = {"trust_remote_code": True} | ({"revision": revision} if revision else {})
 processor = AutoImageProcessor.from_pretrained(name, **settings)
 model = AutoModelForUniversalSegmentation.from_pretrained(name, **settings).eval()
-inputs = processor(images=[Image.open(picture)], return_tensors="pt")
+inputs = processor(images=[Image.open(image)], return_tensors="pt")
 with torch.no_grad():
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
 found = {k: v.float() for k, v in outputs.items() if k.endswith(("logits", "scores")) and torch.is_tensor(v)}
@@ -48,8 +48,8 @@ np.savez(output, **found)
 """
 
 
-def generated_picture() -> Image.Image:
-    """A picture of soft colours, the same everywhere."""
+def generated_image() -> Image.Image:
+    """An image of soft colours, the same everywhere."""
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BILINEAR)
 
@@ -61,7 +61,7 @@ def largest_difference(model: Any, processor: Any, found: Any) -> float:
         UserError: they are not the same outputs.
     """
     model = model.to("cpu").eval()
-    inputs = processor(images=[generated_picture()], return_tensors="pt")
+    inputs = processor(images=[generated_image()], return_tensors="pt")
     with torch.no_grad():
         outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     here = {
@@ -82,12 +82,12 @@ def load_back(name: str, revision: str | None, model: Any, processor: Any) -> fl
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        generated_picture().save(folder / "picture.png")
+        generated_image().save(folder / "image.png")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment |= {"HF_HUB_CACHE": str(folder / "hub"), "HF_MODULES_CACHE": str(folder / "modules")}
         if token := get_token():
             environment["HF_TOKEN"] = token
-        files = [str(folder / "picture.png"), str(folder / "logits.npz")]
+        files = [str(folder / "image.png"), str(folder / "logits.npz")]
         arguments = [name, revision or "", *files, str(torch.get_num_threads())]
         try:
             done = subprocess.run(

@@ -55,7 +55,7 @@ QLSEG = Paper(
     family="qlseg",
     about="""\
 [QLSeg](https://doi.org/10.1016/j.patcog.2024.110777) (Pattern Recognition 2024) reads a plain ViT at several
-depths; each depth has one query per class, whose attention over the picture is the mask of that class.""",
+depths; each depth has one query per class, whose attention over the image is the mask of that class.""",
     source="https://doi.org/10.1016/j.patcog.2024.110777",
     citation="""@article{xie2024multi,
   title   = {Multi-query and multi-level enhanced network for semantic segmentation},

@@ -1,4 +1,4 @@
-"""The folder that becomes a repository: weights, code, processors, card, recipe, log, sample pictures, licences."""
+"""The folder that becomes a repository: weights, code, processors, card, recipe, log, sample images, licences."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Export:
     Args:
         checkpoint: its folder, or its name on the Hub.
         repo_id: name that the card uses.
-        samples: pictures to show beside what the model makes of them.
+        samples: images to show beside what the model makes of them.
         max_shard_size: weights above it are split, such as "5GB".
     """
 
@@ -110,34 +110,34 @@ def check_measured_on(results: dict[str, Any], checkpoint: str) -> None:
 
 
 def sample_input(file: Path) -> Image.Image:
-    """RGB picture of at most `MAX_SAMPLE_SIDE` pixels a side, upright, without metadata (places, dates, cameras).
+    """RGB image of at most `MAX_SAMPLE_SIDE` pixels a side, upright, without metadata (places, dates, cameras).
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         with Image.open(file) as image:
-            picture = Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
+            sample = Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"--sample_images {file}: {error}") from error
-    picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
-    return picture
+    sample.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
+    return sample
 
 
 def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
-    """Writes `samples/<name>_input.jpg` and, beside its prediction, `samples/<name>.jpg` of each sample picture."""
+    """Writes `samples/<name>_input.jpg` and, beside its prediction, `samples/<name>.jpg` of each sample image."""
     names = {int(index): str(label) for index, label in export.model.config.id2label.items()}
     palette = model_palette(export.model.config)
     segment = SingleScale(export.model, export.processor, export.model.device)
     written = []
     for number, file in enumerate(export.samples, 1):
         (folder / "samples").mkdir(exist_ok=True)
-        entry = {"picture": f"samples/{number}.jpg", "input": f"samples/{number}_input.jpg"}
+        entry = {"image": f"samples/{number}.jpg", "input": f"samples/{number}_input.jpg"}
         sample_input(file).save(folder / entry["input"], quality=92)
         with Image.open(folder / entry["input"]) as image:  # what a reader gets, with JPEG's losses
-            picture = image.convert("RGB")
-        labels = segment(picture)
-        side_by_side(picture, with_legend(picture, labels, names, palette)).save(folder / entry["picture"], quality=90)
+            sample = image.convert("RGB")
+        labels = segment(sample)
+        side_by_side(sample, with_legend(sample, labels, names, palette)).save(folder / entry["image"], quality=90)
         written.append(entry | {"caption": f"Sample {number} and its segmentation"})
     return written
 

@@ -10,8 +10,9 @@ import datasets
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, project_path, shipped_recipes
-from scripts.data.sources import DatasetArguments, number_of_examples
-from scripts.models.loading import ModelArguments
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import number_of_examples
+from scripts.models.arguments import ModelArguments
 from scripts.training.optimization import SCHEDULES
 from scripts.training.tracking import check_trackers
 
@@ -43,7 +44,7 @@ class TrainArguments(ModelArguments, DatasetArguments):
     )
     longest_edge: int | None = field(default=None, metadata={"help": "Bound of the longer side; by default 4 crops."})
     scale_range: list[float] | None = field(
-        default=None, metadata={"help": "LOW HIGH: factor on the picture's own size, in place of --shortest_edges."}
+        default=None, metadata={"help": "LOW HIGH: factor on the image's own size, in place of --shortest_edges."}
     )
     color_jitter: bool = field(default=True, metadata={"help": "SSD's colour distortion."})
     eval_shortest_edge: int | None = field(

@@ -1,4 +1,4 @@
-"""A run's curves as one picture, drawn from its `train_log.jsonl`."""
+"""A run's curves as one image, drawn from its `train_log.jsonl`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def draw_curves(log_file: Path, picture: Path) -> None:
-    """Draws loss, validation mIoU, learning rates and speed over steps; the picture is replaced whole.
+def draw_curves(log_file: Path, image: Path) -> None:
+    """Draws loss, validation mIoU, learning rates and speed over steps; the image is replaced whole.
 
     Raises:
         OSError: it cannot be written.
@@ -49,9 +49,9 @@ def draw_curves(log_file: Path, picture: Path) -> None:
             panel.legend()
     for panel in panels[2:]:
         panel.set_xlabel("step")
-    partial = picture.with_name(f".{picture.name}.partial")
+    partial = image.with_name(f".{image.name}.partial")
     figure.savefig(partial, format="png", dpi=80)
-    os.replace(partial, picture)
+    os.replace(partial, image)
 
 
 def draw(

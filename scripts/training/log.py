@@ -146,7 +146,7 @@ class TrainLog:
 
         Args:
             learning_rates: of each group in the last step; that of the last group is also `learning_rate`.
-            images: pictures since the last reset, over all processes.
+            images: images since the last reset, over all processes.
         """
         seconds = time.perf_counter() - self.started
         means = self.means()
@@ -187,6 +187,6 @@ class TrainLog:
             return
         try:
             draw_curves(self.path, self.path.with_name("curves.png"))
-        except OSError as error:  # a picture is not worth a run
+        except OSError as error:  # an image is not worth a run
             print(f"curves.png not drawn: {error}", file=sys.stderr)
         self.drawn = time.perf_counter()

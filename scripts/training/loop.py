@@ -154,7 +154,7 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         accelerator.print(f"step {progress.step}: mIoU {100 * scores['mean_iou']:.2f}")
         log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
         progress.evaluated = progress.step
-        run.pictures.write(run.result, progress.step)
+        run.images.write(run.result, progress.step)
         if scores["mean_iou"] > progress.best_score:
             progress.best_step, progress.best_score = progress.step, float(scores["mean_iou"])
             on_main(accelerator, lambda: save_best(run))

@@ -46,9 +46,9 @@ def activation_bytes(model: Any, batch_size: int, height: int, width: int, accel
                 name: torch.empty_like(tensor, device=accelerator.device, requires_grad=tensor.requires_grad)
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())
             }
-            pictures = torch.empty(batch_size, 3, height, width, device=accelerator.device)
+            images = torch.empty(batch_size, 3, height, width, device=accelerator.device)
             with saved_storages(state.values()) as counted:
-                functional_call(model, state, kwargs={"pixel_values": pictures})
+                functional_call(model, state, kwargs={"pixel_values": images})
     except Exception:  # of whatever a backbone does that needs data: an estimate is not worth a run
         return None
     return counted()

@@ -37,7 +37,7 @@ from scripts.training.checkpointing import Progress, checkpoints, find_checkpoin
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import build_parameter_groups, build_scheduler
-from scripts.training.tracking import TrackedPictures, check_trackers
+from scripts.training.tracking import TrackedImages, check_trackers
 
 
 NUM_TRACKED_IMAGES = 4
@@ -94,18 +94,18 @@ class Run:
 
     @property
     def images_per_step(self) -> int:
-        """Pictures per optimiser step, over processes and micro steps."""
+        """Images per optimiser step, over processes and micro steps."""
         micro_batch = self.arguments.per_device_train_batch_size * self.accelerator.num_processes
         return micro_batch * self.accelerator.gradient_accumulation_steps
 
     @cached_property
-    def pictures(self) -> TrackedPictures:
+    def images(self) -> TrackedImages:
         """Validation images that are drawn at every evaluation."""
         arguments, count = self.arguments, self.arguments.num_tracked_images
         if count is None:
             count = NUM_TRACKED_IMAGES if check_trackers(arguments.report_to) else 0
-        folder, split = self.output_dir / "pictures", arguments.eval_split_name
-        return TrackedPictures(self.accelerator, self.processor, arguments, split, count, folder)
+        folder, split = self.output_dir / "images", arguments.eval_split_name
+        return TrackedImages(self.accelerator, self.processor, arguments, split, count, folder)
 
     @property
     def output_dir(self) -> Path:
@@ -202,9 +202,7 @@ def set_up(arguments: TrainArguments) -> Run:
         if arguments.ema_decay is not None:
             raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
         if arguments.eval_steps:
-            raise UserError(
-                "--eval_steps: processes that share weights (FSDP) need as many pictures each: leave it out"
-            )
+            raise UserError("--eval_steps: processes that share weights (FSDP) need as many images each: leave it out")
     output_dir = Path(arguments.output_dir or "")
     on_main(accelerator, lambda: recover(output_dir))
     if not arguments.resume_from_checkpoint:
@@ -270,7 +268,7 @@ def set_up(arguments: TrainArguments) -> Run:
 
 
 def other_window(run: Run) -> str:
-    """A hint where a model that reads pictures through windows (QLSeg) is trained on crops of another size."""
+    """A hint where a model that reads images through windows (QLSeg) is trained on crops of another size."""
     config, crop = run.network.config, (run.arguments.crop_height, run.arguments.crop_width)
     if not getattr(config, "use_windows", False) or crop == (config.image_size, config.image_size):
         return ""

@@ -1,4 +1,4 @@
-"""Trackers through Accelerate, and pictures of the same few validation images as the model gets better."""
+"""Trackers through Accelerate, and images of the same few validation images as the model gets better."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import BadSample, decode_sample, reduced_labels
-from scripts.data.sources import DatasetArguments, load_split, readable
+from scripts.data.sources import load_split, readable
 from scripts.drawing.sheets import explained_strip, stacked
 from scripts.inference.predictors import SingleScale
 
@@ -102,27 +103,27 @@ def tracked_run_id(output_dir: Path, first_step: int) -> str:
     return run_id
 
 
-def log_pictures(accelerator: Accelerator, pictures: Mapping[str, Image.Image], step: int) -> None:
-    """Sends pictures to every tracker."""
+def log_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step: int) -> None:
+    """Sends images to every tracker."""
     if not accelerator.is_main_process:
         return
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            arrays = {name: np.asarray(picture)[None] for name, picture in pictures.items()}
+            arrays = {name: np.asarray(image)[None] for name, image in images.items()}
             tracker.log_images(arrays, step=step, dataformats="NHWC")
         elif tracker.name == "trackio":  # accelerate's tracker takes numbers only
             import trackio
 
-            tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+            tracker.log({name: trackio.Image(image) for name, image in images.items()}, step=step)
         else:
-            tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
+            tracker.log_images({name: [image] for name, image in images.items()}, step=step)
 
 
-class TrackedPictures:
+class TrackedImages:
     """The first images of the validation split and what the model makes of them, step by step.
 
     Each is a strip of image | truth | prediction, sent to the trackers; all of them, one below the other, are
-    `output_dir/pictures/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
+    `output_dir/images/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class TrackedPictures:
         self.samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
 
     def load(self, num_labels: int) -> list[tuple[str, Image.Image, np.ndarray]]:
-        """`(name, picture, label map of class ids)` of the first samples; unreadable ones are left out."""
+        """`(name, image, label map of class ids)` of the first samples; unreadable ones are left out."""
         samples = []
         for index, row in enumerate(islice(readable(load_split(self.arguments, self.split)), self.count)):
             try:
@@ -152,7 +153,7 @@ class TrackedPictures:
         return samples
 
     def write(self, model: Any, step: int) -> None:
-        """Takes, saves and sends the pictures; all processes take part, since a sharded model needs them all.
+        """Takes, saves and sends the images; all processes take part, since a sharded model needs them all.
 
         Args:
             model: without accelerate's wrappers.
@@ -166,16 +167,16 @@ class TrackedPictures:
         predictor = SingleScale(model, self.processor, self.accelerator.device)
         with self.accelerator.autocast(), torch.no_grad():
             strips = {
-                f"pictures/{index}_{name}": explained_strip(image, truth, predictor(image), model.config)
+                f"images/{index}_{name}": explained_strip(image, truth, predictor(image), model.config)
                 for index, (name, image, truth) in enumerate(self.samples)
             }
         model.train(was_training)
         if not strips:
             return
-        log_pictures(self.accelerator, strips, step)
+        log_images(self.accelerator, strips, step)
         if self.accelerator.is_main_process:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stacked(list(strips.values())).save(self.folder / f"step-{step:08}.png")
-            except OSError as error:  # a picture is not worth a run
-                print(f"pictures not saved: {error}")
+            except OSError as error:  # an image is not worth a run
+                print(f"images not saved: {error}")

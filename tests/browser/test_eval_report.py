@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
-from report_cases import NAMES, told_picture, write_page
+from report_cases import NAMES, told_image, write_page
 
 
 WIDTH, HEIGHT = 1366, 768
@@ -23,8 +23,8 @@ def pages(tmp_path_factory):
     for count in (4, 150):
         folder = tmp_path_factory.mktemp(f"classes{count}")
         names = NAMES if count == 4 else {index: f"class {index} of a hundred and fifty" for index in range(count)}
-        pictures = [told_picture(seed, count, (120, 160)) for seed in range(12)]
-        write_page(folder / "page.html", pictures, names)
+        images = [told_image(seed, count, (120, 160)) for seed in range(12)]
+        write_page(folder / "page.html", images, names)
         found[count] = folder / "page.html"
     return found
 
@@ -65,8 +65,8 @@ def test_nothing_scrolls_sideways_or_goes_wrong(opened):
     assert page.locator("details[open] table").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert not complaints
-    pictures = page.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth)")
-    assert len(pictures) == 40 and all(pictures)
+    images = page.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth)")
+    assert len(images) == 40 and all(images)
 
 
 @pytest.mark.parametrize("opened", THEMES, indirect=True, ids=lambda value: f"{value[0]}-{value[1]}")

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def page_file(browser, semantic_model: Path, tmp_path_factory) -> Path:
-    """Written by the command that users run, over two pictures of different shapes, compared with itself."""
+    """Written by the command that users run, over two images of different shapes, compared with itself."""
     folder = tmp_path_factory.mktemp("explain")
-    picture = draw_sample(np.random.default_rng(1))[0]
-    picture.save(folder / "a very long name of a picture without any place to break it, but for these.png")
-    picture.crop((0, 0, 60, picture.height)).save(folder / "narrow.png")
+    image = draw_sample(np.random.default_rng(1))[0]
+    image.save(folder / "a very long name of an image without any place to break it, but for these.png")
+    image.crop((0, 0, 60, image.height)).save(folder / "narrow.png")
     command = [sys.executable, str(ROOT / "scripts" / "explain.py"), *map(str, sorted(folder.iterdir()))]
     command += ["--model_name_or_path", str(semantic_model), "--compare", str(semantic_model)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

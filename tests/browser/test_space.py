@@ -101,9 +101,9 @@ def visitor(browser, space, theme):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> list[Path]:
-    """Two drawn pictures of different sizes; losslessly stored, but for the second's EXIF orientation."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> list[Path]:
+    """Two drawn images of different sizes; losslessly stored, but for the second's EXIF orientation."""
+    folder = tmp_path_factory.mktemp("images")
     files = [folder / "first shapes.png", folder / "second.png"]
     draw_sample(np.random.default_rng(1))[0].save(files[0])
     turned = Image.Exif()
@@ -114,7 +114,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def expected(semantic_model):
-    """Label map of a picture, by the project's own model and processor."""
+    """Label map of an image, by the project's own model and processor."""
     model = AutoModelForUniversalSegmentation.from_pretrained(semantic_model).eval()
     return SingleScale(model, AutoImageProcessor.from_pretrained(semantic_model), "cpu")
 
@@ -134,11 +134,11 @@ def test_start(visitor, theme):
 
 
 @in_light_and_dark
-def test_a_picture_and_its_label_map(visitor, theme, pictures, expected):
-    visitor.upload(pictures[0])
+def test_a_image_and_its_label_map(visitor, theme, images, expected):
+    visitor.upload(images[0])
     visitor.segment()
     assert visitor.problems() == []
-    labels = expected(Image.open(pictures[0]).convert("RGB"))
+    labels = expected(Image.open(images[0]).convert("RGB"))
     assert len(np.unique(labels)) == 3
     downloaded = label_map(visitor.download("first shapes_labels.png"))
     np.testing.assert_array_equal(downloaded, labels)
@@ -151,29 +151,29 @@ def test_a_picture_and_its_label_map(visitor, theme, pictures, expected):
     visitor.screenshot(f"result-{theme}")
 
 
-def shown_picture(visitor) -> np.ndarray:
-    """What the screen shows of the picture under its overlay."""
+def shown_image(visitor) -> np.ndarray:
+    """What the screen shows of the image under its overlay."""
     stack = visitor.page.locator(".finding .stack")
     stack.scroll_into_view_if_needed()
     return np.asarray(Image.open(io.BytesIO(stack.screenshot())).convert("RGB"), dtype=float)
 
 
-def test_the_overlay_on_the_screen_follows_its_opacity(visitor, pictures, expected):
-    visitor.upload(pictures[0])
+def test_the_overlay_on_the_screen_follows_its_opacity(visitor, images, expected):
+    visitor.upload(images[0])
     visitor.segment()
-    image = Image.open(pictures[0]).convert("RGB")
+    image = Image.open(images[0]).convert("RGB")
     labels = expected(image)
     for opacity in (0.55, 0.0, 1.0):
         visitor.page.locator("#opacity input[type=range]").fill(str(opacity))
         visitor.page.wait_for_timeout(300)
-        screen = shown_picture(visitor)
+        screen = shown_image(visitor)
         wanted = overlay(image, labels, opacity).resize((screen.shape[1], screen.shape[0]), Image.Resampling.BILINEAR)
-        # The page's picture is WebP, and the browser enlarges it.
+        # The page's image is WebP, and the browser enlarges it.
         assert np.abs(screen - np.asarray(wanted, dtype=float)).mean() < 8, opacity
 
 
-def test_several_pictures(visitor, pictures, expected):
-    visitor.upload(*pictures)
+def test_several_images(visitor, images, expected):
+    visitor.upload(*images)
     visitor.segment()
     thumbnails = visitor.page.locator("#thumbnails .thumbnail-item")
     thumbnails.nth(1).wait_for()
@@ -189,36 +189,36 @@ def test_several_pictures(visitor, pictures, expected):
         "second_labels.png",
         "second_overlay.png",
     ]
-    upright = Image.open(pictures[1]).convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    upright = Image.open(images[1]).convert("RGB").transpose(Image.Transpose.ROTATE_270)
     np.testing.assert_array_equal(label_map(archive.read("second_labels.png")), expected(upright))
     visitor.screenshot("several")
 
 
 @in_light_and_dark
-def test_bad_files_are_named_and_the_good_ones_shown(visitor, theme, pictures, tmp_path):
+def test_bad_files_are_named_and_the_good_ones_shown(visitor, theme, images, tmp_path):
     broken, large = tmp_path / "holiday.jpg", tmp_path / "poster.png"
-    broken.write_bytes(b"\xff\xd8\xff" + b"not a picture" * 20)
+    broken.write_bytes(b"\xff\xd8\xff" + b"not an image" * 20)
     Image.new("L", (1200, 1000)).save(large)
-    visitor.upload(broken, large, pictures[0])
+    visitor.upload(broken, large, images[0])
     visitor.segment()
     unreadable, too_large = visitor.problems()
-    assert unreadable == "holiday.jpg cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?"
+    assert unreadable == "holiday.jpg cannot be read: is it an image (PNG, JPEG, WebP, ...), and whole?"
     assert too_large.startswith("poster.png is too large: 1200 x 1000 are 1.2 megapixels, at most 1.0 are taken")
     assert visitor.page.locator(".finding .stack img[alt='first shapes']").count() == 1
     visitor.screenshot(f"error-{theme}")
 
 
-def test_a_file_that_is_no_picture(visitor, theme, tmp_path):
-    (tmp_path / "notes.png").write_text("not a picture")
+def test_a_file_that_is_no_image(visitor, theme, tmp_path):
+    (tmp_path / "notes.png").write_text("not an image")
     visitor.upload(tmp_path / "notes.png")
     visitor.segment()
-    assert visitor.problems() == ["notes.png cannot be read: is it a picture (PNG, JPEG, WebP, ...), and whole?"]
+    assert visitor.problems() == ["notes.png cannot be read: is it an image (PNG, JPEG, WebP, ...), and whole?"]
     assert visitor.page.locator(".finding").count() == 0
 
 
 def test_nothing_uploaded(visitor):
     visitor.segment()
-    assert visitor.problems() == ["No picture: upload one or choose an example."]
+    assert visitor.problems() == ["No image: upload one or choose an example."]
 
 
 def test_an_example(visitor):
@@ -233,11 +233,11 @@ def choose_model(visitor, name: str) -> None:
     field.press("Enter")
 
 
-def test_another_model_with_segments(visitor, pictures, panoptic_model):
+def test_another_model_with_segments(visitor, images, panoptic_model):
     choose_model(visitor, str(panoptic_model))
     visitor.page.locator("#task input[value=instance]").check()
     visitor.page.get_by_label("Threshold").and_(visitor.page.locator("input[type=range]")).fill("0.05")
-    visitor.upload(pictures[0])
+    visitor.upload(images[0])
     visitor.segment()
     assert "Score" in visitor.page.locator(".finding thead").inner_text()
     archive = zipfile.ZipFile(io.BytesIO(visitor.download("everything.zip")))

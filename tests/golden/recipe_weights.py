@@ -18,7 +18,7 @@ def state_dict(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tenso
 
 
 def image(shape: tuple[int, int, int, int], seed: int) -> Tensor:
-    """Normalised pictures, smooth with some noise."""
+    """Normalised images, smooth with some noise."""
     random = np.random.RandomState(seed)
     batch, channels, height, width = shape
     coarse = random.standard_normal((batch, channels, max(height // 16, 2), max(width // 16, 2))).astype(np.float32)

@@ -172,7 +172,7 @@ def test_losses_and_gradients(case, model):
         assert square**0.5 == pytest.approx(expected[name], rel=GRADIENT_TOLERANCE, abs=1e-6), name
 
 
-def test_losses_where_a_picture_has_no_labels(case, model):
+def test_losses_where_a_image_has_no_labels(case, model):
     label_maps = case.tensors["in.labels"].clone()
     label_maps[-1] = 255
     outputs = model.train()(case.tensors["in.pixel_values"], **targets(label_maps))
@@ -202,9 +202,9 @@ def test_full_size(shared):
     model.load_state_dict(convert_state_dict(official, config), strict=True)
     assert sum(parameter.numel() for parameter in model.parameters()) == case.meta["params"]
 
-    pictures = case.tensors["in.pixel_values_f16"].float()
+    images = case.tensors["in.pixel_values_f16"].float()
     labels = targets(case.tensors["in.labels"].long())
-    outputs = model.eval()(pictures, **labels, output_hidden_states=True, output_auxiliary_logits=True)
+    outputs = model.eval()(images, **labels, output_hidden_states=True, output_auxiliary_logits=True)
     for tap, feature_map in enumerate(outputs.encoder_hidden_states):
         case.check(f"feature_map.{tap}", feature_map[:, :64])
     for index, earlier in enumerate(outputs.auxiliary_logits):

@@ -188,7 +188,7 @@ def assert_argmax(scores, expected, total):
     assert scores.argmax(0).numel() == total
 
 
-def test_whole_picture(case, model):
+def test_whole_image(case, model):
     tensors, meta = case.tensors, case.meta
     size = tuple(meta["ori_shape"])
     processor = FASegImageProcessor(size_divisor=0)
@@ -201,10 +201,10 @@ def test_multi_scale_and_flip(case, model):
     tensors, meta = case.tensors, case.meta
     size = tuple(meta["ori_shape"])
     processor = FASegImageProcessor(size_divisor=0)
-    picture = tensors["in.pixel_values"][:1]
+    image = tensors["in.pixel_values"][:1]
     total = torch.zeros(())
     for scale in (1.0, 1.25):
-        view = resized(picture, [int(scale * side) for side in picture.shape[-2:]])
+        view = resized(image, [int(scale * side) for side in image.shape[-2:]])
         for flip in (False, True):
             scores = comparable_scores(model, scores_at(model, processor, view.flip(-1) if flip else view, size))
             total = total + (scores.flip(-1) if flip else scores)
@@ -214,14 +214,14 @@ def test_multi_scale_and_flip(case, model):
 def test_sliding_windows(case, model):
     """Logits, not probabilities, are averaged where windows overlap."""
     tensors, meta = case.tensors, case.meta
-    picture = tensors["in.pixel_values"][:1]
+    image = tensors["in.pixel_values"][:1]
     (down, right), (height, width) = meta["slide"]["stride"], meta["slide"]["crop"]
     processor = FASegImageProcessor(size_divisor=0)
-    total, count = torch.zeros(23, *picture.shape[-2:]), torch.zeros(picture.shape[-2:])
-    for top in window_starts(picture.shape[-2], height, down):
-        for left in window_starts(picture.shape[-1], width, right):
+    total, count = torch.zeros(23, *image.shape[-2:]), torch.zeros(image.shape[-2:])
+    for top in window_starts(image.shape[-2], height, down):
+        for left in window_starts(image.shape[-1], width, right):
             window = (slice(top, top + height), slice(left, left + width))
-            crop = picture[(..., *window)]
+            crop = image[(..., *window)]
             total[(slice(None), *window)] += scores_at(model, processor, crop, tuple(crop.shape[-2:]))
             count[window] += 1
     scores = total / count
@@ -229,7 +229,7 @@ def test_sliding_windows(case, model):
     assert_argmax(scores, tensors["out.slide_logits_argmax"][0], scores[0].numel())
 
 
-def test_labels_equal_scores_of_the_same_picture(case, model):
+def test_labels_equal_scores_of_the_same_image(case, model):
     """The memory-saving path from logits to labels, which evaluation takes, against the recorded map."""
     tensors, meta = case.tensors, case.meta
     size = tuple(meta["ori_shape"])
@@ -281,10 +281,10 @@ def test_full_size(shared, name):
     model = SeMaskForSemanticSegmentation(config).eval()
     model.load_state_dict(convert_state_dict(official, config))
     assert sum(parameter.numel() for parameter in model.parameters()) == meta["params"]
-    pictures, labels = tensors["in.pixel_values_f16"].float(), tensors["in.labels"]
+    images, labels = tensors["in.pixel_values_f16"].float(), tensors["in.labels"]
     with torch.no_grad():
-        outputs = model(pictures, labels=labels)
-        features = model.backbone(pictures).feature_maps
+        outputs = model(images, labels=labels)
+        features = model.backbone(images).feature_maps
     for stage in range(4):
         case.check(f"feature_map.{stage}", features[stage][:, :16, ::4, ::4])
         case.check(f"semantic_map.{stage}", outputs.semantic_maps[stage][:, :16, ::4, ::4])

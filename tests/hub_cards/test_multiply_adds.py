@@ -14,7 +14,7 @@ import modeling_faseg  # noqa: F401  (registers the classes)
 from scripts.convert_checkpoint import HUB_CARDS
 
 
-# model -> (side of the picture, thousand millions)
+# model -> (side of the image, thousand millions)
 SEMASK = {
     "semask-fpn-tiny-ade20k": (512, 41.5),
     "semask-fpn-small-ade20k": (512, 65.3),

@@ -26,10 +26,10 @@ SEGMENT_ELSEWHERE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from segment import load_model, read_picture, segment
+from segment import load_model, read_image, segment
 loaded = load_model(sys.argv[2])
 for task in loaded.tasks:
-    result = segment(loaded, read_picture(Path(sys.argv[3]), 10**6), task, 0.05)
+    result = segment(loaded, read_image(Path(sys.argv[3]), 10**6), task, 0.05)
     result.write(Path(sys.argv[4]), task)
 print(*loaded.tasks)
 """
@@ -78,8 +78,8 @@ def test_the_folder_is_ready_to_push(folder):
     assert "{{" not in (folder / "README.md").read_text()
     assert (folder / "visualization.py").read_text() == (ROOT / "scripts" / "drawing" / "visualization.py").read_text()
     for file in (folder / "examples").iterdir():
-        with Image.open(file) as picture:
-            picture.load()
+        with Image.open(file) as image:
+            image.load()
         assert file.stat().st_size < 150_000
 
 
@@ -111,15 +111,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_every_task_where_the_project_is_not_installed(folder, panoptic_folder, tmp_path):
-    picture = folder / "examples" / "shapes-1.jpg"
+    image_file = folder / "examples" / "shapes-1.jpg"
     tasks = run_clean(
-        SEGMENT_ELSEWHERE, [str(folder), str(panoptic_folder), str(picture), str(tmp_path)], tmp_path
+        SEGMENT_ELSEWHERE, [str(folder), str(panoptic_folder), str(image_file), str(tmp_path)], tmp_path
     ).split()
     assert tasks == ["panoptic", "semantic", "instance"]
 
     model = FASegForUniversalSegmentation.from_pretrained(panoptic_folder).eval()
     processor = FASegImageProcessor.from_pretrained(panoptic_folder)
-    image = Image.open(picture).convert("RGB")
+    image = Image.open(image_file).convert("RGB")
     np.testing.assert_array_equal(
         np.asarray(Image.open(tmp_path / "semantic_labels.png")), SingleScale(model, processor, "cpu")(image)
     )
@@ -135,7 +135,7 @@ def test_every_task_where_the_project_is_not_installed(folder, panoptic_folder, 
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"{task}_labels.png")), expected)
 
 
-def test_pictures_that_cannot_be_used(segment, tmp_path):
+def test_images_that_cannot_be_used(segment, tmp_path):
     broken, large, deep = (tmp_path / name for name in ("broken.jpg", "large.png", "deep.png"))
     Image.new("RGB", (40, 30)).save(broken)
     broken.write_bytes(broken.read_bytes()[:-200])
@@ -148,7 +148,7 @@ def test_pictures_that_cannot_be_used(segment, tmp_path):
         tmp_path / "gone.png": r"^gone.png cannot be read",
     }.items():
         with pytest.raises(segment.Problem, match=message):
-            segment.read_picture(file, 50_000)
+            segment.read_image(file, 50_000)
 
 
 def test_models_that_cannot_be_used(segment, tmp_path, monkeypatch):

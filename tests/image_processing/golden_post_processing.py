@@ -1,4 +1,4 @@
-"""The recorded post-processing of the reference: random logits of two pictures, and what it made of them."""
+"""The recorded post-processing of the reference: random logits of two images, and what it made of them."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ LOCAL_FOLDER = Path(__file__).parent.parent / "golden"
 def load_case(shared: Path | None) -> SimpleNamespace:
     """The whole case from `shared`, or with None the copy in `tests/golden/`.
 
-    The copy keeps every eighth row and column of the scores (`sub8/`) and the maps of the first picture only, its
+    The copy keeps every eighth row and column of the scores (`sub8/`) and the maps of the first image only, its
     masks as bits.
     """
     folder = LOCAL_FOLDER if shared is None else shared / "golden" / "faseg"

@@ -37,7 +37,7 @@ def model() -> FASegForUniversalSegmentation:
     return FASegForUniversalSegmentation(config).eval()
 
 
-PICTURES = [
+IMAGES = [
     PIL.Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8))
     for i, size in enumerate([(40, 60), (90, 30), (17, 23)])
 ]
@@ -45,35 +45,35 @@ PICTURES = [
 
 @pytest.mark.parametrize("processor_class", [FASegImageProcessor, FASegImageProcessorPil])
 def test_semantic_answer_without_a_subtask(model, processor_class):
-    """Every pixel belongs to exactly one mask, at the picture's size; mixed sizes run as one batch with pad_size."""
+    """Every pixel belongs to exactly one mask, at the image's size; mixed sizes run as one batch with pad_size."""
     processor = processor_class(
         size={"shortest_edge": 64, "longest_edge": 128}, pad_size={"height": 128, "width": 128}
     )
     segmenter = pipeline("image-segmentation", model=model, image_processor=processor)
-    single, batched = segmenter(PICTURES), segmenter(PICTURES, batch_size=2)
-    for picture, answer, same in zip(PICTURES, single, batched, strict=True):
+    single, batched = segmenter(IMAGES), segmenter(IMAGES, batch_size=2)
+    for image, answer, same in zip(IMAGES, single, batched, strict=True):
         masks = np.stack([np.asarray(segment["mask"]) for segment in answer])
         assert all(segment["score"] is None for segment in answer)
-        assert masks.shape[1:] == picture.size[::-1]
+        assert masks.shape[1:] == image.size[::-1]
         assert (masks.astype(int).sum(0) == 255).all()
         assert [s["label"] for s in answer] == [s["label"] for s in same]
         agree = [(np.asarray(a["mask"]) == np.asarray(b["mask"])).mean() for a, b in zip(answer, same, strict=True)]
         assert min(agree) > 0.999
     with pytest.raises(ValueError, match="Subtask panoptic is not supported"):
-        segmenter(PICTURES[0], subtask="panoptic")
+        segmenter(IMAGES[0], subtask="panoptic")
 
 
 @pytest.mark.parametrize(("task", "lowest_id"), [("instance", 0), ("panoptic", 1)])
 def test_segments_of_other_tasks(model, task, lowest_id):
-    """A threshold of 0 finds segments in an untrained model too; each has a score and a mask of the picture's size."""
+    """A threshold of 0 finds segments in an untrained model too; each has a score and a mask of the image's size."""
     processor = FASegImageProcessor(size={"shortest_edge": 64}, task=task, label_ids_to_fuse=[0])
     segmenter = pipeline("image-segmentation", model=model, image_processor=processor)
-    answer = segmenter(PICTURES[0], threshold=0.0, overlap_mask_area_threshold=0.0)
+    answer = segmenter(IMAGES[0], threshold=0.0, overlap_mask_area_threshold=0.0)
     assert answer
     for segment in answer:
-        assert segment["mask"].size == PICTURES[0].size
+        assert segment["mask"].size == IMAGES[0].size
         assert 0 <= segment["score"] <= 1 and segment["label"] in model.config.id2label.values()
-    inputs = processor(PICTURES[0], return_tensors="pt")
+    inputs = processor(IMAGES[0], return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs)
     call = getattr(processor, f"post_process_{task}_segmentation")

@@ -214,8 +214,8 @@ def test_half_precision_logits_give_float_scores():
 @pytest.mark.parametrize(
     ("sizes_", "message"),
     [
-        ({"target_sizes": [(8, 8)] * 3}, "target_sizes has 3 sizes for 2 pictures"),
-        ({"input_sizes": [(8, 8)]}, "input_sizes has 1 sizes for 2 pictures"),
+        ({"target_sizes": [(8, 8)] * 3}, "target_sizes has 3 sizes for 2 images"),
+        ({"input_sizes": [(8, 8)]}, "input_sizes has 1 sizes for 2 images"),
         ({"input_sizes": [(8, 8), (8, 33)]}, r"\(8, 33\), larger than the padded network input \(32, 32\)"),
         ({"target_sizes": [(8, 8), (0, 8)]}, r"\(0, 8\): pass \(height, width\), both at least 1"),
     ],

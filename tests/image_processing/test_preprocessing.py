@@ -1,4 +1,4 @@
-"""Pictures and label maps to model inputs: the resize rule, both backends, awkward pictures, label maps, errors."""
+"""Images and label maps to model inputs: the resize rule, both backends, awkward images, label maps, errors."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ RESIZE_CASES = json.loads((Path(__file__).parent.parent / "golden" / "resize_sho
 SMALL = {"size": {"shortest_edge": 48, "longest_edge": 192}}
 
 
-def picture(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:
+def random_image(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
     return PIL.Image.fromarray(values).convert(mode) if mode != "RGBA" else PIL.Image.fromarray(values)
 
@@ -59,7 +59,7 @@ def test_copied_resize_cases_are_the_recorded_ones(shared):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 64), st.integers(1, 64))
-def test_resized_pictures_respect_every_bound(height, width, pad_rows, pad_columns):
+def test_resized_images_respect_every_bound(height, width, pad_rows, pad_columns):
     size = SizeDict(shortest_edge=512, longest_edge=2048)
     new_height, new_width = network_size(height, width, size)
     assert 1 <= min(new_height, new_width) <= 512 and max(new_height, new_width) <= 2048
@@ -82,16 +82,16 @@ def test_resized_pictures_respect_every_bound(height, width, pad_rows, pad_colum
     ],
 )
 def test_other_sizes(size, expected):
-    inputs = FASegImageProcessor(size=size)(picture(20, 60), return_tensors="pt")
+    inputs = FASegImageProcessor(size=size)(random_image(20, 60), return_tensors="pt")
     assert inputs.input_sizes.tolist() == [list(expected)]
 
 
-# ---- pictures -----------------------------------------------------------------------------------------------------
+# ---- images -----------------------------------------------------------------------------------------------------
 
 
 def test_pixels_are_the_references():
     """Pillow's bilinear on 8 bits, then (x - mean) / std on 0..255, then zeros up to a multiple of 32."""
-    image = picture(50, 83)
+    image = random_image(50, 83)
     resized = np.asarray(image.resize((80, 48), PIL.Image.Resampling.BILINEAR), dtype=np.float32)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     expected = torch.from_numpy(((resized - mean) / std).transpose(2, 0, 1)).float()
@@ -107,7 +107,7 @@ def test_pixels_are_the_references():
 
 
 def test_backends_agree_on_a_batch_of_sizes():
-    images = [picture(50, 83), picture(100, 30), picture(48, 48)]
+    images = [random_image(50, 83), random_image(100, 30), random_image(48, 48)]
     maps = [np.random.default_rng(1).integers(0, 5, image.size[::-1]) for image in images]
     inputs = assert_backends_agree(images, maps, **SMALL)
     assert inputs.pixel_values.shape == (3, 3, 160, 96)
@@ -132,7 +132,7 @@ def test_photos(shared):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1", "YCbCr"])
 def test_modes_become_rgb(mode):
-    image = picture(40, 60, mode)
+    image = random_image(40, 60, mode)
     inputs = assert_backends_agree(image, **SMALL)
     expected = FASegImageProcessor(**SMALL)(image.convert("RGB"), return_tensors="pt")
     assert torch.equal(inputs.pixel_values, expected.pixel_values)
@@ -143,7 +143,7 @@ def test_modes_become_rgb(mode):
     [(1, 1, (48, 48)), (23, 17, (65, 48)), (100, 1352, (14, 192)), (1, 3000, (1, 192)), (3, 4, (48, 64))],
 )
 def test_extreme_sizes(height, width, expected):
-    image = picture(height, width)
+    image = random_image(height, width)
     inputs = assert_backends_agree(image, **SMALL)
     assert inputs.input_sizes.tolist() == [list(expected)]
     for form in (np.asarray(image), torch.from_numpy(np.array(image))):
@@ -155,9 +155,9 @@ def test_extreme_sizes(height, width, expected):
         )
 
 
-def test_array_forms_are_the_same_picture():
-    array = np.asarray(picture(40, 60))
-    grey = np.asarray(picture(40, 60, "L"))
+def test_array_forms_are_the_same_image():
+    array = np.asarray(random_image(40, 60))
+    grey = np.asarray(random_image(40, 60, "L"))
     alpha = np.dstack([array, np.full((40, 60), 7, np.uint8)])
     for backend in BACKENDS:
         processor = backend(**SMALL)
@@ -172,13 +172,13 @@ def test_array_forms_are_the_same_picture():
         assert processor([batch, [array]], return_tensors="pt").pixel_values.shape[0] == 3
 
 
-def test_exif_picture_stays_as_stored_and_is_warned_about(tmp_path, monkeypatch):
+def test_exif_image_stays_as_stored_and_is_warned_about(tmp_path, monkeypatch):
     """Its label map and `image.size` are as stored; by path it is upright."""
     messages: list[str] = []
     monkeypatch.setattr("image_processing.preprocessing.logger.warning_once", messages.append)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    picture(40, 60).save(tmp_path / "turned.png", exif=exif)
+    random_image(40, 60).save(tmp_path / "turned.png", exif=exif)
     with PIL.Image.open(tmp_path / "turned.png") as image:
         inputs = FASegImageProcessor(**SMALL)(image, np.zeros((40, 60), int), return_tensors="pt")
     assert inputs.input_sizes.tolist() == [[48, 72]]
@@ -201,7 +201,7 @@ def test_exif_picture_stays_as_stored_and_is_warned_about(tmp_path, monkeypatch)
         (np.zeros((7,), np.uint8), r"shape \(7,\): pass"),
     ],
 )
-def test_pictures_that_cannot_be_right_are_refused(backend, image, message):
+def test_images_that_cannot_be_right_are_refused(backend, image, message):
     with pytest.raises(ValueError, match=message):
         backend()([image])
 
@@ -209,7 +209,7 @@ def test_pictures_that_cannot_be_right_are_refused(backend, image, message):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_channels_and_scales_are_checked(backend, monkeypatch):
     with pytest.raises(ValueError, match="image 0 has 1 channels but image_mean has 3: set do_convert_rgb=True"):
-        backend(do_convert_rgb=False)(picture(40, 40, "L"))
+        backend(do_convert_rgb=False)(random_image(40, 40, "L"))
     messages: list[str] = []
     monkeypatch.setattr("image_processing.preprocessing.logger.warning_once", messages.append)
     backend(**SMALL)(np.random.rand(40, 40, 3).astype(np.float32))
@@ -222,10 +222,10 @@ def test_channels_and_scales_are_checked(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_fixed_pad_size_gives_one_size_to_all_pictures(backend):
-    """What pipeline(batch_size=2) needs: a picture that would be larger is resized to fit, its shape kept."""
+def test_fixed_pad_size_gives_one_size_to_all_images(backend):
+    """What pipeline(batch_size=2) needs: an image that would be larger is resized to fit, its shape kept."""
     processor = backend(pad_size={"height": 64, "width": 96}, **SMALL)
-    images = [picture(40, 60), picture(100, 40), picture(40, 400), picture(1, 1)]
+    images = [random_image(40, 60), random_image(100, 40), random_image(40, 400), random_image(1, 1)]
     for image in images:
         assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 64, 96)
     inputs = processor(images, [np.zeros(i.size[::-1], int) for i in images], return_tensors="pt")
@@ -237,7 +237,7 @@ def test_fixed_pad_size_gives_one_size_to_all_pictures(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_padding_and_resizing(backend):
-    image = picture(40, 60)
+    image = random_image(40, 60)
     inputs = backend(do_pad=False, do_resize=False)(image, np.zeros((40, 60), int), return_tensors="pt")
     assert inputs.pixel_values.shape == (1, 3, 40, 60) and inputs.pixel_mask.all()
     assert inputs.mask_labels[0].shape == (1, 40, 60)
@@ -261,7 +261,7 @@ def test_contradictory_settings_are_refused(setting, message):
 
 def test_cropping_is_refused():
     with pytest.raises(ValueError, match="do_center_crop=True is not offered"):
-        FASegImageProcessor()(picture(8, 8), do_center_crop=True, crop_size={"height": 4, "width": 4})
+        FASegImageProcessor()(random_image(8, 8), do_center_crop=True, crop_size={"height": 4, "width": 4})
 
 
 # ---- label maps ---------------------------------------------------------------------------------------------------
@@ -288,9 +288,9 @@ AS_IS = {"do_resize": False}
 
 
 def targets(label_map, mapping=None, **kwargs):
-    """Masks and classes from both backends, which must be equal; the picture is as large as the map."""
+    """Masks and classes from both backends, which must be equal; the image is as large as the map."""
     shape = np.asarray(label_map).shape[:2]
-    image = picture(*shape)
+    image = random_image(*shape)
     results = [backend(**AS_IS, **kwargs)(image, [label_map], mapping, return_tensors="pt") for backend in BACKENDS]
     assert torch.equal(results[0].mask_labels[0], results[1].mask_labels[0])
     assert torch.equal(results[0].class_labels[0], results[1].class_labels[0])
@@ -314,7 +314,7 @@ def targets(label_map, mapping=None, **kwargs):
     ],
 )
 def test_semantic_map(form):
-    image = picture(4, 4)
+    image = random_image(4, 4)
     for backend in BACKENDS:
         for maps in (form, [form]):
             inputs = backend(**AS_IS)(image, maps, return_tensors="pt")
@@ -331,7 +331,7 @@ def test_palette_map_holds_indices_not_colours(tmp_path):
     with PIL.Image.open(tmp_path / "map.png") as opened:
         assert opened.mode == "P"
         assert targets(opened_map := opened.copy())[1] == [0, 1, 2]
-    by_path = FASegImageProcessor(**AS_IS)(picture(4, 4), str(tmp_path / "map.png"), return_tensors="pt")
+    by_path = FASegImageProcessor(**AS_IS)(random_image(4, 4), str(tmp_path / "map.png"), return_tensors="pt")
     assert by_path.class_labels[0].tolist() == [0, 1, 2]
     assert np.array_equal(np.asarray(opened_map), LABEL_MAP)
 
@@ -360,7 +360,7 @@ def test_ade20k_maps(shared):
 
 
 @pytest.mark.parametrize("do_reduce_labels", [False, True])
-def test_unlabelled_picture_has_no_targets(do_reduce_labels):
+def test_unlabelled_image_has_no_targets(do_reduce_labels):
     masks, classes = targets(np.full((4, 6), 255), do_reduce_labels=do_reduce_labels)
     assert masks.shape == (0, 4, 6) and classes == []
 
@@ -376,8 +376,8 @@ def test_instance_map():
     assert classes == [3, 4]
 
 
-def test_one_mapping_per_picture():
-    images = [picture(4, 4)] * 2
+def test_one_mapping_per_image():
+    images = [random_image(4, 4)] * 2
     maps = np.stack([LABEL_MAP, LABEL_MAP])
     mappings = [{0: 0, 1: 1, 2: 1}, {0: 2, 1: 2, 2: 0}]
     inputs = FASegImageProcessor(**AS_IS)(images, maps, mappings, return_tensors="pt")
@@ -412,12 +412,12 @@ def test_one_mapping_per_picture():
 )
 def test_maps_that_cannot_be_right_are_refused(backend, label_map, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        backend(**AS_IS, **kwargs)(picture(4, 4), [label_map])
+        backend(**AS_IS, **kwargs)(random_image(4, 4), [label_map])
 
 
 def test_instance_errors():
     processor = FASegImageProcessor(num_labels=3, **AS_IS)
-    image = picture(4, 4)
+    image = random_image(4, 4)
     with pytest.raises(ValueError, match="id 2 of segmentation map 0 is not in instance_id_to_semantic_id"):
         processor(image, LABEL_MAP, {0: 0, 1: 1})
     with pytest.raises(ValueError, match=r"label 3 in segmentation map 0 \(id 2\) but 3 classes"):
@@ -431,6 +431,6 @@ def test_result_types(backend):
     processor = backend(**AS_IS)
     own = torch.Tensor if backend is FASegImageProcessor else np.ndarray
     for return_tensors, expected in (("pt", torch.Tensor), ("np", np.ndarray), (None, own)):
-        inputs = processor([picture(4, 4)], [LABEL_MAP], return_tensors=return_tensors)
+        inputs = processor([random_image(4, 4)], [LABEL_MAP], return_tensors=return_tensors)
         for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels"):
             assert isinstance(inputs[key][0], expected), (key, return_tensors)

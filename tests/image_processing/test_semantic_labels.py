@@ -1,4 +1,4 @@
-"""Labels made a few rows at a time equal the argmax of scores of the whole picture."""
+"""Labels made a few rows at a time equal the argmax of scores of the whole image."""
 
 import pytest
 import torch
@@ -49,17 +49,17 @@ def test_labels_are_the_argmax_of_the_scores(input_size, target_size, masks_firs
 @pytest.mark.usefixtures("block_bytes")
 @pytest.mark.parametrize("size", [(20, 30), (7, 9), (3, 64), (1, 1)], ids=str)
 def test_resized_rows_are_torchs_bilinear_resize(size):
-    picture = torch.randn(5, 9, 13)
-    last = picture.permute(1, 2, 0)
-    blocks = list(resized_rows(lambda start, stop: last[start:stop], (9, 13), size, 5, picture.device))
+    image = torch.randn(5, 9, 13)
+    last = image.permute(1, 2, 0)
+    blocks = list(resized_rows(lambda start, stop: last[start:stop], (9, 13), size, 5, image.device))
     assert all(block.shape[1:] == (size[1], 5) for block in blocks)
-    expected = F.interpolate(picture[None], size=size, mode="bilinear", align_corners=False)[0]
+    expected = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(torch.cat(blocks).permute(2, 0, 1), expected, atol=1e-5, rtol=1e-5)
-    assert resized_argmax(picture, size).equal(expected.argmax(0))
+    assert resized_argmax(image, size).equal(expected.argmax(0))
 
 
 def test_scores_of_all_classes_never_exist_at_full_size(monkeypatch):
-    """The largest tensor is a block, whatever the picture's size."""
+    """The largest tensor is a block, whatever the image's size."""
     monkeypatch.setitem(semantic_labels_module.BLOCK_BYTES, "cpu", 2**16)
     largest = 0
     bag, product = F.embedding_bag, torch.matmul

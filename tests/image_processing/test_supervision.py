@@ -12,7 +12,7 @@ from image_processing import FASegImageProcessor
 supervision = pytest.importorskip("supervision", reason="supervision is not installed: pip install supervision")
 
 NAMES = {0: "road", 1: "car"}
-SIZE = (40, 60)  # of a network input of 64x64, in which the picture fills 64 columns and 43 rows
+SIZE = (40, 60)  # of a network input of 64x64, in which the image fills 64 columns and 43 rows
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def high_resolution_tokens(coarse: Tensor, sizes: list[tuple[int, int]], reducti
 
 def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """`(B, L, C)` at `(B, K)` as `(B, K, C)`."""
-    return torch.stack([picture[kept] for picture, kept in zip(tokens, index)])
+    return torch.stack([image[kept] for image, kept in zip(tokens, index)])
 
 
 def linear(weights: dict[str, Tensor], name: str, tokens: Tensor) -> Tensor:

@@ -134,5 +134,5 @@ def test_timm_backbone_kwargs_survive_saving(tmp_path):
     assert "Conv2dSame" in paddings
     model.save_pretrained(tmp_path)
     loaded = FASegForUniversalSegmentation.from_pretrained(tmp_path)
-    pictures = tiny_batch()["pixel_values"]
-    assert loaded(pictures).masks_queries_logits.equal(model(pictures).masks_queries_logits)
+    images = tiny_batch()["pixel_values"]
+    assert loaded(images).masks_queries_logits.equal(model(images).masks_queries_logits)

@@ -44,7 +44,7 @@ def test_gathering_equals_grid_sample(shapes, spread):
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.125, 1.125, -1e6, 1e6])
 def test_corners_and_the_far_outside(share):
-    """A picture's corner lies between one pixel and three zeros; half a pixel further out everything is zero."""
+    """An image's corner lies between one pixel and three zeros; half a pixel further out everything is zero."""
     shapes = [(4, 4)]
     value, locations, weights = random_case(shapes)
     locations = torch.full_like(locations, share)

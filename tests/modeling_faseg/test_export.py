@@ -16,7 +16,7 @@ def resnet50():
     return FASegForUniversalSegmentation(config).eval()
 
 
-def as_exported(model, pictures):
+def as_exported(model, images):
     """Eager, but on the route that export takes (`grid_sample`, layout of the input).
 
     The other route differs by float noise, which may decide a position of masked attention otherwise; it is compared
@@ -24,7 +24,7 @@ def as_exported(model, pictures):
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_exporting", lambda: True)
-        return model(pictures)
+        return model(images)
 
 
 def check(ours, theirs):
@@ -35,9 +35,9 @@ def check(ours, theirs):
 @pytest.mark.slow
 @torch.no_grad()
 def test_static_export(resnet50):
-    pictures = torch.randn(1, 3, 512, 512)
-    exported = torch.export.export(resnet50, (pictures,), strict=False)
-    check(as_exported(resnet50, pictures), exported.module()(pictures))
+    images = torch.randn(1, 3, 512, 512)
+    exported = torch.export.export(resnet50, (images,), strict=False)
+    check(as_exported(resnet50, images), exported.module()(images))
 
 
 @pytest.mark.slow
@@ -50,21 +50,21 @@ def test_dynamic_export(resnet50):
         resnet50, (torch.randn(2, 3, 512, 512),), dynamic_shapes=shapes, strict=False
     ).module()
     for size in [(1, 3, 512, 512), (2, 3, 256, 320), (1, 3, 256, 256), (1, 3, 1024, 768), (1, 3, 1024, 1024)]:
-        pictures = torch.randn(size)
-        check(as_exported(resnet50, pictures), exported(pictures))
+        images = torch.randn(size)
+        check(as_exported(resnet50, images), exported(images))
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_compile(resnet50):
-    pictures = torch.randn(1, 3, 512, 512)
+    images = torch.randn(1, 3, 512, 512)
     compiled = torch.compile(resnet50, fullgraph=True)
-    check(resnet50(pictures), compiled(pictures))
+    check(resnet50(images), compiled(images))
 
 
 @torch.no_grad()
 def test_inference_compiles_into_one_graph():
     """Traced whole, also where the CPU gathers (the slow test above runs what the compiler makes of it)."""
-    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
+    model, images = tiny_model(), tiny_batch()["pixel_values"]
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    check(model(pictures), compiled(pictures))
+    check(model(images), compiled(images))

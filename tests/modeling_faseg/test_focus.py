@@ -30,11 +30,11 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def run(model, pictures, **kwargs):
+def run(model, images, **kwargs):
     """The output with focus, and what the pixel decoder gave: maps and positions of the levels."""
     decoded = []
     hook = model.model.pixel_decoder.register_forward_hook(lambda *call: decoded.append(call[2]))
-    output = model(pictures, output_focus=True, **kwargs)
+    output = model(images, output_focus=True, **kwargs)
     hook.remove()
     return output, decoded[0]
 
@@ -43,11 +43,11 @@ def is_high_resolution(index, model):
     return model.config.use_high_resolution_cross_attention and index % 4 == 3
 
 
-pictures_of_any_size = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(2, 4))
+images_of_any_size = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(2, 4))
 
 
 @settings(max_examples=8, deadline=None)
-@given(size=pictures_of_any_size, encoding=st.sampled_from(ENCODINGS), omega=st.sampled_from([1, 3, 4, 32]))
+@given(size=images_of_any_size, encoding=st.sampled_from(ENCODINGS), omega=st.sampled_from([1, 3, 4, 32]))
 @torch.no_grad()
 def test_each_query_looks_somewhere_once(size, encoding, omega):
     """Maps sum to one on the level that the layer attends to; HRCA's lie on the windows that it reports."""
@@ -73,7 +73,7 @@ def test_each_query_looks_somewhere_once(size, encoding, omega):
 
 
 @settings(max_examples=8, deadline=None)
-@given(size=pictures_of_any_size, encoding=st.sampled_from(ENCODINGS))
+@given(size=images_of_any_size, encoding=st.sampled_from(ENCODINGS))
 @torch.no_grad()
 def test_a_positional_query_is_the_adapter_of_focused_positions_and_the_learned_part(size, encoding):
     batch, rows, columns = size
@@ -91,7 +91,7 @@ def test_a_positional_query_is_the_adapter_of_focused_positions_and_the_learned_
 
 
 @settings(max_examples=8, deadline=None)
-@given(size=pictures_of_any_size, omega=st.sampled_from([1, 2, 3, 5]))
+@given(size=images_of_any_size, omega=st.sampled_from([1, 2, 3, 5]))
 @torch.no_grad()
 def test_hrca_reads_the_windows_that_all_queries_together_looked_at_most(size, omega):
     batch, rows, columns = size
@@ -111,20 +111,20 @@ def test_looking_changes_no_logit(implementation, mode):
     """Bit for bit, with the same random numbers in training."""
     model = tiny_model(mask_padding=mode == "mask_padding", dropout=0.2)
     model.set_attn_implementation(implementation)
-    pictures, pixel_mask = tiny_batch()["pixel_values"], torch.ones(2, 64, 96)
+    images, pixel_mask = tiny_batch()["pixel_values"], torch.ones(2, 64, 96)
     pixel_mask[0, :, 50:] = 0
     if mode == "training":
         model.train()
     if mode == "fused":
         model.fuse_for_inference()
     if mode == "bfloat16":
-        model, pictures = model.bfloat16(), pictures.bfloat16()
+        model, images = model.bfloat16(), images.bfloat16()
     outputs = []
     for output_focus in (False, True):
         torch.manual_seed(5)
         with nullcontext() if mode == "training" else torch.no_grad():
             # In training mode batch norms learn from what they see, but do not read it.
-            outputs.append(model(pictures, pixel_mask=pixel_mask, output_focus=output_focus))
+            outputs.append(model(images, pixel_mask=pixel_mask, output_focus=output_focus))
     for field in ("class_queries_logits", "masks_queries_logits"):
         assert outputs[0][field].equal(outputs[1][field])
     assert not any(field in outputs[0] for field in FIELDS)
@@ -137,12 +137,12 @@ def test_looking_changes_no_logit(implementation, mode):
 @torch.no_grad()
 def test_it_costs_nothing_when_off():
     """The same operations in the same order, of which looking adds some and replaces none."""
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = tiny_model()
     counted = []
     for kwargs in ({"output_focus": False}, {"output_focus": True}):
         with Operations() as operations:
-            model(pictures, **kwargs)
+            model(images, **kwargs)
         counted.append(operations.seen)
     plain, on = counted
     rest = iter(on)
@@ -206,12 +206,12 @@ def test_gradients_flow_through_every_focus_map_and_positional_query():
 
 @torch.no_grad()
 def test_a_tuple_holds_the_same():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = tiny_model()
     for part in (model, model.model):
-        named = part(pictures, output_focus=True)
-        plain = part(pictures, output_focus=True, return_dict=False)
-        assert len(plain) == len(named.to_tuple()) == len(part(pictures, return_dict=False)) + 3
+        named = part(images, output_focus=True)
+        plain = part(images, output_focus=True, return_dict=False)
+        assert len(plain) == len(named.to_tuple()) == len(part(images, return_dict=False)) + 3
         by_name = dict(zip(named.keys(), plain))
         for field in ("focus_maps", "positional_queries"):
             assert all(ours.equal(theirs) for ours, theirs in zip(named[field], by_name[field], strict=True))
@@ -222,15 +222,15 @@ def test_a_tuple_holds_the_same():
 @torch.no_grad()
 def test_the_plain_forward_exports_without_it():
     """The graph of the plain forward gives no focus, and the one with it gives what eager gives."""
-    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
-    eager = model(pictures, output_focus=True)
+    model, images = tiny_model(), tiny_batch()["pixel_values"]
+    eager = model(images, output_focus=True)
     graphs = {
-        output_focus: torch.export.export(model, (pictures,), {"output_focus": output_focus}, strict=False)
+        output_focus: torch.export.export(model, (images,), {"output_focus": output_focus}, strict=False)
         for output_focus in (False, True)
     }
     assert len(graphs[False].graph.nodes) < len(graphs[True].graph.nodes)
-    assert not any(field in graphs[False].module()(pictures, output_focus=False) for field in FIELDS)
-    exported = graphs[True].module()(pictures, output_focus=True)
+    assert not any(field in graphs[False].module()(images, output_focus=False) for field in FIELDS)
+    exported = graphs[True].module()(images, output_focus=True)
     for ours, theirs in zip(eager.focus_maps, exported.focus_maps, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-3)
     assert exported.hrca_windows[3][0].equal(eager.hrca_windows[3][0])
@@ -240,10 +240,10 @@ CLEAN_PROGRAM = """
 import torch
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-folder, pictures, expected = sys.argv[1:]
+folder, images, expected = sys.argv[1:]
 model = AutoModelForUniversalSegmentation.from_pretrained(folder, trust_remote_code=True)
 with torch.no_grad():
-    output = model(torch.load(pictures), output_focus=True)
+    output = model(torch.load(images), output_focus=True)
 for ours, theirs in zip(output.focus_maps, torch.load(expected), strict=True):
     torch.testing.assert_close(ours, theirs)
 assert [entry is not None for entry in output.hrca_windows] == [False, False, False, True, False]
@@ -253,11 +253,11 @@ print("the same")
 
 
 def test_exported_code_gives_the_same_focus_where_the_project_is_not_installed(tmp_path):
-    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
+    model, images = tiny_model(), tiny_batch()["pixel_values"]
     model.save_pretrained(tmp_path / "saved")
     FASegImageProcessor().save_pretrained(tmp_path / "saved")
-    torch.save(pictures, tmp_path / "pictures.pt")
+    torch.save(images, tmp_path / "images.pt")
     with torch.no_grad():
-        torch.save(model(pictures, output_focus=True).focus_maps, tmp_path / "focus.pt")
-    arguments = [str(tmp_path / name) for name in ("saved", "pictures.pt", "focus.pt")]
+        torch.save(model(images, output_focus=True).focus_maps, tmp_path / "focus.pt")
+    arguments = [str(tmp_path / name) for name in ("saved", "images.pt", "focus.pt")]
     assert run_clean(CLEAN_PROGRAM, arguments, tmp_path).strip() == "the same"

@@ -28,18 +28,18 @@ def model_with_statistics(backbone):
 @pytest.mark.parametrize("backbone", [TINY_RESNET, TIMM], ids=lambda config: config["model_type"])
 @torch.no_grad()
 def test_fused_predictions_are_the_same(backbone):
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = model_with_statistics(backbone)
-    expected, weights = model(pictures), {name: value.clone() for name, value in model.state_dict().items()}
+    expected, weights = model(images), {name: value.clone() for name, value in model.state_dict().items()}
     assert model.fuse_for_inference() is model and model.is_fused
     assert not batch_norms(model.model.backbone)
-    fused = model(pictures)
-    for ours, theirs in zip(model.model.backbone(pictures).feature_maps, model.unfuse().model.backbone(pictures)[0]):
+    fused = model(images)
+    for ours, theirs in zip(model.model.backbone(images).feature_maps, model.unfuse().model.backbone(images)[0]):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(fused.masks_queries_logits, expected.masks_queries_logits, atol=3e-4, rtol=1e-3)
     assert not model.is_fused and model.state_dict().keys() == weights.keys()
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
-    assert model(pictures).masks_queries_logits.equal(expected.masks_queries_logits)
+    assert model(images).masks_queries_logits.equal(expected.masks_queries_logits)
 
 
 def test_fused_models_neither_train_nor_are_saved(tmp_path):
@@ -64,10 +64,10 @@ def test_backbones_without_batch_norms_stay_as_they_are():
 
 @torch.no_grad()
 def test_fused_models_can_be_copied_and_converted():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = tiny_model().fuse_for_inference()
     twin = copy.deepcopy(model).to(torch.bfloat16)
-    assert twin.unfuse().model.backbone(pictures.bfloat16()).feature_maps[0].dtype == torch.bfloat16
+    assert twin.unfuse().model.backbone(images.bfloat16()).feature_maps[0].dtype == torch.bfloat16
     assert model.is_fused and not twin.is_fused
 
 
@@ -82,8 +82,8 @@ def test_a_convolution_that_is_read_twice_is_not_folded():
             self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
             self.norm.running_mean.fill_(2.0)
 
-        def forward(self, picture):
-            features = self.conv(picture)
+        def forward(self, image):
+            features = self.conv(image)
             return Output(self.norm(features), features)
 
     backbone = ReadTwice().eval()

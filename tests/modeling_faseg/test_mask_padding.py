@@ -1,4 +1,4 @@
-"""`mask_padding=True`: what lies in the padding does not reach the picture."""
+"""`mask_padding=True`: what lies in the padding does not reach the image."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SIZE, PADDED = (64, 96), (128, 160)
 
 
 def padded_batch(fill=0.0):
-    """One picture of 64x96 and one of 128x160, padded to the latter with `fill`."""
+    """One image of 64x96 and one of 128x160, padded to the latter with `fill`."""
     small = tiny_batch(SIZE, (1,))["pixel_values"]
     large = torch.randn(1, 3, *PADDED, generator=torch.Generator().manual_seed(2))
     canvas = torch.full((1, 3, *PADDED), fill)
@@ -37,8 +37,8 @@ def run_head(model, maps, pixel_mask):
 @torch.no_grad()
 def test_head_does_not_read_the_padding(encoding):
     model = tiny_model(mask_padding=True, positional_encoding_type=encoding)
-    _, pictures, pixel_mask = padded_batch()
-    maps = model.model.backbone(pictures).feature_maps
+    _, images, pixel_mask = padded_batch()
+    maps = model.model.backbone(images).feature_maps
     dirty = [
         torch.where(mask, level, 10 * torch.randn_like(level))
         for level, mask in zip(maps, reversed(level_masks(pixel_mask)))
@@ -51,13 +51,13 @@ def test_head_does_not_read_the_padding(encoding):
 
 @pytest.mark.parametrize("encoding", ["conditional", "sine", "learned"])
 @torch.no_grad()
-def test_head_gives_what_the_picture_gives_alone(encoding):
-    """Also the number of HRCA windows is that of the picture, not of the canvas."""
+def test_head_gives_what_the_image_gives_alone(encoding):
+    """Also the number of HRCA windows is that of the image, not of the canvas."""
     model = tiny_model(mask_padding=True, positional_encoding_type=encoding)
-    small, pictures, pixel_mask = padded_batch()
+    small, images, pixel_mask = padded_batch()
     alone_maps = model.model.backbone(small).feature_maps
     canvas_maps = []
-    for alone, canvas in zip(alone_maps, model.model.backbone(pictures).feature_maps):
+    for alone, canvas in zip(alone_maps, model.model.backbone(images).feature_maps):
         canvas = canvas.clone()
         canvas[:1, :, : alone.shape[2], : alone.shape[3]] = alone
         canvas_maps.append(canvas)
@@ -68,32 +68,32 @@ def test_head_gives_what_the_picture_gives_alone(encoding):
 
 
 @torch.no_grad()
-def test_padding_changes_whole_pictures_less():
-    small, pictures, pixel_mask = padded_batch()
+def test_padding_changes_whole_images_less():
+    small, images, pixel_mask = padded_batch()
     changes = {}
     for mask_padding in (False, True):
         model = tiny_model(mask_padding=mask_padding)
         alone = model(small, pixel_mask=torch.ones(1, *SIZE)).masks_queries_logits[0]
-        padded = model(pictures, pixel_mask=pixel_mask).masks_queries_logits[0, :, : SIZE[0] // 4, : SIZE[1] // 4]
+        padded = model(images, pixel_mask=pixel_mask).masks_queries_logits[0, :, : SIZE[0] // 4, : SIZE[1] // 4]
         changes[mask_padding] = (alone - padded).abs().mean()
     assert changes[True] < 0.5 * changes[False]
 
 
 @torch.no_grad()
 def test_without_padding_the_mask_changes_nothing():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     plain, masked = tiny_model(), tiny_model(mask_padding=True)
-    expected = plain(pictures).masks_queries_logits
-    output = masked(pictures, pixel_mask=torch.ones(2, 64, 96)).masks_queries_logits
+    expected = plain(images).masks_queries_logits
+    output = masked(images, pixel_mask=torch.ones(2, 64, 96)).masks_queries_logits
     torch.testing.assert_close(output, expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_a_picture_too_small_for_a_window_reads_none_beside_a_large_one():
+def test_a_image_too_small_for_a_window_reads_none_beside_a_large_one():
     """Omega 10: 6 coarse tokens keep no window, 20 keep two."""
     model = tiny_model(mask_padding=True, high_resolution_reduction=10)
-    _, pictures, pixel_mask = padded_batch()
-    maps = model.model.backbone(pictures).feature_maps
+    _, images, pixel_mask = padded_batch()
+    maps = model.model.backbone(images).feature_maps
     _, _, focus = run_head(model, maps, pixel_mask)
     windows = focus.hrca_windows[3][0]
     assert (windows >= 0).tolist() == [[False, False], [True, True]]

@@ -28,13 +28,13 @@ def test_auxiliary_logits_only_when_asked_for():
 
 
 def test_the_last_prediction_is_the_same_with_and_without_the_others():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = tiny_model()
-    alone, together = model(pictures), model(pictures, output_auxiliary_logits=True)
+    alone, together = model(images), model(images, output_auxiliary_logits=True)
     assert alone.masks_queries_logits.equal(together.masks_queries_logits)
 
 
-def test_picture_size_must_be_a_multiple_of_32():
+def test_image_size_must_be_a_multiple_of_32():
     with pytest.raises(ValueError, match="pixel_values are 64x100, need multiples of 32"):
         tiny_model()(torch.zeros(1, 3, 64, 100))
 
@@ -86,13 +86,13 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 def test_sdpa_equals_eager():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     outputs = []
     for implementation in ("eager", "sdpa"):
         model = tiny_model()
         model.set_attn_implementation(implementation)
         assert model.config._attn_implementation == implementation
-        outputs.append(model(pictures).masks_queries_logits)
+        outputs.append(model(images).masks_queries_logits)
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 
@@ -120,9 +120,9 @@ def test_every_ablation_trains_all_its_parameters(encoding, dynamic, high_resolu
 
 
 def test_ablations_change_the_output():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     plain = tiny_model()
-    outputs = [plain(pictures).masks_queries_logits]
+    outputs = [plain(images).masks_queries_logits]
     for overrides in ({"use_dynamic_positional_queries": False}, {"use_high_resolution_cross_attention": False}):
         ablated = tiny_model(**overrides)
         weights = {name: value for name, value in plain.state_dict().items() if name in ablated.state_dict()}
@@ -130,7 +130,7 @@ def test_ablations_change_the_output():
             "model.transformer_decoder.level_embed.weight"
         ][: ablated.model.transformer_decoder.num_levels]
         ablated.load_state_dict(weights)
-        outputs.append(ablated(pictures).masks_queries_logits)
+        outputs.append(ablated(images).masks_queries_logits)
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-3)
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-3)
 
@@ -147,30 +147,30 @@ def test_uniform_attention_focuses_on_the_mean_position():
 
 def test_hrca_with_every_window_is_full_attention():
     """Keeping all windows attends to all of level 3: the order of keys does not matter."""
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = tiny_model(high_resolution_reduction=1)
     decoder = model.model.transformer_decoder
-    expected = model(pictures).masks_queries_logits
+    expected = model(images).masks_queries_logits
 
     def whole_level(windows, feature_maps, positions, valid):
         values = feature_maps[3].flatten(2).transpose(1, 2) + decoder.level_embed.weight[3]
         return values + positions[3].flatten(2).transpose(1, 2), values, None, None
 
     decoder._read_windows = whole_level
-    torch.testing.assert_close(model(pictures).masks_queries_logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images).masks_queries_logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_permuted_queries_permute_the_output():
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     model = tiny_model()
-    expected = model(pictures)
+    expected = model(images)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     for embedding in (
         model.model.transformer_decoder.queries_features,
         model.model.transformer_decoder.queries_embedder,
     ):
         embedding.weight.data = embedding.weight.data[order]
-    permuted = model(pictures)
+    permuted = model(images)
     torch.testing.assert_close(
         permuted.masks_queries_logits, expected.masks_queries_logits[:, order], rtol=1e-4, atol=1e-5
     )
@@ -179,12 +179,12 @@ def test_permuted_queries_permute_the_output():
     )
 
 
-def test_small_pictures_keep_no_window_unless_asked_to():
-    pictures = torch.randn(1, 3, 64, 64)
+def test_small_images_keep_no_window_unless_asked_to():
+    images = torch.randn(1, 3, 64, 64)
     kept = {}
     for minimum in (0, 1):
         model = tiny_model(high_resolution_reduction=32, high_resolution_min_windows=minimum)
-        kept[minimum] = model(pictures, output_focus=True).hrca_windows[3][0].shape[1]
+        kept[minimum] = model(images, output_focus=True).hrca_windows[3][0].shape[1]
     assert kept == {0: 0, 1: 1}
 
 
@@ -221,11 +221,11 @@ def test_initialisation_of_the_reference():
 @torch.no_grad()
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_tokens_a_few_at_a_time_are_tokens_all_at_once(monkeypatch, batch_size):
-    """On a CPU the encoder goes through its tokens in parts, of which these pictures have but one."""
-    pictures = torch.randn(batch_size, 3, 96, 64)
-    expected = tiny_model()(pictures)
+    """On a CPU the encoder goes through its tokens in parts, of which these images have but one."""
+    images = torch.randn(batch_size, 3, 96, 64)
+    expected = tiny_model()(images)
     monkeypatch.setattr(deformable_sampling, "BAG_BYTES", 10_000)
     monkeypatch.setattr(pixel_decoder_faseg, "TOKENS_AT_ONCE", 7)
-    found = tiny_model()(pictures)
+    found = tiny_model()(images)
     torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.class_queries_logits, expected.class_queries_logits, atol=1e-5, rtol=1e-5)

@@ -11,12 +11,12 @@ from modeling_faseg import deformable_attention
 @torch.no_grad()
 def test_few_decisions_change(dtype, bound):
     """Which half of the pixels a mask prefers: the share that changes, of half precision weights and of autocast."""
-    pictures = torch.randn(4, 3, 128, 128)
-    expected = tiny_model()(pictures).masks_queries_logits.flatten(2)
+    images = torch.randn(4, 3, 128, 128)
+    expected = tiny_model()(images).masks_queries_logits.flatten(2)
     threshold = expected.median(-1, keepdim=True).values
     with torch.autocast("cpu", dtype=dtype):
-        autocast = tiny_model()(pictures).masks_queries_logits
-    for masks in (tiny_model().to(dtype)(pictures.to(dtype)).masks_queries_logits, autocast):
+        autocast = tiny_model()(images).masks_queries_logits
+    for masks in (tiny_model().to(dtype)(images.to(dtype)).masks_queries_logits, autocast):
         assert masks.dtype == dtype
         changed = ((masks.float().flatten(2) > threshold) != (expected > threshold)).float().mean().item()
         assert 0 < changed < bound

@@ -18,10 +18,10 @@ SIZE = {"shortest_edge": 64, "longest_edge": 128}
 
 @pytest.mark.parametrize("backbone", [TINY_RESNET, TINY_SWIN], ids=lambda config: config["model_type"])
 def test_loads_where_the_project_is_not_installed(backbone, tmp_path):
-    model, pictures = tiny_model(backbone_config=dict(backbone)), tiny_batch()["pixel_values"]
-    also = "assert model(pictures, output_focus=True).focus_maps is not None"
+    model, images = tiny_model(backbone_config=dict(backbone)), tiny_batch()["pixel_values"]
+    also = "assert model(images, output_focus=True).focus_maps is not None"
     processor = FASegImageProcessor(size=SIZE)
-    check_loads_elsewhere(model, processor, pictures, "masks_queries_logits", CLASSES, tmp_path, also=also)
+    check_loads_elsewhere(model, processor, images, "masks_queries_logits", CLASSES, tmp_path, also=also)
 
 
 def test_installed_code_needs_no_trust(tmp_path):

@@ -81,8 +81,8 @@ def test_11_exports_with_dynamic_sizes(backbone):
     with torch.no_grad():
         exported = torch.export.export(model, (torch.randn(2, 3, 128, 160),), dynamic_shapes=shapes, strict=False)
         for size in [(1, 3, 128, 160)] if backbone else [(1, 3, 128, 128), (2, 3, 256, 224)]:
-            pictures = torch.randn(size)
-            ours, theirs = model(pictures), exported.module()(pictures)
+            images = torch.randn(size)
+            ours, theirs = model(images), exported.module()(images)
             torch.testing.assert_close(ours.masks_queries_logits, theirs.masks_queries_logits, atol=3e-4, rtol=0)
             torch.testing.assert_close(ours.class_queries_logits, theirs.class_queries_logits, atol=1e-4, rtol=0)
 

@@ -12,7 +12,7 @@ from modeling_faseg.point_sampling_faseg import sample_uncertain_points
 
 
 def random_predictions(num_predictions=3, num_queries=6, size=(12, 16)):
-    """Embeddings and features of predictions for two pictures, as products and multiplied out, and class logits."""
+    """Embeddings and features of predictions for two images, as products and multiplied out, and class logits."""
     features = torch.randn(2, 8, *size, requires_grad=True)
     embeddings = [torch.randn(2, num_queries, 8, requires_grad=True) for _ in range(num_predictions)]
     masks = [torch.einsum("bqc,bchw->bqhw", each, features) for each in embeddings]
@@ -58,7 +58,7 @@ def test_sampled_features_times_embeddings_are_sampled_masks(num_points):
 
 
 def test_no_layer_masks_are_made_for_the_loss():
-    """With many queries and one target, all queries' masks of a picture would be the largest tensor by far."""
+    """With many queries and one target, all queries' masks of an image would be the largest tensor by far."""
     model = tiny_model(num_queries=200, train_num_points=16).train()
     batch = tiny_batch((128, 128), targets=(1,))
     masks_of_a_layer = (200, 32 * 32)
@@ -124,13 +124,13 @@ def test_points_of_the_loss_are_where_masks_are_uncertain_as_often_as_in_the_ref
     """Over many draws: three quarters of the points come from the least certain quarter of the candidates.
 
     The mask is a ramp, so that the distance from its zero line is the certainty. Of three candidates per point the
-    nearest quarter of the picture is kept as three quarters of the points; the others fall anywhere.
+    nearest quarter of the image is kept as three quarters of the points; the others fall anywhere.
     """
     columns = (torch.arange(64) + 0.5) / 64 - 0.5
     logits = columns.expand(1, 64, 64).contiguous()
     points = torch.cat([sample_uncertain_points(logits, 12544, 3.0, 0.75) for _ in range(3)])
     distance = (points[..., 0] - 0.5).abs()
-    near = (distance < 0.125).float().mean().item()  # a quarter of the picture
+    near = (distance < 0.125).float().mean().item()  # a quarter of the image
     assert near == pytest.approx(0.75 + 0.25 * 0.25, abs=0.01)
     assert points[..., 1].mean().item() == pytest.approx(0.5, abs=0.01)
 

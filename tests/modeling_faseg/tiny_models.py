@@ -54,7 +54,7 @@ def tiny_model(**overrides: Any) -> FASegForUniversalSegmentation:
 
 
 def tiny_batch(sizes: tuple[int, int] = (64, 96), targets: tuple[int, ...] = (2, 1)) -> dict[str, Any]:
-    """Pictures of `sizes` with so many random targets each."""
+    """Images of `sizes` with so many random targets each."""
     generator = torch.Generator().manual_seed(1)
     height, width = sizes
     return {

@@ -28,9 +28,9 @@ def check(expected, found):
 
 @torch.no_grad()
 def test_export_of_a_window():
-    model, pictures = Tensors(tiny_qlseg()), tiny_qlseg_batch()["pixel_values"]
-    exported = torch.export.export(model, (pictures,), strict=False)
-    check(model(pictures), exported.module()(pictures))
+    model, images = Tensors(tiny_qlseg()), tiny_qlseg_batch()["pixel_values"]
+    exported = torch.export.export(model, (images,), strict=False)
+    check(model(images), exported.module()(images))
 
 
 @torch.no_grad()
@@ -40,8 +40,8 @@ def test_export_of_any_rectangle():
     shapes = {"pixel_values": {0: Dim("batch", min=1, max=4), 2: 16 * height, 3: 16 * width}}
     exported = torch.export.export(model, (torch.zeros(2, 3, 80, 112),), dynamic_shapes=shapes, strict=False).module()
     for size in [(2, 3, 48, 96), (1, 3, 128, 80)]:
-        pictures = torch.randn(size)
-        check(model(pictures), exported(pictures))
+        images = torch.randn(size)
+        check(model(images), exported(images))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -59,12 +59,12 @@ def test_onnx(dynamic, tmp_path):
     program = torch.onnx.export(traced, dynamo=True, input_names=["pixel_values"], verbose=False)
     program.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    pictures = torch.randn(2, 3, 48, 96) if dynamic else torch.randn(size)
-    check(model(pictures), session.run(None, {"pixel_values": pictures.numpy()}))
+    images = torch.randn(2, 3, 48, 96) if dynamic else torch.randn(size)
+    check(model(images), session.run(None, {"pixel_values": images.numpy()}))
 
 
 @torch.no_grad()
 def test_inference_compiles_into_one_graph():
-    model, pictures = tiny_qlseg(), tiny_qlseg_batch()["pixel_values"]
+    model, images = tiny_qlseg(), tiny_qlseg_batch()["pixel_values"]
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(pictures).semantic_scores, model(pictures).semantic_scores)
+    torch.testing.assert_close(compiled(images).semantic_scores, model(images).semantic_scores)

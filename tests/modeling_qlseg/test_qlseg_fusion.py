@@ -31,11 +31,11 @@ def test_missing_groups_are_zero(num_labels):
 @torch.no_grad()
 def test_predictions_are_deterministic(num_labels):
     """Memory full of other numbers before each run changes nothing."""
-    pictures = tiny_qlseg_batch()["pixel_values"]
+    images = tiny_qlseg_batch()["pixel_values"]
     model = tiny_qlseg(num_labels=num_labels)
     found = []
     for value in (1e6, float("nan"), 0.0):
         waste = [torch.full((2, 16, 10), value) for _ in range(64)]
         del waste
-        found.append(model(pictures).class_queries_logits)
+        found.append(model(images).class_queries_logits)
     assert torch.isfinite(found[0]).all() and all(torch.equal(found[0], each) for each in found)

@@ -55,13 +55,13 @@ def test_a_query_that_would_see_nothing_sees_all():
 
 @torch.no_grad()
 def test_class_token_is_dead():
-    model, pictures = tiny_qlseg(), tiny_qlseg_batch()["pixel_values"]
-    before = model(pictures).semantic_scores
+    model, images = tiny_qlseg(), tiny_qlseg_batch()["pixel_values"]
+    before = model(images).semantic_scores
     model.model.backbone.cls_token += 1
     model.model.backbone.pos_embed[:, 0] += 1
-    assert torch.equal(model(pictures).semantic_scores, before)
+    assert torch.equal(model(images).semantic_scores, before)
     model.model.backbone.pos_embed[:, 1] += 1
-    assert not torch.equal(model(pictures).semantic_scores, before)
+    assert not torch.equal(model(images).semantic_scores, before)
 
 
 def test_positions_are_resized_without_antialiasing():
@@ -84,9 +84,9 @@ def test_weights_of_timm_fit_one_to_one():
     model = tiny_qlseg(image_size=96)
     weights = {name: value for name, value in twin.state_dict().items() if not name.startswith(("head.", "norm."))}
     model.model.backbone.load_state_dict(weights, strict=True)
-    pictures = torch.randn(1, 3, 96, 96)
-    patches = twin.patch_embed(pictures) + twin.pos_embed[:, 1:]
-    for block, tap in zip(twin.blocks, model.model.backbone(pictures)):
+    images = torch.randn(1, 3, 96, 96)
+    patches = twin.patch_embed(images) + twin.pos_embed[:, 1:]
+    for block, tap in zip(twin.blocks, model.model.backbone(images)):
         patches = block(patches)
         torch.testing.assert_close(tap.flatten(2).transpose(1, 2), patches, atol=1e-5, rtol=1e-5)
     smaller = tiny_qlseg(image_size=64).model.backbone
@@ -126,7 +126,7 @@ def test_auxiliary_losses_and_logits():
     )
 
 
-def test_pictures_without_labels():
+def test_images_without_labels():
     batch = tiny_qlseg_batch(targets=(0, 0))
     outputs = tiny_qlseg().train()(**batch)
     outputs.loss.backward()
@@ -149,8 +149,8 @@ def test_wrong_inputs_are_named(change, message):
         tiny_qlseg()(**{**tiny_qlseg_batch(), **change})
 
 
-def test_learns_two_pictures():
-    """Two pictures of two classes each: the loss falls to a third."""
+def test_learns_two_images():
+    """Two images of two classes each: the loss falls to a third."""
     torch.manual_seed(0)
     model = QLSegForSemanticSegmentation(tiny_qlseg_config(dropout=0.0, drop_path_rate=0.0)).train()
     batch = tiny_qlseg_batch(targets=(2, 2))

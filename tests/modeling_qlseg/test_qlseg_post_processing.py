@@ -29,9 +29,9 @@ def test_scores_are_resized_then_compared(processor):
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 90)])
 def test_confidence_is_the_best_probability(processor, size):
-    """Both for a picture that is one window, which has queries, and for one that is several."""
-    model, pictures = tiny_qlseg(), tiny_qlseg_batch(size, targets=(0,))["pixel_values"]
-    inputs = {"pixel_values": pictures, "pixel_mask": torch.ones(1, *size, dtype=torch.long)}
+    """Both for an image that is one window, which has queries, and for one that is several."""
+    model, images = tiny_qlseg(), tiny_qlseg_batch(size, targets=(0,))["pixel_values"]
+    inputs = {"pixel_values": images, "pixel_mask": torch.ones(1, *size, dtype=torch.long)}
     labels, confidence = labels_and_confidence(model, processor, inputs, size, softmax=True)
     with torch.no_grad():
         scores = model(**inputs).semantic_scores[0]

@@ -16,9 +16,9 @@ CLASSES = {
 
 
 def test_loads_where_the_project_is_not_installed(tmp_path):
-    pictures, sizes = tiny_qlseg_batch((70, 100))["pixel_values"], ((90, 70), (64, 64), (65, 64), (20, 30), (300, 40))
+    images, sizes = tiny_qlseg_batch((70, 100))["pixel_values"], ((90, 70), (64, 64), (65, 64), (20, 30), (300, 40))
     processor = FASegImageProcessor(size={"shortest_edge": 64}, size_divisor=16)
-    saved = check_loads_elsewhere(tiny_qlseg(), processor, pictures, "semantic_scores", CLASSES, tmp_path, sizes)
+    saved = check_loads_elsewhere(tiny_qlseg(), processor, images, "semantic_scores", CLASSES, tmp_path, sizes)
     for file in saved.glob("*.py"):
         assert "from configuration." not in file.read_text(), f"{file.name} is a bridge"
 

@@ -1,4 +1,4 @@
-"""Pictures of any size through windows, and rectangular grids."""
+"""Images of any size through windows, and rectangular grids."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model():
     return tiny_qlseg()
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -28,7 +28,7 @@ def scores_of_window(model, window):
 
 @torch.no_grad()
 def test_mean_over_windows(model):
-    pixels = picture(70, 130)
+    pixels = image(70, 130)
     total, count = torch.zeros(1, 3, 70, 130), torch.zeros(70, 130)
     for top in (0, 6):  # the last window is shifted back to the border
         for left in (0, 40, 66):
@@ -43,7 +43,7 @@ def test_mean_over_windows(model):
 
 @torch.no_grad()
 def test_a_single_pixel_larger_than_the_window(model):
-    pixels = picture(64, 65)
+    pixels = image(64, 65)
     left, right = (scores_of_window(model, pixels[..., start : start + 64])[0] for start in (0, 1))
     scores = model(pixels).semantic_scores[0]
     torch.testing.assert_close(scores[..., 0], left[..., 0], atol=1e-5, rtol=1e-5)
@@ -54,8 +54,8 @@ def test_a_single_pixel_larger_than_the_window(model):
 @pytest.mark.parametrize("size", [(40, 50), (1, 64), (33, 100)])
 @torch.no_grad()
 def test_smaller_than_the_window(model, size):
-    """Zeros, the mean colour, fill the window; scores are those of the picture's part."""
-    pixels = picture(*size)
+    """Zeros, the mean colour, fill the window; scores are those of the image's part."""
+    pixels = image(*size)
     padded = torch.zeros(1, 3, max(size[0], 64), max(size[1], 64))
     padded[..., : size[0], : size[1]] = pixels
     scores = model(pixels).semantic_scores
@@ -66,22 +66,22 @@ def test_smaller_than_the_window(model, size):
 
 @torch.no_grad()
 def test_batch_of_mixed_sizes(model):
-    """Each picture gets the scores that it gets alone, whatever its neighbours' padding holds."""
+    """Each image gets the scores that it gets alone, whatever its neighbours' padding holds."""
     sizes = [(64, 64), (40, 96), (65, 81), (90, 30)]
     pixels, mask = torch.full((4, 3, 96, 96), 7.0), torch.zeros(4, 96, 96, dtype=torch.long)
     for index, (height, width) in enumerate(sizes):
-        pixels[index, :, :height, :width] = picture(height, width, index)[0]
+        pixels[index, :, :height, :width] = image(height, width, index)[0]
         mask[index, :height, :width] = 1
     scores = model(pixels, pixel_mask=mask).semantic_scores
     for index, (height, width) in enumerate(sizes):
-        alone = model(picture(height, width, index)).semantic_scores[0]
+        alone = model(image(height, width, index)).semantic_scores[0]
         torch.testing.assert_close(scores[index, :, :height, :width], alone, atol=1e-5, rtol=1e-5)
         assert not scores[index, :, height:].any() and not scores[index, :, :, width:].any()
 
 
 @torch.no_grad()
 def test_commands_windows_are_the_models(model):
-    """`scripts/eval.py --sliding_window` cuts pictures, the model cuts tensors: the same windows."""
+    """`scripts/eval.py --sliding_window` cuts images, the model cuts tensors: the same windows."""
     processor = FASegImageProcessor(size={"shortest_edge": 70}, size_divisor=16)
     image = Image.effect_noise((100, 70), 80).convert("RGB")
     cut = window_scores(model, processor, image, Windows(64, 40), "cpu")
@@ -101,19 +101,19 @@ def test_window_starts():
 
 @torch.no_grad()
 def test_rectangular_grid():
-    """Read whole, a picture has a grid of its own; what holds for squares holds there."""
+    """Read whole, an image has a grid of its own; what holds for squares holds there."""
     model = tiny_qlseg(use_windows=False)
-    pixels = picture(48, 112)
+    pixels = image(48, 112)
     outputs = model(pixels)
     assert outputs.masks_queries_logits.shape == (1, 3, 3, 7) and outputs.semantic_scores.shape == (1, 3, 48, 112)
     assert torch.isfinite(outputs.semantic_scores).all()
-    # A transposed picture gives transposed positions of the same number; a batch changes nothing.
+    # A transposed image gives transposed positions of the same number; a batch changes nothing.
     twice = model(pixels.expand(2, -1, -1, -1))
     torch.testing.assert_close(twice.semantic_scores[1], outputs.semantic_scores[0], atol=1e-5, rtol=1e-5)
-    square = picture(64, 64)
+    square = image(64, 64)
     torch.testing.assert_close(model(square).semantic_scores, tiny_qlseg()(square).semantic_scores)
     with pytest.raises(ValueError, match="are 48x100, need multiples of 16"):
-        model(picture(48, 100))
+        model(image(48, 100))
 
 
 def test_rectangular_crops_train():

@@ -38,6 +38,6 @@ def tiny_qlseg(**overrides: Any) -> QLSegForSemanticSegmentation:
 
 
 def tiny_qlseg_batch(sizes: tuple[int, int] = (64, 64), targets: tuple[int, ...] = (2, 1)) -> dict[str, Any]:
-    """Pictures of `sizes` that show the first so many classes each, in random masks."""
+    """Images of `sizes` that show the first so many classes each, in random masks."""
     batch = tiny_batch(sizes, targets)
     return {**batch, "class_labels": [torch.arange(count) for count in targets]}

@@ -1,4 +1,4 @@
-"""Per-pixel logits to label maps: two resizes, as the reference's, for any picture and padding."""
+"""Per-pixel logits to label maps: two resizes, as the reference's, for any image and padding."""
 
 import pytest
 import torch
@@ -58,5 +58,5 @@ def test_sizes_that_do_not_fit_are_refused(processor):
     outputs = SemanticSegmenterOutput(logits=torch.randn(1, 5, 8, 12))
     with pytest.raises(ValueError, match=r"input_sizes holds \(40, 45\), larger than the padded network input"):
         processor.post_process_semantic_segmentation(outputs, input_sizes=[(40, 45)])
-    with pytest.raises(ValueError, match="2 sizes for 1 pictures"):
+    with pytest.raises(ValueError, match="2 sizes for 1 images"):
         processor.post_process_semantic_segmentation(outputs, target_sizes=[(4, 5), (4, 5)])

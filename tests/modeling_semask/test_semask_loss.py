@@ -34,7 +34,7 @@ def test_doublings_are_not_one_resize():
     assert not torch.allclose(found, F.interpolate(maps[2], size=(11, 9), mode="bilinear"))
 
 
-def test_a_picture_without_labels_costs_nothing():
+def test_a_image_without_labels_costs_nothing():
     maps = (torch.randn(1, 3, 8, 8, requires_grad=True),)
     loss = semantic_map_loss(maps, torch.full((1, 32, 32), 255), 255)
     loss.backward()

@@ -12,7 +12,7 @@ from modeling_faseg import SeMaskForSemanticSegmentation, SeMaskSwinBackbone
 
 
 @pytest.mark.parametrize("size", [(64, 96), (50, 71), (33, 32), (5, 7), (1, 1)], ids=str)
-def test_any_picture_size(size):
+def test_any_image_size(size):
     model = tiny_model()
     height, width = (-(-side // 4) for side in size)
     with torch.no_grad():
@@ -24,17 +24,17 @@ def test_any_picture_size(size):
 
 
 def test_zeros_at_the_border_are_the_padding_of_the_backbone():
-    """Sides up to the next multiple of 4 are filled with zeros, that is the mean colour of normalised pictures."""
-    model, pictures = tiny_model(), torch.randn(1, 3, 50, 71)
+    """Sides up to the next multiple of 4 are filled with zeros, that is the mean colour of normalised images."""
+    model, images = tiny_model(), torch.randn(1, 3, 50, 71)
     with torch.no_grad():
-        padded = torch.nn.functional.pad(pictures, (0, 1, 0, 2))
-        torch.testing.assert_close(model(pictures).logits, model(padded).logits)
+        padded = torch.nn.functional.pad(images, (0, 1, 0, 2))
+        torch.testing.assert_close(model(images).logits, model(padded).logits)
 
 
 def test_global_stages_see_the_whole_map():
     """A change in one corner reaches the other only where a stage's semantic attention is global."""
-    pictures = torch.randn(1, 3, 256, 256)
-    changed = pictures.clone()
+    images = torch.randn(1, 3, 256, 256)
+    changed = images.clone()
     changed[..., :4, :4] += 5
     for stages, reaches in (([], False), ([0], True)):
         backbone = AutoBackbone.from_config(
@@ -44,27 +44,27 @@ def test_global_stages_see_the_whole_map():
             if hasattr(block, "gamma"):
                 torch.nn.init.constant_(block.gamma, 0.5)
         with torch.no_grad():
-            before, after = (backbone.eval()(each).feature_maps[0][..., -1, -1] for each in (pictures, changed))
+            before, after = (backbone.eval()(each).feature_maps[0][..., -1, -1] for each in (images, changed))
         assert (not torch.equal(before, after)) == reaches
 
 
 def test_batch_of_two_is_two_batches_of_one():
-    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
+    model, images = tiny_model(), tiny_batch()["pixel_values"]
     with torch.no_grad():
-        together = model(pictures).logits
-        alone = torch.cat([model(picture[None]).logits for picture in pictures])
+        together = model(images).logits
+        alone = torch.cat([model(image[None]).logits for image in images])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_saving_and_loading(tmp_path):
-    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
+    model, images = tiny_model(), tiny_batch()["pixel_values"]
     model.save_pretrained(tmp_path)
     loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is SeMaskForSemanticSegmentation
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert loaded.config.backbone_config.global_semantic_stages == [3]
     with torch.no_grad():
-        assert loaded.eval()(pictures).logits.equal(model(pictures).logits)
+        assert loaded.eval()(images).logits.equal(model(images).logits)
 
 
 def test_backbone_alone(tmp_path):
@@ -75,9 +75,9 @@ def test_backbone_alone(tmp_path):
     loaded = SeMaskSwinBackbone.from_pretrained(
         tmp_path
     )  # AutoBackbone of transformers 5.24 takes a folder for a Hub id
-    pictures = tiny_batch()["pixel_values"]
+    images = tiny_batch()["pixel_values"]
     with torch.no_grad():
-        outputs, again = backbone(pictures), loaded(pictures)
+        outputs, again = backbone(images), loaded(images)
     assert [feature_map.shape[1] for feature_map in outputs.feature_maps] == backbone.channels == [16, 64]
     assert [semantic.shape[1] for semantic in outputs.semantic_maps] == [5] * 4
     assert all(left.equal(right) for left, right in zip(outputs.feature_maps, again.feature_maps))
@@ -94,12 +94,12 @@ def test_attentions_of_every_block():
 
 
 def test_sdpa_is_eager():
-    model, pictures = tiny_model(), tiny_batch()["pixel_values"]
+    model, images = tiny_model(), tiny_batch()["pixel_values"]
     logits = []
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
         with torch.no_grad():
-            logits.append(model(pictures).logits)
+            logits.append(model(images).logits)
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-4)
 
 

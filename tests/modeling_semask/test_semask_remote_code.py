@@ -21,11 +21,11 @@ SAME_BACKBONE = """
     ids=["semask", "faseg"],
 )
 def test_loads_where_the_project_is_not_installed(make, size, divisor, field, tmp_path):
-    model, pictures = make(), tiny_batch(size=size)["pixel_values"]
+    model, images = make(), tiny_batch(size=size)["pixel_values"]
     processor = FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, size_divisor=divisor)
     auto_classes = ("AutoModelForImageSegmentation", "AutoModelForSemanticSegmentation")
     classes = dict.fromkeys(auto_classes, type(model).__name__)
-    saved = check_loads_elsewhere(model, processor, pictures, field, classes, tmp_path, also=SAME_BACKBONE.strip())
+    saved = check_loads_elsewhere(model, processor, images, field, classes, tmp_path, also=SAME_BACKBONE.strip())
     code = {file.name: file.read_text() for file in saved.glob("*.py")}
     assert {"backbone_semask.py", "configuration_semask.py", "loss_semask.py"} <= set(code)
     assert not any("_qlseg" in name for name in code)
@@ -35,8 +35,8 @@ def test_loads_where_the_project_is_not_installed(make, size, divisor, field, tm
 def test_pipeline_answers_for_installed_code(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     FASegImageProcessor(size={"shortest_edge": 33, "longest_edge": 128}, size_divisor=0).save_pretrained(tmp_path)
-    picture = Image.effect_noise((90, 71), 80).convert("RGB")
+    image = Image.effect_noise((90, 71), 80).convert("RGB")
     for batch_size in (1, 2):
-        answers = pipeline("image-segmentation", model=str(tmp_path))([picture] * 2, batch_size=batch_size)
+        answers = pipeline("image-segmentation", model=str(tmp_path))([image] * 2, batch_size=batch_size)
         for segments in answers:
             assert segments and all(segment["mask"].size == (90, 71) for segment in segments)

@@ -50,7 +50,7 @@ def enlivened(model: Any) -> Any:
 
 
 def tiny_batch(size: tuple[int, int] = (50, 71), batch: int = 2) -> dict[str, torch.Tensor]:
-    """Pictures, and labels in blocks with some ignored pixels."""
+    """Images, and labels in blocks with some ignored pixels."""
     generator = torch.Generator().manual_seed(1)
     height, width = size
     blocks = torch.randint(0, 3, (batch, -(-height // 8), -(-width // 8)), generator=generator)

@@ -55,8 +55,8 @@ def write_checkpoint(recipe, folder):
         "command": f"python scripts/eval.py --model_name_or_path {folder} --dataset_name ../data/shapes",
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 80, 3), dtype=np.uint8))
-    picture.save(folder / "street.png")
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    image.save(folder / "street.png")
     return folder
 
 
@@ -92,9 +92,9 @@ from PIL import Image
 from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
-name, picture, output = sys.argv[1:]
+name, image, output = sys.argv[1:]
 torch.set_num_threads(1)
-image = Image.open(picture)
+image = Image.open(image)
 segments = pipeline("image-segmentation", name, trust_remote_code=True)(image)
 processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
 model = AutoModelForUniversalSegmentation.from_pretrained(name, trust_remote_code=True)

@@ -27,7 +27,7 @@ class Told:
         return labels, confidence.astype(np.float32)
 
 
-def told_picture(seed, num_labels=4, shape=(24, 33), cell=5):
+def told_image(seed, num_labels=4, shape=(24, 33), cell=5):
     """Label map of patches, some ignored; prediction; confidence: sure where right, as a rule."""
     rng = np.random.default_rng(seed)
     ids = np.array([*range(num_labels), 255], dtype=np.uint8)
@@ -38,13 +38,13 @@ def told_picture(seed, num_labels=4, shape=(24, 33), cell=5):
     return label, prediction, np.clip(0.8 - 0.3 * wrong + 0.15 * rng.standard_normal(shape), 0.25, 1)
 
 
-def write_page(file, pictures, names=NAMES, model_type="faseg"):
-    """The text of the page of told pictures, which is written to `file`, and their confusion matrix."""
+def write_page(file, images, names=NAMES, model_type="faseg"):
+    """The text of the page of told images, which is written to `file`, and their confusion matrix."""
     counters = {}
-    told = Told(*((prediction, confidence) for _, prediction, confidence in pictures))
+    told = Told(*((prediction, confidence) for _, prediction, confidence in images))
     report = ErrorReport(len(names), told, counters)
     counts = np.zeros((256, 256), dtype=np.int64)
-    for index, (label, *_) in enumerate(pictures):
+    for index, (label, *_) in enumerate(images):
         pixels = np.random.default_rng(index).integers(0, 256, (*label.shape, 3), dtype=np.uint8)
         sample = {"image": Image.fromarray(pixels), "label": label, "name": f"p{index}", "index": index}
         prediction = report.predictor(sample["image"])
@@ -54,7 +54,7 @@ def write_page(file, pictures, names=NAMES, model_type="faseg"):
     report.gather(Accelerator())
     confusion = valid_part(counts, len(names))
     facts = {
-        "dataset": "told", "split": "validation", "images": len(pictures), "skipped": [], "checkpoint": "model",
+        "dataset": "told", "split": "validation", "images": len(images), "skipped": [], "checkpoint": "model",
         "weights_sha256": None, "protocol": {"name": "native"}, "mixed_precision": "no",
     }  # fmt: skip
     results = build_results(scores_from_confusion(confusion), names, **facts) | {"command": "eval.py"}

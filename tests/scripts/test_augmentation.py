@@ -21,7 +21,7 @@ from scripts.data.augmentation import (
 
 
 def pair(height=60, width=90):
-    """A picture whose red channel is its own label map, so that the two can be compared after augmentation."""
+    """An image whose red channel is its own label map, so that the two can be compared after augmentation."""
     label = torch.arange(height * width).reshape(height, width) // 997 * 20
     image = torch.stack([label, 255 - label, label]).to(torch.uint8)
     return tv_tensors.Image(image), tv_tensors.Mask(label.to(torch.uint8))
@@ -68,7 +68,7 @@ def test_same_seed_same_sample():
     assert not torch.equal(first[0], other[0])
 
 
-def test_crop_reaches_every_corner_and_never_leaves_the_picture():
+def test_crop_reaches_every_corner_and_never_leaves_the_image():
     label = torch.arange(12).reshape(3, 4).to(torch.uint8)
     tops = {int(RandomCrop(2, 2)(tv_tensors.Mask(label))[0, 0]) for _ in range(200)}
     assert tops == {0, 1, 2, 4, 5, 6}

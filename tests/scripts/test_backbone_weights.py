@@ -11,8 +11,9 @@ from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig,
 
 from scripts.cli.errors import UserError
 from scripts.models import backbone_weights
+from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import load_backbone_weights
-from scripts.models.loading import ModelArguments, build_config, build_model
+from scripts.models.loading import build_config, build_model
 
 
 SMALL = ["feature_size=32", "hidden_dim=32", "mask_feature_size=32", "encoder_layers=1", "decoder_layers=1"]
@@ -102,38 +103,38 @@ def test_timm_backbone_weights(tmp_path):
 @torch.no_grad()
 def test_transformers_folders_give_their_features(tmp_path):
     """Of a ResNet and of a Swin, whose names on disk are older than those in memory."""
-    pictures = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     resnet = shuffled(ResNetForImageClassification(ResNetConfig(**RESNET)))
     resnet.save_pretrained(tmp_path / "resnet")
     ours = model_of({"model_type": "resnet", **RESNET})
     assert load_backbone_weights(ours, str(tmp_path / "resnet")).endswith("ignored: classifier")
-    last = ours.model.backbone(pictures).feature_maps[-1]
-    torch.testing.assert_close(last, resnet.resnet(pictures).last_hidden_state)
+    last = ours.model.backbone(images).feature_maps[-1]
+    torch.testing.assert_close(last, resnet.resnet(images).last_hidden_state)
 
-    pictures = torch.randn(1, 3, 256, 256)
+    images = torch.randn(1, 3, 256, 256)
     swin = shuffled(SwinForImageClassification(SwinConfig(**SWIN, image_size=256)))
     swin.save_pretrained(tmp_path / "swin")
     ours = model_of({"model_type": "swin", **SWIN})
     load_backbone_weights(ours, str(tmp_path / "swin"))
     for norm in ours.model.backbone.hidden_states_norms.values():  # the backbone's own: not part of the checkpoint
         norm.reset_parameters()
-    expected = swin.swin(pictures, output_hidden_states=True).reshaped_hidden_states
+    expected = swin.swin(images, output_hidden_states=True).reshaped_hidden_states
     torch.testing.assert_close(
-        ours.model.backbone(pictures).feature_maps[-1].flatten(2).mT,
+        ours.model.backbone(images).feature_maps[-1].flatten(2).mT,
         torch.nn.functional.layer_norm(expected[-1].flatten(2).mT, (8 * SWIN["embed_dim"],)),
     )
 
 
 @torch.no_grad()
 def test_timm_names_give_timm_features_in_transformers_backbones(tmp_path):
-    pictures = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     resnet = shuffled(timm.create_model("resnet50", layers=(1, 1, 1, 1)))
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
     ours = model_of({"model_type": "resnet", **RESNET})
     line = load_backbone_weights(ours, str(tmp_path / "resnet.safetensors"))
     assert line.endswith("ignored: fc")
     torch.testing.assert_close(
-        ours.model.backbone(pictures).feature_maps[-1], resnet.forward_features(pictures), rtol=1e-4, atol=1e-4
+        ours.model.backbone(images).feature_maps[-1], resnet.forward_features(images), rtol=1e-4, atol=1e-4
     )
 
     swin = timm.create_model(
@@ -147,11 +148,11 @@ def test_timm_names_give_timm_features_in_transformers_backbones(tmp_path):
     assert load_backbone_weights(ours, str(tmp_path / "swin.safetensors")).endswith("ignored: head, norm")
     for norm in ours.model.backbone.hidden_states_norms.values():
         norm.reset_parameters()
-    # On pictures so large that every map has several windows: timm shifts none where there is but one.
-    pictures = torch.randn(1, 3, 256, 256)
+    # On images so large that every map has several windows: timm shifts none where there is but one.
+    images = torch.randn(1, 3, 256, 256)
     torch.testing.assert_close(
-        ours.model.backbone(pictures).feature_maps[-1],
-        swin.forward_features(pictures).permute(0, 3, 1, 2), rtol=1e-4, atol=1e-4,
+        ours.model.backbone(images).feature_maps[-1],
+        swin.forward_features(images).permute(0, 3, 1, 2), rtol=1e-4, atol=1e-4,
     )  # fmt: skip
 
 

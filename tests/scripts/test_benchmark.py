@@ -18,7 +18,7 @@ from scripts.benchmarking.parts import MUST_SHOW, PARTS, Effort, Target, judged,
 from scripts.benchmarking.plain import PLAIN, DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.report import benchmark_markdown, merge, part_table
 from scripts.benchmarking.scaling import needs, saved_bytes, saved_storages
-from scripts.benchmarking.workloads import Inference, PostProcessing, random_batch, random_pictures
+from scripts.benchmarking.workloads import Inference, PostProcessing, random_batch, random_images
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.readme_results import with_all_tables
@@ -126,7 +126,7 @@ def test_contestants_share_backbone_queries_and_classes():
 
 @pytest.mark.parametrize("contestant", [f"{FASEG} bf16", "HF SegFormer-B2", "HF EoMT-L"])
 def test_other_contestants_run(contestant):
-    stages = Inference(Case(contestant, **TINY)).run(0)  # raises unless the maps are of the pictures' size
+    stages = Inference(Case(contestant, **TINY)).run(0)  # raises unless the maps are of the images' size
     assert {"processor", "post-processing"} < set(stages)
 
 
@@ -155,8 +155,8 @@ def test_plain_implementation_decodes_matches_and_loses_alike():
 
 def test_inputs_are_fresh_and_the_same_for_all():
     ours, theirs = Case(FASEG, **TINY), Case(MASK2FORMER, **TINY)
-    assert random_pictures(ours, 3)[0].tobytes() == random_pictures(theirs, 3)[0].tobytes()
-    assert random_pictures(ours, 3)[0].tobytes() != random_pictures(ours, 4)[0].tobytes()
+    assert random_images(ours, 3)[0].tobytes() == random_images(theirs, 3)[0].tobytes()
+    assert random_images(ours, 3)[0].tobytes() != random_images(ours, 4)[0].tobytes()
     batch = random_batch(ours, 3)
     assert all((masks.sum(0) == 1).all() for masks in batch["mask_labels"]), "every pixel in one region"
     assert batch["mask_labels"][0].shape == (5, 64, 128) and batch["class_labels"][0].sort().values.tolist() == [
@@ -221,9 +221,9 @@ def test_peak_memory_is_that_of_the_run(kernel_keeps_the_peak, monkeypatch):
         monkeypatch.setattr(Path, "write_text", refuse)
 
     def run(_):
-        picture = torch.zeros(64 * 2**20 // 4).add_(1)
+        image = torch.zeros(64 * 2**20 // 4).add_(1)
         time.sleep(0.05)
-        return {"sum": picture[0].item()}
+        return {"sum": image[0].item()}
 
     assert 60 * 2**20 < peak_of(run, torch.device("cpu")) < 90 * 2**20
     assert 0 <= peak_of(lambda _: {}, torch.device("cpu")) < 8 * 2**20
@@ -253,15 +253,15 @@ def test_work_around_the_model():
 def test_saved_bytes_grow_with_the_batch():
     one, two = (saved_bytes("hub_cards/faseg-resnet50-ade20k", 64, 64, batch, False, "cpu") for batch in (1, 2))
     assert one["state"] == two["state"] == 16 * sum_of_parameters()
-    assert 1.8 < two["saved"] / one["saved"] < 2.1, "batch norms are frozen: nearly all of it is per picture"
+    assert 1.8 < two["saved"] / one["saved"] < 2.1, "batch norms are frozen: nearly all of it is per image"
 
 
 def test_saved_bytes_equal_what_is_kept():
     """On a part whose saved tensors are known: a matrix product keeps its inputs, a ReLU its result."""
     weight = torch.nn.Parameter(torch.ones(8, 8))
-    picture = torch.ones(4, 8)
+    image = torch.ones(4, 8)
     with saved_storages([weight]) as counted:
-        (picture @ weight).relu().sum()
+        (image @ weight).relu().sum()
     assert counted() == 2 * 4 * 8 * 4
 
 
@@ -276,6 +276,6 @@ def sum_of_parameters() -> int:
 def test_what_fits_is_linear_in_the_batch():
     gigabyte = 2**30
     fitting = needs({"state": gigabyte, "saved": 3 * gigabyte}, {"state": gigabyte, "saved": 5 * gigabyte})
-    assert (fitting["per_picture"], fitting["fixed"]) == (2 * gigabyte, 2 * gigabyte)
+    assert (fitting["per_image"], fitting["fixed"]) == (2 * gigabyte, 2 * gigabyte)
     assert fitting["largest_batch"] == {"8": 2, "16": 5, "24": 9, "80": 33}
     assert needs(None, None)["largest_batch"] == {}, "out of memory"

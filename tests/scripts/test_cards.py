@@ -93,7 +93,7 @@ def test_cards_carry_what_they_must(model_id):
 def test_the_snippet_runs(tiny_recipe, tmp_path, monkeypatch, capsys):
     """A tiny model's folder stands in for the name on the Hub; the cards' snippets differ in nothing else."""
     model = write_model_folder(tiny_recipe, tmp_path / "model")
-    Image.new("RGB", (80, 48), "green").save(tmp_path / "picture.jpg")
+    Image.new("RGB", (80, 48), "green").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     found = {snippet_of(card_of(model_id)).replace(f"tester/{model_id}", str(model)) for model_id in MODEL_IDS}
     assert len(found) == 1

@@ -15,15 +15,15 @@ from faulty_datasets import NAMES as STREET
 from scripts import check_dataset
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import decode_sample
-from scripts.data.sources import DatasetArguments
 from scripts.data.synthetic_shapes import encoded
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.numbering import expected_place
 from scripts.dataset_check.sample import SampleFacts, count_regions, inspect
-from scripts.dataset_check.similarity import SeenPictures, perceptual_hash
+from scripts.dataset_check.similarity import SeenImages, perceptual_hash
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_maps_of_nothing_but_ignored_pixels(doctor):
     assert "mostly-ignored" in named(result, "warning")
 
 
-def test_a_mirrored_picture_is_found_in_the_other_split(doctor):
+def test_a_mirrored_image_is_found_in_the_other_split(doctor):
     copy = generated()
     row = copy.splits["validation"][0]
     mirrored = Image.open(io.BytesIO(row.image)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -222,7 +222,7 @@ def test_max_samples(doctor):
     assert not any(split["complete"] for split in result["splits"].values())
 
 
-def test_folders_of_pictures_and_maps(command, tmp_path):
+def test_folders_of_images_and_maps(command, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "masks").mkdir()
     for number in range(3):
@@ -234,7 +234,7 @@ def test_folders_of_pictures_and_maps(command, tmp_path):
     code, out, errors = command(check_dataset, *flags)
     assert code == 0, errors
     assert "train: samples: 3" in out and "note split-not-read [validation]" in out
-    flags += ["--eval_images", tmp_path / "photos", "--eval_masks", tmp_path]  # where no map has a picture's name
+    flags += ["--eval_images", tmp_path / "photos", "--eval_masks", tmp_path]  # where no map has an image's name
     code, out, _ = command(check_dataset, *flags)
     assert code == 1 and "error split-not-read [validation]: --eval_masks" in out
 
@@ -279,20 +279,20 @@ def test_a_class_map(doctor, tmp_path):
 def broken_rows():
     """`(finding, columns)` of samples that the trainer refuses or skips."""
     image, label = street(np.random.default_rng(0))
-    picture, plain = encoded(image, "JPEG"), Image.fromarray(label)
+    jpeg, plain = encoded(image, "JPEG"), Image.fromarray(label)
     png = encoded(plain, "PNG")
-    yield "unreadable-picture", {"image": {"bytes": picture["bytes"][:200]}, "label": png}
-    yield "unreadable-picture", {"image": encoded(plain.convert("I;16"), "PNG"), "label": png}
-    yield "unreadable-map", {"image": picture, "label": {"bytes": png["bytes"][:60]}}
-    yield "unreadable-map", {"image": picture, "label": None}
-    yield "size-mismatch", {"image": picture, "label": encoded(plain.resize((64, 48)), "PNG")}
-    yield "swapped-size", {"image": picture, "label": encoded(plain.rotate(90, expand=True), "PNG")}
-    yield "rgb-maps", {"image": picture, "label": encoded(image, "PNG")}
-    yield "rgb-maps", {"image": picture, "label": encoded(plain.convert("RGB"), "PNG")}
-    yield "maps-not-ids", {"image": picture, "label": encoded(plain.convert("F"), "TIFF")}
-    yield "maps-not-ids", {"image": picture, "label": encoded(plain.convert("I").point(lambda v: v - 3), "TIFF")}
-    yield "ids-out-of-range", {"image": picture, "label": encoded(plain.point(lambda v: v + 7), "PNG")}
-    yield "lossy-maps", {"image": picture, "label": encoded(plain, "JPEG")}
+    yield "unreadable-image", {"image": {"bytes": jpeg["bytes"][:200]}, "label": png}
+    yield "unreadable-image", {"image": encoded(plain.convert("I;16"), "PNG"), "label": png}
+    yield "unreadable-map", {"image": jpeg, "label": {"bytes": png["bytes"][:60]}}
+    yield "unreadable-map", {"image": jpeg, "label": None}
+    yield "size-mismatch", {"image": jpeg, "label": encoded(plain.resize((64, 48)), "PNG")}
+    yield "swapped-size", {"image": jpeg, "label": encoded(plain.rotate(90, expand=True), "PNG")}
+    yield "rgb-maps", {"image": jpeg, "label": encoded(image, "PNG")}
+    yield "rgb-maps", {"image": jpeg, "label": encoded(plain.convert("RGB"), "PNG")}
+    yield "maps-not-ids", {"image": jpeg, "label": encoded(plain.convert("F"), "TIFF")}
+    yield "maps-not-ids", {"image": jpeg, "label": encoded(plain.convert("I").point(lambda v: v - 3), "TIFF")}
+    yield "ids-out-of-range", {"image": jpeg, "label": encoded(plain.point(lambda v: v + 7), "PNG")}
+    yield "lossy-maps", {"image": jpeg, "label": encoded(plain, "JPEG")}
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_what_the_trainer_refuses_is_a_fault(name, columns):
         decode_sample(row, DatasetArguments(), 6, 0)
 
 
-def test_a_turned_picture_names_its_exif_orientation():
+def test_a_turned_image_names_its_exif_orientation():
     exif = Image.Exif()
     exif[0x0112] = 6
     image, label = street(np.random.default_rng(0))
@@ -327,10 +327,10 @@ def test_label_rule():
     assert LabelRule(5, first=1).classes(ids).tolist() == [IGNORED, 0, 3, 4, OUTSIDE, IGNORED]
 
 
-def test_the_hash_tells_pictures_apart_and_encodings_not():
+def test_the_hash_tells_images_apart_and_encodings_not():
     rng = np.random.default_rng(0)
     images = [street(rng)[0] for _ in range(20)]
-    seen = SeenPictures()
+    seen = SeenImages()
     for number, image in enumerate(images):
         seen.add(str(number), perceptual_hash(image), image)
     for number, image in enumerate(images):
@@ -371,7 +371,7 @@ def test_regions():
 def test_counters_stay_small():
     counts = SplitCounts("train")
     for number in range(MAX_KEYS + 10):
-        counts.add(SampleFacts(str(number), picture_size=(number, 1), ids={number: 1}, faults={"rgb-maps": "x"}))
+        counts.add(SampleFacts(str(number), image_size=(number, 1), ids={number: 1}, faults={"rgb-maps": "x"}))
     assert len(counts.sizes) == len(counts.ids) == MAX_KEYS
     assert (counts.samples, counts.faults["rgb-maps"].count) == (MAX_KEYS + 10, MAX_KEYS + 10)
     assert len(counts.faults["rgb-maps"].examples) == 3
@@ -400,7 +400,7 @@ def test_a_recipe_too_large_for_the_machine(doctor, tiny_recipe, monkeypatch):
     assert "seconds_per_step" not in result["recipe"]
 
 
-def test_the_page_holds_findings_classes_and_pictures(doctor, tmp_path):
+def test_the_page_holds_findings_classes_and_images(doctor, tmp_path):
     doctor(FAULTS["near-duplicate"](generated()), "--report", tmp_path / "page" / "check.html")
     page = (tmp_path / "page" / "check.html").read_text()
     assert "near-duplicate" in page and "leaked in train" in page and "validation_3 in the other split" in page

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.class_map import build_class_map
 from scripts.data.samples import decode_sample
-from scripts.data.sources import DatasetArguments, load_classes, load_split
+from scripts.data.sources import load_classes, load_split
 
 
 NAMES = dict(enumerate(["road", "lane", "car", "truck", "person", "sky"]))

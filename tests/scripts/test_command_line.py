@@ -43,9 +43,9 @@ def test_a_recipe_may_stand_anywhere(recipe, place):
 
 
 def test_positional_lists():
-    arguments = parse_arguments(Arguments, ["a.png", "--steps", "2", "b.png"], images="pictures")
+    arguments = parse_arguments(Arguments, ["a.png", "--steps", "2", "b.png"], images="images")
     assert arguments.images == ["a.png", "b.png"]
-    assert parse_arguments(Arguments, ["--images", "a.png", "b.png"], images="pictures").images == ["a.png", "b.png"]
+    assert parse_arguments(Arguments, ["--images", "a.png", "b.png"], images="images").images == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_help_is_one_line_per_flag_with_its_default_and_the_recipes(capsys):
     assert all(name in out for name in shipped_recipes()) and len(shipped_recipes()) >= 7
     assert "--crop-height" not in out and "default:" not in out
     with pytest.raises(SystemExit):
-        parse_arguments(Arguments, ["--help"], images="pictures and folders")
+        parse_arguments(Arguments, ["--help"], images="images and folders")
     assert "[IMAGES ...] [--flag value ...]\n" in capsys.readouterr().out
 
 

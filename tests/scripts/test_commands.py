@@ -119,21 +119,21 @@ def test_evaluation_in_training_equals_evaluation_after(trained, tiny_recipe, sh
 
 
 def test_prediction(trained, tmp_path, command):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (40, 61, 3), dtype=np.uint8)).save(pictures / "plain.png")
-    Image.fromarray(rng.integers(0, 256, (30, 50), dtype=np.uint8)).save(pictures / "gray.png")
+    Image.fromarray(rng.integers(0, 256, (40, 61, 3), dtype=np.uint8)).save(images / "plain.png")
+    Image.fromarray(rng.integers(0, 256, (30, 50), dtype=np.uint8)).save(images / "gray.png")
     turned = Image.fromarray(rng.integers(0, 256, (20, 50, 3), dtype=np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6
-    turned.save(pictures / "turned.jpg", exif=exif)
-    (pictures / "broken.jpg").write_bytes(b"no picture")
-    (pictures / "notes.txt").write_text("not one either")
+    turned.save(images / "turned.jpg", exif=exif)
+    (images / "broken.jpg").write_bytes(b"no image")
+    (images / "notes.txt").write_text("not one either")
     out = tmp_path / "out"
-    code, _, errors = command(predict_command, pictures, "--model_name_or_path", trained, "--output_dir", out)
+    code, _, errors = command(predict_command, images, "--model_name_or_path", trained, "--output_dir", out)
     assert code == 1
-    assert any("broken.jpg: skipped" in line for line in errors) and "1 of 4 pictures" in errors[-1]
+    assert any("broken.jpg: skipped" in line for line in errors) and "1 of 4 images" in errors[-1]
     sizes = {"plain": (61, 40), "gray": (50, 30), "turned": (20, 50)}
     assert {path.name for path in out.iterdir()} == {f"{n}_{k}.png" for n in sizes for k in ("labels", "overlay")}
     for name, size in sizes.items():
@@ -142,7 +142,7 @@ def test_prediction(trained, tmp_path, command):
         overlay = Image.open(out / f"{name}_overlay.png")
         assert overlay.height > size[1] and overlay.width >= size[0]
     code, _, _ = command(
-        predict_command, pictures / "plain.png", "--model_name_or_path", trained, "--output_dir", tmp_path / "o"
+        predict_command, images / "plain.png", "--model_name_or_path", trained, "--output_dir", tmp_path / "o"
     )
     assert code == 0
 
@@ -174,7 +174,7 @@ def test_errors_are_one_line_with_exit_code_2(tiny_recipe, shapes, tmp_path, com
     one_line(command(train_command, tiny_recipe, *data, "--output_dir", tmp_path / "o"), "give --max_train_steps")
     one_line(command(eval_command, *data), "give --model_name_or_path")
     one_line(command(eval_command, "--model_name_or_path", tmp_path, *data), "--model_name_or_path")
-    one_line(command(predict_command, "--model_name_or_path", tmp_path, "--output_dir", tmp_path), "no picture")
+    one_line(command(predict_command, "--model_name_or_path", tmp_path, "--output_dir", tmp_path), "no image")
     no_folder = ["--output_dir", tiny_recipe]
     one_line(command(predict_command, "--model_name_or_path", tmp_path, *no_folder), "is a file: name another folder")
     assert not (tmp_path / "o").exists()

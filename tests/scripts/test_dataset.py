@@ -1,4 +1,4 @@
-"""Datasets from wherever they are: splits, columns, classes, folders of pictures and label maps."""
+"""Datasets from wherever they are: splits, columns, classes, folders of images and label maps."""
 
 import json
 import re
@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import decode_sample
-from scripts.data.sources import DatasetArguments, load_classes, load_split, number_of_examples
+from scripts.data.sources import load_classes, load_split, number_of_examples
 from scripts.data.streaming import shuffled_rows
 
 
@@ -75,22 +76,22 @@ def test_a_folder_of_save_to_disk(arguments, shapes, tmp_path):
 
 @pytest.fixture
 def folders(tmp_path):
-    """600 small pictures and palette maps, in folders of equal structure; the map's id tells the picture."""
+    """600 small images and palette maps, in folders of equal structure; the map's id tells the image."""
     for index in range(600):
         stem = f"town{index % 3}/{index:04d}"
         for kind, ending in (("photos", "jpg"), ("masks", "png")):
             (tmp_path / kind / stem).parent.mkdir(parents=True, exist_ok=True)
             if kind == "photos":
-                picture = Image.new("RGB", (8, 6), (index % 250, 0, 0))
+                image = Image.new("RGB", (8, 6), (index % 250, 0, 0))
             else:
-                picture = Image.new("P", (8, 6), index % 250)
-                picture.putpalette(bytes(range(256)) * 3)
-            picture.save(tmp_path / kind / f"{stem}.{ending}")
+                image = Image.new("P", (8, 6), index % 250)
+                image.putpalette(bytes(range(256)) * 3)
+            image.save(tmp_path / kind / f"{stem}.{ending}")
     (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
     return DatasetArguments(train_images=str(tmp_path / "photos"), train_masks=str(tmp_path / "masks"))
 
 
-def test_folders_of_pictures_and_maps(folders):
+def test_folders_of_images_and_maps(folders):
     data = load_split(folders, "train")
     assert number_of_examples(data, "train") == 600
     assert data.num_shards > 100
@@ -104,7 +105,7 @@ def test_folders_of_pictures_and_maps(folders):
 
 
 def test_folders_serve_the_columns_that_were_asked_for(folders):
-    folders.image_column_name, folders.label_column_name = "picture", "map"
+    folders.image_column_name, folders.label_column_name = "image", "map"
     row = next(iter(load_split(folders, "train")))
     assert decode_sample(row, folders, 250, 0)[2] == "town0/0000"
 

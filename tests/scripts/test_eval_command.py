@@ -20,8 +20,8 @@ from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import BadSamples
-from scripts.data.sources import DatasetArguments
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.evaluation.results import command_line, project_commit, weights_sha256
 from scripts.evaluation.split import evaluate_split
@@ -36,7 +36,7 @@ def png(array):
 
 
 def write_split(folder, samples):
-    """A validation split of (name, picture, map); bytes stand for themselves."""
+    """A validation split of (name, image, map); bytes stand for themselves."""
     rows = [
         {"image_id": name, **{k: v if isinstance(v, dict) else png(v) for k, v in (("image", image), ("label", ids))}}
         for name, image, ids in samples
@@ -47,7 +47,7 @@ def write_split(folder, samples):
     return folder
 
 
-def picture(rng, height=40, width=56):
+def random_pixels(rng, height=40, width=56):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -117,7 +117,7 @@ def test_the_tiny_model_tells_classes_apart(shapes_model):
     """Else none of the figures above depended on where things are."""
     model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
     processor = FASegImageProcessor.from_pretrained(shapes_model)
-    image = Image.fromarray(picture(np.random.default_rng(0)))
+    image = Image.fromarray(random_pixels(np.random.default_rng(0)))
     assert len(np.unique(SingleScale(model, processor, "cpu")(image))) > 1
 
 
@@ -136,10 +136,10 @@ def test_the_command_and_the_weights_are_recorded_without_the_machine(monkeypatc
 
 def test_maps_without_a_class_give_a_file_of_nothing(evaluated, shapes_model, tmp_path):
     rng = np.random.default_rng(0)
-    data = write_split(tmp_path, [("a", picture(rng), patches(rng, [255]))])
+    data = write_split(tmp_path, [("a", random_pixels(rng), patches(rng, [255]))])
     results, out = evaluated(shapes_model, data, "--bootstrap_samples", 5)
     assert results["mean_iou"] is None and results["interval"]["low"] is None
-    assert "interval of mean IoU over pictures: - to -" in out
+    assert "interval of mean IoU over images: - to -" in out
 
 
 def test_quick_results_leave_out_what_is_dear(evaluated, shapes_model, shapes):
@@ -154,7 +154,7 @@ def test_quick_results_leave_out_what_is_dear(evaluated, shapes_model, shapes):
 def test_ade20k_reduces_raw_maps(evaluated, checkpoint, tmp_path):
     """0 is unlabelled, 1..150 are the classes; sizes are the benchmark's, not the checkpoint's."""
     rng = np.random.default_rng(0)
-    data = write_split(tmp_path, [(f"{i}", picture(rng), patches(rng, [0, 1, 150])) for i in range(2)])
+    data = write_split(tmp_path, [(f"{i}", random_pixels(rng), patches(rng, [0, 1, 150])) for i in range(2)])
     results, _ = evaluated(checkpoint(150), data, "--protocol", "ade20k", "--no_extended_metrics")
     assert results["do_reduce_labels"] is True
     protocol = results["protocol"]
@@ -165,7 +165,7 @@ def test_ade20k_reduces_raw_maps(evaluated, checkpoint, tmp_path):
 
 def test_maps_reduced_already_are_not_reduced_again(command, evaluated, checkpoint, tmp_path):
     rng = np.random.default_rng(0)
-    data = write_split(tmp_path, [("a", picture(rng), patches(rng, [0, 149, 255]))])
+    data = write_split(tmp_path, [("a", random_pixels(rng), patches(rng, [0, 149, 255]))])
     flags = ["--protocol", "ade20k", "--eval_shortest_edge", 64, "--no_extended_metrics"]
     given = ["--model_name_or_path", checkpoint(150), "--dataset_name", data]
     code, _, errors = command(eval_command, *given, *flags)
@@ -180,9 +180,9 @@ def test_maps_reduced_already_are_not_reduced_again(command, evaluated, checkpoi
 
 
 def test_cityscapes_recognises_raw_ids(evaluated, checkpoint, tmp_path):
-    """The same picture with train ids and with the dataset's own: the same result, and it says which."""
+    """The same image with train ids and with the dataset's own: the same result, and it says which."""
     rng = np.random.default_rng(0)
-    image, train = picture(rng), patches(rng, [0, 10, 13, 255])
+    image, train = random_pixels(rng), patches(rng, [0, 10, 13, 255])
     table = np.full(256, 1, dtype=np.uint8)  # ego vehicle
     table[[0, 10, 13]] = 7, 23, 26
     found = []
@@ -210,7 +210,7 @@ def test_windows_of_a_protocol(evaluated, shapes_model, shapes):
 
 def test_scores_of_windows_are_averaged_where_they_overlap():
     rng = np.random.default_rng(0)
-    image = Image.fromarray(picture(rng, 40, 70))
+    image = Image.fromarray(random_pixels(rng, 40, 70))
     windows, calls = Windows(32, 20), []
 
     def scores_of(piece):
@@ -231,7 +231,7 @@ def test_scores_of_windows_are_averaged_where_they_overlap():
 def test_one_window_over_all_is_no_window(shapes_model):
     model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
     processor = FASegImageProcessor.from_pretrained(shapes_model)
-    image = Image.fromarray(picture(np.random.default_rng(0), 64, 64))
+    image = Image.fromarray(random_pixels(np.random.default_rng(0), 64, 64))
     processor.size = {"shortest_edge": 64, "longest_edge": 64}
     plain = SingleScale(model, processor, "cpu")(image)
     assert np.array_equal(SingleScale(model, processor, "cpu", Windows(64, 40))(image), plain)
@@ -265,7 +265,7 @@ def test_the_lens_squashes_as_transformers_does(shapes_model, shapes):
 
     model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
     processor = FASegImageProcessor.from_pretrained(shapes_model)
-    image = Image.fromarray(picture(np.random.default_rng(0), 40, 70))
+    image = Image.fromarray(random_pixels(np.random.default_rng(0), 40, 70))
     inputs = processor(images=[image], return_tensors="pt")
     with torch.no_grad():
         outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
@@ -280,7 +280,7 @@ def test_the_lens_resizes_the_ground_truth(shapes_model):
     model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
     processor = FASegImageProcessor.from_pretrained(shapes_model)
     rng = np.random.default_rng(0)
-    image, ids = picture(rng, 40, 56), patches(rng, range(6))
+    image, ids = random_pixels(rng, 40, 56), patches(rng, range(6))
     lens = ProtocolLens(model, processor, "cpu")
     lens.add({"image": Image.fromarray(image), "label": ids, "index": 0}, ids)
     assert [int(total.sum()) for total in lens.totals] == [40 * 56, 40 * 56, 64 * 64]
@@ -307,9 +307,9 @@ def samples(count, **broken):
     made = []
     for number in range(count):
         name = f"p{number}"
-        image, ids = picture(rng, 16, 24), patches(rng, range(6), 16, 24)
+        image, ids = random_pixels(rng, 16, 24), patches(rng, range(6), 16, 24)
         if broken.get(name) == "image":
-            image = {"bytes": b"no picture", "path": None}
+            image = {"bytes": b"no image", "path": None}
         elif broken.get(name) == "sizes":
             ids = ids[:8]
         elif broken.get(name) == "id":
@@ -344,7 +344,7 @@ def test_more_bad_samples_stop(tmp_path):
 
 
 def test_bad_samples_of_one_name_are_as_many_and_in_order(tmp_path):
-    broken = {"bytes": b"no picture", "path": None}
+    broken = {"bytes": b"no image", "path": None}
     folder = write_split(tmp_path, [*samples(2), *(("p", broken, ids) for _, _, ids in samples(3))])
     skipped = BadSamples(3)
     assert evaluate_stub(folder, skipped)[1] == 2
@@ -398,7 +398,7 @@ def test_a_perfect_reference_of_reduced_labels_scores_one(tmp_path):
     """Reduced once, in the worker: neither the matrix nor a counter reduces again."""
     rng = np.random.default_rng(0)
     ids = patches(rng, range(7))
-    folder = write_split(tmp_path, [("a", picture(rng), ids)])
+    folder = write_split(tmp_path, [("a", random_pixels(rng), ids)])
     arguments = DatasetArguments(dataset_name=str(folder), do_reduce_labels=True)
     truth = np.where(ids == 0, 3, ids - np.uint8(1)).astype(np.uint8)
     confusion, _ = evaluate_split(

@@ -14,15 +14,14 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_cases import NAMES, Told, section, told_picture, write_page
-from test_eval_command import checkpoint, evaluated, patches, picture, shapes_model, write_split  # noqa: F401
+from report_cases import NAMES, Told, section, told_image, write_page
+from test_eval_command import checkpoint, evaluated, patches, random_pixels, shapes_model, write_split  # noqa: F401
 from test_evaluation_counts import blobs
 from test_evaluation_scale import in_two_processes
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
-from scripts.error_report import pictures
 from scripts.error_report.confusion import SHOWN_CLASSES, largest_confusions
 from scripts.error_report.counts import (
     DISTANCES,
@@ -31,7 +30,7 @@ from scripts.error_report.counts import (
     boundary_distances,
     size_groups,
 )
-from scripts.error_report.pictures import PictureRanking, error_map
+from scripts.error_report.images import WRONG_COLOUR, ImageRanking, error_map
 from scripts.error_report.report import DEFAULT_FOLDER, report_file
 from scripts.eval import EvaluateArguments, build_predictor
 from scripts.evaluation.protocols import EvaluationSizes
@@ -107,9 +106,9 @@ def test_missed_pixels_by_size_of_segment():
 # ---- calibration
 
 
-def calibrated(*pictures):
-    counter = CalibrationCounts(Told(*((prediction, confidence) for _, prediction, confidence in pictures)))
-    for label, *_ in pictures:
+def calibrated(*images):
+    counter = CalibrationCounts(Told(*((prediction, confidence) for _, prediction, confidence in images)))
+    for label, *_ in images:
         counter.add({"label": label}, counter(None))
     return counter
 
@@ -127,9 +126,9 @@ def test_bins_and_calibration_error_by_hand():
 
 
 def test_calibration_error_is_the_textbook_s():
-    pictures = [told_picture(seed) for seed in range(4)]
-    found = calibrated(*pictures).scores()
-    label, prediction, confidence = (np.concatenate([p[i].ravel() for p in pictures]) for i in range(3))
+    images = [told_image(seed) for seed in range(4)]
+    found = calibrated(*images).scores()
+    label, prediction, confidence = (np.concatenate([p[i].ravel() for p in images]) for i in range(3))
     right, sure = (label == prediction)[label != 255], confidence.astype(np.float32)[label != 255]
     error = 0
     for number in range(20):
@@ -140,8 +139,8 @@ def test_calibration_error_is_the_textbook_s():
 
 
 def test_calibration_adds_up_over_processes_to_the_bit():
-    pictures = [told_picture(seed) for seed in range(5)]
-    whole, parts = calibrated(*pictures), [calibrated(*pictures[::-2]), calibrated(*pictures[1::2])]
+    images = [told_image(seed) for seed in range(5)]
+    whole, parts = calibrated(*images), [calibrated(*images[::-2]), calibrated(*images[1::2])]
     assert np.array_equal(whole.totals, parts[0].totals + parts[1].totals)
 
 
@@ -161,7 +160,7 @@ def network(shapes_model):  # noqa: F811 - fixture
 
 @pytest.fixture(scope="module")
 def image():
-    return Image.fromarray(picture(np.random.default_rng(0), 100, 70))
+    return Image.fromarray(random_pixels(np.random.default_rng(0), 100, 70))
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
@@ -206,7 +205,7 @@ def test_confidence_without_queries_is_the_softmax_s():
     torch.testing.assert_close(confidence, large.softmax(0).amax(0), atol=1e-5, rtol=0)
 
 
-def test_mmsegmentation_s_views_are_made_of_the_picture_itself(network, image):
+def test_mmsegmentation_s_views_are_made_of_the_image_itself(network, image):
     model, processor = network
     edges = [(48, None), (64, None)]
     found = MultiScale(model, processor, "cpu", None, edges).scores(image)
@@ -236,7 +235,7 @@ def test_nothing_found_is_no_confidence():
     assert confidence_of(torch.zeros(3, 2, 2)).tolist() == [[0, 0], [0, 0]]
 
 
-# ---- best and worst pictures
+# ---- best and worst images
 
 
 def flat(share_wrong, index, size=(20, 10)):
@@ -250,14 +249,14 @@ def flat(share_wrong, index, size=(20, 10)):
     return {"image": image, "label": label, "name": f"p{index}", "index": index}, prediction
 
 
-def names(pictures):
-    return [kept.name for kept in pictures]
+def names(images):
+    return [kept.name for kept in images]
 
 
 def test_the_best_and_the_worst_are_kept_and_no_more():
-    order = np.random.default_rng(0).permutation(20)  # picture i has i / 20 of a row wrong
-    ranking = PictureRanking(2, pictures=3)
-    halves = [PictureRanking(2, pictures=3), PictureRanking(2, pictures=3)]
+    order = np.random.default_rng(0).permutation(20)  # image i has i / 20 of a row wrong
+    ranking = ImageRanking(2, images=3)
+    halves = [ImageRanking(2, images=3), ImageRanking(2, images=3)]
     for index in map(int, order):
         ranking.add(*flat(index / 20, index))
         halves[index % 2].add(*flat(index / 20, index))
@@ -268,15 +267,15 @@ def test_the_best_and_the_worst_are_kept_and_no_more():
     iou = (right / 100 + 100 / (100 + missed)) / 2
     assert worst[0].mean_iou == pytest.approx(iou) and worst[0].accuracy == pytest.approx(1 - 19 / 200)
 
-    gathered = PictureRanking(2, pictures=3)  # what gather_object gives: the lists of all processes, one after another
+    gathered = ImageRanking(2, images=3)  # what gather_object gives: the lists of all processes, one after another
     gathered.worst, gathered.best = halves[1].worst + halves[0].worst, halves[1].best + halves[0].best
     gathered.totals += halves[0].totals + halves[1].totals
     gathered.gather(Accelerator())
     assert [names(kept) for kept in gathered.ranked()] == [names(worst), names(best)]
 
 
-def test_no_picture_is_in_both_lists_and_ignored_ones_are_in_none():
-    ranking = PictureRanking(2, pictures=3)
+def test_no_image_is_in_both_lists_and_ignored_ones_are_in_none():
+    ranking = ImageRanking(2, images=3)
     for index in range(3):
         ranking.add(*flat(index / 4, index))
     sample, prediction = flat(0.5, 9)
@@ -285,8 +284,8 @@ def test_no_picture_is_in_both_lists_and_ignored_ones_are_in_none():
     assert names(worst) == ["p2", "p1"] and names(best) == ["p0"]
 
 
-def test_pictures_are_kept_small():
-    ranking = PictureRanking(2, pictures=1)
+def test_images_are_kept_small():
+    ranking = ImageRanking(2, images=1)
     ranking.add(*flat(0.5, 1, (4000, 1000)))
     (kept,), _ = ranking.ranked()
     assert kept.image.size == kept.errors.size == (480, 120)
@@ -299,7 +298,7 @@ def test_error_map_shows_thin_errors_and_ignored_parts():
     wrong[:480, 101], ignored[600:] = True, True
     wrong[:480, 200:240] = True
     colours = np.asarray(error_map(Image.new("RGB", (960, 960), (200, 200, 200)), wrong, ignored), dtype=int)
-    orange, grey = pictures.WRONG_COLOUR.astype(int), np.full(3, 210)
+    orange, grey = WRONG_COLOUR.astype(int), np.full(3, 210)
     assert np.array_equal(colours[10, 110], orange) and not colours[400].any()
     assert np.array_equal(colours[10, 300], grey)
     assert np.abs(colours[10, 50] - (orange + grey) / 2).max() <= 1  # one pixel of two
@@ -323,20 +322,20 @@ def cells(part):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("told")
-    pictures = [told_picture(seed) for seed in range(7)]
-    return pictures, write_page(folder / "page.html", pictures)[0]
+    images = [told_image(seed) for seed in range(7)]
+    return images, write_page(folder / "page.html", images)[0]
 
 
-def everything(pictures):
+def everything(images):
     """Labels, predictions and confidences of all pixels that are not ignored."""
-    label, prediction, confidence = (np.concatenate([p[i].ravel() for p in pictures]) for i in range(3))
+    label, prediction, confidence = (np.concatenate([p[i].ravel() for p in images]) for i in range(3))
     valid = label != 255
     return label[valid], prediction[valid], confidence.astype(np.float32)[valid]
 
 
 def test_page_shows_the_confusion(told):
-    pictures, page = told
-    label, prediction, _ = everything(pictures)
+    images, page = told
+    label, prediction, _ = everything(images)
     shown = titles(section(page, "confusion"))
     assert len(shown) == 16
     for truth in range(4):
@@ -356,8 +355,8 @@ def test_page_shows_the_confusion(told):
 
 
 def test_page_shows_the_largest_confusions(told):
-    pictures, page = told
-    label, prediction, _ = everything(pictures)
+    images, page = told
+    label, prediction, _ = everything(images)
     pairs = {
         (truth, taken): ((label == truth) & (prediction == taken)).sum()
         for truth in range(4) for taken in range(4) if truth != taken
@@ -370,8 +369,8 @@ def test_page_shows_the_largest_confusions(told):
 
 
 def test_page_shows_the_classes(told):
-    pictures, page = told
-    label, prediction, _ = everything(pictures)
+    images, page = told
+    label, prediction, _ = everything(images)
     shown = titles(section(page, "classes"))
     order = []
     for index, name in NAMES.items():
@@ -388,9 +387,9 @@ def test_page_shows_the_classes(told):
 
 
 def test_page_shows_the_distances(told):
-    pictures, page = told
+    images, page = told
     pixels, wrong = np.zeros(300), np.zeros(300)
-    for label, prediction, _ in pictures:
+    for label, prediction, _ in images:
         rows, columns = np.mgrid[: label.shape[0], : label.shape[1]]
         for (row, column), own in np.ndenumerate(label):
             if own != 255:
@@ -408,8 +407,8 @@ def test_page_shows_the_distances(told):
 
 
 def test_page_shows_the_calibration(told):
-    pictures, page = told
-    label, prediction, confidence = everything(pictures)
+    images, page = told
+    label, prediction, confidence = everything(images)
     found = {row[0]: row[1:] for row in cells(section(page, "calibration")) if row}
     inside = (confidence >= 0.75) & (confidence < 0.8)
     right, sure = (label == prediction)[inside].mean(), confidence[inside].mean()
@@ -419,10 +418,10 @@ def test_page_shows_the_calibration(told):
     assert page.count(overall) == 2  # at the top and beside the diagram
 
 
-def test_page_shows_the_pictures(told):
-    pictures, page = told
+def test_page_shows_the_images(told):
+    images, page = told
     means = {}
-    for index, (label, prediction, _) in enumerate(pictures):
+    for index, (label, prediction, _) in enumerate(images):
         valid = label != 255
         ious = [
             ((label == c) & (prediction == c)).sum() / (((label == c) | (prediction == c)) & valid).sum()
@@ -437,9 +436,9 @@ def test_page_shows_the_pictures(told):
 
 
 def test_page_stands_alone_and_is_the_same_each_time(told, tmp_path):
-    pictures, page = told
-    again, _ = write_page(tmp_path / "page.html", pictures)
-    assert "the softmax over all classes" in write_page(tmp_path / "other.html", pictures, model_type="semask")[0]
+    images, page = told
+    again, _ = write_page(tmp_path / "page.html", images)
+    assert "the softmax over all classes" in write_page(tmp_path / "other.html", images, model_type="semask")[0]
     assert again == page
     links = re.findall(r'(?:src|href)="(.*?)"', page)
     assert links and all(link.startswith("data:") for link in links) and "url(" not in page and "<script" not in page
@@ -453,7 +452,7 @@ def test_a_perfect_prediction_and_an_empty_truth(tmp_path):
     known = np.where(label == 255, 0, label).astype(np.uint8)
     page, _ = write_page(tmp_path / "perfect.html", [(label, known, np.ones(label.shape))])
     assert "No pixel is wrong" in page and "100.0 % of the pixels right" in page
-    assert "There are too few pictures for this list" in section(page, "best")
+    assert "There are too few images for this list" in section(page, "best")
     nothing = np.full(label.shape, 255, dtype=np.uint8)
     page, _ = write_page(tmp_path / "empty.html", [(nothing, known, np.ones(label.shape))])
     assert "nan" not in page and "Without a pixel in the truth" in page
@@ -489,7 +488,7 @@ def without_command(page):
 @pytest.mark.parametrize("flags", ["", "--tta --tta_shortest_edges 48 64", "--sliding_window --crop_size 48"])
 def test_the_report_changes_no_figure(flags, evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures
     rng = np.random.default_rng(0)
-    folder = write_split(tmp_path, [(f"p{i}", picture(rng), patches(rng, range(6))) for i in range(3)])
+    folder = write_split(tmp_path, [(f"p{i}", random_pixels(rng), patches(rng, range(6))) for i in range(3)])
     flags = [*flags.split(), "--bootstrap_samples", 5]
     plain, _ = evaluated(shapes_model, folder, *flags)
     page = tmp_path / "pages" / "page.html"
@@ -517,7 +516,7 @@ def test_where_the_report_goes(command, shapes_model, shapes, tmp_path, monkeypa
 @pytest.mark.slow
 def test_the_report_of_two_processes_is_that_of_one(evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures
     rng = np.random.default_rng(0)
-    folder = write_split(tmp_path, [(f"p{i}", picture(rng), patches(rng, range(6))) for i in range(13)])
+    folder = write_split(tmp_path, [(f"p{i}", random_pixels(rng), patches(rng, range(6))) for i in range(13)])
     flags = ["--bootstrap_samples", 5, "--report"]
     evaluated(shapes_model, folder, *flags, tmp_path / "one.html")
     given = ["--model_name_or_path", shapes_model, "--dataset_name", folder, "--dataloader_num_workers", 0]
@@ -527,9 +526,9 @@ def test_the_report_of_two_processes_is_that_of_one(evaluated, shapes_model, tmp
     assert one == two and one.count("<img ") == 4 * 10
 
 
-def test_memory_is_that_of_the_pictures_kept():
-    """Three hundred pictures leave ten small ones behind."""
-    ranking = PictureRanking(2)
+def test_memory_is_that_of_the_images_kept():
+    """Three hundred images leave ten small ones behind."""
+    ranking = ImageRanking(2)
     for index in range(300):
         ranking.add(*flat((index * 7919 % 300) / 300, index, (64, 40)))
     assert len({kept.index for kept in (*ranking.worst, *ranking.best)}) == 10

@@ -1,4 +1,4 @@
-"""Boundary IoU, mean IoU by segment size and the interval over pictures, against plain implementations."""
+"""Boundary IoU, mean IoU by segment size and the interval over images, against plain implementations."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_boundary_distance_is_two_per_cent_of_the_diagonal():
 
 @pytest.mark.parametrize("distance", [1, 2, 5])
 def test_boundary_is_the_mask_less_its_erosion(distance):
-    """The paper's rule: erode each mask `distance` times by 3x3, with nothing outside the picture."""
+    """The paper's rule: erode each mask `distance` times by 3x3, with nothing outside the image."""
     labels = blobs(0)
     expected = np.zeros(labels.shape, dtype=bool)
     for label in np.unique(labels):
@@ -184,25 +184,25 @@ def test_the_interval_depends_neither_on_order_nor_on_processes():
     assert whole.scores() == parts[0].scores()
 
 
-def test_the_interval_is_that_of_resampling_the_pictures():
+def test_the_interval_is_that_of_resampling_the_images():
     """Poisson counts stand for drawing with replacement: the plain bootstrap gives the same interval."""
-    counter, per_picture = BootstrapCounts(4, 2000), []
+    counter, per_image = BootstrapCounts(4, 2000), []
     for index, reference, prediction in pairs(40):
         counter.add(sample(reference, index), prediction)
-        per_picture.append(valid_part(confusion_matrix(prediction, reference, 256), 4))
+        per_image.append(valid_part(confusion_matrix(prediction, reference, 256), 4))
     rng, values = np.random.default_rng(1), []
     for _ in range(2000):
-        drawn = np.sum([per_picture[i] for i in rng.integers(0, 40, 40)], axis=0)
+        drawn = np.sum([per_image[i] for i in rng.integers(0, 40, 40)], axis=0)
         values.append(scores_from_confusion(drawn)["mean_iou"])
     low, high = np.percentile(values, [2.5, 97.5])
     found = counter.scores()
-    point = scores_from_confusion(np.sum(per_picture, axis=0))["mean_iou"]
+    point = scores_from_confusion(np.sum(per_image, axis=0))["mean_iou"]
     assert found["low"] < point < found["high"]
     assert found["low"] == pytest.approx(low, abs=0.15 * (high - low))
     assert found["high"] == pytest.approx(high, abs=0.15 * (high - low))
 
 
-def test_equal_pictures_have_no_spread():
+def test_equal_images_have_no_spread():
     counter = BootstrapCounts(4, 30)
     _, reference, prediction = next(pairs(1))
     for index in range(3):

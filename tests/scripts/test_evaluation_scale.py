@@ -1,4 +1,4 @@
-"""Evaluation over two real processes, and over many large pictures in bounded memory."""
+"""Evaluation over two real processes, and over many large images in bounded memory."""
 
 import json
 import os
@@ -75,8 +75,8 @@ assert images == 200
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_pictures(tmp_path):
-    """200 pictures of 1024x2048 with every count on: the peak after 20 is the peak after 200, to a few pictures."""
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """200 images of 1024x2048 with every count on: the peak after 20 is the peak after 200, to a few images."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -94,5 +94,5 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     peaks = {int(seen): int(megabytes) for seen, megabytes in map(str.split, done.stdout.splitlines())}
-    print(f"peak memory after 20 pictures {peaks[20]} MiB, after 200 {peaks[200]} MiB")
+    print(f"peak memory after 20 images {peaks[20]} MiB, after 200 {peaks[200]} MiB")
     assert peaks[200] < 1.1 * peaks[20]

@@ -1,4 +1,4 @@
-"""`scripts/explain.py`: the page and pictures that it leaves, the paths that it follows, what it refuses."""
+"""`scripts/explain.py`: the page and images that it leaves, the paths that it follows, what it refuses."""
 
 import io
 import re
@@ -16,8 +16,8 @@ from scripts import explain as explain_command
 from scripts.data.synthetic_shapes import draw_sample
 from scripts.drawing.charts import Line, layer_chart
 from scripts.explaining.focus import Look, Segment, look
+from scripts.explaining.images import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_image, over_image
 from scripts.explaining.paths import Step, counterpart, focus_path
-from scripts.explaining.pictures import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_picture, over_picture
 from space_models import write_tiny_model
 
 
@@ -39,12 +39,12 @@ def write_sibling(folder, sibling, **changes):
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory):
-    file = tmp_path_factory.mktemp("pictures") / "a <street>.png"
+    file = tmp_path_factory.mktemp("images") / "a <street>.png"
     draw_sample(np.random.default_rng(1))[0].save(file)
     return file
 
 
-def test_the_page_holds_its_pictures_and_leaves_them_as_files(models, street, tmp_path, command):
+def test_the_page_holds_its_images_and_leaves_them_as_files(models, street, tmp_path, command):
     code, out, errors = command(
         explain_command, street, "--model_name_or_path", models[0], "--output_dir", tmp_path, "--max_segments", 2
     )
@@ -55,7 +55,7 @@ def test_the_page_holds_its_pictures_and_leaves_them_as_files(models, street, tm
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # one file, which fetches nothing
     sources = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
     assert all(Image.open(io.BytesIO(b64decode(source))).width > 0 for source in sources)
-    assert len(sources) == 2 + 1 + 2 * 5  # picture and prediction, one HRCA layer, two segments of five layers
+    assert len(sources) == 2 + 1 + 2 * 5  # image and prediction, one HRCA layer, two segments of five layers
     files = {path.name for path in tmp_path.iterdir()}
     assert {"explain.html", "a <street>_prediction.png", "a <street>_windows_layer4.png"} < files
     assert sum("_segment" in name for name in files) == 2
@@ -74,7 +74,7 @@ def test_what_cannot_be_explained_is_refused(models, street, tmp_path, command):
     flags = ["--model_name_or_path", models[0], "--output_dir", tmp_path]
     cases = [
         ([street], "no checkpoint: give --model_name_or_path"),
-        (flags, "no picture: name pictures or a folder of them"),
+        (flags, "no image: name images or a folder of them"),
         ([street, *flags, "--max_segments", 0], "--max_segments 0: give at least 1"),
     ]
     for arguments, message in cases:
@@ -121,38 +121,38 @@ def test_the_other_models_segment_is_the_one_that_overlaps_most():
 
 
 def padded_look():
-    """A picture of 64x48 pixels in a network input of 64x64."""
-    picture = torch.zeros(16, 16, dtype=torch.bool)
-    picture[:, :12] = True
-    return Look(None, (64, 48), picture, [], 0)
+    """An image of 64x48 pixels in a network input of 64x64."""
+    image = torch.zeros(16, 16, dtype=torch.bool)
+    image[:, :12] = True
+    return Look(None, (64, 48), image, [], 0)
 
 
-def test_maps_lie_over_the_picture_without_its_padding():
+def test_maps_lie_over_the_image_without_its_padding():
     values = torch.zeros(16, 16)
     values[:, 12:] = 1  # padding
     values[:4, 8:12] = 2
-    placed = over_picture(values, padded_look(), (96, 128), smooth=False)
+    placed = over_image(values, padded_look(), (96, 128), smooth=False)
     assert placed.shape == (128, 96)
     expected = np.zeros((128, 96))
     expected[:32, 64:] = 2
     assert np.array_equal(placed, expected)
 
 
-def test_a_focus_picture_shows_heat_outline_and_windows():
+def test_a_focus_image_shows_heat_outline_and_windows():
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[8:, :6] = True
     focus = torch.zeros(2, 2)
     focus[1, 0] = 1.0
     step = Step(4, "1/4 HRCA", focus, 1.0, 0.5, 0.2, [(0, 32, 32, 64), (32, 0, 64, 32)], ("car", 0.9), 0.9)
-    picture = focus_picture(Image.new("RGB", (48, 64), "white"), step, mask, padded_look(), 96)
-    assert picture.size == (96, 128)
-    pixels = np.asarray(picture)
+    image = focus_image(Image.new("RGB", (48, 64), "white"), step, mask, padded_look(), 96)
+    assert image.size == (96, 128)
+    pixels = np.asarray(image)
     assert tuple(pixels[64, 0]) == tuple(pixels[0, 64]) == WINDOW_COLOUR
     assert tuple(pixels[90, 47]) == MASK_COLOUR and tuple(pixels[90, 48]) == MASK_COLOUR
     assert tuple(pixels[119, 10]) == tuple(round(255 * channel) for channel in HEAT(1.0)[:3])  # where it looked
     assert tuple(pixels[5, 5]) == (128, 128, 128)
     nothing = Step(4, "1/4 HRCA", torch.zeros(16, 16), None, None, None, [], ("nothing", 0.9), 0.0)
-    grey = np.asarray(focus_picture(Image.new("RGB", (48, 64), "white"), nothing, mask, padded_look(), 96))
+    grey = np.asarray(focus_image(Image.new("RGB", (48, 64), "white"), nothing, mask, padded_look(), 96))
     assert tuple(grey[5, 5]) == (128, 128, 128)
 
 

@@ -100,11 +100,11 @@ def test_a_dry_run_writes_all_that_a_stranger_needs(export, checkpoint, tmp_path
     assert hub.requests == [], "a dry run talks to nobody"
 
 
-def test_pictures_leave_without_their_metadata(export, checkpoint, tmp_path):
-    picture = Image.open(checkpoint / "street.png")
-    exif = picture.getexif()
+def test_images_leave_without_their_metadata(export, checkpoint, tmp_path):
+    image = Image.open(checkpoint / "street.png")
+    exif = image.getexif()
     exif[0x010F], exif[0x0112] = "MakerOfTheCamera", 6  # turned by a quarter
-    picture.save(tmp_path / "photo.jpg", exif=exif)
+    image.save(tmp_path / "photo.jpg", exif=exif)
     assert done(export("--dry_run", "--sample_images", tmp_path / "photo.jpg"))
     for name in ("1.jpg", "1_input.jpg"):
         body = (tmp_path / "export/samples" / name).read_bytes()
@@ -141,10 +141,10 @@ def test_a_stranger_gets_the_same_map_bit_for_bit(export, checkpoint, tmp_path, 
     assert all(fault[2] == 0 for fault in hub.faults), hub.faults
     there = np.load(tmp_path / "there.npz")
     local = pipeline("image-segmentation", str(checkpoint))
-    picture = Image.open(checkpoint / "street.png")
-    segments = local(picture)
+    image = Image.open(checkpoint / "street.png")
+    segments = local(image)
     with torch.no_grad():
-        outputs = local.model(**local.image_processor(images=[picture], return_tensors="pt"))
+        outputs = local.model(**local.image_processor(images=[image], return_tensors="pt"))
     labels = local.image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(48, 80)])[0]
     assert np.array_equal(there["logits"], outputs.masks_queries_logits)
     assert np.array_equal(there["labels"], labels) and len(labels.unique()) > 1
@@ -394,7 +394,7 @@ def test_wrong_flags_are_one_line(flags, message, export, hub):
             '{"step": 1}\n{"resumed": "/home/jane/runs/checkpoint-2"}\n',
             "line 2: holds a place on this",
         ),
-        ("train_log.jsonl", '{"picture": "C:\\\\Users\\\\jane\\\\a.png"}\n', "line 1: holds a place on this machine"),
+        ("train_log.jsonl", '{"image": "C:\\\\Users\\\\jane\\\\a.png"}\n', "line 1: holds a place on this machine"),
         ("recipe.yaml", f"seed: 0\n\nnote: hf_{'A' * 34}\n", "holds a Hugging Face token (hf_AAA...)"),
         ("recipe.yaml", "dataset_config_name: s3://key:secret@host/bucket\n", "holds an address with a password"),
         ("config.json", None, "holds a place on this machine (/scratch/jane/weights)"),
@@ -467,7 +467,7 @@ for segment in pipeline("image-segmentation", sys.argv[1], trust_remote_code=Tru
 def test_push_to_hub_of_model_and_trainer_gives_a_working_repository(by, checkpoint, tmp_path, hub):
     """`model.push_to_hub` carries weights and code, `processor.push_to_hub` the rest; a Trainer carries both."""
     local = pipeline("image-segmentation", str(checkpoint))
-    picture = Image.open(checkpoint / "street.png")
+    image = Image.open(checkpoint / "street.png")
     if by == "model":
         local.model.push_to_hub(NAME)
         local.image_processor.push_to_hub(NAME)
@@ -475,5 +475,5 @@ def test_push_to_hub_of_model_and_trainer_gives_a_working_repository(by, checkpo
         arguments = TrainingArguments(tmp_path / "trainer", hub_model_id=NAME, report_to=[], use_cpu=True)
         Trainer(local.model, arguments, processing_class=local.image_processor).push_to_hub()
     printed = run_stranger(LOAD, [NAME, checkpoint / "street.png"], tmp_path)
-    expected = [f"{segment['label']} {int((np.asarray(segment['mask']) > 0).sum())}" for segment in local(picture)]
+    expected = [f"{segment['label']} {int((np.asarray(segment['mask']) > 0).sum())}" for segment in local(image)]
     assert printed.splitlines() == expected

@@ -61,7 +61,7 @@ def with_several_classes(model):
             value.mul_(2)
     head, seen = model.class_predictor, []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
-    model.eval()(pixel_values=checking.drawn_pictures(1, 64, 96, seed=0))
+    model.eval()(pixel_values=checking.drawn_images(1, 64, 96, seed=0))
     hook.remove()
     states = seen[0] - seen[0].mean(0)  # what all queries have in common decides nothing
     common = seen[0].mean(0) / seen[0].mean(0).norm()
@@ -108,19 +108,19 @@ def logits(model, pixels):
     return outputs.class_queries_logits.numpy(), outputs.masks_queries_logits.numpy()
 
 
-def a_picture(height, width, seed=0):
-    return Image.fromarray(checking.drawn_picture(height, width, seed))
+def a_image(height, width, seed=0):
+    return Image.fromarray(checking.drawn_image(height, width, seed))
 
 
-def eager_labels(folder, picture, **settings):
+def eager_labels(folder, image, **settings):
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **settings)
     model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
-    return checking.eager_labels(model, processor, np.asarray(picture)).numpy()
+    return checking.eager_labels(model, processor, np.asarray(image)).numpy()
 
 
-def run_example(file, picture, folder):
+def run_example(file, image, folder):
     """Label map and printed text of the example, in a process that cannot import torch."""
-    picture.save(folder / "street.png")
+    image.save(folder / "street.png")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT / "examples" / "onnx_runtime.py"), "street.png", str(file)],
         cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -161,9 +161,9 @@ def check_equal(file, checkpoint, shapes):
 
 def check_example(file, folder, size, least, checkpoint, **settings):
     """The example's labels are those of processor and model, its text names the classes."""
-    picture = a_picture(*size, seed=1)
-    labels, printed = run_example(file, picture, folder)
-    expected = eager_labels(checkpoint, picture, **settings)
+    image = a_image(*size, seed=1)
+    labels, printed = run_example(file, image, folder)
+    expected = eager_labels(checkpoint, image, **settings)
     assert labels.shape == size and len(np.unique(expected)) > 1
     assert (labels == expected).mean() > least
     shares = dict(re.findall(r"(class \d): ([\d.]+) %", printed))
@@ -181,11 +181,9 @@ def test_example_without_torch_gives_the_labels_of_processor_and_model(size, che
 def test_processing_in_the_graph(checkpoint, traced_once, tmp_path, capsys):
     file = export(checkpoint, tmp_path / "out", *STATIC, "--with_processing", "--timing_runs", 1)
     printed = capsys.readouterr().out
-    assert (
-        printed.count("mask logits within") == 3 and "speed on a picture of 64 x 85, processing included:" in printed
-    )
+    assert printed.count("mask logits within") == 3 and "speed on an image of 64 x 85, processing included:" in printed
     graph = onnx.load(file).graph
-    assert [value.name for value in (*graph.input, *graph.output)] == ["picture", "labels"]
+    assert [value.name for value in (*graph.input, *graph.output)] == ["image", "labels"]
     # The resize rounds otherwise here and there.
     check_example(file, tmp_path, (150, 90), 0.98, checkpoint, pad_size={"height": 64, "width": 96})
 
@@ -196,9 +194,9 @@ def test_post_processing_graph_equals_the_processor(masks_first, traced):
     classes, masks = torch.randn(1, 5, 7), 4 * torch.randn(1, 5, 16, 24)
     outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
     processor = FASegImageProcessor(task="panoptic" if masks_first else "semantic")
-    sizes = {"network_size": [60, 90], "picture_size": [33, 120]}
+    sizes = {"network_size": [60, 90], "image_size": [33, 120]}
     expected = processor.post_process_semantic_segmentation(
-        outputs, target_sizes=[sizes["picture_size"]], input_sizes=[sizes["network_size"]]
+        outputs, target_sizes=[sizes["image_size"]], input_sizes=[sizes["network_size"]]
     )[0]
     graph = processing.as_model(processing.finish_graph([kinds.CLASSES, kinds.MASKS], masks_first, 6), traced[0])
     inputs = {kinds.CLASSES: classes.numpy(), kinds.MASKS: masks.numpy()}
@@ -221,10 +219,10 @@ def test_preparing_graph_equals_the_processor(settings, traced):
     graph = processing.as_model(processing.prepare_graph(processor), traced[0])
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     for size in [(75, 130), (90, 90), (300, 41)]:
-        picture = checking.drawn_picture(*size, seed=0)
-        pixels, network_size, picture_size = session.run(None, {"picture": picture})
-        expected = processor(picture, return_tensors="np", input_data_format="channels_last")
-        assert tuple(network_size) == tuple(expected["input_sizes"][0]) and tuple(picture_size) == size
+        image = checking.drawn_image(*size, seed=0)
+        pixels, network_size, image_size = session.run(None, {"image": image})
+        expected = processor(image, return_tensors="np", input_data_format="channels_last")
+        assert tuple(network_size) == tuple(expected["input_sizes"][0]) and tuple(image_size) == size
         # In 8-bit steps. Releases of Pillow round differently between their two passes, but not to one side.
         scale = np.array(processor.image_std if processor.do_normalize else [1.0])[:, None, None] * 255
         steps = (pixels - expected["pixel_values"]) * scale
@@ -355,7 +353,7 @@ def test_a_slightly_wrong_graph_is_out_of_tolerance(change, decides_otherwise, t
 def test_a_decision_on_its_threshold_may_be_turned(traced, tmp_path, monkeypatch):
     """A mask probability between the thresholds of file and model: the model repeats what the file decided."""
     graph, model, _ = traced
-    pixels = checking.drawn_pictures(1, 64, 96, 0)
+    pixels = checking.drawn_images(1, 64, 96, 0)
     seen = []
     decoder = model.model.transformer_decoder
     blocked = decoder._blocked
@@ -399,7 +397,7 @@ def test_no_windows_are_no_decision(decisions):
 
 
 def test_decisions_of_another_number_or_shape_are_out_of_tolerance(traced, decisions):
-    pixels = checking.drawn_pictures(1, 64, 96, 0)
+    pixels = checking.drawn_images(1, 64, 96, 0)
     for change in (lambda left: left[1:], lambda left: [*left, left[0]], lambda left: [*left[:-1], left[-1][:, 1:]]):
         decisions.read({network.INPUT: pixels.numpy()})
         decisions.left = change(decisions.left)
@@ -457,7 +455,7 @@ def test_errors_are_one_line(flags, message, checkpoint, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_below_the_least_size_are_refused(checkpoint, tmp_path):
+def test_images_below_the_least_size_are_refused(checkpoint, tmp_path):
     """Where the processor makes them, a dynamic graph with processing could not take them."""
     small = tmp_path / "small"
     small.mkdir()
@@ -467,7 +465,7 @@ def test_pictures_below_the_least_size_are_refused(checkpoint, tmp_path):
     settings = json.loads((checkpoint / "preprocessor_config.json").read_text())
     settings["size"] = {"shortest_edge": 32, "longest_edge": 64}
     (small / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"pictures of 32, the dynamic graph takes 64 .*--height and --width"):
+    with pytest.raises(UserError, match=r"images of 32, the dynamic graph takes 64 .*--height and --width"):
         export(small, tmp_path / "out", "--with_processing")
 
 
@@ -491,10 +489,10 @@ def test_example_reads_a_dynamic_file(size, dynamic_file, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_example_refuses_pictures_below_the_least_size(dynamic_file, tmp_path):
-    picture = a_picture(300, 60)  # the longest edge bounds it: 128 x 26
+def test_example_refuses_images_below_the_least_size(dynamic_file, tmp_path):
+    image = a_image(300, 60)  # the longest edge bounds it: 128 x 26
     with pytest.raises(AssertionError, match="becomes 32x128, this file takes 64x64 on"):
-        run_example(dynamic_file, picture, tmp_path)
+        run_example(dynamic_file, image, tmp_path)
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def exported(folder, output_dir, size, capsys):
 @pytest.mark.parametrize("size", [["--height", "512", "--width", "512"], []], ids=["static", "dynamic"])
 @pytest.mark.parametrize("model_id", list(CASES))
 def test_released_architecture(model_id, size, shared, tmp_path, capsys):
-    """Three sizes (static: three pictures) within tolerance, or the command would raise; it prints the speed."""
+    """Three sizes (static: three images) within tolerance, or the command would raise; it prints the speed."""
     write_computed_model(shared, model_id, tmp_path / model_id)
     printed = exported(tmp_path / model_id, tmp_path / "out", size, capsys)
     assert printed.count("mask logits within") == 3 and "speed on 1 x 512 x " in printed

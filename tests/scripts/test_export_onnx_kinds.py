@@ -99,7 +99,7 @@ MODELS = {"semask": semask, "faseg": faseg_on_semask, "qlseg": qlseg}
 
 @torch.no_grad()
 def with_several_classes(model):
-    """A random model whose semantic attention counts and whose pictures show more than one class.
+    """A random model whose semantic attention counts and whose images show more than one class.
 
     What all places of a map have in common is taken out of those that make masks, and query c stands for class c.
     """
@@ -116,7 +116,7 @@ def with_several_classes(model):
             parameter.fill_(0.5)
         elif "mask_embedder" in name and name.endswith("weight"):
             parameter.mul_(2)
-    model(checking.drawn_pictures(1, 64, 64, seed=0))
+    model(checking.drawn_images(1, 64, 64, seed=0))
     for hook in hooks:
         hook.remove()
     if states:
@@ -180,8 +180,8 @@ def check_equal(file, folder, shapes):
 
 def check_example(file, folder, size, least, tmp_path, **settings):
     """The example's labels, made without torch, are those of processor and model."""
-    picture = Image.fromarray(checking.drawn_picture(*size, seed=1))
-    picture.save(tmp_path / "street.png")
+    image = Image.fromarray(checking.drawn_image(*size, seed=1))
+    image.save(tmp_path / "street.png")
     program = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
     done = subprocess.run(
         [sys.executable, "-c", program, str(EXAMPLE), "street.png", str(file)],
@@ -191,7 +191,7 @@ def check_example(file, folder, size, least, tmp_path, **settings):
     labels = np.asarray(Image.open(tmp_path / "street_labels.png"))
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **settings)
     model = MODELS[folder.name]().from_pretrained(folder).eval()
-    expected = checking.eager_labels(model, processor, np.asarray(picture)).numpy()
+    expected = checking.eager_labels(model, processor, np.asarray(image)).numpy()
     assert labels.shape == size and len(np.unique(expected)) > 1
     assert (labels == expected).mean() > least
     assert "class" in done.stdout
@@ -205,7 +205,7 @@ def test_a_static_semask_file(semask_file, folders):
 
 
 def test_the_example_reads_a_semask_file(semask_file, folders, tmp_path):
-    """Pictures of the file's shape, whose labels are those of the model with its own processor, and others, padded."""
+    """Images of the file's shape, whose labels are those of the model with its own processor, and others, padded."""
     check_example(semask_file, folders / "semask", (128, 176), 0.999, tmp_path)
     check_example(semask_file, folders / "semask", (120, 90), 0.999, tmp_path, pad_size={"height": 64, "width": 88})
 
@@ -221,8 +221,8 @@ def test_a_qlseg_file_takes_windows(qlseg_file, folders):
 @pytest.mark.parametrize(
     "size", [(120, 90), *(pytest.param(size, marks=pytest.mark.slow) for size in [(64, 64), (60, 200)])]
 )
-def test_the_example_reads_pictures_through_windows(size, qlseg_file, folders, tmp_path):
-    """Several windows each way, one alone, and a picture that is smaller than the window."""
+def test_the_example_reads_images_through_windows(size, qlseg_file, folders, tmp_path):
+    """Several windows each way, one alone, and an image that is smaller than the window."""
     check_example(qlseg_file, folders / "qlseg", size, 0.999, tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_processing_around_semask(folders, tmp_path, monkeypatch, semask_file):
     flags = ["--height", 64, "--width", 88, "--with_processing"]
     file = export(folders / "semask", tmp_path / "out", *flags)
     assert [value.name for value in (*onnx.load(file).graph.input, *onnx.load(file).graph.output)] == [
-        "picture",
+        "image",
         "labels",
     ]
     check_example(file, folders / "semask", (150, 90), 0.98, tmp_path, pad_size={"height": 64, "width": 88})
@@ -242,7 +242,7 @@ def test_processing_around_semask(folders, tmp_path, monkeypatch, semask_file):
 def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypatch):
     """A probability between the thresholds of file and model: alone the model differs, repeating it does not."""
     model = MODELS["qlseg"]().from_pretrained(folders / "qlseg").eval()
-    kind, pixels = kinds.kind_of(model.config), checking.drawn_pictures(1, 64, 64, 0)
+    kind, pixels = kinds.kind_of(model.config), checking.drawn_images(1, 64, 64, 0)
     session = open_session(qlseg_file)
     found = checking.compare_network(kind, model, session, [(1, 64, 64)], 0, Decisions(qlseg_file, kind))[0]
     tokens = 16 * len(NAMES)
@@ -273,7 +273,7 @@ def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypa
         (
             "qlseg",
             "--height 96 --width 64",
-            "the model reads windows of 64 x 64: leave both out, or read pictures whole",
+            "the model reads windows of 64 x 64: leave both out, or read images whole",
         ),
         (
             "qlseg",
@@ -281,7 +281,7 @@ def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypa
             "--width 72: give a multiple of 16, 64 for instance",
         ),
         ("semask", "--height 62 --width 64", "--height 62: give a multiple of 4, 64 for instance"),
-        ("qlseg", "--with_processing", "a QLSeg file takes windows, not pictures: leave it out"),
+        ("qlseg", "--with_processing", "a QLSeg file takes windows, not images: leave it out"),
         ("semask", "--with_processing --height 64", "--height and --width belong together"),
     ],
 )
@@ -316,7 +316,7 @@ def test_dynamic_files_with_a_semask_backbone(name, least, folders, tmp_path):
 @pytest.mark.slow
 def test_qlseg_without_windows_takes_rectangles(tmp_path):
     """With smaller random weights than elsewhere: of those the model's own float32 is 2e-4 from float64 on smooth
-    pictures of five by three patches."""
+    images of five by three patches."""
     folder = tmp_path / "qlseg"
     torch.manual_seed(0)
     processor = FASegImageProcessor(

@@ -16,7 +16,7 @@ from scripts.explaining.focus import FocusCounts, Segment, focus_shares, look, p
 from space_models import write_tiny_model
 
 
-LEFT = torch.arange(16).expand(16, 16) < 8  # half of a picture of 64x64 pixels
+LEFT = torch.arange(16).expand(16, 16) < 8  # half of an image of 64x64 pixels
 WHOLE = torch.ones(16, 16, dtype=torch.bool)
 
 
@@ -24,8 +24,8 @@ def segment(query, mask):
     return Segment(query, 0, 1.0, 0.5, mask)
 
 
-def shares(focus, *segments, picture=WHOLE, mask_padding=False):
-    found = focus_shares(focus, segments, picture, mask_padding)
+def shares(focus, *segments, image=WHOLE, mask_padding=False):
+    found = focus_shares(focus, segments, image, mask_padding)
     return [[round(float(value), 6) for value in row] for row in zip(*vars(found).values(), strict=True)]
 
 
@@ -43,11 +43,11 @@ def test_a_cell_counts_by_how_much_of_it_the_mask_covers():
     assert shares(focus, segment(0, quarter)) == [[0.5, 0.5, 0.25, 1.0]]
 
 
-def test_chance_is_that_of_the_picture_where_padding_is_not_looked_at():
+def test_chance_is_that_of_the_image_where_padding_is_not_looked_at():
     focus = torch.tensor([[[0.5, 0.0], [0.5, 0.0]]])
     top = LEFT & (torch.arange(16)[:, None] < 8)
-    assert shares(focus, segment(0, top), picture=LEFT)[0][2] == 0.25
-    assert shares(focus, segment(0, top), picture=LEFT, mask_padding=True)[0][2] == 0.5
+    assert shares(focus, segment(0, top), image=LEFT)[0][2] == 0.25
+    assert shares(focus, segment(0, top), image=LEFT, mask_padding=True)[0][2] == 0.5
 
 
 def test_a_layer_that_looks_nowhere_is_left_out():
@@ -85,14 +85,14 @@ def tiny(tmp_path_factory):
 
 def test_counts_of_parts_add_up(tiny):
     _, model, processor = tiny
-    pictures = [draw_sample(np.random.default_rng(seed))[0] for seed in (1, 2, 3)]
+    images = [draw_sample(np.random.default_rng(seed))[0] for seed in (1, 2, 3)]
     whole, parts = FocusCounts(model, processor, "cpu"), [FocusCounts(model, processor, "cpu") for _ in range(2)]
-    for index, picture in enumerate(pictures):
-        whole.add({"image": picture}, np.zeros((1, 1)))
-        parts[index % 2].add({"image": picture}, np.zeros((1, 1)))
+    for index, image in enumerate(images):
+        whole.add({"image": image}, np.zeros((1, 1)))
+        parts[index % 2].add({"image": image}, np.zeros((1, 1)))
     assert np.array_equal(whole.totals, parts[0].totals + parts[1].totals)
     scores = whole.scores()
-    assert scores["pictures"] == 3 and scores["segments"] >= 3
+    assert scores["images"] == 3 and scores["segments"] >= 3
     assert [row["reads"] for row in scores["layers"]] == ["1/32", "1/16", "1/8", "1/4 HRCA", "1/32"]
     for row in scores["layers"]:
         assert all(0 <= row[key] <= 1 for key in ("inside", "even", "chance", "reaches"))
@@ -100,13 +100,13 @@ def test_counts_of_parts_add_up(tiny):
 
 def test_looking_gives_what_the_model_gives(tiny):
     _, model, processor = tiny
-    picture = Image.fromarray(np.asarray(draw_sample(np.random.default_rng(5))[0])[:, :90])
-    seen = look(model, processor, picture, "cpu", every_prediction=True)
+    image = Image.fromarray(np.asarray(draw_sample(np.random.default_rng(5))[0])[:, :90])
+    seen = look(model, processor, image, "cpu", every_prediction=True)
     assert len(seen.outputs.auxiliary_logits) == 5 and seen.segments
     height, width = seen.input_size
-    assert seen.picture.sum() == -(-height // 4) * -(-width // 4)
+    assert seen.image_cells.sum() == -(-height // 4) * -(-width // 4)
     assert sum(each.area for each in seen.segments) <= 1
-    assert all(not each.mask[~seen.picture].any() for each in seen.segments)
+    assert all(not each.mask[~seen.image_cells].any() for each in seen.segments)
 
 
 def test_eval_writes_the_scores_when_asked(tiny_recipe, shapes, tmp_path, command):
@@ -115,7 +115,7 @@ def test_eval_writes_the_scores_when_asked(tiny_recipe, shapes, tmp_path, comman
     code, out, errors = command(evaluate_command, *flags, "--focus")
     assert code == 0, errors
     scores = json.loads(results.read_text())["focus_consistency"]
-    assert scores["pictures"] == 3 and scores["segments"] > 0
+    assert scores["images"] == 3 and scores["segments"] > 0
     assert [row["reads"] for row in scores["layers"]] == ["1/32", "1/16", "1/8", "1/4 HRCA"]
     assert 0 < scores["layers"][0]["inside"] <= 100
     assert "focus consistency over" in out and "1/4 HRCA" in out

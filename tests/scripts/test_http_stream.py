@@ -10,7 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from clean_process import run_apart
 from scripts import train
 from scripts.cli.errors import UserError
-from scripts.data.sources import DatasetArguments, load_classes, load_split, readable
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import load_classes, load_split, readable
 from scripts.data.streaming import shuffled_rows
 from scripts.storage import retries
 from scripts.storage.retries import BackOff, network_fault, with_retries

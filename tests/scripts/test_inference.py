@@ -1,4 +1,4 @@
-"""Class scores over scales and mirror images, against the reference's; whole splits against single pictures."""
+"""Class scores over scales and mirror images, against the reference's; whole splits against single images."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ from PIL import Image
 from golden_cases import indexed, load_case, official_state_dict, tiny_config
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
+from scripts.data.arguments import DatasetArguments
 from scripts.data.augmentation import shortest_edge_size
 from scripts.data.samples import decode_label
-from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.sources import load_split
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.inference.predictors import multi_scale_scores
@@ -21,23 +22,23 @@ from scripts.models.parameter_names import convert_state_dict
 @pytest.mark.golden
 @pytest.mark.parametrize("name", ["full_r50narrow", "full_swin_w7"])
 def test_multi_scale_scores_are_the_reference_average(shared, name):
-    """From the picture on: PIL's resize, padding, model, scores at the original size, flip back, mean."""
+    """From the image on: PIL's resize, padding, model, scores at the original size, flip back, mean."""
     tensors, meta = load_case(shared, name)
     config = tiny_config(meta)
     model = FASegForUniversalSegmentation(config)
     model.load_state_dict(convert_state_dict(official_state_dict(tensors), config))
     settings = meta["params"]["tta"]
-    picture = Image.fromarray(tensors["tta/image"].permute(1, 2, 0).numpy())
+    image = Image.fromarray(tensors["tta/image"].permute(1, 2, 0).numpy())
     views = iter(indexed(tensors, "tta/aug_image_"))
     for edge in settings["min_sizes"]:
-        height, width = shortest_edge_size(picture.height, picture.width, edge, settings["max_size"])
-        resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        height, width = shortest_edge_size(image.height, image.width, edge, settings["max_size"])
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         for view in (resized, resized[:, ::-1]):
             assert np.array_equal(view, next(views).permute(1, 2, 0).numpy())
     found = multi_scale_scores(
         model.eval(),
         FASegImageProcessor(),
-        picture,
+        image,
         tuple(settings["image"][2:]),
         [(edge, settings["max_size"]) for edge in settings["min_sizes"]],
     )

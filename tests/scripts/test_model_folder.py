@@ -5,14 +5,8 @@ import torch
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides, read_recipe, recipe_flags, run_command
-from scripts.models.loading import (
-    ModelArguments,
-    build_config,
-    build_model,
-    build_processor,
-    refuse_dead_hrca,
-    save_model_folder,
-)
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca, save_model_folder
 
 
 SWIN_TINY = "hub_cards/faseg-swin-tiny-ade20k"

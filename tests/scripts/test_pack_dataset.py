@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from scripts import pack_dataset
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import decode_sample
-from scripts.data.sources import DatasetArguments, load_classes, load_split, number_of_examples
+from scripts.data.sources import load_classes, load_split, number_of_examples
 
 
 ROOT = Path(__file__).parents[2]
@@ -19,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def folders(tmp_path):
-    """Flags of ten pictures and maps."""
+    """Flags of ten images and maps."""
     rng = np.random.default_rng(0)
     for kind, shape in (("photos", (6, 8, 3)), ("masks", (6, 8))):
         (tmp_path / kind).mkdir()
         for index in range(10):
-            picture = Image.fromarray(rng.integers(0, 5, shape, dtype=np.uint8))
-            picture.save(tmp_path / kind / f"{index}.png")
+            image = Image.fromarray(rng.integers(0, 5, shape, dtype=np.uint8))
+            image.save(tmp_path / kind / f"{index}.png")
     (tmp_path / "id2label.json").write_text('{"0": "a", "1": "b", "2": "c", "3": "d", "4": "é"}')
     return ["--train_images", str(tmp_path / "photos"), "--train_masks", str(tmp_path / "masks")]
 
@@ -33,7 +34,7 @@ def folders(tmp_path):
 def test_a_packed_dataset_streams_the_same_samples(folders, tmp_path, command):
     validation = [flag.replace("train_", "eval_") for flag in folders]
     code, printed, _ = command(pack_dataset, *folders, *validation, "--output_dir", tmp_path / "packed")
-    assert code == 0 and "20 pictures in" in printed
+    assert code == 0 and "20 images in" in printed
     assert len(list((tmp_path / "packed" / "data").glob("train-*-of-00004.parquet"))) == 4
     packed = DatasetArguments(dataset_name=str(tmp_path / "packed"))
     assert load_classes(packed) == {0: "a", 1: "b", 2: "c", 3: "d", 4: "é"}

@@ -19,7 +19,8 @@ from tiny_folder import write_model_folder
 from scripts import predict as predict_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
-from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import load_split
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import ShardFolder
 from scripts.inference.stream import PredictionRows
@@ -37,7 +38,7 @@ def model_folder(tiny_recipe, tmp_path_factory):
 
 @pytest.fixture
 def flags(model_folder, shapes, tmp_path):
-    """The seven training pictures in shards of two."""
+    """The seven training images in shards of two."""
     return [
         "--model_name_or_path", model_folder, "--dataset_name", shapes, "--split_name", "train",
         "--rows_per_shard", 2, "--dataloader_num_workers", 0, "--output_dir", tmp_path / "out",
@@ -107,7 +108,7 @@ def test_stopped_run_goes_on(flags, tmp_path, command, monkeypatch):
     monkeypatch.setattr(ShardFolder, "write", killed_in_the_third)
     with pytest.raises(Killed):
         predict_command.predict(
-            parse_arguments(predict_command.PredictArguments, list(map(str, flags)), images="pictures")
+            parse_arguments(predict_command.PredictArguments, list(map(str, flags)), images="images")
         )
     assert len(list((folder / "data").glob("train-*"))) == 2
     assert datasets.load_dataset(str(folder), split="train", streaming=True).take(1)  # readable when unfinished
@@ -157,36 +158,36 @@ def test_other_settings_are_refused(flags, model_folder, shapes, tiny_recipe, tm
     shutil.copytree(shapes, other, dirs_exist_ok=True)
     shutil.copy(shapes / "data" / "validation-00000-of-00003.parquet", other / "data" / "train-00003-of-00003.parquet")
     refused("--dataset_name", other, message="row 7 is 'validation_00000' and was the end of the split")
-    picture = ROOT / "docs" / "demo.png"
-    refused(picture, message="give one of the two")
+    image = ROOT / "docs" / "demo.png"
+    refused(image, message="give one of the two")
     strange = tmp_path / "strange"
     shutil.copytree(shapes, strange)
     refused("--output_dir", strange, message="holds parquet files of something else")
     refused("--rows_per_shard", 0, message="--rows_per_shard 0: give at least 1")
-    refused("--image_column_name", "picture", message="no column 'picture'")
+    refused("--image_column_name", "image", message="no column 'image'")
 
 
 @pytest.fixture
 def half_broken(tmp_path):
-    """Dataset without a label column: pictures of three sizes, the second is no picture."""
+    """Dataset without a label column: images of three sizes, the second is no image."""
     folder = tmp_path / "half_broken"
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number, size in enumerate([(40, 60), (1, 1), (33, 90)]):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    (folder / "1.png").write_bytes(b"no picture")
+    (folder / "1.png").write_bytes(b"no image")
     rows = [{"image": {"bytes": (folder / f"{n}.png").read_bytes(), "path": f"{n}.png"}} for n in range(3)]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "rows.parquet")
     return folder / "rows.parquet"
 
 
-def test_unreadable_pictures_are_named_and_keep_their_row(flags, half_broken, tmp_path, command):
+def test_unreadable_images_are_named_and_keep_their_row(flags, half_broken, tmp_path, command):
     flags = [*flags, "--dataset_name", half_broken]
     code, _, errors = command(predict_command, *flags)
     assert code == 0
     assert any("skipped: image of sample 1.png: cannot be read" in line for line in errors)
-    assert errors[-1] == "1 pictures could not be read: see the column 'error'"
+    assert errors[-1] == "1 images could not be read: see the column 'error'"
     rows = list(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True))
     assert [row["image_id"] for row in rows] == ["0.png", "1.png", "2.png"]
     assert [row["label"] and row["label"].size for row in rows] == [(60, 40), None, (90, 33)]
@@ -204,8 +205,8 @@ def test_a_damaged_state_file_is_one_line(flags, tmp_path, command, content):
 
 
 def test_names_of_outputs_never_collide():
-    pictures = [Path(name) for name in ("a.png", "x/a_png.jpg", "x/a.png", "a_3.png", "y/a.png", "z/a.png")]
-    names = predict_command.output_names(pictures)
+    images = [Path(name) for name in ("a.png", "x/a_png.jpg", "x/a.png", "a_3.png", "y/a.png", "z/a.png")]
+    names = predict_command.output_names(images)
     assert len(set(names)) == len(names) and names[:2] == ["a", "a_png"]
 
 

@@ -9,7 +9,7 @@ from transformers.image_utils import SizeDict
 
 from image_processing.preprocessing import network_size
 from scripts.cli.errors import UserError
-from scripts.data.sources import DatasetArguments
+from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
     PROTOCOLS,
     check_classes,
@@ -45,7 +45,7 @@ def test_a_checkpoint_with_another_size_gets_the_protocols_first():
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "resized"),
+    ("name", "image", "resized"),
     [
         ("ade20k", (683, 512), (683, 512)),
         ("ade20k", (300, 2000), (307, 2048)),  # the longer side is bounded
@@ -55,9 +55,9 @@ def test_a_checkpoint_with_another_size_gets_the_protocols_first():
         ("pascal-context", (500, 375), (520, 390)),
     ],
 )
-def test_resized_pictures(name, picture, resized):
+def test_resized_images(name, image, resized):
     size = protocol_sizes(name, (512, 2048), sliding=False).processor_size
-    assert network_size(*picture, SizeDict(**size)) == resized
+    assert network_size(*image, SizeDict(**size)) == resized
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_raw_ids_are_recognised():
 
     assert recognised(rows(train, train)) == "train"
     assert recognised(rows(train, raw)) == "raw"
-    broken = [{"image": None, "label": {"bytes": b"no picture", "path": None}}]
+    broken = [{"image": None, "label": {"bytes": b"no image", "path": None}}]
     assert recognised([*broken, *rows(raw)]) == "raw"
 
 

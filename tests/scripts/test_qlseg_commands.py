@@ -16,8 +16,9 @@ from scripts import convert_checkpoint, predict
 from scripts import eval as eval_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
+from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import load_backbone_weights
-from scripts.models.loading import ModelArguments, build_config, build_model, save_model_folder
+from scripts.models.loading import build_config, build_model, save_model_folder
 from scripts.models.qlseg_names import official_source
 from scripts.training.arguments import TrainArguments
 from scripts.training.loop import training_step
@@ -68,7 +69,7 @@ def test_evaluates_through_its_own_windows(command, shapes, trained, tmp_path):
     assert wide["protocol"]["sliding_window"] == {"crop": 48, "stride": 48}
 
 
-def test_predicts_pictures_of_any_size(command, trained, tmp_path):
+def test_predicts_images_of_any_size(command, trained, tmp_path):
     generator = np.random.default_rng(0)
     for name, (height, width) in {"small": (20, 30), "large": (90, 120), "long": (16, 200)}.items():
         pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -99,7 +100,7 @@ def test_converts_an_official_file(command, tmp_path):
 
 
 def test_pretrained_weights_of_timm(tmp_path):
-    """A classifier's file of another picture size: positions are resized, the head is left out."""
+    """A classifier's file of another image size: positions are resized, the head is left out."""
     import timm
 
     twin = timm.create_model(

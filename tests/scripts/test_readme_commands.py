@@ -122,9 +122,9 @@ def placeholders(shapes, tmp_path_factory):
     save_file(timm_net.state_dict(), folder / "mobilenetv2_100.safetensors")
     config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / "faseg-resnet50-ade20k").backbone_config
     save_file(ResNetBackbone(config).state_dict(), folder / "model.safetensors")
-    for name in ("pictures", "photos", "masks"):
+    for name in ("images", "photos", "masks"):
         (folder / name).mkdir()
-    shutil.copy(PROJECT_ROOT / "docs" / "demo.png", folder / "pictures" / "demo.png")
+    shutil.copy(PROJECT_ROOT / "docs" / "demo.png", folder / "images" / "demo.png")
     for number in range(2):
         Image.new("RGB", (96, 64), "teal").save(folder / "photos" / f"{number}.jpg")
         Image.new("L", (96, 64), number).save(folder / "masks" / f"{number}.png")
@@ -135,7 +135,7 @@ def placeholders(shapes, tmp_path_factory):
         "path/to/dataset": str(shapes),
         "path/to/mobilenetv2_100.safetensors": str(folder / "mobilenetv2_100.safetensors"),
         "timm/resnet50.tv_in1k": str(folder / "model.safetensors"),
-        "path/to/pictures": str(folder / "pictures"),
+        "path/to/images": str(folder / "images"),
         "photos/": str(folder / "photos"),
         "masks/": str(folder / "masks"),
         "id2label.json": str(folder / "id2label.json"),

@@ -1,4 +1,4 @@
-"""Every shipped recipe: the reference's numbers, and one step of its training with a small model on small pictures."""
+"""Every shipped recipe: the reference's numbers, and one step of its training with a small model on small images."""
 
 import json
 import math

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
-from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.sources import load_split
 from scripts.data.synthetic_shapes import encoded
 
 
@@ -44,13 +45,13 @@ def rows_with(tmp_path, **columns):
 
 
 @pytest.fixture
-def picture():
+def image():
     return Image.new("RGB", (8, 6))
 
 
 @pytest.fixture
-def good(picture):
-    return {"image": encoded(picture, "JPEG"), "label": encoded(picture.convert("L"), "PNG")}
+def good(image):
+    return {"image": encoded(image, "JPEG"), "label": encoded(image.convert("L"), "PNG")}
 
 
 def decode(tmp_path, **columns):
@@ -66,22 +67,22 @@ def test_a_good_sample(tmp_path, good):
     assert name == "bad_one"
 
 
-def test_bad_samples_are_told_from_data_that_cannot_be_meant(tmp_path, picture, good):
+def test_bad_samples_are_told_from_data_that_cannot_be_meant(tmp_path, image, good):
     colours = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(6, 8, 3))
     skipped = [
         ({"image": {"bytes": good["image"]["bytes"][:200]}}, "image of sample bad_one: cannot be read"),
         ({"label": {"bytes": good["label"]["bytes"][:40]}}, "label map of sample bad_one: cannot be read"),
-        ({"label": encoded(picture.convert("L").resize((4, 4)), "PNG")}, r"image \(6, 8\) but label map \(4, 4\)"),
+        ({"label": encoded(image.convert("L").resize((4, 4)), "PNG")}, r"image \(6, 8\) but label map \(4, 4\)"),
     ]
     for columns, message in skipped:
         with pytest.raises(BadSample, match=message):
             decode(tmp_path, **good | columns)
     stopping = [
         ({"label": encoded(colours, "PNG")}, "need one channel of class ids, not colours$"),
-        ({"label": encoded(picture, "PNG")}, "not colours .its channels are equal"),
-        ({"label": encoded(picture.convert("F"), "TIFF")}, "holds float32: need integers"),
-        ({"label": encoded(picture.convert("I").point(lambda value: value - 3), "TIFF")}, "holds -3: ids start"),
-        ({"label": encoded(picture.convert("L").point(lambda value: value + 7), "PNG")}, "label 7 in image bad_one"),
+        ({"label": encoded(image, "PNG")}, "not colours .its channels are equal"),
+        ({"label": encoded(image.convert("F"), "TIFF")}, "holds float32: need integers"),
+        ({"label": encoded(image.convert("I").point(lambda value: value - 3), "TIFF")}, "holds -3: ids start"),
+        ({"label": encoded(image.convert("L").point(lambda value: value + 7), "PNG")}, "label 7 in image bad_one"),
     ]
     for columns, message in stopping:
         with pytest.raises(UserError, match=message) as error:
@@ -89,8 +90,8 @@ def test_bad_samples_are_told_from_data_that_cannot_be_meant(tmp_path, picture, 
         assert not isinstance(error.value, BadSample) and "bad_one" in str(error.value)
 
 
-def test_palette_maps_keep_their_ids(picture):
-    label = picture.convert("P")
+def test_palette_maps_keep_their_ids(image):
+    label = image.convert("P")
     label.putpixel((0, 0), 5)
     assert decode_label({"path": None, **encoded(label, "PNG")}, "x")[0, 0] == 5
 
@@ -100,7 +101,7 @@ def test_grey_values_between_the_ids_are_recognised():
         check_labels(torch.arange(200).reshape(10, 20), 6, False, "s1")
 
 
-def test_a_picture_turned_by_exif_names_the_cause():
+def test_a_image_turned_by_exif_names_the_cause():
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     label = {**encoded(Image.new("L", (12, 8)), "PNG"), "path": None}

@@ -1,4 +1,4 @@
-"""SeMask on real pictures: whether the semantic attention of every stage learns from the recipes' first steps on."""
+"""SeMask on real images: whether the semantic attention of every stage learns from the recipes' first steps on."""
 
 import pytest
 from safetensors.torch import load_file

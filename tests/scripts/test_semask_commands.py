@@ -217,9 +217,9 @@ def test_converted_folder_is_the_model(official, tmp_path, monkeypatch, capsys):
     code, said = run(monkeypatch, capsys, *arguments, "--output_dir", tmp_path / "new")
     assert code in (0, None) and "3 classes" in said, said
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "new").eval()
-    pictures = torch.randn(1, 3, 40, 52)
+    images = torch.randn(1, 3, 40, 52)
     with torch.no_grad():
-        assert loaded(pictures).logits.equal(model.eval()(pictures).logits)
+        assert loaded(images).logits.equal(model.eval()(images).logits)
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,12 @@ def test_a_folder_without_head_weights_is_refused(tmp_path, command):
     save_model_folder(model, FASegImageProcessor(size_divisor=0), tmp_path / "model")
     weights = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    picture = tmp_path / "picture.png"
+    image = tmp_path / "image.png"
     from PIL import Image
 
-    Image.effect_noise((60, 40), 80).convert("RGB").save(picture)
+    Image.effect_noise((60, 40), 80).convert("RGB").save(image)
     arguments = ["--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out"]
-    code, _, error = command(predict, picture, *arguments)
+    code, _, error = command(predict, image, *arguments)
     assert code == 2 and "missing or of another shape: decoder.classifier.bias and 43 more" in error[-1]
 
 

@@ -47,7 +47,7 @@ sys.path.insert(0, sys.argv[1])  # a Space's program starts in its own folder
 import app
 import numpy as np
 
-results, problems = app.segment_pictures([sys.argv[2]], app.MODELS[0], "semantic", 0.5)
+results, problems = app.segment_images([sys.argv[2]], app.MODELS[0], "semantic", 0.5)
 assert not problems, problems
 files = app.write_files(results, Path(sys.argv[3]))
 print(app.MODELS[0], files[0])
@@ -56,7 +56,7 @@ print(app.MODELS[0], files[0])
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory):
-    """A picture of CamVid's validation split."""
+    """An image of CamVid's validation split."""
     row = next(iter(load_dataset(str(DATA), split="validation", streaming=True)))
     file = tmp_path_factory.mktemp("street") / "street.png"
     row["image"].convert("RGB").save(file)
@@ -141,13 +141,13 @@ def test_camvid_model_from_checkpoint_to_stranger(street, tmp_path, hub):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there
     try:
-        picture = Image.open(street)
-        segments = local(picture)
+        image = Image.open(street)
+        segments = local(image)
         with torch.no_grad():
-            outputs = local.model(**local.image_processor(images=[picture], return_tensors="pt"))
+            outputs = local.model(**local.image_processor(images=[image], return_tensors="pt"))
     finally:
         torch.set_num_threads(threads)
-    size = [(picture.height, picture.width)]
+    size = [(image.height, image.width)]
     labels = local.image_processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0].numpy()
     assert np.array_equal(there["logits"], outputs.masks_queries_logits)
     assert np.array_equal(there["labels"], labels) and len(np.unique(labels)) > 4

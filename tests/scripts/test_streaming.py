@@ -13,9 +13,10 @@ from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
 from scripts.cli.errors import UserError
+from scripts.data.arguments import DatasetArguments
 from scripts.data.augmentation import training_augmentation
 from scripts.data.loading import good_batches, worker_loader
-from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.sources import load_split
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples, collate, read_ahead, shuffled_rows
 from scripts.data.synthetic_shapes import encoded, write_dataset
 
@@ -185,12 +186,12 @@ def test_collate_makes_model_inputs():
 
 
 def write_with_broken(folder, good, broken):
-    """Parquet file of rows `good_0, ...` with a grey picture each, and rows `broken_0, ...` whose picture is cut."""
+    """Parquet file of rows `good_0, ...` with a grey image each, and rows `broken_0, ...` whose image is cut."""
     rng = np.random.default_rng(0)
     rows = []
     for index in range(good + broken):
-        picture = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
-        image = encoded(picture, "JPEG")
+        drawn = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+        image = encoded(drawn, "JPEG")
         if index >= good:
             image = {"bytes": image["bytes"][:150]}
         name = f"good_{index}" if index < good else f"broken_{index - good}"

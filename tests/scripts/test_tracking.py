@@ -1,4 +1,4 @@
-"""Trackers, pictures and curves of a run, read back from the files that they left."""
+"""Trackers, images and curves of a run, read back from the files that they left."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from scripts.cli.parser import parse_arguments
 from scripts.drawing.sheets import PANEL_SIZE, strip
 from scripts.drawing.visualization import class_colour
 from scripts.training.arguments import TrainArguments
-from scripts.training.tracking import check_trackers, log_pictures, tracked_run_id
+from scripts.training.tracking import check_trackers, log_images, tracked_run_id
 
 
 def train_here(recipe, data, folder, *flags):
@@ -52,7 +52,7 @@ def test_flags_are_checked_before_anything_is_loaded(tiny_recipe, tmp_path, flag
         train_here(tiny_recipe, "nowhere", tmp_path, "--max_train_steps", 1, *flags)
 
 
-def test_tensorboard_holds_figures_and_pictures_of_a_run_and_of_its_continuation(
+def test_tensorboard_holds_figures_and_images_of_a_run_and_of_its_continuation(
     tiny_recipe, shapes, tmp_path, whole_run
 ):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -77,13 +77,13 @@ def test_tensorboard_holds_figures_and_pictures_of_a_run_and_of_its_continuation
 
     assert len(read.Tags()["images"]) == 2
     for tag in read.Tags()["images"]:
-        assert tag.startswith("pictures/") and [event.step for event in read.Images(tag)] == [1, 2, 3]
-    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert pictures == [f"step-{step:08}.png" for step in (1, 2, 3)]
+        assert tag.startswith("images/") and [event.step for event in read.Images(tag)] == [1, 2, 3]
+    images = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert images == [f"step-{step:08}.png" for step in (1, 2, 3)]
     assert Image.open(tmp_path / "curves.png").size == (800, 480)
 
 
-def test_pictures_leave_the_run_as_it_is(tiny_recipe, shapes, tmp_path):
+def test_images_leave_the_run_as_it_is(tiny_recipe, shapes, tmp_path):
     losses = []
     for count in (0, 3):
         folder = tmp_path / str(count)
@@ -91,7 +91,7 @@ def test_pictures_leave_the_run_as_it_is(tiny_recipe, shapes, tmp_path):
             tiny_recipe, shapes, folder, "--max_train_steps", 2, "--eval_steps", 1, "--num_tracked_images", count
         )
         losses.append([line.get("loss", line.get("mean_iou")) for line in read_lines(folder)])
-        assert (folder / "pictures").exists() == (count > 0)
+        assert (folder / "images").exists() == (count > 0)
     assert losses[0] == losses[1]
 
 
@@ -105,30 +105,30 @@ def test_strip_shows_image_truth_and_prediction():
     assert large.size == (3 * PANEL_SIZE[0] + 8, PANEL_SIZE[0] // 2)
 
 
-def test_each_tracker_gets_pictures_in_its_own_form(monkeypatch):
+def test_each_tracker_gets_images_in_its_own_form(monkeypatch):
     sent = {}
     trackers = [
         SimpleNamespace(name="trackio", log=lambda values, step: sent.update(trackio=(values, step))),
         SimpleNamespace(name="wandb", log_images=lambda values, step: sent.update(wandb=(values, step))),
     ]
-    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda picture: ("image", picture.size)))
-    picture = Image.new("RGB", (6, 2))
-    log_pictures(SimpleNamespace(is_main_process=True, trackers=trackers), {"pictures/a": picture}, 7)
-    assert sent == {"trackio": ({"pictures/a": ("image", (6, 2))}, 7), "wandb": ({"pictures/a": [picture]}, 7)}
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda image: ("image", image.size)))
+    image = Image.new("RGB", (6, 2))
+    log_images(SimpleNamespace(is_main_process=True, trackers=trackers), {"images/a": image}, 7)
+    assert sent == {"trackio": ({"images/a": ("image", (6, 2))}, 7), "wandb": ({"images/a": [image]}, 7)}
 
 
 def test_a_run_that_breaks_off_sends_its_last_figures(tiny_recipe, shapes, tmp_path, monkeypatch):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     def broken_off(run):
-        log_pictures(run.accelerator, {"pictures/a": Image.new("RGB", (6, 2))}, 1)
+        log_images(run.accelerator, {"images/a": Image.new("RGB", (6, 2))}, 1)
         raise UserError("loss is nan")
 
     monkeypatch.setattr(train_command, "loop", broken_off)
     with pytest.raises(UserError, match="loss is nan"):
         train_here(tiny_recipe, shapes, tmp_path, "--max_train_steps", 1, "--report_to", "tensorboard")
     read = events.EventAccumulator(str(tmp_path / "faseg")).Reload()
-    assert read.Tags()["images"] == ["pictures/a"]
+    assert read.Tags()["images"] == ["images/a"]
 
 
 def test_a_resumed_run_keeps_its_id(tmp_path):

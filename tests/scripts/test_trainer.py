@@ -57,7 +57,7 @@ def test_trainer_accumulates_the_mean(model_folder, shapes, tmp_path):
     assert seen[2] == pytest.approx(seen[1], rel=0.1)
 
 
-def test_collator_resizes_pictures_and_leaves_augmented_ones():
+def test_collator_resizes_images_and_leaves_augmented_ones():
     processor = FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, num_labels=3)
     collator = SegmentationCollator(processor)
     rng = np.random.default_rng(0)

@@ -10,8 +10,8 @@ from PIL import Image
 from configuration import FASegConfig
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
+from scripts.data.arguments import DatasetArguments
 from scripts.data.palette import load_palette, take_palette
-from scripts.data.sources import DatasetArguments
 from scripts.drawing.visualization import (
     COLOURS,
     IGNORE_INDEX,
@@ -27,7 +27,8 @@ from scripts.drawing.visualization import (
     present_classes,
     with_legend,
 )
-from scripts.models.loading import ModelArguments, build_config
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config
 
 
 # ---- how far apart two colours are ----------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_a_palette_lies_beside_the_class_names(tmp_path):
         load_palette(dataset_flags(tmp_path))
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- images -------------------------------------------------------------------------------------------------------
 
 
 LABELS = np.array([[0, 0, 0, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 255, 255]])
@@ -226,7 +227,7 @@ def test_a_legend_names_what_is_there():
     assert {(9, 8, 7), (0, 0, 0), (255, 255, 255)} <= colours
 
 
-def test_a_legend_is_as_large_as_its_picture_needs():
+def test_a_legend_is_as_large_as_its_image_needs():
     entries = [(index, f"class {index}") for index in range(40)]
     small, large = legend(entries, 300), legend(entries, 3000)
     assert small.width == 300 and small.height > 5 * 24

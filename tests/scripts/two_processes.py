@@ -28,8 +28,8 @@ from scripts.data.collator import AugmentRows, SegmentationCollator
 from scripts.training.optimization import build_parameter_groups
 
 
-PICTURES = 4
-COUNTS = {"equal": [2, 1, 1, 2], "unequal": [3, 2, 1, 0]}  # targets per picture
+IMAGES = 4
+COUNTS = {"equal": [2, 1, 1, 2], "unequal": [3, 2, 1, 0]}  # targets per image
 SIDE = 64
 
 
@@ -40,12 +40,12 @@ def shared_rand(*size, device=None):
 
 
 def fixed_batch(counts):
-    """Four pictures with so many targets each."""
+    """Four images with so many targets each."""
     generator = torch.Generator().manual_seed(2)
-    pictures = torch.randn(PICTURES, 3, SIDE, SIDE, generator=generator)
+    images = torch.randn(IMAGES, 3, SIDE, SIDE, generator=generator)
     masks = [(torch.rand(count, SIDE, SIDE, generator=generator) > 0.6).float() for count in counts]
     classes = [torch.arange(count) % 3 for count in counts]
-    return pictures, masks, classes
+    return images, masks, classes
 
 
 def gradients(counts, ranks=1, rank=0, accelerator=None, **overrides):
@@ -53,10 +53,10 @@ def gradients(counts, ranks=1, rank=0, accelerator=None, **overrides):
     torch.manual_seed(0)
     model = FASegForUniversalSegmentation(tiny_config(freeze_backbone_batch_norm=True, **overrides)).train()
     prepared = accelerator.prepare(model) if accelerator else model
-    own = slice(rank * PICTURES // ranks, (rank + 1) * PICTURES // ranks)
-    pictures, masks, classes = (part[own] for part in fixed_batch(counts))
+    own = slice(rank * IMAGES // ranks, (rank + 1) * IMAGES // ranks)
+    images, masks, classes = (part[own] for part in fixed_batch(counts))
     with mock.patch("torch.rand", shared_rand):
-        loss = prepared(pixel_values=pictures, mask_labels=masks, class_labels=classes).loss
+        loss = prepared(pixel_values=images, mask_labels=masks, class_labels=classes).loss
     loss.backward()
     return {name: value.grad for name, value in model.named_parameters() if value.requires_grad}, loss.item()
 
@@ -92,9 +92,9 @@ def build_variant(freeze=False, checkpointing=False, **overrides):
     return model
 
 
-def variant_loss(model, counts, pictures):
-    """Loss of some of the four pictures, with so many targets each."""
-    images, masks, classes = (part[pictures] for part in fixed_batch(counts))
+def variant_loss(model, counts, indices):
+    """Loss of some of the four images, with so many targets each."""
+    images, masks, classes = (part[indices] for part in fixed_batch(counts))
     pixel_mask = torch.ones(len(images), SIDE, SIDE)
     return model(pixel_values=images, pixel_mask=pixel_mask, mask_labels=masks, class_labels=classes).loss
 
@@ -201,7 +201,7 @@ def main(folder, model_folder, shapes):
 
     flags = ["--model_name_or_path", model_folder, "--dataset_name", shapes, "--split_name", "train"]
     flags += ["--rows_per_shard", "2", "--dataloader_num_workers", "0", "--output_dir", str(folder / "predictions")]
-    predict_command.predict(parse_arguments(predict_command.PredictArguments, flags, images="pictures"))
+    predict_command.predict(parse_arguments(predict_command.PredictArguments, flags, images="images"))
 
 
 if __name__ == "__main__":

@@ -44,18 +44,18 @@ for name, attributes in {
         add_module(f"tests.{name}", **attributes)
 
 
-def generated_picture(url: str) -> str:
-    """A file with a picture, in place of the photograph that `url` names: the tests here use no network."""
+def generated_image(url: str) -> str:
+    """A file with an image, in place of the photograph that `url` names: the tests here use no network."""
     rows, columns = np.mgrid[0:480, 0:640]
     waves = [np.sin(rows / 31 + shift) + np.cos(columns / 23 - shift) for shift in (0.0, 0.7, 1.9)]
-    picture = (np.stack(waves, axis=-1) * 60 + 127).astype(np.uint8)
-    picture[120:300, 200:420] = (200, 60, 30)
-    path = Path(tempfile.gettempdir()) / "faseg_common_tests_picture.png"
-    Image.fromarray(picture).save(path)
+    image = (np.stack(waves, axis=-1) * 60 + 127).astype(np.uint8)
+    image[120:300, 200:420] = (200, 60, 30)
+    path = Path(tempfile.gettempdir()) / "faseg_common_tests_image.png"
+    Image.fromarray(image).save(path)
     return str(path)
 
 
-add_module("fetch_hub_objects_for_ci", url_to_local_path=generated_picture)
+add_module("fetch_hub_objects_for_ci", url_to_local_path=generated_image)
 
 # A model inside Transformers stands in this table of names; the common tests look there for models without a loss.
 MODEL_MAPPING_NAMES |= {"faseg": "FASegModel", "qlseg": "QLSegModel"}

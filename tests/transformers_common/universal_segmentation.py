@@ -64,13 +64,13 @@ class UniversalSegmentationModelTester:
         return self.get_config(), self.prepare_pixels()
 
 
-class PictureModelTests(ModelTesterMixin):
-    """The common tests of a model of pictures."""
+class ImageModelTests(ModelTesterMixin):
+    """The common tests of a model of images."""
 
     def test_config(self):
         self.config_tester.run_common_tests()
 
-    @unittest.skip(reason="takes pictures, not token embeddings")
+    @unittest.skip(reason="takes images, not token embeddings")
     def test_inputs_embeds(self):
         pass
 
@@ -97,7 +97,7 @@ class GradientsOfALoss:
         return inputs
 
 
-class UniversalSegmentationModelTests(PictureModelTests):
+class UniversalSegmentationModelTests(ImageModelTests):
     """The common tests of a mask-classification model."""
 
     model_tester_class: type[UniversalSegmentationModelTester]

@@ -11,7 +11,7 @@ from transformers.testing_utils import torch_device
 
 from configuration import SeMaskConfig, SeMaskSwinConfig
 from modeling_faseg import SeMaskForSemanticSegmentation, SeMaskSwinBackbone
-from universal_segmentation import GradientsOfALoss, PictureModelTests
+from universal_segmentation import GradientsOfALoss, ImageModelTests
 
 
 class SeMaskModelTester:
@@ -46,15 +46,15 @@ class SeMaskModelTester:
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
-        pictures = floats_tensor([self.batch_size, 3, self.image_size, self.image_size]).to(torch_device)
-        return self.get_config(), {"pixel_values": pictures}
+        images = floats_tensor([self.batch_size, 3, self.image_size, self.image_size]).to(torch_device)
+        return self.get_config(), {"pixel_values": images}
 
     def prepare_labels(self, batch_size: int) -> dict[str, torch.Tensor]:
         size = (batch_size, self.image_size, self.image_size)
         return {"labels": torch.randint(self.num_labels, size, device=torch_device)}
 
 
-class SeMaskModelTest(GradientsOfALoss, PictureModelTests, unittest.TestCase):
+class SeMaskModelTest(GradientsOfALoss, ImageModelTests, unittest.TestCase):
     all_model_classes = (SeMaskForSemanticSegmentation,)
     test_resize_embeddings = False
 
@@ -98,8 +98,8 @@ class SeMaskBackboneTest(BackboneTesterMixin, unittest.TestCase):
 
     def setUp(self) -> None:
         tester = SeMaskModelTester(self)
-        pictures = tester.prepare_config_and_inputs_for_common()[1]
-        tester.prepare_config_and_inputs_for_common = lambda: (tester.get_backbone_config(), dict(pictures))
+        images = tester.prepare_config_and_inputs_for_common()[1]
+        tester.prepare_config_and_inputs_for_common = lambda: (tester.get_backbone_config(), dict(images))
         self.model_tester = tester
 
     def test_config(self):

@@ -1,4 +1,4 @@
-"""Pictures of the focus: heat over a dimmed picture, the mask's outline, HRCA's windows; sheets of all layers."""
+"""Images of the focus: heat over a dimmed image, the mask's outline, HRCA's windows; sheets of all layers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ WINDOW_COLOUR = (102, 204, 238)
 MASK_COLOUR = (255, 255, 255)
 
 
-def over_picture(values: Tensor, seen: Look, size: tuple[int, int], smooth: bool) -> np.ndarray:
-    """A map over the network's whole input, as it lies over a picture of `size` (width, height)."""
+def over_image(values: Tensor, seen: Look, size: tuple[int, int], smooth: bool) -> np.ndarray:
+    """A map over the network's whole input, as it lies over an image of `size` (width, height)."""
     height, width = seen.input_size
-    rows, columns = seen.picture.shape
+    rows, columns = seen.image_cells.shape
     padded = (
         round(columns * MASK_STRIDE * size[0] / width),
         round(rows * MASK_STRIDE * size[1] / height),
@@ -31,54 +31,54 @@ def over_picture(values: Tensor, seen: Look, size: tuple[int, int], smooth: bool
 
 
 def dimmed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture small, grey and dark, so that heat stands out."""
+    """The image small, grey and dark, so that heat stands out."""
     return ImageOps.grayscale(image.resize(size)).point(lambda value: round(0.5 * value)).convert("RGB")
 
 
-def focus_picture(image: Image.Image, step: Step, mask: Tensor, seen: Look, width: int) -> Image.Image:
+def focus_image(image: Image.Image, step: Step, mask: Tensor, seen: Look, width: int) -> Image.Image:
     """Where a query looked in one layer, with its final mask's outline; bright is much, by the map's own maximum."""
     size = (width, max(1, round(width * image.height / image.width)))
-    picture = dimmed(image, size)
-    focus = over_picture(step.focus, seen, size, smooth=True)
+    drawing = dimmed(image, size)
+    focus = over_image(step.focus, seen, size, smooth=True)
     if focus.max() > 0:
         share = (focus / focus.max()).clip(0, 1)
         heat = HEAT(0.25 + 0.75 * share)[..., :3] * 255
         weight = share[..., None] ** 0.6
-        picture = Image.fromarray((np.asarray(picture) * (1 - weight) + heat * weight).round().astype(np.uint8))
-    outline = contours(over_picture(mask, seen, size, smooth=False) > 0)
-    pixels = np.array(picture)
+        drawing = Image.fromarray((np.asarray(drawing) * (1 - weight) + heat * weight).round().astype(np.uint8))
+    outline = contours(over_image(mask, seen, size, smooth=False) > 0)
+    pixels = np.array(drawing)
     pixels[outline] = MASK_COLOUR
     return with_windows(Image.fromarray(pixels), step.windows, seen)
 
 
-def with_windows(picture: Image.Image, windows: list[tuple[int, int, int, int]], seen: Look) -> Image.Image:
+def with_windows(drawing: Image.Image, windows: list[tuple[int, int, int, int]], seen: Look) -> Image.Image:
     """Outlines of HRCA's windows, given in pixels of the network's input."""
     height, width = seen.input_size
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(drawing)
     for left, top, right, bottom in windows:
         if left >= width or top >= height:  # in the padding
             continue
-        box = (left * picture.width / width, top * picture.height / height)
-        end = (min(right, width) * picture.width / width - 1, min(bottom, height) * picture.height / height - 1)
-        draw.rectangle((*box, *end), outline=WINDOW_COLOUR, width=max(1, picture.width // 200))
-    return picture
+        box = (left * drawing.width / width, top * drawing.height / height)
+        end = (min(right, width) * drawing.width / width - 1, min(bottom, height) * drawing.height / height - 1)
+        draw.rectangle((*box, *end), outline=WINDOW_COLOUR, width=max(1, drawing.width // 200))
+    return drawing
 
 
-def windows_picture(image: Image.Image, step: Step, seen: Look, width: int) -> Image.Image:
-    """The windows that one HRCA layer read for all queries, bright in the dimmed picture."""
+def windows_image(image: Image.Image, step: Step, seen: Look, width: int) -> Image.Image:
+    """The windows that one HRCA layer read for all queries, bright in the dimmed image."""
     size = (width, max(1, round(width * image.height / image.width)))
-    small, picture = image.convert("RGB").resize(size), dimmed(image, size)
+    small, drawing = image.convert("RGB").resize(size), dimmed(image, size)
     height, wide = seen.input_size
     for left, top, right, bottom in step.windows:
         x, y = size[0] / wide, size[1] / height
         box = (round(left * x), round(top * y), min(size[0], round(right * x)), min(size[1], round(bottom * y)))
         if box[0] < box[2] and box[1] < box[3]:
-            picture.paste(small.crop(box), box[:2])
-    return with_windows(picture, step.windows, seen)
+            drawing.paste(small.crop(box), box[:2])
+    return with_windows(drawing, step.windows, seen)
 
 
 def step_caption(step: Step) -> tuple[str, str, str]:
-    """What stands under a step's picture: which layer, how much of the focus lies in the mask, the answer after it."""
+    """What stands under a step's image: which layer, how much of the focus lies in the mask, the answer after it."""
     if step.inside is None or step.even is None:
         looked = "no window kept: it looked nowhere"
     else:
@@ -89,9 +89,9 @@ def step_caption(step: Step) -> tuple[str, str, str]:
 def path_sheet(
     image: Image.Image, path: FocusPath, seen: Look, title: str, columns: int, width: int = 320
 ) -> Image.Image:
-    """All layers of a path as one picture to keep: a round of levels per row."""
+    """All layers of a path as one image to keep: a round of levels per row."""
     font, line, gap = ImageFont.load_default(15), 20, 8
-    panels = [focus_picture(image, step, path.segment.mask, seen, width) for step in path.steps]
+    panels = [focus_image(image, step, path.segment.mask, seen, width) for step in path.steps]
     cell = panels[0].height + 3 * line + gap
     rows = -(-len(panels) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, 2 * line + rows * cell), "white")

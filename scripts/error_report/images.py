@@ -1,4 +1,4 @@
-"""The best and the worst pictures of a split, a bounded number of them, small enough for a page."""
+"""The best and the worst images of a split, a bounded number of them, small enough for a page."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from scripts.evaluation.mean_iou import class_counts, confusion_matrix, scores_f
 
 
 IGNORE_INDEX = 255
-PICTURES = 5  # worst ones, and as many best ones
+IMAGES = 5  # worst ones, and as many best ones
 LONGEST_EDGE = 480
 WRONG_COLOUR = np.array((213, 94, 0), dtype=np.float32)  # vermilion, told from grey by colour-blind readers
 
 
 @dataclass
-class RankedPicture:
-    """A picture, its maps and how well they agree.
+class RankedImage:
+    """An image, its maps and how well they agree.
 
     Args:
         index: its place in the split.
         mean_iou: over the classes of its truth, in 0..1.
         accuracy: share of right pixels.
         classes: ids in its truth or prediction, most wrong pixels first.
-        image: the RGB picture, at most `LONGEST_EDGE` long, as the following are.
+        image: the RGB image, at most `LONGEST_EDGE` long, as the following are.
         truth, prediction: class ids.
         errors: see `error_map`.
     """
@@ -65,7 +65,7 @@ def small_map(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def error_map(image: Image.Image, wrong: np.ndarray, ignored: np.ndarray) -> Image.Image:
-    """The picture in grey with wrong pixels in vermilion and ignored ones in black, at `small_size`.
+    """The image in grey with wrong pixels in vermilion and ignored ones in black, at `small_size`.
 
     A small pixel that stands for several takes their mean, so that thin errors do not get lost.
     """
@@ -82,21 +82,21 @@ def error_map(image: Image.Image, wrong: np.ndarray, ignored: np.ndarray) -> Ima
     return Image.fromarray(mixed.clip(0, 255).round().astype(np.uint8))
 
 
-class PictureRanking:
-    """Keeps the best and the worst pictures of a split by mean IoU; pictures that are all ignored have no rank.
+class ImageRanking:
+    """Keeps the best and the worst images of a split by mean IoU; images that are all ignored have no rank.
 
     Attributes:
-        totals: `(1,)` int64, pictures with a rank.
+        totals: `(1,)` int64, images with a rank.
     """
 
-    def __init__(self, num_labels: int, pictures: int = PICTURES) -> None:
-        self.num_labels, self.pictures = num_labels, pictures
+    def __init__(self, num_labels: int, images: int = IMAGES) -> None:
+        self.num_labels, self.images = num_labels, images
         self.totals = np.zeros(1, dtype=np.int64)
-        self.worst: list[RankedPicture] = []
-        self.best: list[RankedPicture] = []
+        self.worst: list[RankedImage] = []
+        self.best: list[RankedImage] = []
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
-        """Looks at one picture; `sample` as `EvaluationSamples` gives it."""
+        """Looks at one image; `sample` as `EvaluationSamples` gives it."""
         size = max(256, self.num_labels + 2)
         confusion = valid_part(confusion_matrix(prediction, sample["label"], size), self.num_labels)
         counts = class_counts(confusion)
@@ -105,28 +105,28 @@ class PictureRanking:
             return
         self.totals += 1
         rank = (scores["mean_iou"], sample["index"])
-        is_worst = len(self.worst) < self.pictures or rank < self.worst[-1].rank
-        is_best = len(self.best) < self.pictures or rank > self.best[-1].rank
+        is_worst = len(self.worst) < self.images or rank < self.worst[-1].rank
+        is_best = len(self.best) < self.images or rank > self.best[-1].rank
         if not (is_worst or is_best):
             return
-        picture = self.drawn(sample, prediction, counts, scores)
+        image = self.drawn(sample, prediction, counts, scores)
         if is_worst:
-            self.worst = sorted([*self.worst, picture], key=lambda kept: kept.rank)[: self.pictures]
+            self.worst = sorted([*self.worst, image], key=lambda kept: kept.rank)[: self.images]
         if is_best:
-            self.best = sorted([*self.best, picture], key=lambda kept: kept.rank, reverse=True)[: self.pictures]
+            self.best = sorted([*self.best, image], key=lambda kept: kept.rank, reverse=True)[: self.images]
 
     @staticmethod
     def drawn(
         sample: dict[str, Any], prediction: np.ndarray, counts: np.ndarray, scores: dict[str, Any]
-    ) -> RankedPicture:
-        """What the page shows of a picture."""
+    ) -> RankedImage:
+        """What the page shows of an image."""
         image, truth = sample["image"], sample["label"]
         ignored = truth == IGNORE_INDEX
         size = small_size(image)
         right, reference, predicted = counts
         wrong = reference + predicted - 2 * right
         present = np.flatnonzero(reference + predicted)
-        return RankedPicture(
+        return RankedImage(
             index=sample["index"],
             name=sample["name"],
             mean_iou=scores["mean_iou"],
@@ -139,14 +139,14 @@ class PictureRanking:
         )
 
     def gather(self, accelerator: Accelerator) -> None:
-        """Ranks the pictures of all processes together; each must call it."""
+        """Ranks the images of all processes together; each must call it."""
         if accelerator.num_processes > 1:
             self.worst, self.best = gather_object(self.worst), gather_object(self.best)
-        self.worst = sorted(self.worst, key=lambda kept: kept.rank)[: self.pictures]
-        self.best = sorted(self.best, key=lambda kept: kept.rank, reverse=True)[: self.pictures]
+        self.worst = sorted(self.worst, key=lambda kept: kept.rank)[: self.images]
+        self.best = sorted(self.best, key=lambda kept: kept.rank, reverse=True)[: self.images]
 
-    def ranked(self) -> tuple[list[RankedPicture], list[RankedPicture]]:
+    def ranked(self) -> tuple[list[RankedImage], list[RankedImage]]:
         """The worst, worst first, and the best, best first; none is in both, so there may be fewer."""
         total = int(self.totals[0])
-        worst = self.worst[: min(self.pictures, (total + 1) // 2)]
-        return worst, self.best[: min(self.pictures, total - len(worst))]
+        worst = self.worst[: min(self.images, (total + 1) // 2)]
+        return worst, self.best[: min(self.images, total - len(worst))]

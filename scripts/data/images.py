@@ -1,0 +1,48 @@
+"""Images that are given as files and folders, without labels."""
+
+from __future__ import annotations
+
+from itertools import chain, count
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from image_processing.preprocessing import pil_to_array
+from scripts.cli.errors import UserError
+
+
+def find_images(names: list[str]) -> list[Path]:
+    """The images named, and those in the folders named, by name.
+
+    Raises:
+        UserError: a name that does not exist, or no image at all.
+    """
+    endings = Image.registered_extensions()
+    images: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            images += sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+        elif path.is_file():
+            images.append(path)
+        else:
+            raise UserError(f"{name}: no such file or folder")
+    if not images:
+        raise UserError("no image: name images or a folder of them, or give --dataset_name")
+    return images
+
+
+def output_names(images: list[Path]) -> list[str]:
+    """A distinct name per image: its stem, with its ending or a number where stems collide."""
+    names: dict[str, None] = {}
+    for image in images:
+        numbered = (f"{image.stem}_{number}" for number in count(len(names)))
+        candidates = chain([image.stem, image.name.replace(".", "_")], numbered)
+        names[next(candidate for candidate in candidates if candidate not in names)] = None
+    return list(names)
+
+
+def read_image(path: Path) -> Image.Image:
+    """RGB image, upright by its EXIF orientation."""
+    with Image.open(path) as image:
+        return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))

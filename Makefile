@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-hf    transformers' own common tests on the model and both processors"
 	@echo "make test-browser  the demo page in a headless Chromium; skipped, with a line, where there is none"
-	@echo "make lint types ruff and mypy"
+	@echo "make lint types ruff, the walls between the rooms, stale tables; mypy"
 	@echo "make format     apply ruff's fixes and formatting"
 	@echo "make clean      remove the environment, caches and outputs"
 
@@ -52,6 +52,7 @@ test-browser: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python scripts/readme_results.py --check
 
 types: $(STAMP)

@@ -24,7 +24,7 @@ from scripts.cli.parser import parse_arguments
 from scripts.readme_results import with_all_tables
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = {"height": 64, "width": 128, "classes": 5, "queries": 10, "batch": 2, "quick": True}
 
 

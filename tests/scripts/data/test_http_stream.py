@@ -17,7 +17,7 @@ from scripts.storage import retries
 from scripts.storage.retries import BackOff, network_fault, with_retries
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import json
 sys.path.insert(0, sys.argv[2])

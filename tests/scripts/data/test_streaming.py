@@ -21,7 +21,7 @@ from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamp
 from scripts.data.synthetic_shapes import encoded, write_dataset
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ import json, sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts")]
+sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts" / "data")]
 torch.set_num_threads(1)
 from scripts.data.sources import DatasetArguments
 from test_streaming import batches

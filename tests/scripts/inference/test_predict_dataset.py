@@ -27,7 +27,7 @@ from scripts.inference.stream import PredictionRows
 from scripts.models.loading import build_config, build_model, build_processor
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from scripts.models.parameter_names import (
 )
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from scripts.onnx_export import checking, kinds, network, processing
 from scripts.onnx_export.decisions import Decisions, open_session
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STATIC = ["--height", 64, "--width", 96]
 PROGRAM = """
 import sys

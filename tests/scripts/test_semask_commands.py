@@ -1,7 +1,6 @@
 """The commands on SeMask: recipes, converter, weights of a plain Swin, crops by class share, evaluation."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from configuration import SeMaskConfig
 from modeling_faseg import SeMaskForSemanticSegmentation
 from scripts import convert_checkpoint, eval, predict, train
 from scripts.cli.errors import UserError
-from scripts.cli.parser import RECIPES, parse_arguments, run_command
+from scripts.cli.parser import RECIPES, parse_arguments
 from scripts.data.augmentation import RandomCrop
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, save_model_folder
@@ -202,20 +201,11 @@ def official(tmp_path_factory):
     return folder, model
 
 
-def run(monkeypatch, capsys, *argv):
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, argv)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        run_command(convert_checkpoint.main)
-    captured = capsys.readouterr()
-    return left.value.code, captured.out + captured.err
-
-
-def test_converted_folder_is_the_model(official, tmp_path, monkeypatch, capsys):
+def test_converted_folder_is_the_model(official, tmp_path, command):
     folder, model = official
     arguments = ["--checkpoint", folder / "model.pth", "--config", folder / "config.json"]
-    code, said = run(monkeypatch, capsys, *arguments, "--output_dir", tmp_path / "new")
-    assert code in (0, None) and "3 classes" in said, said
+    code, out, errors = command(convert_checkpoint, *arguments, "--output_dir", tmp_path / "new")
+    assert code in (0, None) and "3 classes" in out, errors
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "new").eval()
     images = torch.randn(1, 3, 40, 52)
     with torch.no_grad():
@@ -229,17 +219,17 @@ def test_converted_folder_is_the_model(official, tmp_path, monkeypatch, capsys):
         ("plain.safetensors", "the checkpoint has no semantic layers"),
     ],
 )
-def test_other_checkpoints_are_refused(official, tmp_path, monkeypatch, capsys, file, message):
+def test_other_checkpoints_are_refused(official, tmp_path, command, file, message):
     folder, _ = official
     arguments = ["--checkpoint", folder / file, "--config", folder / "config.json"]
-    code, said = run(monkeypatch, capsys, *arguments, "--output_dir", tmp_path / "new")
-    assert code == 2 and message in said and not (tmp_path / "new").exists()
+    code, _, errors = command(convert_checkpoint, *arguments, "--output_dir", tmp_path / "new")
+    assert code == 2 and message in errors[-1] and not (tmp_path / "new").exists()
 
 
-def test_released_files_are_fetched_by_hand(tmp_path, monkeypatch, capsys):
+def test_released_files_are_fetched_by_hand(tmp_path, command):
     arguments = ["--model_id", "semask-fpn-base-ade20k", "--output_dir", tmp_path / "new"]
-    code, said = run(monkeypatch, capsys, *arguments)
-    assert code == 2 and "fetch the file from https://drive.google.com/" in said and "--checkpoint" in said
+    code, _, errors = command(convert_checkpoint, *arguments)
+    assert code == 2 and "fetch the file from https://drive.google.com/" in errors[-1] and "--checkpoint" in errors[-1]
 
 
 def test_a_folder_without_head_weights_is_refused(tmp_path, command):

@@ -14,7 +14,6 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_folder import write_model_folder
 
 from scripts import predict as predict_command
 from scripts.cli.errors import UserError
@@ -28,12 +27,6 @@ from scripts.models.loading import build_config, build_model, build_processor
 
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_recipe, tmp_path_factory):
-    """Folder of a tiny model with random weights for six classes."""
-    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import sys
 import threading
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from clean_process import run_clean
 from golden_cases import indexed, load_case, normalized_batch, official_state_dict, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import convert_checkpoint
-from scripts.cli.parser import run_command
 from scripts.models.checkpoint_files import download, read_checkpoint, sha256
 from scripts.models.parameter_names import (
     ConversionError,
@@ -49,16 +47,6 @@ def files(case, tmp_path_factory):
     torch.save({"model": official, "iteration": 7}, folder / "model.pth")
     torch.save(official, folder / "plain.pkl")
     return folder
-
-
-def run(monkeypatch, capsys, *argv):
-    """Run the command in this process: `(exit code, standard output, lines of standard error)`."""
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, argv)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        run_command(convert_checkpoint.main)
-    captured = capsys.readouterr()
-    return left.value.code, captured.out, captured.err.splitlines()
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -244,11 +232,10 @@ def bad_files(folder, files):
     }
 
 
-def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, monkeypatch, capsys):
+def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, command):
     for name, said in bad_files(tmp_path, files).items():
-        code, _, errors = run(
-            monkeypatch,
-            capsys,
+        code, _, errors = command(
+            convert_checkpoint,
             *("--checkpoint", tmp_path / name, "--config", files / "config.json", "--output_dir", tmp_path / "out"),
         )
         assert code == 2, name
@@ -269,9 +256,9 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, monkeypatch, ca
         (["--output_dir", "out", "--no_such_flag", "1"], "no_such_flag"),
     ],
 )
-def test_wrong_flags(argv, said, tmp_path, monkeypatch, capsys):
+def test_wrong_flags(argv, said, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    code, _, errors = run(monkeypatch, capsys, *argv)
+    code, _, errors = command(convert_checkpoint, *argv)
     assert (code, len(errors)) == (2, 1)
     assert said in errors[0]
 
@@ -279,7 +266,7 @@ def test_wrong_flags(argv, said, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "content", ["{", '{"model_type": "resnet"}', '{"model_type": "faseg", "num_queries": "many"}']
 )
-def test_wrong_config(content, files, tmp_path, monkeypatch, capsys):
+def test_wrong_config(content, files, tmp_path, command):
     (tmp_path / "config.json").write_text(content)
     flags = [
         "--checkpoint",
@@ -289,7 +276,7 @@ def test_wrong_config(content, files, tmp_path, monkeypatch, capsys):
         "--output_dir",
         tmp_path / "out",
     ]
-    code, _, errors = run(monkeypatch, capsys, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
 
 
@@ -334,17 +321,17 @@ print(type(model).__name__, type(processor).__name__)
     assert output.split() == ["FASegForUniversalSegmentation", "FASegImageProcessor"]
 
 
-def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, monkeypatch, capsys):
+def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, command):
     output = tmp_path / "out"
     output.mkdir()
     (output / "precious.txt").write_text("mine")
     flags = ["--checkpoint", files / "model.pth", "--config", files / "config.json", "--output_dir", output]
-    code, _, errors = run(monkeypatch, capsys, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
     assert "--overwrite" in errors[0]
     assert (output / "precious.txt").read_text() == "mine"
 
-    code, printed, _ = run(monkeypatch, capsys, *flags, "--overwrite")
+    code, printed, _ = command(convert_checkpoint, *flags, "--overwrite")
     assert code == 0
     assert str(output) in printed
     assert not (output / "precious.txt").exists()
@@ -352,7 +339,7 @@ def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, command):
     def stop(model, processor, folder):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
@@ -360,7 +347,7 @@ def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(convert_checkpoint, "save_model_folder", stop)
     flags = ["--checkpoint", files / "model.pth", "--config", files / "config.json", "--output_dir", tmp_path / "out"]
-    code, _, errors = run(monkeypatch, capsys, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
     assert "No space left" in errors[0]
     assert list(tmp_path.iterdir()) == []
@@ -475,7 +462,7 @@ def test_download_refused(server, tmp_path, status, requests):
     assert len(server.asked) == requests
 
 
-def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, capsys):
+def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, command):
     server.content = (files / "model.pth").read_bytes()
     server.bytes_before_hanging_up = [1_000_000]
     monkeypatch.setattr(convert_checkpoint, "HUB_CARDS", tmp_path)
@@ -483,9 +470,8 @@ def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, caps
     card.mkdir()
     (card / "config.json").write_text((files / "config.json").read_text())
     base = server.url.rsplit("/", 1)[0] + "/"
-    code, printed, errors = run(
-        monkeypatch,
-        capsys,
+    code, printed, errors = command(
+        convert_checkpoint,
         *(
             "--model_id",
             card.name,
@@ -504,11 +490,11 @@ def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "faseg"
 
 
-def test_command_offline(server, files, tmp_path, monkeypatch, capsys):
+def test_command_offline(server, files, tmp_path, monkeypatch, command):
     server.close()
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     flags = ["--url", server.url, "--download_dir", tmp_path, "--output_dir", tmp_path / "out"]
-    code, _, errors = run(monkeypatch, capsys, "--config", files / "config.json", *flags)
+    code, _, errors = command(convert_checkpoint, "--config", files / "config.json", *flags)
     assert (code, len(errors)) == (2, 1)
     assert "cannot fetch" in errors[0]
     assert "--checkpoint" in errors[0]

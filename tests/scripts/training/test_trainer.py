@@ -9,7 +9,6 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_folder import write_model_folder
 from two_processes import build_trainer
 
 from image_processing import FASegImageProcessor
@@ -17,11 +16,6 @@ from modeling_faseg import FASegForUniversalSegmentation
 from scripts import train as train_command
 from scripts.data.augmentation import training_augmentation
 from scripts.data.collator import AugmentRows, SegmentationCollator
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_recipe, tmp_path_factory):
-    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_trainer(model_folder, shapes, tmp_path):

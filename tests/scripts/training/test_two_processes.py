@@ -15,7 +15,6 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
-from tiny_folder import write_model_folder
 from tiny_models import tiny_config
 from two_processes import (
     COUNTS,
@@ -33,11 +32,6 @@ from scripts import predict as predict_command
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "accelerate"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_recipe, tmp_path_factory):
-    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -217,15 +217,15 @@ def test_multiply_adds_of_the_released_model():
 
 def peaks(kernel_keeps_the_peak, file):
     """Peaks of a run of 64 MiB that also reads a mapped file of 64 MiB, and of one of nothing."""
+    library = np.memmap(file, mode="r")
 
     def refuse(*_, **__):
         raise PermissionError
 
     def run(_):
         image = torch.zeros(64 * 2**20 // 4).add_(1)
-        pages = np.memmap(file, mode="r")
         time.sleep(0.05)
-        return {"sum": image[0].item() + int(pages[::4096].sum())}
+        return {"sum": image[0].item() + int(library[::4096].sum())}
 
     with nullcontext() if kernel_keeps_the_peak else mock.patch.object(Path, "write_text", refuse):
         return peak_of(run, torch.device("cpu")), peak_of(lambda _: {}, torch.device("cpu"))

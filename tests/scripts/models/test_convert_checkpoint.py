@@ -195,8 +195,29 @@ class RunsCode:
         return os.mkdir, (self.path,)
 
 
-def bad_files(folder, files):
-    """Bad checkpoint files by name, with what the error must say."""
+BAD_FILES = {  # name of a checkpoint -> what the error must say
+    "absent.pth": "no such",
+    "folder.pth": "not a file",
+    "truncated.pth": "truncated",
+    "truncated.safetensors": "truncated",
+    "empty.pth": "empty",
+    "empty.safetensors": "truncated",
+    "empty.pkl": "empty",
+    "page.pth": "page.pth",
+    "code.pth": "mkdir",
+    "code.pkl": "run code",
+    "official_layout.pkl": "pickle",
+    "list.pth": "list, not a state dict",
+    "lists.pth": "not a tensor",
+    "nan.pth": "not finite",
+    "model.onnx": "unknown kind",
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(files, tmp_path_factory):
+    """Folder of the checkpoints that `BAD_FILES` names."""
+    folder = tmp_path_factory.mktemp("bad")
     whole = (files / "model.pth").read_bytes()
     (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
     whole = (files / "model.safetensors").read_bytes()
@@ -213,36 +234,18 @@ def bad_files(folder, files):
     torch.save({"weight": torch.tensor([float("nan")])}, folder / "nan.pth")
     (folder / "model.onnx").write_bytes(b"x")
     (folder / "folder.pth").mkdir()
-    return {
-        "absent.pth": "no such",
-        "folder.pth": "not a file",
-        "truncated.pth": "truncated",
-        "truncated.safetensors": "truncated",
-        "empty.pth": "empty",
-        "empty.safetensors": "truncated",
-        "empty.pkl": "empty",
-        "page.pth": "page.pth",
-        "code.pth": "mkdir",
-        "code.pkl": "run code",
-        "official_layout.pkl": "pickle",
-        "list.pth": "list, not a state dict",
-        "lists.pth": "not a tensor",
-        "nan.pth": "not finite",
-        "model.onnx": "unknown kind",
-    }
+    return folder
 
 
-def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, command):
-    for name, said in bad_files(tmp_path, files).items():
-        code, _, errors = command(
-            convert_checkpoint,
-            *("--checkpoint", tmp_path / name, "--config", files / "config.json", "--output_dir", tmp_path / "out"),
-        )
-        assert code == 2, name
-        assert len(errors) == 1, (name, errors)
-        assert said in errors[0], (name, errors)
-        assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "ran").exists(), "a pickle ran its code"
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_one_line_and_exit_code_2(name, files, bad_files, tmp_path, command):
+    flags = ["--checkpoint", bad_files / name, "--config", files / "config.json", "--output_dir", tmp_path / "out"]
+    code, _, errors = command(convert_checkpoint, *flags)
+    assert code == 2
+    assert len(errors) == 1, errors
+    assert BAD_FILES[name] in errors[0]
+    assert not (tmp_path / "out").exists()
+    assert not (bad_files / "ran").exists(), "a pickle ran its code"
 
 
 @pytest.mark.parametrize(

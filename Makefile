@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 # Tests and the demo make their own data: after installation nothing reaches for the network.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
 
+# Of what building prints, setuptools' standing advice on editable installations is left out; all else is shown.
+PIP_INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
+
 .PHONY: help install demo space test test-slow test-hf test-browser lint types format clean
 
 help:
@@ -23,16 +26,18 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d found, 3.11 or newer needed: make PYTHON=python3.12 ..." % v[:2])'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "Installing into $(VENV): about 3 minutes and 7 GB of disk, most of it PyTorch with CUDA. Errors are shown."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --upgrade pip
+	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
+	@echo "Installed. Try it: make demo"
 
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python scripts/demo.py
 
 space: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@$(PIP_INSTALL) --editable '.[demo]'
 	$(BIN)/python scripts/space.py --model_name_or_path $(or $(MODEL),outputs/demo/model)
 
 # Files of tests are spread over processes of one thread each.
@@ -46,7 +51,7 @@ test-hf: $(STAMP)
 	$(BIN)/python tests/transformers_common/run.py
 
 test-browser: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	@$(PIP_INSTALL) --editable '.[browser]'
 	$(OFFLINE) $(BIN)/python -m pytest tests/browser --timeout 600
 
 lint: $(STAMP)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_runs import run_here
+
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,3 +25,16 @@ def shared() -> Path:
 def fixed_seed() -> None:
     """Every test starts from the same random numbers."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process: `(exit code, standard output, lines of standard error)`."""
+
+    def run(module, *argv):
+        capsys.readouterr()
+        code = run_here(module, *argv)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return run

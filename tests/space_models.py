@@ -1,21 +1,16 @@
 """Tiny models' folders for the tests of the Space."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_folder import decided
+from tiny_models import tiny_config
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.data.synthetic_shapes import draw_sample
 from scripts.inference.predictors import SingleScale
-
-
-sys.path.append(str(Path(__file__).parent / "scripts"))
-
-from tiny_folder import decided
-from tiny_models import tiny_config
 
 
 NAMES = {0: "sky", 1: "road & <kerb>", 2: "car"}

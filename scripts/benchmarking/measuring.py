@@ -182,8 +182,8 @@ def _answer(sender: Any, threads: int, function: Callable[..., Any], arguments: 
 def peak_of(run: Run, device: torch.device, repetitions: int = 2) -> int:
     """Bytes that `repetitions` runs need at their peak on top of what is there before them (imports, loaded model).
 
-    On the CPU: the process's peak resident memory less its resident memory at the start, after the allocator gave back
-    what it held free. On CUDA: `max_memory_allocated` less what was allocated at the start.
+    On the CPU: the process's peak resident memory, without pages of files, less that at the start, after the allocator
+    gave back what it held free. On CUDA: `max_memory_allocated` less what was allocated at the start.
     """
     gc.collect()
     if device.type == "cuda":
@@ -202,11 +202,16 @@ def peak_of(run: Run, device: torch.device, repetitions: int = 2) -> int:
 
 
 class ResidentPeak:
-    """Peak resident bytes inside a `with` block: the kernel's own mark where it can be reset, else sampled."""
+    """Peak resident bytes inside a `with` block: the kernel's own mark where it can be reset, else sampled.
+
+    Pages of files do not count, such as those of shared libraries: the kernel drops them and reads them again as it
+    likes, so that under load they would look like memory of the block.
+    """
 
     def __enter__(self) -> ResidentPeak:
         self.process = psutil.Process()
-        self.baseline = self.peak = self.process.memory_info().rss
+        self.baseline, self.file_pages = self._resident()
+        self.peak = self.baseline
         self.stop = threading.Event()
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -220,11 +225,18 @@ class ResidentPeak:
         if self.sampler is None:
             status = Path("/proc/self/status").read_text(encoding="ascii")
             line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-            self.peak = int(line.split()[1]) * 1024
+            file_pages = max(self.file_pages, self._resident()[1])
+            self.peak = max(self.baseline, int(line.split()[1]) * 1024 - file_pages)
             return
         self.stop.set()
         self.sampler.join()
 
+    def _resident(self) -> tuple[int, int]:
+        """Resident bytes of the process itself, and those of files."""
+        memory = self.process.memory_info()
+        file_pages = getattr(memory, "shared", 0)  # told by Linux only
+        return memory.rss - file_pages, file_pages
+
     def _sample(self) -> None:
         while not self.stop.wait(0.002):
-            self.peak = max(self.peak, self.process.memory_info().rss)
+            self.peak = max(self.peak, self._resident()[0])

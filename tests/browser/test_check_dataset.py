@@ -1,14 +1,13 @@
 """The doctor's page in a browser: nothing scrolls sideways, nothing complains, nothing is asked of anyone."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from command_runs import run_here
 from faulty_datasets import FAULTS, generated
 from scripts import check_dataset
-from scripts.cli.parser import run_command
 
 
 WIDTH, HEIGHT = 1366, 768
@@ -22,13 +21,7 @@ def page_file(tmp_path_factory) -> Path:
     for name in ("swapped-size", "near-duplicate", "255-as-class"):
         copy = FAULTS[name](copy)
     data, file = copy.write(folder / "streets"), folder / "check.html"
-    argv, sys.argv = sys.argv, ["check_dataset.py", "--dataset_name", str(data), "--report", str(file)]
-    try:
-        with pytest.raises(SystemExit) as left:
-            run_command(check_dataset.main)
-    finally:
-        sys.argv = argv
-    assert left.value.code == 1
+    assert run_here(check_dataset, "--dataset_name", data, "--report", file) == 1
     return file
 
 

@@ -1,15 +1,10 @@
 """The error report in a browser, at a laptop's width, in light and dark."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-
 from report_cases import NAMES, told_image, write_page
 
 

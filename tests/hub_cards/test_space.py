@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from httpx2 import Request, Response
 from huggingface_hub import metadata_load
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
 from clean_process import run_clean
@@ -135,61 +137,74 @@ def test_every_task_where_the_project_is_not_installed(folder, panoptic_folder, 
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"{task}_labels.png")), expected)
 
 
-def test_images_that_cannot_be_used(segment, tmp_path):
-    broken, large, deep = (tmp_path / name for name in ("broken.jpg", "large.png", "deep.png"))
-    Image.new("RGB", (40, 30)).save(broken)
-    broken.write_bytes(broken.read_bytes()[:-200])
-    Image.new("L", (300, 200)).save(large)
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(deep)
-    for file, message in {
-        broken: r"^broken.jpg cannot be read",
-        large: r"^large.png is too large: 300 x 200 are 0\.1 megapixels, at most 0\.1 are taken",
-        deep: r"^deep.png has more than 8 bits",
-        tmp_path / "gone.png": r"^gone.png cannot be read",
-    }.items():
-        with pytest.raises(segment.Problem, match=message):
-            segment.read_image(file, 50_000)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken.jpg", r"^broken.jpg cannot be read"),
+        ("large.png", r"^large.png is too large: 300 x 200 are 0\.1 megapixels, at most 0\.1 are taken"),
+        ("deep.png", r"^deep.png has more than 8 bits"),
+        ("gone.png", r"^gone.png cannot be read"),
+    ],
+)
+def test_images_that_cannot_be_used(name, message, segment, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "broken.jpg")
+    (tmp_path / "broken.jpg").write_bytes((tmp_path / "broken.jpg").read_bytes()[:-200])
+    Image.new("L", (300, 200)).save(tmp_path / "large.png")
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(segment.Problem, match=message):
+        segment.read_image(tmp_path / name, 50_000)
 
 
-def test_models_that_cannot_be_used(segment, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".", "holds no config.json"),
+        ("a b/c", "is neither a folder nor a name on the Hub"),
+        ("./strange", "cannot be loaded: .*no_such_type"),
+    ],
+)
+def test_models_that_cannot_be_used(name, message, segment, tmp_path, monkeypatch):
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "config.json").write_text('{"model_type": "no_such_type"}')
     (tmp_path / "strange" / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
-    for name, message in {
-        str(tmp_path): "holds no config.json",
-        "a b/c": "is neither a folder nor a name on the Hub",
-        str(tmp_path / "strange"): "cannot be loaded: .*no_such_type",
-    }.items():
-        with pytest.raises(segment.Problem, match=message):
-            segment.load_model(name)
+    with pytest.raises(segment.Problem, match=message):
+        segment.load_model(str(tmp_path / name) if name.startswith(".") else name)
 
 
-def test_why_the_hub_gave_no_model(segment):
-    from httpx2 import Request, Response
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+ANSWER = Response(401, request=Request("GET", "http://localhost"))
 
-    answer = Response(401, request=Request("GET", "http://localhost"))
-    for cause, message in (
-        (GatedRepoError("gated", response=answer), "access is restricted"),
-        (RepositoryNotFoundError("none", response=answer), "no such model, or it is private"),
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (GatedRepoError("gated", response=ANSWER), "access is restricted"),
+        (RepositoryNotFoundError("none", response=ANSWER), "no such model, or it is private"),
         (LocalEntryNotFoundError("offline mode is enabled"), "the Hub cannot be reached"),
         (ConnectionError("refused"), "the Hub cannot be reached"),
-    ):
-        try:
-            raise OSError("a long text") from cause
-        except OSError as error:
-            assert message in segment.loading_failure(error)
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_why_the_hub_gave_no_model(cause, message, segment):
+    error = OSError("a long text")
+    error.__cause__ = cause
+    assert message in segment.loading_failure(error)
 
 
-def test_the_command_refuses_what_cannot_work(tmp_path):
-    for name, message in {
-        None: "give --model_name_or_path",
-        str(tmp_path): "no config.json there",
-        "outputs/no-such-folder/model": "neither a folder nor a name on the Hub",
-        "no-such-folder": "names on the Hub are user/model",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            space.checked_model(name)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "give --model_name_or_path"),
+        (".", "no config.json there"),
+        ("outputs/no-such-folder/model", "neither a folder nor a name on the Hub"),
+        ("no-such-folder", "names on the Hub are user/model"),
+    ],
+)
+def test_the_command_refuses_models_that_cannot_work(name, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        space.checked_model(str(tmp_path) if name == "." else name)
+
+
+def test_the_command_refuses_a_port_that_is_none():
     with pytest.raises(UserError, match="--port 70000: give 1 to 65535"):
         space.check_port(70000)
 

@@ -1,46 +1,19 @@
-"""A tiny generated data set and a tiny model's flags, for the tests of the commands."""
+"""A tiny generated data set, tiny models and the commands on them."""
 
-import sys
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from tiny_folder import TINY_MODEL, decided, write_model_folder
 
+from configuration import FASegConfig
+from image_processing import FASegImageProcessor
+from modeling_faseg import FASegForUniversalSegmentation
+from scripts import eval as eval_command
 from scripts.data.synthetic_shapes import write_dataset
-
-
-ROOT = Path(__file__).parents[2]
-
-TINY_MODEL = """\
-config_overrides:
-  backbone_config:
-    model_type: resnet
-    layer_type: basic
-    embedding_size: 8
-    hidden_sizes: [8, 8, 16, 16]
-    depths: [1, 1, 1, 1]
-    out_features: [stage1, stage2, stage3, stage4]
-  feature_size: 32
-  mask_feature_size: 32
-  hidden_dim: 32
-  encoder_layers: 1
-  encoder_feedforward_dim: 32
-  decoder_layers: 4
-  dim_feedforward: 32
-  num_attention_heads: 4
-  num_queries: 6
-  high_resolution_reduction: 2
-  train_num_points: 64
-crop_height: 64
-crop_width: 64
-scale_range: [0.5, 1]
-per_device_train_batch_size: 2
-dataloader_num_workers: 0
-learning_rate: 1e-3
-max_grad_norm: 1.0
-logging_steps: 1
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -84,17 +57,45 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command's `main` in this process: `(exit code, standard output, lines of standard error)`."""
-    from scripts.cli.parser import run_command
+@pytest.fixture(scope="session")
+def model_folder(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the recipe's model with random weights; none may change it."""
+    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
 
-    def run(module, *argv):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__.rpartition('.')[2]}.py", *map(str, argv)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            run_command(module.main)
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err.splitlines()
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory):
+    """Number of classes -> folder of a tiny random model that finds several; none may change it."""
+    folders = {}
+
+    def build(num_labels):
+        if num_labels not in folders:
+            folders[num_labels] = folder = tmp_path_factory.mktemp(f"model{num_labels}")
+            torch.manual_seed(0)
+            fields = yaml.safe_load(TINY_MODEL)["config_overrides"]
+            model = FASegForUniversalSegmentation(FASegConfig(**fields, num_labels=num_labels))
+            decided(model).save_pretrained(folder)
+            FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}).save_pretrained(folder)
+        return folders[num_labels]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shapes_model(random_model) -> Path:
+    """`random_model` of the generated data's classes."""
+    return random_model(6)
+
+
+@pytest.fixture
+def evaluated(command, tmp_path: Path):
+    """Evaluates a model on a data set: `(results, standard output)`."""
+
+    def run(model, data, *flags):
+        file = tmp_path / "results.json"
+        given = ["--model_name_or_path", model, "--dataset_name", data, "--output_file", file]
+        code, out, errors = command(eval_command, *given, "--dataloader_num_workers", 0, *flags)
+        assert code == 0, errors
+        return json.loads(file.read_text()), out
 
     return run

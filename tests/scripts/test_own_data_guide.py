@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from page_commands import script_commands
 from PIL import Image
 from safetensors.torch import save_file
-from test_readme_commands import script_commands
 
 from faulty_datasets import generated
 

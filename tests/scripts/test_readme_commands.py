@@ -3,12 +3,12 @@
 import dataclasses
 import importlib
 import re
-import shlex
 import shutil
 import sys
 
 import pytest
 import timm
+from page_commands import script_commands, shell_lines
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoConfig, ResNetBackbone
@@ -18,33 +18,6 @@ from scripts.cli.parser import PROJECT_ROOT, parse_arguments
 
 
 PAGES = [PROJECT_ROOT / "README.md", PROJECT_ROOT / "CONTRIBUTING.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
-MODULE = re.compile(r"(?:scripts/(\w+)\.py|scripts\.(\w+))$")
-
-
-def shell_lines(page):
-    """Commands of a page's shell blocks, continued lines joined, without comments."""
-    text = page.read_text(encoding="utf-8")
-    for block in re.findall(r"^```(?:bash|shell|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            try:
-                words = shlex.split(line, comments=True)
-            except ValueError:  # a part of `bash -c '...'` that goes over several lines
-                words = shlex.split(line.replace("'", " "), comments=True)
-            # A variable that stands alone may hold flags or nothing; one after a flag is its value.
-            pairs = zip(["", *words], words)
-            if words := [word for last, word in pairs if not word.startswith("$") or last.startswith("--")]:
-                yield words
-
-
-def script_commands(page):
-    """`(module, flags)` of the lines that start one of the project's commands, by python, -m or accelerate launch."""
-    for words in shell_lines(page):
-        for index, word in enumerate(words):
-            if match := MODULE.match(word):
-                yield match[1] or match[2], words[index + 1 :]
-                break
-
-
 COMMANDS = [(page.name, module, flags) for page in PAGES for module, flags in script_commands(page)]
 
 

@@ -1,7 +1,6 @@
 """The commands on SeMask: recipes, converter, weights of a plain Swin, crops by class share, evaluation."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -10,10 +9,11 @@ from torchvision import tv_tensors
 from transformers import AutoModelForSemanticSegmentation, SwinConfig, SwinForImageClassification
 
 from configuration import SeMaskConfig
+from image_processing import FASegImageProcessor
 from modeling_faseg import SeMaskForSemanticSegmentation
 from scripts import convert_checkpoint, eval, predict, train
 from scripts.cli.errors import UserError
-from scripts.cli.parser import RECIPES, parse_arguments, run_command
+from scripts.cli.parser import RECIPES, parse_arguments
 from scripts.data.augmentation import RandomCrop
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, save_model_folder
@@ -111,23 +111,38 @@ def classes_file(folder, count):
 # ---- training, evaluation, prediction ----
 
 
-def test_evaluation_and_prediction(shapes, tmp_path, command):
-    from image_processing import FASegImageProcessor
-
+@pytest.fixture(scope="module")
+def on_shapes(shapes, tmp_path_factory):
+    """Flags that name a tiny random model and the data set of its classes."""
     processor = FASegImageProcessor(size={"shortest_edge": 50, "longest_edge": 200}, size_divisor=0)
     classes = len(json.loads((shapes / "id2label.json").read_text()))
-    save_model_folder(tiny(num_labels=classes), processor, tmp_path / "model")
-    common = ["--model_name_or_path", tmp_path / "model", "--dataset_name", shapes]
-    shared_flags = ["--max_eval_samples", 2, "--dataloader_num_workers", 0]
-    for extra in ([], ["--tta", "--tta_shortest_edges", 40, 60], ["--sliding_window", "--crop_size", 48]):
-        code, out, _ = command(eval, *common, *shared_flags, *extra, "--output_file", tmp_path / "results.json")
-        assert code == 0 and "results in" in out
-        assert json.loads((tmp_path / "results.json").read_text())["images"] == 2
-    code, _, error = command(eval, *common, *shared_flags, "--protocol_lens")
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model_folder(tiny(num_labels=classes), processor, folder)
+    return ["--model_name_or_path", folder, "--dataset_name", shapes]
+
+
+FEW = ["--max_eval_samples", 2, "--dataloader_num_workers", 0]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--tta", "--tta_shortest_edges", 40, 60], ["--sliding_window", "--crop_size", 48]],
+    ids=["plain", "several sizes", "windows"],
+)
+def test_evaluation(extra, on_shapes, tmp_path, command):
+    code, out, _ = command(eval, *on_shapes, *FEW, *extra, "--output_file", tmp_path / "results.json")
+    assert code == 0 and "results in" in out
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == 2
+
+
+def test_the_lens_is_refused(on_shapes, command):
+    code, _, error = command(eval, *on_shapes, *FEW, "--protocol_lens")
     assert code == 2 and "masks of queries, which semask gives none of" in error[-1]
-    code, *_ = command(
-        predict, *common, "--split_name", "validation", "--output_dir", tmp_path / "maps", "--score_maps"
-    )
+
+
+def test_prediction(on_shapes, tmp_path, command):
+    flags = ["--split_name", "validation", "--output_dir", tmp_path / "maps", "--score_maps"]
+    code, *_ = command(predict, *on_shapes, *flags)
     assert code == 0 and list((tmp_path / "maps").rglob("*.parquet"))
 
 
@@ -202,20 +217,11 @@ def official(tmp_path_factory):
     return folder, model
 
 
-def run(monkeypatch, capsys, *argv):
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, argv)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        run_command(convert_checkpoint.main)
-    captured = capsys.readouterr()
-    return left.value.code, captured.out + captured.err
-
-
-def test_converted_folder_is_the_model(official, tmp_path, monkeypatch, capsys):
+def test_converted_folder_is_the_model(official, tmp_path, command):
     folder, model = official
     arguments = ["--checkpoint", folder / "model.pth", "--config", folder / "config.json"]
-    code, said = run(monkeypatch, capsys, *arguments, "--output_dir", tmp_path / "new")
-    assert code in (0, None) and "3 classes" in said, said
+    code, out, errors = command(convert_checkpoint, *arguments, "--output_dir", tmp_path / "new")
+    assert code in (0, None) and "3 classes" in out, errors
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "new").eval()
     images = torch.randn(1, 3, 40, 52)
     with torch.no_grad():
@@ -229,23 +235,21 @@ def test_converted_folder_is_the_model(official, tmp_path, monkeypatch, capsys):
         ("plain.safetensors", "the checkpoint has no semantic layers"),
     ],
 )
-def test_other_checkpoints_are_refused(official, tmp_path, monkeypatch, capsys, file, message):
+def test_other_checkpoints_are_refused(official, tmp_path, command, file, message):
     folder, _ = official
     arguments = ["--checkpoint", folder / file, "--config", folder / "config.json"]
-    code, said = run(monkeypatch, capsys, *arguments, "--output_dir", tmp_path / "new")
-    assert code == 2 and message in said and not (tmp_path / "new").exists()
+    code, _, errors = command(convert_checkpoint, *arguments, "--output_dir", tmp_path / "new")
+    assert code == 2 and message in errors[-1] and not (tmp_path / "new").exists()
 
 
-def test_released_files_are_fetched_by_hand(tmp_path, monkeypatch, capsys):
+def test_released_files_are_fetched_by_hand(tmp_path, command):
     arguments = ["--model_id", "semask-fpn-base-ade20k", "--output_dir", tmp_path / "new"]
-    code, said = run(monkeypatch, capsys, *arguments)
-    assert code == 2 and "fetch the file from https://drive.google.com/" in said and "--checkpoint" in said
+    code, _, errors = command(convert_checkpoint, *arguments)
+    assert code == 2 and "fetch the file from https://drive.google.com/" in errors[-1] and "--checkpoint" in errors[-1]
 
 
 def test_a_folder_without_head_weights_is_refused(tmp_path, command):
     """As a user once got noise out of an ImageNet backbone: a saved model that lacks its head stops every command."""
-    from image_processing import FASegImageProcessor
-
     model = tiny()
     save_model_folder(model, FASegImageProcessor(size_divisor=0), tmp_path / "model")
     weights = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
@@ -266,8 +270,6 @@ def test_share_of_a_class_is_checked():
 
 @pytest.mark.slow
 def test_an_export_loads_back_in_a_clean_process(tmp_path):
-    from image_processing import FASegImageProcessor
-
     model, processor = tiny().eval(), FASegImageProcessor(size={"shortest_edge": 50}, size_divisor=0)
     save_model_folder(model, processor, tmp_path / "model")
     assert load_back(str(tmp_path / "model"), None, model, processor) < 1e-4

@@ -72,11 +72,16 @@ def test_missing_recipe_names_the_shipped_ones():
 
 def test_overrides_reach_into_fields():
     assert parse_overrides(["a.b.c=x", "a.b.d=1.5", "e=null"]) == {"a": {"b": {"c": "x", "d": 1.5}}, "e": None}
-    for wrong in ("a", "=1", "a=[1"):
-        with pytest.raises(UserError, match="config_overrides"):
-            parse_overrides([wrong])
-    with pytest.raises(UserError, match="plain value"):
-        parse_overrides(["a=1", "a.b=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["a"], "config_overrides"), (["=1"], "config_overrides"), (["a=[1"], "config_overrides"),
+     (["a=1", "a.b=2"], "plain value")],
+)  # fmt: skip
+def test_wrong_overrides(overrides, message):
+    with pytest.raises(UserError, match=message):
+        parse_overrides(overrides)
 
 
 def test_help_is_one_line_per_flag_with_its_default_and_the_recipes(capsys):

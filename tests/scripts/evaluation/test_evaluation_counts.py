@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_splits import blobs
 from scipy import ndimage
 
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts, boundary_distance, boundary_mask
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.evaluation.segment_size import BINS, SegmentSizeCounts, largest_area, segment_areas, size_bin
-
-
-def blobs(seed, shape=(24, 33), num_labels=4, cell=5, ignored=True):
-    """A map of square patches; 255 among them."""
-    rng = np.random.default_rng(seed)
-    ids = np.array([*range(num_labels), *([255] if ignored else [])], dtype=np.uint8)
-    patches = ids[rng.integers(0, len(ids), (-(-shape[0] // cell), -(-shape[1] // cell)))]
-    return np.kron(patches, np.ones((cell, cell), dtype=np.uint8))[: shape[0], : shape[1]]
 
 
 def sample(label, index=0):

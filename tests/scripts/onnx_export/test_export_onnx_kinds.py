@@ -33,7 +33,7 @@ from scripts.onnx_export import checking, kinds, network
 from scripts.onnx_export.decisions import Decisions, open_session
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "onnx_runtime.py"
 NAMES = {index: f"class {index}" for index in range(6)}
 BACKBONE = {
@@ -309,7 +309,7 @@ def test_dynamic_files_with_a_semask_backbone(name, least, folders, tmp_path):
     check_equal(file, folders / name, [(1, 3, least, least), (1, 3, least, 160), (3, 3, 192, 128), (1, 3, 416, 96)])
     sizes = json.loads(facts_of(file)["sizes"])
     assert sizes == {"height": least, "width": least, "multiple_of": 32}
-    if name == "semask":  # of FASeg's by tests/scripts/test_export_onnx.py
+    if name == "semask":  # of FASeg's by test_export_onnx.py
         check_example(file, folders / name, (120, 90), 0.999, tmp_path, size_divisor=32)
 
 

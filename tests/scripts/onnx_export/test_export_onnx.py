@@ -35,7 +35,7 @@ from scripts.onnx_export import checking, kinds, network, processing
 from scripts.onnx_export.decisions import Decisions, open_session
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STATIC = ["--height", 64, "--width", 96]
 PROGRAM = """
 import sys
@@ -396,14 +396,18 @@ def test_no_windows_are_no_decision(decisions):
     assert decisions.windows(torch.rand(1, 2, 4), none) is none and decisions.farthest == 0
 
 
-def test_decisions_of_another_number_or_shape_are_out_of_tolerance(traced, decisions):
+@pytest.mark.parametrize(
+    "change",
+    [lambda left: left[1:], lambda left: [*left, left[0]], lambda left: [*left[:-1], left[-1][:, 1:]]],
+    ids=["fewer", "more", "of another shape"],
+)
+def test_decisions_of_another_number_or_shape_are_out_of_tolerance(change, traced, decisions):
     pixels = checking.drawn_images(1, 64, 96, 0)
-    for change in (lambda left: left[1:], lambda left: [*left, left[0]], lambda left: [*left[:-1], left[-1][:, 1:]]):
-        decisions.read({network.INPUT: pixels.numpy()})
-        decisions.left = change(decisions.left)
-        with decisions.repeated_by(traced[1]), torch.no_grad():
-            traced[1].eval()(pixel_values=pixels)
-        assert decisions.farthest == math.inf
+    decisions.read({network.INPUT: pixels.numpy()})
+    decisions.left = change(decisions.left)
+    with decisions.repeated_by(traced[1]), torch.no_grad():
+        traced[1].eval()(pixel_values=pixels)
+    assert decisions.farthest == math.inf
 
 
 def test_label_agreement():

@@ -14,8 +14,8 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_folder import write_model_folder
 
+from command_runs import run_here
 from scripts import predict as predict_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
@@ -27,22 +27,20 @@ from scripts.inference.stream import PredictionRows
 from scripts.models.loading import build_config, build_model, build_processor
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def model_folder(tiny_recipe, tmp_path_factory):
-    """Folder of a tiny model with random weights for six classes."""
-    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
+def flags_for(model_folder, shapes, output_dir):
+    """The seven training images in shards of two."""
+    return [
+        "--model_name_or_path", model_folder, "--dataset_name", shapes, "--split_name", "train",
+        "--rows_per_shard", 2, "--dataloader_num_workers", 0, "--output_dir", output_dir,
+    ]  # fmt: skip
 
 
 @pytest.fixture
 def flags(model_folder, shapes, tmp_path):
-    """The seven training images in shards of two."""
-    return [
-        "--model_name_or_path", model_folder, "--dataset_name", shapes, "--split_name", "train",
-        "--rows_per_shard", 2, "--dataloader_num_workers", 0, "--output_dir", tmp_path / "out",
-    ]  # fmt: skip
+    return flags_for(model_folder, shapes, tmp_path / "out")
 
 
 def read_back(folder, cache):
@@ -134,37 +132,71 @@ def test_stopped_run_goes_on(flags, tmp_path, command, monkeypatch):
     assert command(predict_command, *flags)[0] == 0 and written == []
 
 
-def test_other_settings_are_refused(flags, model_folder, shapes, tiny_recipe, tmp_path, command):
-    assert command(predict_command, *flags)[0] == 0
-    before = file_hashes(tmp_path / "out")
+@pytest.fixture(scope="module")
+def finished(model_folder, shapes, tmp_path_factory):
+    """Folder of a finished prediction, and the flags that made it."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    flags = flags_for(model_folder, shapes, folder)
+    assert run_here(predict_command, *flags) == 0
+    return folder, flags
 
-    def refused(*changed, message):
+
+@pytest.fixture
+def refused(finished, command):
+    """Checks that a prediction into the finished one's folder, of other flags, is one line and changes nothing."""
+    folder, flags = finished
+    before = file_hashes(folder)
+
+    def check(*changed, message):
         code, _, errors = command(predict_command, *flags, *changed)
         lines = [line for line in errors if line and not line.startswith(("Loading weights: ", "predict: "))]
         assert code == 2 and len(lines) == 1 and message in lines[0], errors
-        assert file_hashes(tmp_path / "out") == before
+        assert file_hashes(folder) == before
 
-    refused("--rows_per_shard", 3, message="made with rows_per_shard 2, not 3")
-    refused("--split_name", "validation", message="made with split_name 'train', not 'validation'")
-    refused("--config_overrides", "attention_mask_threshold=0.5", message="made with model_sha256")
-    refused("--score_maps", message="made with score_maps False, not True")
-    other = tmp_path / "other" / shapes.name
+    return check
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--rows_per_shard", 3], "made with rows_per_shard 2, not 3"),
+        (["--split_name", "validation"], "made with split_name 'train', not 'validation'"),
+        (["--config_overrides", "attention_mask_threshold=0.5"], "made with model_sha256"),
+        (["--score_maps"], "made with score_maps False, not True"),
+        ([ROOT / "docs" / "demo.png"], "give one of the two"),
+        (["--rows_per_shard", 0], "--rows_per_shard 0: give at least 1"),
+        (["--image_column_name", "image"], "no column 'image'"),
+    ],
+    ids=lambda value: str(value[0]).rpartition("/")[2] if isinstance(value, list) else value,
+)
+def test_other_settings_are_refused(changed, message, refused):
+    refused(*changed, message=message)
+
+
+def test_another_first_row_is_refused(refused, shapes, tmp_path):
+    other = tmp_path / shapes.name
     shutil.copytree(shapes, other)
     (other / "data" / "train-00000-of-00003.parquet").unlink()
     refused("--dataset_name", other, message="row 0 is 'train_00003' and was 'train_00000' when it was predicted")
-    shutil.copy(shapes / "data" / "train-00000-of-00003.parquet", other / "data")
+
+
+def test_a_split_that_ends_before_is_refused(refused, shapes, tmp_path):
+    other = tmp_path / shapes.name
+    shutil.copytree(shapes, other)
     (other / "data" / "train-00002-of-00003.parquet").unlink()
     refused("--dataset_name", other, message="7 rows were predicted before, but the split ends after 5")
-    shutil.copytree(shapes, other, dirs_exist_ok=True)
+
+
+def test_a_split_that_goes_on_is_refused(refused, shapes, tmp_path):
+    other = tmp_path / shapes.name
+    shutil.copytree(shapes, other)
     shutil.copy(shapes / "data" / "validation-00000-of-00003.parquet", other / "data" / "train-00003-of-00003.parquet")
     refused("--dataset_name", other, message="row 7 is 'validation_00000' and was the end of the split")
-    image = ROOT / "docs" / "demo.png"
-    refused(image, message="give one of the two")
-    strange = tmp_path / "strange"
-    shutil.copytree(shapes, strange)
-    refused("--output_dir", strange, message="holds parquet files of something else")
-    refused("--rows_per_shard", 0, message="--rows_per_shard 0: give at least 1")
-    refused("--image_column_name", "image", message="no column 'image'")
+
+
+def test_a_folder_of_other_files_is_refused(refused, shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path / "strange")
+    refused("--output_dir", tmp_path / "strange", message="holds parquet files of something else")
 
 
 @pytest.fixture

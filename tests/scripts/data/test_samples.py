@@ -67,27 +67,45 @@ def test_a_good_sample(tmp_path, good):
     assert name == "bad_one"
 
 
-def test_bad_samples_are_told_from_data_that_cannot_be_meant(tmp_path, image, good):
-    colours = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(6, 8, 3))
-    skipped = [
-        ({"image": {"bytes": good["image"]["bytes"][:200]}}, "image of sample bad_one: cannot be read"),
-        ({"label": {"bytes": good["label"]["bytes"][:40]}}, "label map of sample bad_one: cannot be read"),
-        ({"label": encoded(image.convert("L").resize((4, 4)), "PNG")}, r"image \(6, 8\) but label map \(4, 4\)"),
-    ]
-    for columns, message in skipped:
-        with pytest.raises(BadSample, match=message):
-            decode(tmp_path, **good | columns)
-    stopping = [
-        ({"label": encoded(colours, "PNG")}, "need one channel of class ids, not colours$"),
-        ({"label": encoded(image, "PNG")}, "not colours .its channels are equal"),
-        ({"label": encoded(image.convert("F"), "TIFF")}, "holds float32: need integers"),
-        ({"label": encoded(image.convert("I").point(lambda value: value - 3), "TIFF")}, "holds -3: ids start"),
-        ({"label": encoded(image.convert("L").point(lambda value: value + 7), "PNG")}, "label 7 in image bad_one"),
-    ]
-    for columns, message in stopping:
-        with pytest.raises(UserError, match=message) as error:
-            decode(tmp_path, **good | columns)
-        assert not isinstance(error.value, BadSample) and "bad_one" in str(error.value)
+def broken(column, image, good):
+    """A column that cannot be read, or a label map of another size than the image."""
+    if column == "label of another size":
+        return {"label": encoded(image.convert("L").resize((4, 4)), "PNG")}
+    return {column: {"bytes": good[column]["bytes"][: {"image": 200, "label": 40}[column]]}}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("image", "image of sample bad_one: cannot be read"),
+        ("label", "label map of sample bad_one: cannot be read"),
+        ("label of another size", r"image \(6, 8\) but label map \(4, 4\)"),
+    ],
+)
+def test_a_bad_sample_can_be_skipped(column, message, tmp_path, image, good):
+    with pytest.raises(BadSample, match=message):
+        decode(tmp_path, **good | broken(column, image, good))
+
+
+COLOURS = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(6, 8, 3))
+BLACK = Image.new("RGB", (8, 6))
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "message"),
+    [
+        (COLOURS, "PNG", "need one channel of class ids, not colours$"),
+        (BLACK, "PNG", "not colours .its channels are equal"),
+        (BLACK.convert("F"), "TIFF", "holds float32: need integers"),
+        (BLACK.convert("I").point(lambda value: value - 3), "TIFF", "holds -3: ids start"),
+        (BLACK.convert("L").point(lambda value: value + 7), "PNG", "label 7 in image bad_one"),
+    ],
+    ids=["colours", "grey", "float", "negative", "outside"],
+)
+def test_labels_that_cannot_be_meant_stop(label, kind, message, tmp_path, good):
+    with pytest.raises(UserError, match=message) as error:
+        decode(tmp_path, **good | {"label": encoded(label, kind)})
+    assert not isinstance(error.value, BadSample) and "bad_one" in str(error.value)
 
 
 def test_palette_maps_keep_their_ids(image):

@@ -169,7 +169,7 @@ def test_signal_of_one_process_stops_both(tiny_recipe, shapes, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_accelerate_launch(number, tiny_recipe, shapes, tmp_path):
     """The launcher passes the signal on to both processes, which leave a checkpoint to go on from."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     launcher += ["--config_file", root / "configs" / "accelerate" / "cpu.yaml", root / "scripts" / "train.py"]
     flags = [tiny_recipe, "--dataset_name", shapes, "--output_dir", tmp_path / "run"]

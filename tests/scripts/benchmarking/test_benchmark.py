@@ -2,8 +2,11 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from training_processes import SERVER
@@ -13,7 +16,7 @@ from scripts.benchmark import BenchmarkArguments, benchmark, check_arguments, ch
 from scripts.benchmarking.contestants import FASEG, MASK2FORMER, Case, faseg_config, mask2former_config
 from scripts.benchmarking.data_work import EVALUATE, Counting, DataPath, random_label_maps
 from scripts.benchmarking.floor import count_multiply_adds
-from scripts.benchmarking.measuring import Clock, interleave, matmul_rate, peak_of, quartiles
+from scripts.benchmarking.measuring import Clock, in_child, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.parts import MUST_SHOW, PARTS, Effort, Target, judged, summary
 from scripts.benchmarking.plain import PLAIN, DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.report import benchmark_markdown, merge, part_table
@@ -24,7 +27,7 @@ from scripts.cli.parser import parse_arguments
 from scripts.readme_results import with_all_tables
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = {"height": 64, "width": 128, "classes": 5, "queries": 10, "batch": 2, "quick": True}
 
 
@@ -212,21 +215,30 @@ def test_multiply_adds_of_the_released_model():
     assert matmul_rate(torch.device("cpu"), size=256) > 1e8
 
 
-@pytest.mark.parametrize("kernel_keeps_the_peak", [True, False])
-def test_peak_memory_is_that_of_the_run(kernel_keeps_the_peak, monkeypatch):
+def peaks(kernel_keeps_the_peak, file):
+    """Peaks of a run of 64 MiB that also reads a mapped file of 64 MiB, and of one of nothing."""
+    library = np.memmap(file, mode="r")
+
     def refuse(*_, **__):
         raise PermissionError
-
-    if not kernel_keeps_the_peak:
-        monkeypatch.setattr(Path, "write_text", refuse)
 
     def run(_):
         image = torch.zeros(64 * 2**20 // 4).add_(1)
         time.sleep(0.05)
-        return {"sum": image[0].item()}
+        return {"sum": image[0].item() + int(library[::4096].sum())}
 
-    assert 60 * 2**20 < peak_of(run, torch.device("cpu")) < 90 * 2**20
-    assert 0 <= peak_of(lambda _: {}, torch.device("cpu")) < 8 * 2**20
+    with nullcontext() if kernel_keeps_the_peak else mock.patch.object(Path, "write_text", refuse):
+        return peak_of(run, torch.device("cpu")), peak_of(lambda _: {}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kernel_keeps_the_peak", [True, False])
+def test_peak_memory_is_that_of_the_run(kernel_keeps_the_peak, shared_server, tmp_path):
+    """Measured in a process of its own, as the benchmark does; libraries' pages come and go as the kernel likes."""
+    file = tmp_path / "library"
+    file.write_bytes(bytes(64 * 2**20))
+    of_the_run, of_nothing = in_child(peaks, kernel_keeps_the_peak, file)
+    assert 60 * 2**20 < of_the_run < 90 * 2**20
+    assert 0 <= of_nothing < 8 * 2**20
 
 
 def test_post_processing_uses_each_processor():

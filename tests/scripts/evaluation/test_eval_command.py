@@ -1,20 +1,14 @@
 """`scripts/eval.py` under protocols, through windows, over broken samples; what it writes."""
 
-import io
-import json
 import math
 
-import datasets
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from PIL import Image
-from tiny_folder import decided
+from random_splits import patches, random_pixels, samples, write_split
 
-from configuration import FASegConfig
-from conftest import TINY_MODEL
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
@@ -27,70 +21,6 @@ from scripts.evaluation.results import command_line, project_commit, weights_sha
 from scripts.evaluation.split import evaluate_split
 from scripts.inference.predictors import SingleScale, window_scores
 from scripts.inference.sliding_window import Windows
-
-
-def png(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
-
-
-def write_split(folder, samples):
-    """A validation split of (name, image, map); bytes stand for themselves."""
-    rows = [
-        {"image_id": name, **{k: v if isinstance(v, dict) else png(v) for k, v in (("image", image), ("label", ids))}}
-        for name, image, ids in samples
-    ]
-    kinds = {"image_id": datasets.Value("string"), "image": datasets.Image(), "label": datasets.Image()}
-    data = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
-    data.to_parquet(folder / "validation-00000-of-00001.parquet")
-    return folder
-
-
-def random_pixels(rng, height=40, width=56):
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def patches(rng, ids, height=40, width=56):
-    values = np.array(ids, dtype=np.uint8)[rng.integers(0, len(ids), (height // 8, width // 8))]
-    return np.kron(values, np.ones((8, 8), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Number of classes -> folder of a tiny random model."""
-    folders = {}
-
-    def build(num_labels):
-        if num_labels not in folders:
-            folders[num_labels] = folder = tmp_path_factory.mktemp(f"model{num_labels}")
-            torch.manual_seed(0)
-            fields = yaml.safe_load(TINY_MODEL)["config_overrides"]
-            model = FASegForUniversalSegmentation(FASegConfig(**fields, num_labels=num_labels))
-            decided(model).save_pretrained(folder)
-            FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}).save_pretrained(folder)
-        return folders[num_labels]
-
-    return build
-
-
-@pytest.fixture(scope="module")
-def shapes_model(checkpoint):
-    return checkpoint(6)
-
-
-@pytest.fixture
-def evaluated(command, tmp_path):
-    """Runs the command; returns what it wrote and printed."""
-
-    def run(model, data, *flags):
-        file = tmp_path / "results.json"
-        given = ["--model_name_or_path", model, "--dataset_name", data, "--output_file", file]
-        code, out, errors = command(eval_command, *given, "--dataloader_num_workers", 0, *flags)
-        assert code == 0, errors
-        return json.loads(file.read_text()), out
-
-    return run
 
 
 # ---- what it writes
@@ -151,11 +81,11 @@ def test_quick_results_leave_out_what_is_dear(evaluated, shapes_model, shapes):
 # ---- protocols
 
 
-def test_ade20k_reduces_raw_maps(evaluated, checkpoint, tmp_path):
+def test_ade20k_reduces_raw_maps(evaluated, random_model, tmp_path):
     """0 is unlabelled, 1..150 are the classes; sizes are the benchmark's, not the checkpoint's."""
     rng = np.random.default_rng(0)
     data = write_split(tmp_path, [(f"{i}", random_pixels(rng), patches(rng, [0, 1, 150])) for i in range(2)])
-    results, _ = evaluated(checkpoint(150), data, "--protocol", "ade20k", "--no_extended_metrics")
+    results, _ = evaluated(random_model(150), data, "--protocol", "ade20k", "--no_extended_metrics")
     assert results["do_reduce_labels"] is True
     protocol = results["protocol"]
     assert (protocol["name"], protocol["shortest_edge"], protocol["longest_edge"]) == ("ade20k", 512, 2048)
@@ -163,23 +93,23 @@ def test_ade20k_reduces_raw_maps(evaluated, checkpoint, tmp_path):
     assert present == [0, 149]
 
 
-def test_maps_reduced_already_are_not_reduced_again(command, evaluated, checkpoint, tmp_path):
+def test_maps_reduced_already_are_not_reduced_again(command, evaluated, random_model, tmp_path):
     rng = np.random.default_rng(0)
     data = write_split(tmp_path, [("a", random_pixels(rng), patches(rng, [0, 149, 255]))])
     flags = ["--protocol", "ade20k", "--eval_shortest_edge", 64, "--no_extended_metrics"]
-    given = ["--model_name_or_path", checkpoint(150), "--dataset_name", data]
+    given = ["--model_name_or_path", random_model(150), "--dataset_name", data]
     code, _, errors = command(eval_command, *given, *flags)
     assert code == 2 and "Give --label_ids reduced; if 0 is unlabelled in them, --label_ids train" in errors[-1]
-    results, _ = evaluated(checkpoint(150), data, *flags, "--label_ids", "reduced")
+    results, _ = evaluated(random_model(150), data, *flags, "--label_ids", "reduced")
     assert results["do_reduce_labels"] is False and results["protocol"]["label_ids"] == "reduced"
     present = [number for number, row in enumerate(results["per_class"].values()) if row["iou"] is not None]
     assert present == [0, 149]
-    results, _ = evaluated(checkpoint(150), data, *flags, "--label_ids", "train")
+    results, _ = evaluated(random_model(150), data, *flags, "--label_ids", "train")
     present = [number for number, row in enumerate(results["per_class"].values()) if row["iou"] is not None]
     assert present == [148]
 
 
-def test_cityscapes_recognises_raw_ids(evaluated, checkpoint, tmp_path):
+def test_cityscapes_recognises_raw_ids(evaluated, random_model, tmp_path):
     """The same image with train ids and with the dataset's own: the same result, and it says which."""
     rng = np.random.default_rng(0)
     image, train = random_pixels(rng), patches(rng, [0, 10, 13, 255])
@@ -190,7 +120,7 @@ def test_cityscapes_recognises_raw_ids(evaluated, checkpoint, tmp_path):
         (tmp_path / name).mkdir()
         data = write_split(tmp_path / name, [("a", image, ids)])
         flags = ["--protocol", "cityscapes", "--eval_shortest_edge", 64, "--no_extended_metrics"]
-        results, _ = evaluated(checkpoint(19), data, *flags)
+        results, _ = evaluated(random_model(19), data, *flags)
         assert results["protocol"]["label_ids"] == name
         found.append(results["per_class"])
     assert found[0] == found[1]
@@ -300,22 +230,6 @@ class Stub(torch.nn.Module):
 
 def constant(image):
     return np.zeros((image.height, image.width), dtype=np.uint8)
-
-
-def samples(count, **broken):
-    rng = np.random.default_rng(0)
-    made = []
-    for number in range(count):
-        name = f"p{number}"
-        image, ids = random_pixels(rng, 16, 24), patches(rng, range(6), 16, 24)
-        if broken.get(name) == "image":
-            image = {"bytes": b"no image", "path": None}
-        elif broken.get(name) == "sizes":
-            ids = ids[:8]
-        elif broken.get(name) == "id":
-            ids = np.full_like(ids, 77)
-        made.append((name, image, ids))
-    return made
 
 
 def evaluate_stub(folder, bad_samples, num_workers=0):

@@ -37,10 +37,14 @@ def test_classes(arguments, shapes, tmp_path):
     features = datasets.Features({"kind": datasets.ClassLabel(names=["x", "y"])})
     data = datasets.Dataset.from_dict({"kind": [0]}, features=features).to_iterable_dataset()
     assert load_classes(DatasetArguments(), data) == {0: "x", 1: "y"}
-    for wrong in ('{"1": "a"}', "[]", "{"):
-        file.write_text(wrong)
-        with pytest.raises(UserError, match=r"names\.json"):
-            load_classes(DatasetArguments(id2label=str(file)))
+
+
+@pytest.mark.parametrize("wrong", ['{"1": "a"}', "[]", "{"])
+def test_files_that_name_no_classes(wrong, tmp_path):
+    file = tmp_path / "names.json"
+    file.write_text(wrong)
+    with pytest.raises(UserError, match=r"names\.json"):
+        load_classes(DatasetArguments(id2label=str(file)))
 
 
 @pytest.mark.parametrize(

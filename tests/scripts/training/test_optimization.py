@@ -24,7 +24,7 @@ COUNTS = {"ade20k_r50": [53, 261, 119], "ade20k_swin_tiny": [101, 76, 261, 119],
 @cache
 def official_groups(variant):
     """`{"lr=... wd=...": official names}` of the released architecture."""
-    config = FASegConfig.from_pretrained(Path(__file__).parents[2] / "hub_cards" / CARDS[variant])
+    config = FASegConfig.from_pretrained(Path(__file__).parents[3] / "hub_cards" / CARDS[variant])
     with torch.device("meta"):
         model = FASegForUniversalSegmentation(config)
     names = official_parameter_names(config)

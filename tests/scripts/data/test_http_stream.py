@@ -17,13 +17,14 @@ from scripts.storage import retries
 from scripts.storage.retries import BackOff, network_fault, with_retries
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import json
 sys.path.insert(0, sys.argv[2])
 import datasets
 from itertools import islice
-from scripts.data.sources import DatasetArguments, load_split
+from scripts.data.arguments import DatasetArguments
+from scripts.data.sources import load_split
 from scripts.data.streaming import StreamBatches
 stream = StreamBatches(load_split(DatasetArguments(sys.argv[1]), "train"), 2, 0, 3)
 print(json.dumps([[row.row["image_id"], len(row.row["image"]["bytes"])] for row in islice(stream.rows(), 14)]))

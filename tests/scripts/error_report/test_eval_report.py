@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,9 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from random_splits import blobs, patches, random_pixels, write_split
 from report_cases import NAMES, Told, section, told_image, write_page
-from test_eval_command import checkpoint, evaluated, patches, random_pixels, shapes_model, write_split  # noqa: F401
-from test_evaluation_counts import blobs
-from test_evaluation_scale import in_two_processes
+from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
@@ -48,6 +48,9 @@ from scripts.inference.predictors import (
     window_scores,
 )
 from scripts.inference.sliding_window import Windows
+
+
+ROOT = Path(__file__).parents[3]
 
 
 # ---- distance from a boundary
@@ -148,7 +151,7 @@ def test_calibration_adds_up_over_processes_to_the_bit():
 
 
 @pytest.fixture(scope="module")
-def network(shapes_model):  # noqa: F811 - fixture
+def network(shapes_model):
     """With milder masks than the other tests', whose scores may be zero for all classes."""
     model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
     with torch.no_grad():
@@ -486,7 +489,7 @@ def without_command(page):
 
 
 @pytest.mark.parametrize("flags", ["", "--tta --tta_shortest_edges 48 64", "--sliding_window --crop_size 48"])
-def test_the_report_changes_no_figure(flags, evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures
+def test_the_report_changes_no_figure(flags, evaluated, shapes_model, tmp_path):
     rng = np.random.default_rng(0)
     folder = write_split(tmp_path, [(f"p{i}", random_pixels(rng), patches(rng, range(6))) for i in range(3)])
     flags = [*flags.split(), "--bootstrap_samples", 5]
@@ -500,7 +503,7 @@ def test_the_report_changes_no_figure(flags, evaluated, shapes_model, tmp_path):
     assert text.count("<img ") == 4 * 3
 
 
-def test_where_the_report_goes(command, shapes_model, shapes, tmp_path, monkeypatch):  # noqa: F811 - fixtures
+def test_where_the_report_goes(command, shapes_model, shapes, tmp_path, monkeypatch):
     assert report_file("a/b").as_posix() == "a/b/report.html" and report_file("a/b.html").as_posix() == "a/b.html"
     given = ["--model_name_or_path", shapes_model, "--dataset_name", shapes, "--max_eval_samples", 1]
     monkeypatch.chdir(tmp_path)
@@ -514,14 +517,14 @@ def test_where_the_report_goes(command, shapes_model, shapes, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_report_of_two_processes_is_that_of_one(evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures
+def test_the_report_of_two_processes_is_that_of_one(evaluated, shapes_model, tmp_path):
     rng = np.random.default_rng(0)
     folder = write_split(tmp_path, [(f"p{i}", random_pixels(rng), patches(rng, range(6))) for i in range(13)])
     flags = ["--bootstrap_samples", 5, "--report"]
     evaluated(shapes_model, folder, *flags, tmp_path / "one.html")
     given = ["--model_name_or_path", shapes_model, "--dataset_name", folder, "--dataloader_num_workers", 0]
-    outs = in_two_processes("scripts/eval.py", *given, *flags, tmp_path / "two.html")
-    assert [code for *_, code in outs] == [0, 0], outs
+    both = run_script_twice("scripts/eval.py", *given, *flags, tmp_path / "two.html", folder=ROOT)
+    assert [done.returncode for done in both] == [0, 0], both
     one, two = (without_command((tmp_path / name).read_text()) for name in ("one.html", "two.html"))
     assert one == two and one.count("<img ") == 4 * 10
 

@@ -70,16 +70,23 @@ def test_another_checkpoint_is_compared(models, street, tmp_path, command):
     assert "prediction of second, plain learned queries" in page
 
 
-def test_what_cannot_be_explained_is_refused(models, street, tmp_path, command):
+@pytest.mark.parametrize(
+    ("given", "flags", "message"),
+    [
+        ("image", [], "no checkpoint: give --model_name_or_path"),
+        ("model", [], "no image: name images or a folder of them"),
+        ("both", ["--max_segments", 0], "--max_segments 0: give at least 1"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(given, flags, message, models, street, tmp_path, command):
+    image = [] if given == "model" else [street]
+    model = [] if given == "image" else ["--model_name_or_path", models[0], "--output_dir", tmp_path]
+    code, _, errors = command(explain_command, *image, *model, *flags)
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+
+
+def test_a_model_of_other_classes_is_not_compared(models, street, tmp_path, command):
     flags = ["--model_name_or_path", models[0], "--output_dir", tmp_path]
-    cases = [
-        ([street], "no checkpoint: give --model_name_or_path"),
-        (flags, "no image: name images or a folder of them"),
-        ([street, *flags, "--max_segments", 0], "--max_segments 0: give at least 1"),
-    ]
-    for arguments, message in cases:
-        code, _, errors = command(explain_command, *arguments)
-        assert code == 2 and len(errors) == 1 and message in errors[0]
     others = write_sibling(models[0], tmp_path / "others", id2label={0: "a"}, label2id={"a": 0})
     code, _, errors = command(explain_command, street, *flags, "--compare", others)
     assert code == 2 and "has other classes than the model: give one of the same" in errors[-1]

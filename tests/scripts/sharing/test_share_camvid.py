@@ -25,7 +25,7 @@ from clean_process import PRELUDE
 from scripts.evaluation.results import weights_sha256
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL_ID = "faseg-mobilenetv2-camvid"
 CHECKPOINT, DATA = ROOT / "outputs" / MODEL_ID, ROOT / "outputs/data/camvid"
 RESULTS = ROOT / "results" / f"{MODEL_ID}.json"

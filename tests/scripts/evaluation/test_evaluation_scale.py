@@ -7,40 +7,37 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_eval_command import checkpoint, evaluated, samples, shapes_model, write_split  # noqa: F401 - fixtures
+from random_splits import samples, write_split
 from training_processes import run_script_twice
 
-from conftest import ROOT
+
+ROOT = Path(__file__).parents[3]
 
 
-def in_two_processes(*argv):
-    """Runs a command twice, as the two processes of one gloo group: `(stdout, stderr, exit code)` of each."""
-    return [(done.stdout, done.stderr, done.returncode) for done in run_script_twice(*argv, folder=ROOT)]
-
-
-def test_two_processes_equal_one(evaluated, shapes_model, tmp_path):  # noqa: F811 - fixtures
+def test_two_processes_equal_one(evaluated, shapes_model, tmp_path):
     """To the digit: means, classes, boundaries, sizes, interval, lens, and the samples skipped."""
     folder = write_split(tmp_path, samples(5, p1="image"))
     flags = ["--max_bad_samples", 1, "--protocol_lens", "--bootstrap_samples", 20]
     one, _ = evaluated(shapes_model, folder, *flags)
     file = tmp_path / "two.json"
     given = ["--model_name_or_path", shapes_model, "--dataset_name", folder, "--output_file", file]
-    outs = in_two_processes("scripts/eval.py", *given, "--dataloader_num_workers", 0, *flags)
+    both = run_script_twice("scripts/eval.py", *given, "--dataloader_num_workers", 0, *flags, folder=ROOT)
     two = json.loads(file.read_text())
-    assert [code for *_, code in outs] == [0, 0], outs
-    assert "mmseg" in outs[0][0] and not outs[1][0]
+    assert [done.returncode for done in both] == [0, 0], both
+    assert "mmseg" in both[0].stdout and not both[1].stdout
     assert two["processes"] == 2 and two["images"] == one["images"] == 4 and len(two["skipped"]) == 1
     differ = {"command", "date", "seconds", "processes", "project"}
     assert {k: v for k, v in one.items() if k not in differ} == {k: v for k, v in two.items() if k not in differ}
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_ends_both(shapes_model, tmp_path):  # noqa: F811 - fixture
+def test_an_error_of_one_process_ends_both(shapes_model, tmp_path):
     """None waits for the sums of the other: row 1, with an id outside the classes, is the second process's."""
     folder = write_split(tmp_path, samples(4, p1="id"))
     given = ["--model_name_or_path", shapes_model, "--dataset_name", folder, "--dataloader_num_workers", 0]
-    for _, errors, code in in_two_processes("scripts/eval.py", *given):
-        assert code == 2 and "label 77 in image p1" in errors and "Traceback" not in errors, errors
+    for done in run_script_twice("scripts/eval.py", *given, folder=ROOT):
+        assert done.returncode == 2
+        assert "label 77 in image p1" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 PROGRAM = """
@@ -49,9 +46,9 @@ import numpy as np, torch
 from accelerate import Accelerator
 from scripts.evaluation.bootstrap import BootstrapCounts
 from scripts.evaluation.boundary import BoundaryCounts
-from scripts.inference.predictors import evaluate_split
+from scripts.evaluation.split import evaluate_split
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.data.sources import DatasetArguments
+from scripts.data.arguments import DatasetArguments
 
 class Model(torch.nn.Module):
     config = type("Config", (), {"num_labels": 19})()

@@ -15,19 +15,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
-
-from modeling_faseg import FASegForUniversalSegmentation
-from modeling_faseg.modeling_faseg import FASegPreTrainedModel
-from scripts import predict as predict_command
-
-
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs" / "accelerate"
-sys.path.append(str(ROOT / "tests" / "modeling_faseg"))
-
-from tiny_folder import write_model_folder  # noqa: E402
-from tiny_models import tiny_config  # noqa: E402
-from two_processes import (  # noqa: E402
+from tiny_models import tiny_config
+from two_processes import (
     COUNTS,
     IN_TWO_PROCESSES,
     VARIANTS,
@@ -36,10 +25,13 @@ from two_processes import (  # noqa: E402
     variant_loss,
 )
 
+from modeling_faseg import FASegForUniversalSegmentation
+from modeling_faseg.modeling_faseg import FASegPreTrainedModel
+from scripts import predict as predict_command
 
-@pytest.fixture(scope="module")
-def model_folder(tiny_recipe, tmp_path_factory):
-    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs" / "accelerate"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +39,7 @@ def two(model_folder, shapes, tmp_path_factory):
     """Folder with what two processes found, started by the shipped configuration."""
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "cpu.yaml"]
-    script = ROOT / "tests" / "scripts" / "two_processes.py"
+    script = Path(__file__).with_name("two_processes.py")
     paths = [str(ROOT), str(ROOT / "tests" / "modeling_faseg")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

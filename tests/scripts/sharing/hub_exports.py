@@ -22,7 +22,7 @@ from scripts.models.loading import build_config, build_model, build_processor, s
 from scripts.training.arguments import TrainArguments
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LABELS = {index: f"class {index}" for index in range(6)}
 MODEL_ID = "faseg-mobilenetv2-camvid"
 NAME = "tester/tiny"

@@ -1,7 +1,6 @@
 """transformers' Trainer with our model and collator, and training in lower precision."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +9,13 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_folder import write_model_folder
+from two_processes import build_trainer
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import train as train_command
 from scripts.data.augmentation import training_augmentation
 from scripts.data.collator import AugmentRows, SegmentationCollator
-
-
-sys.path.append(str(Path(__file__).parents[1] / "modeling_faseg"))
-
-from two_processes import build_trainer
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_recipe, tmp_path_factory):
-    return write_model_folder(tiny_recipe, tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_trainer(model_folder, shapes, tmp_path):
@@ -125,7 +114,7 @@ def test_fp16_is_refused_on_a_cpu(by, tiny_recipe, shapes, tmp_path, command, mo
 
 def test_documented_example(model_folder, shapes, tmp_path, monkeypatch):
     """The Python block of docs/clusters.md, with a tiny model and two steps."""
-    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text(encoding="utf-8")
     program = page.split("```python\n")[1].split("```")[0]
     changes = {
         "path/to/dataset": str(shapes), "path/to/model": str(model_folder), "max_steps=1000": "max_steps=2",

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import sys
 import threading
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from clean_process import run_clean
 from golden_cases import indexed, load_case, normalized_batch, official_state_dict, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import convert_checkpoint
-from scripts.cli.parser import run_command
 from scripts.models.checkpoint_files import download, read_checkpoint, sha256
 from scripts.models.parameter_names import (
     ConversionError,
@@ -29,7 +27,7 @@ from scripts.models.parameter_names import (
 )
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +47,6 @@ def files(case, tmp_path_factory):
     torch.save({"model": official, "iteration": 7}, folder / "model.pth")
     torch.save(official, folder / "plain.pkl")
     return folder
-
-
-def run(monkeypatch, capsys, *argv):
-    """Run the command in this process: `(exit code, standard output, lines of standard error)`."""
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, argv)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        run_command(convert_checkpoint.main)
-    captured = capsys.readouterr()
-    return left.value.code, captured.out, captured.err.splitlines()
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -207,8 +195,29 @@ class RunsCode:
         return os.mkdir, (self.path,)
 
 
-def bad_files(folder, files):
-    """Bad checkpoint files by name, with what the error must say."""
+BAD_FILES = {  # name of a checkpoint -> what the error must say
+    "absent.pth": "no such",
+    "folder.pth": "not a file",
+    "truncated.pth": "truncated",
+    "truncated.safetensors": "truncated",
+    "empty.pth": "empty",
+    "empty.safetensors": "truncated",
+    "empty.pkl": "empty",
+    "page.pth": "page.pth",
+    "code.pth": "mkdir",
+    "code.pkl": "run code",
+    "official_layout.pkl": "pickle",
+    "list.pth": "list, not a state dict",
+    "lists.pth": "not a tensor",
+    "nan.pth": "not finite",
+    "model.onnx": "unknown kind",
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(files, tmp_path_factory):
+    """Folder of the checkpoints that `BAD_FILES` names."""
+    folder = tmp_path_factory.mktemp("bad")
     whole = (files / "model.pth").read_bytes()
     (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
     whole = (files / "model.safetensors").read_bytes()
@@ -225,37 +234,18 @@ def bad_files(folder, files):
     torch.save({"weight": torch.tensor([float("nan")])}, folder / "nan.pth")
     (folder / "model.onnx").write_bytes(b"x")
     (folder / "folder.pth").mkdir()
-    return {
-        "absent.pth": "no such",
-        "folder.pth": "not a file",
-        "truncated.pth": "truncated",
-        "truncated.safetensors": "truncated",
-        "empty.pth": "empty",
-        "empty.safetensors": "truncated",
-        "empty.pkl": "empty",
-        "page.pth": "page.pth",
-        "code.pth": "mkdir",
-        "code.pkl": "run code",
-        "official_layout.pkl": "pickle",
-        "list.pth": "list, not a state dict",
-        "lists.pth": "not a tensor",
-        "nan.pth": "not finite",
-        "model.onnx": "unknown kind",
-    }
+    return folder
 
 
-def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, monkeypatch, capsys):
-    for name, said in bad_files(tmp_path, files).items():
-        code, _, errors = run(
-            monkeypatch,
-            capsys,
-            *("--checkpoint", tmp_path / name, "--config", files / "config.json", "--output_dir", tmp_path / "out"),
-        )
-        assert code == 2, name
-        assert len(errors) == 1, (name, errors)
-        assert said in errors[0], (name, errors)
-        assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "ran").exists(), "a pickle ran its code"
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_one_line_and_exit_code_2(name, files, bad_files, tmp_path, command):
+    flags = ["--checkpoint", bad_files / name, "--config", files / "config.json", "--output_dir", tmp_path / "out"]
+    code, _, errors = command(convert_checkpoint, *flags)
+    assert code == 2
+    assert len(errors) == 1, errors
+    assert BAD_FILES[name] in errors[0]
+    assert not (tmp_path / "out").exists()
+    assert not (bad_files / "ran").exists(), "a pickle ran its code"
 
 
 @pytest.mark.parametrize(
@@ -269,9 +259,9 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, monkeypatch, ca
         (["--output_dir", "out", "--no_such_flag", "1"], "no_such_flag"),
     ],
 )
-def test_wrong_flags(argv, said, tmp_path, monkeypatch, capsys):
+def test_wrong_flags(argv, said, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    code, _, errors = run(monkeypatch, capsys, *argv)
+    code, _, errors = command(convert_checkpoint, *argv)
     assert (code, len(errors)) == (2, 1)
     assert said in errors[0]
 
@@ -279,7 +269,7 @@ def test_wrong_flags(argv, said, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "content", ["{", '{"model_type": "resnet"}', '{"model_type": "faseg", "num_queries": "many"}']
 )
-def test_wrong_config(content, files, tmp_path, monkeypatch, capsys):
+def test_wrong_config(content, files, tmp_path, command):
     (tmp_path / "config.json").write_text(content)
     flags = [
         "--checkpoint",
@@ -289,7 +279,7 @@ def test_wrong_config(content, files, tmp_path, monkeypatch, capsys):
         "--output_dir",
         tmp_path / "out",
     ]
-    code, _, errors = run(monkeypatch, capsys, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
 
 
@@ -334,17 +324,17 @@ print(type(model).__name__, type(processor).__name__)
     assert output.split() == ["FASegForUniversalSegmentation", "FASegImageProcessor"]
 
 
-def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, monkeypatch, capsys):
+def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, command):
     output = tmp_path / "out"
     output.mkdir()
     (output / "precious.txt").write_text("mine")
     flags = ["--checkpoint", files / "model.pth", "--config", files / "config.json", "--output_dir", output]
-    code, _, errors = run(monkeypatch, capsys, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
     assert "--overwrite" in errors[0]
     assert (output / "precious.txt").read_text() == "mine"
 
-    code, printed, _ = run(monkeypatch, capsys, *flags, "--overwrite")
+    code, printed, _ = command(convert_checkpoint, *flags, "--overwrite")
     assert code == 0
     assert str(output) in printed
     assert not (output / "precious.txt").exists()
@@ -352,7 +342,7 @@ def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, command):
     def stop(model, processor, folder):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
@@ -360,7 +350,7 @@ def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(convert_checkpoint, "save_model_folder", stop)
     flags = ["--checkpoint", files / "model.pth", "--config", files / "config.json", "--output_dir", tmp_path / "out"]
-    code, _, errors = run(monkeypatch, capsys, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
     assert "No space left" in errors[0]
     assert list(tmp_path.iterdir()) == []
@@ -475,7 +465,7 @@ def test_download_refused(server, tmp_path, status, requests):
     assert len(server.asked) == requests
 
 
-def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, capsys):
+def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, command):
     server.content = (files / "model.pth").read_bytes()
     server.bytes_before_hanging_up = [1_000_000]
     monkeypatch.setattr(convert_checkpoint, "HUB_CARDS", tmp_path)
@@ -483,9 +473,8 @@ def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, caps
     card.mkdir()
     (card / "config.json").write_text((files / "config.json").read_text())
     base = server.url.rsplit("/", 1)[0] + "/"
-    code, printed, errors = run(
-        monkeypatch,
-        capsys,
+    code, printed, errors = command(
+        convert_checkpoint,
         *(
             "--model_id",
             card.name,
@@ -504,11 +493,11 @@ def test_command_fetches_and_converts(files, server, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "faseg"
 
 
-def test_command_offline(server, files, tmp_path, monkeypatch, capsys):
+def test_command_offline(server, files, tmp_path, monkeypatch, command):
     server.close()
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     flags = ["--url", server.url, "--download_dir", tmp_path, "--output_dir", tmp_path / "out"]
-    code, _, errors = run(monkeypatch, capsys, "--config", files / "config.json", *flags)
+    code, _, errors = command(convert_checkpoint, "--config", files / "config.json", *flags)
     assert (code, len(errors)) == (2, 1)
     assert "cannot fetch" in errors[0]
     assert "--checkpoint" in errors[0]

@@ -23,7 +23,7 @@ from scripts.models.loading import save_model_folder
 from scripts.models.parameter_names import convert_state_dict
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CARDS = ROOT / "hub_cards"
 CASES = {"faseg-resnet50-ade20k": "fullsize_ade20k_r50", "faseg-swin-tiny-ade20k": "fullsize_ade20k_swin_tiny"}
 

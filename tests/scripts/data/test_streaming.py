@@ -9,32 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stream_batches import batches
 from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
-from scripts.data.augmentation import training_augmentation
-from scripts.data.loading import good_batches, worker_loader
-from scripts.data.sources import load_split
-from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples, collate, read_ahead, shuffled_rows
+from scripts.data.streaming import collate, read_ahead, shuffled_rows
 from scripts.data.synthetic_shapes import encoded, write_dataset
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def arguments(shapes):
     return DatasetArguments(dataset_name=str(shapes))
-
-
-def batches(arguments, batch_size=2, workers=0, count=7, **kwargs):
-    data = load_split(arguments, "train")
-    stream = StreamBatches(data, batch_size, seed=0, shuffle_buffer_size=4, **kwargs)
-    samples = TrainingSamples(arguments, 6, training_augmentation(32, 32), seed=0)
-    loader = worker_loader(samples, stream, TrainingCollator(FASegImageProcessor(), False), workers)
-    return list(islice(good_batches(loader), count))
 
 
 def same(one, other):
@@ -83,10 +73,10 @@ import json, sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts")]
+sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts" / "data")]
 torch.set_num_threads(1)
-from scripts.data.sources import DatasetArguments
-from test_streaming import batches
+from scripts.data.arguments import DatasetArguments
+from stream_batches import batches
 
 accelerator = Accelerator()
 parts = {"index": accelerator.process_index, "count": accelerator.num_processes}

@@ -50,6 +50,10 @@ def atomic_file(file: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; nothing of it is left, and an older `file` is as it was.
     """
+    if file.exists() and not file.is_file():  # a device or a pipe, such as /dev/stdout, cannot be replaced
+        yield file
+        return
+    file = file.resolve()  # a link stays, and what it points to is replaced
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = hidden_name(file, "partial")
     try:
@@ -69,7 +73,7 @@ def atomic_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
         OSError: it cannot be written; nothing of it is left, and an older `folder` is as it was.
     """
     folder = folder.resolve()  # a link stays, and what it points to is replaced
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     replaced = hidden_name(folder, "replaced")
     if replaced.exists() and not folder.exists():  # killed between the two renames of `publish`

@@ -312,12 +312,19 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     assert [(path.name, path.read_text()) for path in (tmp_path / "new folder").iterdir()] == [("page.html", "old")]
 
 
-def test_a_link_to_a_folder_stays_and_a_file_is_no_folder(tmp_path):
+def test_a_link_stays_and_a_file_is_no_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     write(tmp_path / "out", "new", manifest=False)
     assert (tmp_path / "out").is_symlink() and content(tmp_path / "disk") == ("new", "newnew")
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_file(tmp_path / "link", "mine")
+    assert (tmp_path / "link").is_symlink()
     with pytest.raises(NotADirectoryError, match="file"):
         write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_device_is_written_to_and_stays():
+    write_file(Path(os.devnull), "text")
+    assert Path(os.devnull).is_char_device()

@@ -23,6 +23,7 @@ from typing import Any
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
+from scripts.storage.atomic import atomic_file
 from scripts.training.checkpointing import checkpoints
 
 
@@ -70,8 +71,8 @@ def check_flags(file: Path, arguments: AblationArguments) -> None:
                     "name another --output_dir"
                 )
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(flags) + "\n", encoding="utf-8")
+    with atomic_file(file) as partial:
+        partial.write_text(json.dumps(flags) + "\n", encoding="utf-8")
 
 
 def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str, Any]:

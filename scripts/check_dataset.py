@@ -50,6 +50,7 @@ from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenImages
 from scripts.drawing.visualization import parse_palette
 from scripts.models.loading import build_config
+from scripts.storage.atomic import atomic_file
 from scripts.training.arguments import TrainArguments, check_values
 
 
@@ -226,12 +227,11 @@ def check(arguments: CheckArguments) -> int:
     print(as_text(title, evidence, findings, cost))
     try:
         if arguments.json:
-            Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps(as_json(title, evidence, findings, cost), indent=1, ensure_ascii=False)
-            Path(arguments.json).write_text(content + "\n", encoding="utf-8")
+            with atomic_file(Path(arguments.json)) as file:
+                file.write_text(content + "\n", encoding="utf-8")
             print(f"all figures in {arguments.json}")
         if arguments.report:
-            Path(arguments.report).parent.mkdir(parents=True, exist_ok=True)
             write_report(Path(arguments.report), title, evidence, findings, cost, parse_palette(palette))
             print(f"images and tables in {arguments.report}")
     except OSError as error:

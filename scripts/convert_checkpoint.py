@@ -7,7 +7,6 @@ python scripts/convert_checkpoint.py --checkpoint mine.safetensors --config conf
 
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,11 @@ from modeling_faseg import FASegForUniversalSegmentation, QLSegForSemanticSegmen
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, parse_arguments, run_command
 from scripts.models import qlseg_names, semask_names
-from scripts.models.checkpoint_files import download, read_checkpoint, sha256
+from scripts.models.checkpoint_files import download, read_checkpoint
 from scripts.models.loading import save_model_folder
 from scripts.models.parameter_names import ConversionError, convert_state_dict, official_parameter_names
+from scripts.storage.atomic import atomic_folder
+from scripts.storage.digests import sha256
 
 
 _RELEASE = "https://github.com/ziplab/FASeg/releases/download/V1/"
@@ -105,22 +106,11 @@ def main() -> None:
 
 
 def write_folder(model: Any, processor: Any, output_dir: Path, overwrite: bool = False) -> None:
-    """Write model, processor and code to `output_dir`, which appears complete or not at all."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
-        complete = Path(temporary) / "complete"
-        save_model_folder(model, processor, complete)
-        replaced = Path(temporary) / "replaced"
-        if output_dir.exists():
-            if any(output_dir.iterdir()) and not overwrite:
-                raise FileExistsError(f"{output_dir} is not empty")
-            os.replace(output_dir, replaced)
-        try:
-            os.replace(complete, output_dir)
-        except OSError:
-            if replaced.exists():
-                os.replace(replaced, output_dir)
-            raise
+    """Write model, processor and code to `output_dir` atomically."""
+    with atomic_folder(output_dir, manifest=False) as partial:
+        save_model_folder(model, processor, partial)
+        if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
+            raise FileExistsError(f"{output_dir} is not empty")
 
 
 def _checked_output(arguments: ConvertArguments) -> Path:

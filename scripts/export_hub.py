@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import shutil
 from dataclasses import dataclass, field
 
 import torch
@@ -144,7 +143,6 @@ def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
     space = folder.with_name(f"{folder.name}-space")
     if space.exists():
         repository_files(space, SPACE_ALLOWED)
-        shutil.rmtree(space)
     write_space(space, str(arguments.repo_id))
     check_leaks(space, SPACE_ALLOWED)
     return space

@@ -18,7 +18,6 @@ if not __package__:  # started as a file: import the project from its root, neve
 import contextlib
 import importlib.util
 import logging
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
 from scripts.models.arguments import ModelArguments
 from scripts.models.loading import build_config, build_model, build_processor
-from scripts.storage.atomic import sync, write_failure
+from scripts.storage.atomic import atomic_file, write_failure
 
 
 if TYPE_CHECKING:
@@ -105,22 +104,18 @@ def export_onnx(arguments: ExportArguments) -> Path:
         print("tracing the model for any size, which takes minutes", flush=True)
     graph = build_graph(arguments, kind, model, processor, size)
 
-    # ---- file, whole or not at all
+    # ---- file
     takes = "8-bit images of any size" if arguments.with_processing else kind.accepted(size)
     folder = Path(arguments.output_dir or "")
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
-    partial = folder / f".{FILE_NAME}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(graph.SerializeToString())
-        sync(partial)
-        print(f"{FILE_NAME}: {partial.stat().st_size / 1e6:.1f} MB, {takes}", flush=True)
-        compare(arguments, kind, model, processor, partial, size)
-        os.replace(partial, folder / FILE_NAME)
+        with atomic_file(folder / FILE_NAME) as partial:
+            partial.write_bytes(graph.SerializeToString())
+            print(f"{FILE_NAME}: {partial.stat().st_size / 1e6:.1f} MB, {takes}", flush=True)
+            compare(arguments, kind, model, processor, partial, size)
     except OSError as error:
         raise UserError(f"{folder / FILE_NAME} could not be written: {write_failure(error, folder)}") from error
     finally:
-        partial.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # those that hold the file now stay
             for place in new_folders:
                 place.rmdir()

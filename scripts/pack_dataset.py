@@ -18,7 +18,6 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import json
 import random
-import shutil
 from dataclasses import dataclass, field
 
 import datasets
@@ -30,6 +29,7 @@ from scripts.cli.parser import check_at_least, check_folder, parse_arguments, ru
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import check_map_mode, matched_pairs
 from scripts.data.sources import dataset_classes
+from scripts.storage.atomic import atomic_folder
 
 
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
@@ -92,7 +92,7 @@ def readme(sizes: dict[str, tuple[int, int]]) -> str:
 
 
 def pack(arguments: PackArguments) -> None:
-    """Writes the dataset, whole or not at all."""
+    """Writes the dataset atomically."""
     check_at_least(arguments, 1, "shard_megabytes")
     if not arguments.output_dir:
         raise UserError("no output folder: give --output_dir")
@@ -115,30 +115,26 @@ def pack(arguments: PackArguments) -> None:
         )
     )
 
-    partial = final.with_name(f".{final.name}.partial")
+    sizes = {}
+    total = sum(len(pairs) for pairs in splits.values())
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "data").mkdir(parents=True)
-        sizes = {}
-        total = sum(len(pairs) for pairs in splits.values())
-        with tqdm(total=total, desc="pack", unit="image", dynamic_ncols=True) as bar:
+        with (
+            tqdm(total=total, desc="pack", unit="image", dynamic_ncols=True) as bar,
+            atomic_folder(final, manifest=False) as partial,
+        ):
+            (partial / "data").mkdir()
             for split, pairs in splits.items():
                 shards, size = shard_pairs(pairs, arguments.shard_megabytes * 2**20), 0
                 for number, shard in enumerate(shards):
                     size += write_shard(partial / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", shard)
                     bar.update(len(shard))
                 sizes[split] = (len(pairs), size)
-        if names is not None:
-            text = json.dumps({str(index): name for index, name in names.items()}, indent=2, ensure_ascii=False)
-            (partial / "id2label.json").write_text(text + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(readme(sizes), encoding="utf-8")
-        if final.is_dir():
-            final.rmdir()
-        partial.rename(final)
+            if names is not None:
+                text = json.dumps({str(index): name for index, name in names.items()}, indent=2, ensure_ascii=False)
+                (partial / "id2label.json").write_text(text + "\n", encoding="utf-8")
+            (partial / "README.md").write_text(readme(sizes), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output_dir {final}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"{total} images in {final}: train.py --dataset_name {final}")
 
 

@@ -22,6 +22,7 @@ from scripts.benchmarking.report import benchmark_markdown
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
 from scripts.sharing.papers import PAPERS
+from scripts.storage.atomic import atomic_file
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +190,8 @@ def main() -> int:
     code = 0
     for file, wanted in generated_pages(ROOT).items():
         if not arguments.check:
-            file.write_text(wanted, encoding="utf-8")
+            with atomic_file(file) as partial:
+                partial.write_text(wanted, encoding="utf-8")
         elif lines := stale_lines(file, wanted):
             name = file.relative_to(ROOT).as_posix()
             print(

@@ -30,6 +30,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, parse_arguments, project_path, run_command
 from scripts.data.synthetic_shapes import draw_sample
 from scripts.data.synthetic_street import draw_street
+from scripts.storage.atomic import atomic_folder
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -70,12 +71,13 @@ def write_space(output_dir: Path, model_id: str) -> None:
     for index in (0, 1):
         examples[f"shapes-{index + 1}.jpg"] = draw_sample(np.random.default_rng([0, 7, index]))[0]
     try:
-        (output_dir / "examples").mkdir(parents=True, exist_ok=True)
-        (output_dir / "README.md").write_text(readme, encoding="utf-8")
-        for source in SPACE_FILES:
-            shutil.copyfile(source, output_dir / source.name)
-        for file, image in examples.items():
-            image.save(output_dir / "examples" / file, quality=90)
+        with atomic_folder(output_dir, manifest=False) as partial:
+            (partial / "examples").mkdir()
+            (partial / "README.md").write_text(readme, encoding="utf-8")
+            for source in SPACE_FILES:
+                shutil.copyfile(source, partial / source.name)
+            for file, image in examples.items():
+                image.save(partial / "examples" / file, quality=90)
     except OSError as error:
         raise UserError(f"the Space could not be written to {output_dir}: {error.strerror or error}") from error
 
@@ -123,8 +125,9 @@ def main() -> int:
         raise UserError(
             "gradio is not installed: pip install 'faseg-transformers[demo]', or '.[demo]' in the checkout"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        write_space(Path(folder), model_id)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "space"
+        write_space(folder, model_id)
         environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(arguments.port)}
         return subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment).returncode
 

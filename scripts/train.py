@@ -32,7 +32,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.cli.processes import on_main
 from scripts.models.loading import save_model_folder
-from scripts.storage.atomic import DISK_FULL, WRITE_ERRORS, write_failure, write_files_whole
+from scripts.storage.atomic import DISK_FULL, WRITE_ERRORS, atomic_file, atomic_files, write_failure
 from scripts.training.arguments import TrainArguments, saved_recipe
 from scripts.training.checkpointing import checkpoints
 from scripts.training.loop import loop
@@ -45,8 +45,8 @@ def announce(run: Run) -> None:
     """Writes the effective recipe beside the checkpoints and prints the run in a table."""
     recipe = yaml.safe_dump(saved_recipe(run.arguments), sort_keys=False)
     try:
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-        (run.output_dir / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        with atomic_file(run.output_dir / "recipe.yaml") as file:
+            file.write_text(recipe, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output_dir {run.output_dir}: {error}") from error
     print(describe(run), flush=True)
@@ -65,12 +65,9 @@ def finish(run: Run, weights: dict[str, Any] | None) -> None:
         weights: gathered from all processes where each holds a part; else the model's own are taken.
     """
     try:
-        write_files_whole(
-            run.output_dir,
-            lambda folder: save_model_folder(run.result, run.processor, folder, weights),
-            last="config.json",
-            replaced="model*.safetensors*",  # there may have been more shards
-        )
+        # There may have been more shards.
+        with atomic_files(run.output_dir, last="config.json", replaced="model*.safetensors*") as folder:
+            save_model_folder(run.result, run.processor, folder, weights)
     except WRITE_ERRORS as error:
         reason = write_failure(error, run.output_dir)
         raise UserError(f"model not written: {reason}{kept_checkpoint(run)}") from error

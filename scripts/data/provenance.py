@@ -12,7 +12,7 @@ from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import matched_pairs
 from scripts.data.sources import split_folders
-from scripts.storage.digests import files_sha256
+from scripts.storage.digests import sha256
 
 
 HUB_COMMIT = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")
@@ -51,4 +51,4 @@ def dataset_revision(arguments: DatasetArguments, split: str) -> dict[str, Any]:
     local = [Path(file) for file in files]
     if not local or not all(file.is_file() for file in local):
         return {}
-    return {"sha256": files_sha256(local), "files": len(local)}
+    return {"sha256": sha256(*local), "files": len(local)}

@@ -17,7 +17,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
-from scripts.storage.retries import BackOff, bound_stalls, with_retries
+from scripts.storage.retries import bound_stalls, with_retries
 
 
 IGNORE_INDEX = 255
@@ -45,22 +45,26 @@ def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: a file of the dataset is broken or out of reach.
     """
-    done, back_off = 0, BackOff("dataset")
-    while True:
-        try:
+    stream: Iterator[dict[str, Any]] | None = None
+    done = 0
+
+    def next_row() -> dict[str, Any] | None:
+        nonlocal stream
+        if stream is None:
             rest = rows.skip(done) if done and isinstance(rows, datasets.IterableDataset) else islice(rows, done, None)
-            for row in rest:
-                yield row
-                done += 1
-                back_off.succeeded()
-            return
-        except UserError:
+            stream = iter(rest)
+        try:
+            return next(stream, None)
+        except Exception:
+            stream = None
             raise
-        except Exception as error:
-            try:
-                back_off.failed(error)
-            except READING_ERRORS as fault:
-                raise UserError(f"dataset cannot be read: {first_line(fault)}") from fault
+
+    try:
+        while (row := with_retries(next_row, "dataset")) is not None:
+            yield row
+            done += 1
+    except READING_ERRORS as error:
+        raise UserError(f"dataset cannot be read: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

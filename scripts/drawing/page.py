@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from scripts.drawing.visualization import Palette, class_colour
+from scripts.storage.atomic import atomic_file
 
 
 STYLE = """
@@ -40,7 +41,9 @@ def html_page(title: str, body: str, style: str = "") -> str:
 
 
 def write_page(file: Path, title: str, body: str, style: str = "") -> None:
-    file.write_text(html_page(title, body, style), encoding="utf-8")
+    """Writes the page atomically."""
+    with atomic_file(file) as partial:
+        partial.write_text(html_page(title, body, style), encoding="utf-8")
 
 
 def image_tag(image: Image.Image, alt: str, lossless: bool = True) -> str:

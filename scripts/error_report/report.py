@@ -14,6 +14,7 @@ from scripts.error_report.images import ImageRanking
 from scripts.error_report.page import Findings, report_html
 from scripts.evaluation.segment_size import SegmentSizeCounts
 from scripts.inference.predictors import SOFTMAX_MODELS
+from scripts.storage.atomic import atomic_file
 
 
 DEFAULT_FOLDER = "outputs/report"
@@ -47,7 +48,7 @@ class ErrorReport:
         self.images.gather(accelerator)
 
     def write(self, file: Path, results: dict[str, Any], confusion: np.ndarray, config: Any) -> None:
-        """Writes the page whole or not at all.
+        """Writes the page atomically.
 
         Args:
             results: of `results.build_results`.
@@ -67,10 +68,5 @@ class ErrorReport:
             worst=worst,
             best=best,
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        try:
+        with atomic_file(file) as partial:
             partial.write_text(report_html(found), encoding="utf-8")
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)

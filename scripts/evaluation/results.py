@@ -16,7 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from scripts.cli.parser import PROJECT_ROOT
-from scripts.storage.digests import files_sha256
+from scripts.storage.atomic import atomic_file
+from scripts.storage.digests import sha256
 
 
 PACKAGES = (
@@ -43,7 +44,8 @@ def weights_sha256(name: str) -> str | None:
             folder = Path(snapshot_download(name, allow_patterns="*.safetensors", local_files_only=True))
         except (HFValidationError, OSError):  # neither a folder nor in the cache
             return None
-    return files_sha256(sorted(folder.glob("*.safetensors")))
+    files = sorted(folder.glob("*.safetensors"))
+    return sha256(*files) if files else None
 
 
 def package_versions() -> dict[str, str]:
@@ -101,14 +103,9 @@ def build_results(scores: dict[str, Any], id2label: dict[int, str], **facts: Any
 
 
 def write_results(results: dict[str, Any], file: Path) -> None:
-    """Writes the file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
+    """Writes the file atomically."""
+    with atomic_file(file) as partial:
         partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Label maps as parquet shards of a fixed number of rows, each written whole or not at all, and found again.
+"""Label maps as parquet shards of a fixed number of rows, each written atomically, and found again.
 
 A folder of predictions holds `data/<split>-<number>.parquet`, `predictions.json` (what made them), `id2label.json` and
 `README.md`, by which `datasets.load_dataset(folder)` finds the shards.
@@ -7,7 +7,6 @@ A folder of predictions holds `data/<split>-<number>.parquet`, `predictions.json
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scripts.cli.errors import UserError
+from scripts.storage.atomic import atomic_file
 
 
 COLUMNS = {
@@ -52,16 +52,6 @@ One row per row of `{dataset}`, split `{split}`, in its order{rows}.
 Read it with `datasets.load_dataset("path/to/this/folder", split="{split}")`.
 """
 SCORE_ROW = "| `score` | PNG, 255 times the share of the winning class in the pixel's class scores |\n"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @dataclass(frozen=True)
@@ -129,8 +119,9 @@ class ShardFolder:
                     print(f"{self.path(number)}: damaged, predicted anew: {reason}", file=sys.stderr)
                     self.path(number).unlink()
             names = {str(index): name for index, name in sorted(id2label.items())}
-            write_whole(self.folder / "id2label.json", (json.dumps(names, indent=2) + "\n").encode())
-            write_whole(self.state_file, (json.dumps(self.made_by, indent=2) + "\n").encode())
+            for file, value in ((self.folder / "id2label.json", names), (self.state_file, self.made_by)):
+                with atomic_file(file) as partial:
+                    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
             self.write_readme(None)
         except (OSError, ValueError, AttributeError) as error:  # `predictions.json` may hold anything
             raise UserError(f"--output_dir {self.folder}: {error}") from error
@@ -163,10 +154,9 @@ class ShardFolder:
             UserError: it cannot be written; the shards before it stay.
         """
         table = pa.Table.from_pylist(rows, schema=self.features.arrow_schema)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, write_page_checksum=True)
         try:
-            write_whole(self.path(number), buffer.getvalue().to_pybytes())
+            with atomic_file(self.path(number)) as partial:
+                pq.write_table(table, partial, write_page_checksum=True)
         except OSError as error:
             raise UserError(f"{self.path(number)}: {error}: free space and run the command again to go on") from error
 
@@ -183,4 +173,5 @@ class ShardFolder:
             rows=" (unfinished: run the command again)" if rows is None else f": {rows} rows",
             score=SCORE_ROW if self.with_scores else "",
         )
-        write_whole(self.folder / "README.md", text.encode())
+        with atomic_file(self.folder / "README.md") as partial:
+            partial.write_text(text, encoding="utf-8")

@@ -1,6 +1,5 @@
 """Official checkpoint files: read without running code, fetched with resume."""
 
-import hashlib
 import http.client
 import os
 import pickle
@@ -89,12 +88,6 @@ def _finite(state_dict: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ConversionError(f"{path}: {name} has values that are not finite numbers: damaged, or a diverged run")
     return state_dict
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(url: str, folder: Path, attempts: int = 5, wait_seconds: float = 1.0, timeout: float = 30.0) -> Path:

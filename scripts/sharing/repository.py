@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from scripts.inference.predictors import SingleScale
 from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import repository_files, write_scrubbed_recipe
-from scripts.storage.atomic import WRITE_ERRORS, write_failure
+from scripts.storage.atomic import atomic_folder, write_errors_explained
 
 
 MAX_SAMPLE_SIDE = 960
@@ -205,20 +204,10 @@ def check_output(folder: Path, checkpoint: str) -> None:
 
 
 def write_repository(export: Export, folder: Path) -> ModelCard:
-    """Writes the repository's folder whole or not at all, in place of an earlier export.
+    """Writes the repository's folder atomically, in place of an earlier export.
 
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            complete = Path(temporary) / "complete"
-            complete.mkdir()
-            card = fill(export, complete)
-            if folder.exists():
-                folder.rename(Path(temporary) / "replaced")
-            complete.rename(folder)
-    except WRITE_ERRORS as error:
-        raise UserError(f"{folder} could not be written: {write_failure(error, folder)}") from error
-    return card
+    with write_errors_explained(folder), atomic_folder(folder, manifest=False) as partial:
+        return fill(export, partial)

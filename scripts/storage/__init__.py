@@ -1,1 +1,1 @@
-"""Files and folders that are written whole or not at all, their digests, and retries of the network."""
+"""Files and folders that are written atomically, their digests, and retries of the network."""

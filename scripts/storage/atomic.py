@@ -1,7 +1,8 @@
-"""Folders that are written whole or not at all, and that can tell whether they are still whole.
+"""Files and folders that are written atomically: at any moment, a kill included, the old one or the new one is there.
 
-A folder is filled under a hidden name, synced to the disk with a manifest of its files, and renamed. What it replaces
-goes only after that; what a killed process left behind is put right by `recover`.
+What is written goes under a hidden name, is synced to the disk, and renamed. A folder may get a manifest of its files,
+by which it can tell later whether it is still as written; what a killed process left of such a folder is put right by
+`recover`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -28,9 +29,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
-def hidden_name(folder: Path, kind: str) -> Path:
-    """Where `folder` lies while it is being filled ("partial") or replaced ("replaced")."""
-    return folder.with_name(f".{folder.name}.{kind}")
+def hidden_name(path: Path, kind: str) -> Path:
+    """Where `path` lies while it is being written ("partial") or replaced ("replaced")."""
+    return path.with_name(f".{path.name}.{kind}")
 
 
 def sync(path: Path) -> None:
@@ -42,61 +43,60 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(folder: Path) -> None:
-    """Makes what was written below `hidden_name(folder, "partial")` into `folder`, in place of an older one.
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` only when the block ends well; for one process.
 
     Raises:
-        OSError: the disk is full or gone; the older folder is as it was.
+        OSError: it cannot be written; nothing of it is left, and an older `file` is as it was.
     """
-    partial, replaced = hidden_name(folder, "partial"), hidden_name(folder, "replaced")
-    files = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / MANIFEST)
-    entries = {str(file.relative_to(partial)): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
-    (partial / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
-    for path in (*partial.rglob("*"), partial):
-        sync(path)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def write_whole(folder: Path, fill: Callable[[Path], Any]) -> None:
-    """Lets `fill` write below a hidden folder, then makes it `folder`; for one process.
-
-    Raises:
-        UserError: it cannot be written; nothing of it is left, and an older `folder` is as it was.
-    """
-    partial = hidden_name(folder, "partial")
+    if file.exists() and not file.is_file():  # a device or a pipe, such as /dev/stdout, cannot be replaced
+        yield file
+        return
+    file = file.resolve()  # a link stays, and what it points to is replaced
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = hidden_name(file, "partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        fill(partial)
-        publish(folder)
-    except WRITE_ERRORS as error:
-        reason = write_failure(error, folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        recover(folder.parent)
-        raise UserError(f"{folder} could not be written: {reason}") from error
+        yield partial
+        sync(partial)
+        partial.replace(file)
+        sync(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def write_files_whole(folder: Path, fill: Callable[[Path], Any], last: str, replaced: str) -> None:
-    """Lets `fill` write below a hidden folder, then moves its files into `folder`; for one process. Other files there
-    stay, but for those of the pattern `replaced`.
+@contextmanager
+def atomic_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `folder` only when the block ends well; for one process.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left, and an older `folder` is as it was.
+    """
+    folder = folder.resolve()  # a link stays, and what it points to is replaced
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    replaced = hidden_name(folder, "replaced")
+    if replaced.exists() and not folder.exists():  # killed between the two renames of `publish`
+        replaced.rename(folder)
+    with _empty_folder(hidden_name(folder, "partial")) as partial:
+        yield partial
+        publish(folder, manifest)
+
+
+@contextmanager
+def atomic_files(folder: Path, last: str, replaced: str) -> Iterator[Path]:
+    """An empty folder to fill, whose files move into `folder` when the block ends well; for one process. Other files
+    there stay, but for those of the pattern `replaced`.
 
     The file `last`, without which nothing reads the others, is the first to go and the last to come: no kill leaves a
     mixture of old and new files that could be taken for whole.
 
     Raises:
-        OSError, RuntimeError, SafetensorError: they cannot be written; what was in `folder` before is as it was unless
-            the moving failed, and then `last` is missing.
+        OSError: they cannot be written; what was in `folder` before is as it was unless the moving failed, and then
+            `last` is missing.
     """
-    partial = hidden_name(folder / "model", "partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        fill(partial)
+    with _empty_folder(hidden_name(folder / "model", "partial")) as partial:
+        yield partial
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         for path in files:
             sync(path)
@@ -113,8 +113,54 @@ def write_files_whole(folder: Path, fill: Callable[[Path], Any], last: str, repl
         sync(folder)
         (partial / last).replace(folder / last)
         sync(folder)
+
+
+@contextmanager
+def _empty_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that is gone in the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, manifest: bool = True) -> None:
+    """Makes what was written below `hidden_name(folder, "partial")` into `folder`, in place of an older one.
+
+    Raises:
+        OSError: the disk is full or gone; the older folder is as it was.
+    """
+    partial, replaced = hidden_name(folder, "partial"), hidden_name(folder, "replaced")
+    if manifest:
+        files = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / MANIFEST)
+        entries = {
+            str(file.relative_to(partial)): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files
+        }
+        (partial / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def write_errors_explained(place: Path) -> Iterator[None]:
+    """Raises `UserError` with a reason in a few words where `place` cannot be written."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise UserError(f"{place} could not be written: {write_failure(error, place)}") from error
 
 
 def write_failure(error: BaseException, folder: Path) -> str:

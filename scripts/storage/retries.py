@@ -64,53 +64,32 @@ def asked_wait(error: BaseException) -> float:
         return 0.0
 
 
-class BackOff:
-    """Waits between tries, twice as long each time, until `MAX_RETRIES` have failed in a row."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.failures = 0
-
-    def succeeded(self) -> None:
-        """Starts the count anew."""
-        self.failures = 0
-
-    def failed(self, error: Exception) -> None:
-        """Waits after a fault of the network.
-
-        Raises:
-            UserError: the last try has failed.
-            Exception: `error` itself, if it is no fault of the network.
-        """
-        fault = network_fault(error)
-        if fault is None:
-            raise error
-        reason = f"{self.what}: {type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
-        if self.failures >= MAX_RETRIES:
-            raise UserError(f"{reason}: gave up after {MAX_RETRIES} retries") from error
-        self.failures += 1
-        seconds = max(asked_wait(fault), min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.failures - 1)))
-        tqdm.write(f"{reason}: retry {self.failures} of {MAX_RETRIES} in {seconds:g} s", file=sys.stderr)
-        time.sleep(seconds)
-
-
 def with_retries(call: Callable[[], Result], what: str, if_answered: bool = False) -> Result:
-    """The result of `call`, tried again after faults of the network.
+    """The result of `call`, tried again after faults of the network, with twice the wait each time.
 
     Args:
         if_answered: try again only where a server answered, for what may be a wrong name or a machine without network.
     Raises:
-        UserError: the last try has failed.
+        UserError: `MAX_RETRIES` in a row have failed.
+        Exception: that of `call`, if it is no fault of the network.
     """
-    back_off = BackOff(what)
+    failures = 0
     while True:
         try:
             return call()
+        except UserError:
+            raise
         except Exception as error:
             fault = network_fault(error)
-            if if_answered and (fault is None or http_status(fault) is None):
+            if fault is None or (if_answered and http_status(fault) is None):
                 raise
-            back_off.failed(error)
+            reason = f"{what}: {type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
+            if failures >= MAX_RETRIES:
+                raise UserError(f"{reason}: gave up after {MAX_RETRIES} retries") from error
+            seconds = max(asked_wait(fault), min(LONGEST_WAIT, FIRST_WAIT * 2**failures))
+            failures += 1
+            tqdm.write(f"{reason}: retry {failures} of {MAX_RETRIES} in {seconds:g} s", file=sys.stderr)
+            time.sleep(seconds)
 
 
 def bound_stalls() -> None:

@@ -1,4 +1,4 @@
-"""Training checkpoints: everything an exact resumption needs, written whole or not at all, checked when read."""
+"""Training checkpoints: everything an exact resumption needs, written atomically, checked when read."""
 
 from __future__ import annotations
 
@@ -100,7 +100,6 @@ def save_checkpoint(
             failure = write_failure(error, folder)
         if failure is not None:
             shutil.rmtree(partial, ignore_errors=True)
-            recover(output_dir)
             kept = [path for path in checkpoints(output_dir) if step_of(path) < step]
             advice = f"{kept[-1]} is kept: make room and go on with --resume_from_checkpoint latest" if kept else ""
             raise UserError(f"{folder} could not be written: {failure}; {advice or 'there is no older one'}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from scripts.storage.atomic import atomic_file
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(log_file: Path, image: Path) -> None:
-    """Draws loss, validation mIoU, learning rates and speed over steps; the image is replaced whole.
+    """Draws loss, validation mIoU, learning rates and speed over steps; the image is replaced atomically.
 
     Raises:
         OSError: it cannot be written.
@@ -49,9 +50,8 @@ def draw_curves(log_file: Path, image: Path) -> None:
             panel.legend()
     for panel in panels[2:]:
         panel.set_xlabel("step")
-    partial = image.with_name(f".{image.name}.partial")
-    figure.savefig(partial, format="png", dpi=80)
-    os.replace(partial, image)
+    with atomic_file(image) as partial:
+        figure.savefig(partial, format="png", dpi=80)
 
 
 def draw(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from scripts.storage.atomic import atomic_file
 from scripts.training.curves import draw_curves, read_log
 
 
@@ -94,9 +94,8 @@ class TrainLog:
                 for line in (read_log(path) if first_step else [])
                 if line["step"] <= (last_evaluated if EVALUATION in line else first_step)
             ]
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(partial, path)
+            with atomic_file(path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def reset(self) -> None:
         """Starts the sums anew."""

@@ -22,7 +22,7 @@ from scripts.cli.processes import on_main
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.models.loading import save_model_folder
-from scripts.storage.atomic import write_whole
+from scripts.storage.atomic import atomic_folder, write_errors_explained
 from scripts.training.checkpointing import save_checkpoint
 from scripts.training.log import TrainLog
 from scripts.training.run import Run
@@ -168,13 +168,11 @@ def save_best(run: Run) -> None:
     Raises:
         UserError: it cannot be written; the one before is kept.
     """
-
-    def fill(folder: Path) -> None:
-        save_model_folder(run.result, run.processor, folder)
-        best = {"step": run.progress.best_step, "mean_iou": run.progress.best_score}
-        (folder / "best.json").write_text(json.dumps(best) + "\n", encoding="utf-8")
-
-    write_whole(run.output_dir / "best", fill)
+    best = {"step": run.progress.best_step, "mean_iou": run.progress.best_score}
+    folder = run.output_dir / "best"
+    with write_errors_explained(folder), atomic_folder(folder) as partial:
+        save_model_folder(run.result, run.processor, partial)
+        (partial / "best.json").write_text(json.dumps(best) + "\n", encoding="utf-8")
 
 
 def save(run: Run, log: TrainLog) -> Path:

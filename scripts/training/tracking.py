@@ -24,6 +24,7 @@ from scripts.data.samples import BadSample, decode_sample, reduced_labels
 from scripts.data.sources import load_split, readable
 from scripts.drawing.sheets import explained_strip, stacked
 from scripts.inference.predictors import SingleScale
+from scripts.storage.atomic import atomic_file
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -97,7 +98,8 @@ def tracked_run_id(output_dir: Path, first_step: int) -> str:
         if first_step and file.is_file():
             return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
         run_id = uuid.uuid4().hex[:12]
-        file.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+        with atomic_file(file) as partial:
+            partial.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: {error}") from error
     return run_id

@@ -14,7 +14,7 @@ from scripts.data.arguments import DatasetArguments
 from scripts.data.sources import load_classes, load_split, readable
 from scripts.data.streaming import shuffled_rows
 from scripts.storage import retries
-from scripts.storage.retries import BackOff, network_fault, with_retries
+from scripts.storage.retries import network_fault, with_retries
 
 
 ROOT = Path(__file__).parents[3]
@@ -150,9 +150,13 @@ class Refused(Exception):
 def test_the_server_says_how_long_to_wait(quick, monkeypatch):
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
-    back_off = BackOff("x")
-    for wait in ("7", "0", "Wed, 21 Oct 2026 07:28:00 GMT"):
-        back_off.failed(Refused(429, wait))
+    answers = [Refused(429, wait) for wait in ("7", "0", "Wed, 21 Oct 2026 07:28:00 GMT")]
+
+    def refused_three_times():
+        if answers:
+            raise answers.pop(0)
+
+    with_retries(refused_three_times, "x")
     assert waits == [7, 0.04, 0.08]
     assert network_fault(Refused(404, "0")) is None
     wrapped = ConnectionError("Couldn't reach it")

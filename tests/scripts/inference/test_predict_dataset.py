@@ -165,7 +165,7 @@ def refused(finished, command):
         (["--score_maps"], "made with score_maps False, not True"),
         ([ROOT / "docs" / "demo.png"], "give one of the two"),
         (["--rows_per_shard", 0], "--rows_per_shard 0: give at least 1"),
-        (["--image_column_name", "image"], "no column 'image'"),
+        (["--image_column_name", "photo"], "no column 'photo'"),
     ],
     ids=lambda value: str(value[0]).rpartition("/")[2] if isinstance(value, list) else value,
 )

@@ -18,13 +18,14 @@ from clean_process import run_clean
 from golden_cases import indexed, load_case, normalized_batch, official_state_dict, tiny_config
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import convert_checkpoint
-from scripts.models.checkpoint_files import download, read_checkpoint, sha256
+from scripts.models.checkpoint_files import download, read_checkpoint
 from scripts.models.parameter_names import (
     ConversionError,
     convert_state_dict,
     official_parameter_names,
     official_source,
 )
+from scripts.storage.digests import sha256
 
 
 ROOT = Path(__file__).parents[3]
@@ -344,7 +345,6 @@ def test_a_filled_folder_is_kept_unless_told_otherwise(files, tmp_path, command)
 
 def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, command):
     def stop(model, processor, folder):
-        folder.mkdir()
         (folder / "config.json").write_text("{}")
         raise OSError("No space left on device")
 

@@ -1,4 +1,4 @@
-"""Folders are published whole or not at all, whatever happens in between; checkpoints are checked before use."""
+"""Folders and files are written atomically, whatever happens in between; checkpoints are checked before use."""
 
 import errno
 import json
@@ -14,24 +14,28 @@ from scripts.cli.errors import UserError
 from scripts.storage import atomic
 from scripts.storage.atomic import (
     MANIFEST,
+    atomic_file,
+    atomic_files,
+    atomic_folder,
     damage,
     publish,
     recover,
     remove,
-    write_files_whole,
-    write_whole,
+    write_errors_explained,
 )
 from scripts.training.checkpointing import SETTINGS, checkpoints, find_checkpoint, step_of
 from scripts.training.fingerprint import check_settings
 
 
-def fill_with(text):
-    def fill(folder):
-        (folder / "sub").mkdir()
-        (folder / "sub" / "a.txt").write_text(text)
-        (folder / "b.txt").write_text(text * 2)
+def fill(folder, text):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.txt").write_text(text)
+    (folder / "b.txt").write_text(text * 2)
 
-    return fill
+
+def write(folder, text, manifest=True):
+    with atomic_folder(folder, manifest) as partial:
+        fill(partial, text)
 
 
 def content(folder):
@@ -43,14 +47,15 @@ def saved(tmp_path):
     """Folder with the checkpoints of steps 2, 4 and 10."""
     for step in (10, 2, 4):
         folder = tmp_path / f"checkpoint-{step}"
-        write_whole(folder, lambda partial, step=step: (partial / SETTINGS).write_text(json.dumps({"--seed": step})))
+        with atomic_folder(folder) as partial:
+            (partial / SETTINGS).write_text(json.dumps({"--seed": step}))
     return tmp_path
 
 
 def test_a_folder_is_written_replaced_and_told_whole(tmp_path):
     folder = tmp_path / "best"
     for text in ("old", "new"):
-        write_whole(folder, fill_with(text))
+        write(folder, text)
         assert content(folder) == (text, text * 2) and damage(folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"sub/a.txt", "b.txt"}
@@ -67,7 +72,7 @@ def test_a_folder_is_written_replaced_and_told_whole(tmp_path):
     ],
 )
 def test_damage_is_named(harm, message, tmp_path):
-    write_whole(tmp_path / "best", fill_with("ab"))
+    write(tmp_path / "best", "ab")
     harm(tmp_path / "best")
     assert message in damage(tmp_path / "best")
 
@@ -77,7 +82,7 @@ def test_killed_at_every_system_call_the_old_or_the_new_is_there(tmp_path):
     seen = set()
     for number in range(1, 30):
         folder = tmp_path / str(number) / "best"
-        write_whole(folder, fill_with("old"))
+        write(folder, "old")
         child = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(folder, number))
         child.start()
         child.join()
@@ -109,19 +114,15 @@ def counter_that_kills(number):
 def replace_and_die(folder, number):
     counted = counter_that_kills(number)
     os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
-    write_whole(folder, fill_with("new"))
+    write(folder, "new")
 
 
-def fill_model(text, shards):
-    def fill(folder):
+def write_model(folder, text, shards, error=None):
+    with atomic_files(folder, last="config.json", replaced="model*.safetensors") as partial:
         for name in ["config.json", *(f"model-{shard}.safetensors" for shard in range(shards))]:
-            (folder / name).write_text(text)
-
-    return fill
-
-
-def write_model(folder, text, shards):
-    write_files_whole(folder, fill_model(text, shards), last="config.json", replaced="model*.safetensors")
+            (partial / name).write_text(text)
+        if error:
+            raise error
 
 
 def write_model_and_die(folder, number):
@@ -155,13 +156,8 @@ def test_killed_at_every_system_call_no_mixture_can_be_read(tmp_path):
 
 def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):
     write_model(tmp_path, "old", 1)
-
-    def full(folder):
-        fill_model("new", 1)(folder)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with pytest.raises(OSError, match="No space left"):
-        write_files_whole(tmp_path, full, last="config.json", replaced="model*.safetensors")
+        write_model(tmp_path, "new", 1, error=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "config.json": "old", "model-0.safetensors": "old",
     }  # fmt: skip
@@ -169,7 +165,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_full_disk_keeps_the_old_folder(call, tmp_path, monkeypatch):
-    write_whole(tmp_path / "best", fill_with("old"))
+    write(tmp_path / "best", "old")
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -180,8 +176,9 @@ def test_full_disk_keeps_the_old_folder(call, tmp_path, monkeypatch):
         else:
             original = Path.rename
             patch.setattr(Path, "rename", lambda path, to: full() if "partial" in path.name else original(path, to))
-        with pytest.raises(UserError, match="best could not be written: the disk is full"):
-            write_whole(tmp_path / "best", fill_with("new"))
+        explained = write_errors_explained(tmp_path / "best")
+        with pytest.raises(UserError, match="best could not be written: the disk is full"), explained:
+            write(tmp_path / "best", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert content(tmp_path / "best") == ("old", "oldold")
 
@@ -244,8 +241,90 @@ def test_publish_syncs_files_folders_and_parent(tmp_path, monkeypatch):
     folder = tmp_path / "best"
     partial = atomic.hidden_name(folder, "partial")
     partial.mkdir()
-    fill_with("x")(partial)
+    fill(partial, "x")
     publish(folder)
     assert {path.relative_to(tmp_path).as_posix() for path in synced} == {
         ".", *(f".best.partial{name}" for name in ("", "/sub", "/sub/a.txt", "/b.txt", f"/{MANIFEST}")),
     }  # fmt: skip
+
+
+# ---- files, and folders without a manifest
+
+
+def write_file(file, text):
+    with atomic_file(file) as partial:
+        partial.write_text(text[:1])
+        partial.write_text(text)
+
+
+def write_file_and_die(file, number):
+    counted = counter_that_kills(number)
+    os.fsync, Path.replace, Path.write_text = counted(os.fsync), counted(Path.replace), counted(Path.write_text)
+    write_file(file, "new")
+
+
+def write_plain_folder_and_die(folder, number):
+    counted = counter_that_kills(number)
+    os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
+    write(folder, "new", manifest=False)
+
+
+def test_a_file_killed_at_every_system_call_is_the_old_or_the_new(tmp_path):
+    seen = set()
+    for number in range(1, 10):
+        file = tmp_path / str(number) / "results.json"
+        write_file(file, "old")
+        child = multiprocessing.get_context("fork").Process(target=write_file_and_die, args=(file, number))
+        child.start()
+        child.join()
+        seen.add((file.read_text(), child.exitcode))
+        write_file(file, "next")
+        assert [path.name for path in file.parent.iterdir()] == ["results.json"] and file.read_text() == "next"
+        if seen >= {("new", 0)}:
+            break
+    assert seen == {("old", -signal.SIGKILL), ("new", -signal.SIGKILL), ("new", 0)}
+
+
+def test_a_folder_without_manifest_killed_anywhere_is_put_back_by_the_next_write(tmp_path):
+    """Even if the next write fails: the old or the new one is there, and nothing else."""
+    for number in range(1, 30):
+        folder = tmp_path / str(number) / "export"
+        write(folder, "old", manifest=False)
+        child = multiprocessing.get_context("fork").Process(target=write_plain_folder_and_die, args=(folder, number))
+        child.start()
+        child.join()
+        with pytest.raises(RuntimeError, match="in between"), atomic_folder(folder, manifest=False):
+            raise RuntimeError("in between")
+        assert content(folder) in (("old", "oldold"), ("new", "newnew"))
+        write(folder, "next", manifest=False)
+        assert [path.name for path in folder.parent.iterdir()] == ["export"]
+        assert content(folder) == ("next", "nextnext") and len(list(folder.iterdir())) == 2
+        if child.exitcode == 0:
+            break
+    assert child.exitcode == 0
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path):
+    write_file(tmp_path / "new folder" / "page.html", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "new folder" / "page.html") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert [(path.name, path.read_text()) for path in (tmp_path / "new folder").iterdir()] == [("page.html", "old")]
+
+
+def test_a_link_stays_and_a_file_is_no_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    write(tmp_path / "out", "new", manifest=False)
+    assert (tmp_path / "out").is_symlink() and content(tmp_path / "disk") == ("new", "newnew")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_file(tmp_path / "link", "mine")
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(NotADirectoryError, match="file"):
+        write(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_device_is_written_to_and_stays():
+    write_file(Path(os.devnull), "text")
+    assert Path(os.devnull).is_char_device()

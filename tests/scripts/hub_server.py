@@ -44,6 +44,7 @@ class HubServer(LoopbackServer):
         self.faults = list(faults)
         self.stall_seconds = stall_seconds
         self.served: list[str] = []
+        self.asked: list[str] = []
 
     def entry(self, file: Path) -> dict:
         """A file or folder as the tree of a repository lists it."""
@@ -89,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         """The repository, its tree, or a file."""
         path, _, query = self.path.partition("?")
+        self.server.asked.append(f"{self.command} {path}")
         files = sorted(file for file in self.server.folder.rglob("*") if file.is_file())
         if path.startswith("/api/datasets/tester/shapes/tree"):
             below = path.partition("/tree/")[2].partition("/")[2]

@@ -1,4 +1,4 @@
-"""Checks a data set before it is trained on: images, label maps, class names, splits; also what a recipe would need.
+"""Checks a dataset before it is trained on: images, label maps, class names, splits; also what a recipe would need.
 
 python scripts/check_dataset.py --dataset_name DATA --report check.html --json check.json
 
@@ -54,7 +54,7 @@ NO_SUCH_SPLIT = re.compile(r"Bad split|[Uu]nknown split|the folder holds|no --(t
 
 @dataclass
 class CheckArguments(TrainArguments):
-    """Check the data set that train.py would be given: its flags, or its recipe, and these."""
+    """Check the dataset that train.py would be given: its flags, or its recipe, and these."""
 
     report: str | None = field(default=None, metadata={"help": "HTML page with findings, classes and overlays."})
     json: str | None = field(default=None, metadata={"help": "JSON file with all that was found, for machines."})

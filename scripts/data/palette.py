@@ -27,7 +27,7 @@ def palette_file(arguments: DatasetArguments) -> Path | None:
     try:
         return file_beside(arguments, PALETTE_FILE)
     except UserError as error:
-        logger.warning("no colours of the data set: %s", error)
+        logger.warning("no colours of the dataset: %s", error)
         return None
 
 

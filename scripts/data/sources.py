@@ -100,7 +100,8 @@ class Source(NamedTuple):
 
 def open_split(arguments: DatasetArguments, split: str) -> Source:
     """One split of `--dataset_name` with all its columns; see `open_source`."""
-    name, data, files = arguments.dataset_name or "", None, []
+    name = arguments.dataset_name or ""
+    data: Any
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
         data, folder = datasets.load_from_disk(name), Path(name)
         if isinstance(data, datasets.DatasetDict):
@@ -126,7 +127,7 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
 
 
 def dataset_builder(arguments: DatasetArguments, name: str, split: str) -> datasets.DatasetBuilder:
-    """What reads `name`, a parquet file or URL, a folder or a Hub data set; asks the Hub for its files, once."""
+    """What reads `name`, a parquet file or URL, a folder or a Hub dataset; asks the Hub for its files, once."""
     if Path(name).suffix == ".parquet":
         if "://" not in name and not Path(name).is_file():
             raise FileNotFoundError(f"no file {name}")

@@ -1,4 +1,4 @@
-"""What a recipe needs on this data set and this machine: memory counted without computing, time from one real step."""
+"""What a recipe needs on this dataset and this machine: memory counted without computing, time from one real step."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class RecipeCost:
         )
         if gives < takes:
             cost.facts["loading"] += f": --dataloader_num_workers {int(takes * loading) + 1} would keep up"
-        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_a_image": loading}
+        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_an_image": loading}
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             cost.facts["memory"] += f"; {peak / GIB:.2f} GiB measured at the step's peak"

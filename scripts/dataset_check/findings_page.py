@@ -36,7 +36,7 @@ def write_report(
     """Writes the page.
 
     Args:
-        palette: the data set's own colours.
+        palette: the dataset's own colours.
     """
     body = [f'<p class="verdict">Verdict: <strong>{html.escape(verdict(findings))}</strong></p>']
     body.append(

@@ -99,7 +99,8 @@ def folder_stream(
         }
     )
     data = datasets.IterableDataset.from_generator(pair_rows, features=features, gen_kwargs={"shards": shards})
-    if (image_column, label_column) != ("image", "label"):
-        data = data.rename_columns({"image": image_column, "label": label_column})
+    wanted = {"image": image_column, "label": label_column}
+    if renamed := {old: new for old, new in wanted.items() if old != new}:
+        data = data.rename_columns(renamed)
     data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=len(pairs))})
     return data

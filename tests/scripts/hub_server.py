@@ -113,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         """A file or a part of it, with the next fault if it is a part of the data."""
         if not file.is_file():
             return self.answer(404, X_Error_Code="EntryNotFound")
-        body, status, headers = file.read_bytes(), 200, {"ETag": '"1"', "Accept_Ranges": "bytes"}
+        body, status = file.read_bytes(), 200
+        headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "Accept_Ranges": "bytes"}
         if asked := self.headers.get("Range"):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             part = body[int(first) : int(last) + 1 if last else None]

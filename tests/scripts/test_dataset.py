@@ -109,8 +109,9 @@ def test_folders_of_images_and_maps(folders):
     assert name == "town0/0000" and image.shape == (3, 6, 8) and label.unique().tolist() == [0]
 
 
-def test_folders_serve_the_columns_that_were_asked_for(folders):
-    folders.image_column_name, folders.label_column_name = "image", "map"
+@pytest.mark.parametrize("columns", [("photo", "map"), ("image", "map"), ("photo", "label")])
+def test_folders_serve_the_columns_that_were_asked_for(folders, columns):
+    folders.image_column_name, folders.label_column_name = columns
     data = LabelledDataset(folders, "train")
     assert decode_sample(next(iter(data.stream)), data.row_format, 250, 0)[2] == "town0/0000"
 

@@ -183,7 +183,7 @@ def test_class_names_outlive_a_busy_hub(quick, monkeypatch, tmp_path, faults, ex
         return str(answer)
 
     monkeypatch.setattr("scripts.data.sources.hf_hub_download", download)
-    stream = datasets.Dataset.from_dict({"image": []}).to_iterable_dataset()
+    stream = datasets.Dataset.from_dict({"image": [None]}).to_iterable_dataset()
     monkeypatch.setattr("scripts.data.labelled_dataset.open_source", lambda *_: Source(stream, []))
     assert LabelledDataset(DatasetArguments("tester/not-here"), "train").id2label == expected
     assert not answers

@@ -164,7 +164,7 @@ def test_other_settings_are_refused(flags, model_folder, shapes, tiny_recipe, tm
     shutil.copytree(shapes, strange)
     refused("--output_dir", strange, message="holds parquet files of something else")
     refused("--rows_per_shard", 0, message="--rows_per_shard 0: give at least 1")
-    refused("--image_column_name", "image", message="no column 'image'")
+    refused("--image_column_name", "photo", message="no column 'photo'")
 
 
 @pytest.fixture

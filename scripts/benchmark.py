@@ -25,8 +25,8 @@ import torch
 from scripts.benchmarking.contestants import check_contestant
 from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, measure_part
 from scripts.benchmarking.plots import draw
-from scripts.benchmarking.report import merge, part_table
 from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
+from scripts.benchmarking.tables import merge, part_table
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, parse_arguments, run_command
 

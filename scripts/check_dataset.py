@@ -1,4 +1,4 @@
-"""Checks a data set before it is trained on: images, label maps, class names, splits; also what a recipe would need.
+"""Checks a dataset before it is trained on: images, label maps, class names, splits; also what a recipe would need.
 
 python scripts/check_dataset.py --dataset_name DATA --report check.html --json check.json
 
@@ -26,41 +26,36 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import datasets
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
-from scripts.data.palette import load_palette
-from scripts.data.sources import (
-    IGNORE_INDEX,
-    dataset_classes,
-    load_split,
-    number_of_examples,
-    readable,
-)
+from scripts.data.class_names import names_of_features, read_names
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.samples import RowFormat
+from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.dataset_check.cost import Cost, RecipeCost
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.diagnosis import diagnose, in_order
 from scripts.dataset_check.finding import Evidence, Finding
-from scripts.dataset_check.label_rule import LabelRule, read_names
-from scripts.dataset_check.report import as_json, as_text
-from scripts.dataset_check.report_page import write_report
+from scripts.dataset_check.findings_page import write_report
+from scripts.dataset_check.label_rule import LabelRule
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenImages
+from scripts.dataset_check.summary import as_json, as_text
 from scripts.drawing.visualization import parse_palette
 from scripts.models.loading import build_config
 from scripts.storage.atomic import atomic_file
 from scripts.training.arguments import TrainArguments, check_values
 
 
-# As `load_split` and `datasets` say that a split does not exist.
+# As `LabelledDataset` and `datasets` say that a split does not exist.
 NO_SUCH_SPLIT = re.compile(r"Bad split|[Uu]nknown split|the folder holds|no --(train|eval)_images: give both")
 
 
 @dataclass
 class CheckArguments(TrainArguments):
-    """Check the data set that train.py would be given: its flags, or its recipe, and these."""
+    """Check the dataset that train.py would be given: its flags, or its recipe, and these."""
 
     report: str | None = field(default=None, metadata={"help": "HTML page with findings, classes and overlays."})
     json: str | None = field(default=None, metadata={"help": "JSON file with all that was found, for machines."})
@@ -81,7 +76,7 @@ def check_arguments(arguments: CheckArguments) -> None:
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-def open_splits(arguments: CheckArguments) -> tuple[dict[str, datasets.IterableDataset], list[Finding]]:
+def open_splits(arguments: CheckArguments) -> tuple[dict[str, LabelledDataset], list[Finding]]:
     """The splits that can be read, the smaller one, of validation, first; and what is wrong with one that cannot.
 
     Raises:
@@ -90,7 +85,7 @@ def open_splits(arguments: CheckArguments) -> tuple[dict[str, datasets.IterableD
     opened, failed = {}, {}
     for split in dict.fromkeys((arguments.eval_split_name, arguments.train_split_name)):
         try:
-            opened[split] = load_split(arguments, split, also=(SEGMENTS_COLUMN,))
+            opened[split] = LabelledDataset(arguments, split, also=(SEGMENTS_COLUMN,))
         except UserError as error:
             failed[split] = error
     if not opened:
@@ -106,16 +101,17 @@ def split_not_read(split: str, reason: str) -> Finding:
 
 
 def read_classes(
-    arguments: CheckArguments, data: datasets.IterableDataset
+    arguments: CheckArguments, data: LabelledDataset
 ) -> tuple[dict[int, str] | None, str | None, list[Finding]]:
     """Class names by id 0..K-1, what id 255 is called if it is, and findings about the file of names.
 
     Raises:
         UserError: a file or `--class_map` that cannot be read.
     """
-    names = read_names(arguments)
-    if names is None:
-        names = dataset_classes(arguments, data)
+    if data.classes_file is None:
+        names = names_of_features(data.stream.features)
+    else:  # also one that the trainer refuses, so that its fault is told with the others
+        names = read_names(data.classes_file)
     if names is None and arguments.model_name_or_path:
         names = {int(index): str(name) for index, name in (build_config(arguments).id2label or {}).items()}
     if not names:
@@ -132,24 +128,25 @@ def read_classes(
             fix += ", and add --do_reduce_labels: maps whose classes start at 1 are read so"
         known = {index: names.get(index, f"id {index}") for index in range(max([0, *names]) + 1)}
         return known, name_of_255, [Finding("error", "class-names", (), message, fix)]
-    if name_of_255 is None and arguments.mapped_classes:
-        names = arguments.mapped_classes.id2label
+    if name_of_255 is None and data.class_map:
+        names = data.class_map.id2label
     return names, name_of_255, []
 
 
 def facts_of_split(
-    data: datasets.IterableDataset, split: str, arguments: CheckArguments, rule: LabelRule, total: int | None
+    data: LabelledDataset, arguments: CheckArguments, rule: LabelRule, total: int | None
 ) -> Iterator[tuple[dict[str, Any], SampleFacts]]:
     """Undecoded rows and what they show, in order, under a progress bar; threads decode."""
     workers = max(1, arguments.dataloader_num_workers)
+    form = RowFormat(arguments.image_column_name, arguments.label_column_name)  # the rule knows the classes
     waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
-    rows = islice(readable(data), arguments.max_samples)
+    rows = islice(readable(data.stream), arguments.max_samples)
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, desc=f"check {split}", unit="sample", dynamic_ncols=True) as bar,
+        tqdm(total=total, desc=f"check {data.split}", unit="sample", dynamic_ncols=True) as bar,
     ):
         for index, row in enumerate(rows):
-            waiting.append((row, pool.submit(inspect, row, arguments, rule, index)))
+            waiting.append((row, pool.submit(inspect, row, form, rule, index)))
             if len(waiting) > 2 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -161,7 +158,7 @@ def facts_of_split(
 
 
 def count_splits(
-    opened: dict[str, datasets.IterableDataset],
+    opened: dict[str, LabelledDataset],
     arguments: CheckArguments,
     rule: LabelRule,
     keep: Callable[[dict[str, Any]], None],
@@ -175,9 +172,9 @@ def count_splits(
     seen = SeenImages()
     for number, (split, data) in enumerate(opened.items()):
         counts = splits[split] = SplitCounts(split)
-        examples = number_of_examples(data, split)
+        examples = data.num_examples
         limits = [limit for limit in (examples, arguments.max_samples) if limit is not None]
-        for row, facts in facts_of_split(data, split, arguments, rule, min(limits, default=None)):
+        for row, facts in facts_of_split(data, arguments, rule, min(limits, default=None)):
             counts.add(facts)
             if number:
                 counts.compare(facts, seen)
@@ -199,16 +196,16 @@ def check(arguments: CheckArguments) -> int:
 
     # ---- classes
     opened, findings = open_splits(arguments)
-    names, name_of_255, of_names = read_classes(arguments, next(iter(opened.values())))
+    data = next(iter(opened.values()))
+    names, name_of_255, of_names = read_classes(arguments, data)
     findings += of_names
-    table = arguments.mapped_classes.table.numpy() if names and not of_names and arguments.mapped_classes else None
+    table = data.class_map.table.numpy() if names and not of_names and data.class_map else None
     rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
-
-    palette = load_palette(arguments)
+    palette = data.palette
 
     # ---- recipe, whose own faults come before the long reading
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path
-    recipe = RecipeCost(arguments, names) if has_model and names and not of_names else None
+    recipe = RecipeCost(arguments, data.row_format, names) if has_model and names and not of_names else None
 
     # ---- samples
     splits = count_splits(opened, arguments, rule, recipe.keep if recipe else lambda row: None)
@@ -217,8 +214,7 @@ def check(arguments: CheckArguments) -> int:
     cost = Cost()
     if recipe:
         train = opened.get(arguments.train_split_name)
-        examples = number_of_examples(train, arguments.train_split_name) if train is not None else None
-        cost = recipe.estimate(splits, examples)
+        cost = recipe.estimate(splits, train.num_examples if train else None)
         findings += cost.findings
     findings = in_order(findings)
 

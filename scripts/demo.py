@@ -28,8 +28,8 @@ from transformers import set_seed
 
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_image, decode_label
-from scripts.data.sources import load_classes, load_split
 from scripts.data.synthetic_shapes import write_dataset
 from scripts.demo_report import write_report
 from scripts.drawing.visualization import with_legend
@@ -73,14 +73,14 @@ class DemoArguments:
     seed: int = field(default=0, metadata={"help": "Of data, weights, order and loss points."})
 
 
-def validation_samples(data: DatasetArguments) -> list[tuple[Image.Image, np.ndarray]]:
+def validation_samples(data: LabelledDataset) -> list[tuple[Image.Image, np.ndarray]]:
     """All (image, label map) pairs of the validation split."""
     return [
         (
             Image.fromarray(decode_image(row["image"], row["image_id"]).permute(1, 2, 0).numpy()),
             decode_label(row["label"], row["image_id"]).numpy(),
         )
-        for row in load_split(data, "validation")
+        for row in data.stream
     ]
 
 
@@ -124,8 +124,8 @@ def run_demo(arguments: DemoArguments) -> int:
     print(f"[1/5] generating {arguments.train_samples} + {arguments.validation_samples} samples in {data_dir}")
     sizes = {"train": arguments.train_samples, "validation": arguments.validation_samples}
     write_dataset(data_dir, sizes, seed=arguments.seed)
-    data = DatasetArguments(dataset_name=str(data_dir))
-    id2label = load_classes(data) or {}
+    data = LabelledDataset(DatasetArguments(dataset_name=str(data_dir)), "validation")
+    id2label = data.id2label or {}
     samples = validation_samples(data)
     constant, constant_miou = best_constant_map(samples, len(id2label))
 

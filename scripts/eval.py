@@ -26,7 +26,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
 from scripts.cli.processes import build_accelerator
 from scripts.data.arguments import DatasetArguments
-from scripts.data.provenance import dataset_revision
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSamples
 from scripts.data.sources import check_ignored_id
 from scripts.error_report.report import DEFAULT_FOLDER, ErrorReport, report_file
@@ -242,14 +242,13 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if arguments.protocol != NATIVE or arguments.eval_shortest_edge or arguments.sliding_window:
         processor = build_processor(arguments, config, size=sizes.processor_size)
         lens_processor = build_processor(arguments, config, size=plain.processor_size)
+    data = LabelledDataset(arguments, arguments.eval_split_name)
     label_ids, id_table = arguments.label_ids, None
     if arguments.protocol == NATIVE:
         # A model trained on reduced labels is compared with reduced labels.
-        arguments.do_reduce_labels |= bool(processor.do_reduce_labels) and label_ids != "reduced"
+        data.do_reduce_labels |= bool(processor.do_reduce_labels) and label_ids != "reduced"
     else:
-        label_ids, id_table, arguments.do_reduce_labels = label_rule(
-            arguments.protocol, num_labels, label_ids, arguments, arguments.eval_split_name
-        )
+        label_ids, id_table, data.do_reduce_labels = label_rule(arguments.protocol, num_labels, label_ids, data)
 
     # ---- figures
     counters: dict[str, Any] = {}
@@ -269,8 +268,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     confusion, images = evaluate_split(
         model,
         processor,
-        arguments,
-        arguments.eval_split_name,
+        data,
         accelerator,
         error_report.predictor if error_report else predictor,
         arguments.max_eval_samples,
@@ -305,11 +303,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             dict(model.config.id2label),
             **details,
             dataset=Path(arguments.dataset_name or arguments.eval_images or "").name,
-            dataset_revision=dataset_revision(arguments, arguments.eval_split_name),
+            dataset_revision=data.revision(),
             split=arguments.eval_split_name,
             images=images,
             skipped=bad_samples.messages,
-            do_reduce_labels=arguments.do_reduce_labels,
+            do_reduce_labels=data.do_reduce_labels,
             protocol=protocol_facts(arguments, sizes, label_ids),
             checkpoint=checkpoint.name,
             weights_sha256=weights_sha256(str(checkpoint)),

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
+from scripts.data.class_names import classes_file, read_class_names
 from scripts.data.folders import check_map_mode, matched_pairs
-from scripts.data.sources import dataset_classes
 from scripts.storage.atomic import atomic_folder
 
 
@@ -109,11 +109,12 @@ def pack(arguments: PackArguments) -> None:
             splits[split] = matched_pairs(f"--{kind}_images", images, f"--{kind}_masks", masks)
     if not splits:
         raise UserError("nothing to pack: give --train_images and --train_masks")
-    names = dataset_classes(
+    names_file = classes_file(
         DatasetArguments(
             id2label=arguments.id2label, train_images=arguments.train_images, eval_images=arguments.eval_images
         )
     )
+    names = read_class_names(names_file) if names_file else None
 
     sizes = {}
     total = sum(len(pairs) for pairs in splits.values())

@@ -12,8 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts.data.images import find_images, output_names, read_image
-
 
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,7 +28,8 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
 from scripts.cli.processes import build_accelerator
 from scripts.data.arguments import DatasetArguments
-from scripts.data.sources import load_split, number_of_examples
+from scripts.data.images import find_images, output_names, read_image
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import ShardFolder
@@ -91,7 +90,7 @@ def predict_dataset(
     arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Accelerator
 ) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
-    data = load_split(arguments, arguments.split_name, with_labels=False)
+    data = LabelledDataset(arguments, arguments.split_name, with_labels=False)
     named = re.match(r"\w+", arguments.split_name)  # without a slice, which names of files cannot hold
     made_by = {
         "model": published_name(arguments.model_name_or_path),
@@ -108,13 +107,8 @@ def predict_dataset(
     shards = ShardFolder(
         output_dir, named[0] if named else "test", arguments.rows_per_shard, made_by, arguments.score_maps
     )
-    prediction = Prediction(accelerator, model, processor, shards, arguments.image_column_name, arguments.overlays)
-    failed = prediction.run(
-        data,
-        number_of_examples(data, arguments.split_name),
-        arguments.max_bad_samples,
-        arguments.dataloader_num_workers,
-    )
+    prediction = Prediction(accelerator, model, processor, shards, data, arguments.overlays)
+    failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
         print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
 

@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.benchmarking.report import benchmark_markdown
+from scripts.benchmarking.tables import benchmark_markdown
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
 from scripts.sharing.papers import PAPERS

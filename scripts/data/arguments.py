@@ -1,12 +1,8 @@
-"""The flags that name a data set."""
+"""The flags that name a dataset."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
-
-from scripts.cli.errors import UserError
 
 
 @dataclass
@@ -41,20 +37,3 @@ class DatasetArguments:
     max_bad_samples: int | None = field(
         default=None, metadata={"help": "Unreadable samples to skip before stopping; by default 1%% of the samples."}
     )
-
-    @cached_property
-    def mapped_classes(self) -> Any:
-        """What `--class_map` makes of the dataset's classes, None without one.
-
-        Raises:
-            UserError: a wrong file, or a dataset without `id2label`.
-        """
-        from scripts.data.class_map import build_class_map
-        from scripts.data.sources import IGNORE_INDEX, dataset_classes
-
-        if self.class_map is None:
-            return None
-        names = dataset_classes(self)
-        if names is None:
-            raise UserError(f"--class_map {self.class_map} needs the dataset's class names: give --id2label")
-        return build_class_map(self.class_map, names, IGNORE_INDEX, self.do_reduce_labels)

@@ -22,7 +22,6 @@ import torch
 import yaml
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 
 
 IGNORE_KEY = "ignore"
@@ -37,10 +36,12 @@ class ClassMap:
         id2label: the new classes, 0..K-1.
         table: `(N,)` int64; `table[old]` is the new stored id (from 1 on if 0 means ignored), `UNKNOWN` where `old`
             belongs to no class. Ids from N on are unknown too.
+        file: where it was read from, for messages.
     """
 
     id2label: dict[int, str]
     table: torch.Tensor
+    file: str
 
     def apply(self, label: torch.Tensor, name: str) -> torch.Tensor:
         """`(H, W)` map of new ids, uint8, of a map `(H, W)` of old ones.
@@ -62,9 +63,8 @@ def read_class_map(file: str) -> dict[str, list[Any]]:
     Raises:
         UserError: no such file, or not lines of that form.
     """
-    path = Path(project_path(file))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--class_map {file}: {error}") from error
     if not isinstance(content, dict) or not content:
@@ -122,4 +122,4 @@ def build_class_map(file: str, names: dict[int, str], ignored: int, do_reduce_la
         table[ignored] = ignored
     if do_reduce_labels:
         table[0] = 0
-    return ClassMap(dict(enumerate(new_names)), table)
+    return ClassMap(dict(enumerate(new_names)), table, file)

@@ -10,7 +10,6 @@ import datasets
 from PIL import Image
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -24,7 +23,7 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
     Raises:
         UserError: no such folder, no file with one of the endings, or two of one stem.
     """
-    root = Path(project_path(folder))
+    root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
     found: dict[str, Path] = {}
@@ -100,7 +99,8 @@ def folder_stream(
         }
     )
     data = datasets.IterableDataset.from_generator(pair_rows, features=features, gen_kwargs={"shards": shards})
-    if (image_column, label_column) != ("image", "label"):
-        data = data.rename_columns({"image": image_column, "label": label_column})
+    wanted = {"image": image_column, "label": label_column}
+    if renamed := {old: new for old, new in wanted.items() if old != new}:
+        data = data.rename_columns(renamed)
     data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=len(pairs))})
     return data

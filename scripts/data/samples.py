@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,28 @@ from tqdm import tqdm
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
-from scripts.data.arguments import DatasetArguments
+from scripts.data.class_map import ClassMap
 from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
 from scripts.storage.retries import with_retries
 
 
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How the rows of a dataset are to be read; all that the workers that decode them need to know of it.
+
+    Args:
+        do_reduce_labels: label 0 means ignored and the classes start at 1.
+        class_map: what stands for the ids of the maps, None if they stay as they are.
+    """
+
+    image_column: str = "image"
+    label_column: str = "label"
+    do_reduce_labels: bool = False
+    class_map: ClassMap | None = None
 
 
 class BadSample(UserError):
@@ -81,7 +97,7 @@ class BadSamples:
 
 
 def decode_sample(
-    row: dict[str, Any], arguments: DatasetArguments, num_labels: int, index: int | str
+    row: dict[str, Any], form: RowFormat, num_labels: int, index: int | str
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Image `(3, H, W)` uint8, label map `(H, W)` uint8 or int32, and name of an undecoded row.
 
@@ -94,22 +110,20 @@ def decode_sample(
         BadSample: the image or the map cannot be read, or their sizes differ.
         UserError: the map cannot be meant for these classes, so that others will not be either.
     """
-    name = sample_name(row, arguments.image_column_name, index)
-    image = decode_image(row[arguments.image_column_name], name)
-    label = decode_label(row[arguments.label_column_name], name)
+    name = sample_name(row, form.image_column, index)
+    image = decode_image(row[form.image_column], name)
+    label = decode_label(row[form.label_column], name)
     if image.shape[-2:] != label.shape:
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
         hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
         raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}{hint}")
-    if arguments.mapped_classes is None:
-        check_labels(label, num_labels, arguments.do_reduce_labels, name)
+    if form.class_map is None:
+        check_labels(label, num_labels, form.do_reduce_labels, name)
     else:
-        if len(arguments.mapped_classes.id2label) != num_labels:
-            raise UserError(
-                f"--class_map {arguments.class_map} makes {len(arguments.mapped_classes.id2label)} classes "
-                f"but the model has {num_labels}"
-            )
-        label = arguments.mapped_classes.apply(label, name)
+        count = len(form.class_map.id2label)
+        if count != num_labels:
+            raise UserError(f"--class_map {form.class_map.file} makes {count} classes but the model has {num_labels}")
+        label = form.class_map.apply(label, name)
     return image, label, name
 
 

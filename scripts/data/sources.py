@@ -1,20 +1,18 @@
-"""Where labelled images come from: the flags that name a dataset, its splits as undecoded streams, its classes."""
+"""Where labelled images come from: the rows of a split, and the files that lie beside the data."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
 from scripts.storage.retries import bound_stalls, with_retries
@@ -92,51 +90,69 @@ def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, st
     return None
 
 
-def open_split(arguments: DatasetArguments, split: str) -> datasets.IterableDataset:
-    """Stream of one split with all its columns; see `load_split`."""
-    name = project_path(arguments.dataset_name or "")
-    settings: dict[str, Any] = {"split": split, "streaming": arguments.streaming}
+class Source(NamedTuple):
+    """The rows of a split and what they are read from.
+
+    Attributes:
+        stream: the rows.
+        files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
+    """
+
+    stream: datasets.IterableDataset
+    files: list[str]
+
+
+def open_split(arguments: DatasetArguments, split: str) -> Source:
+    """One split of `--dataset_name` with all its columns; see `open_source`."""
+    name = arguments.dataset_name or ""
     data: Any
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        data = datasets.load_from_disk(name)
+        data, folder = datasets.load_from_disk(name), Path(name)
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
                 raise ValueError(f"the folder holds {', '.join(data)}")
-            data = data[split]
+            data, folder = data[split], folder / split
         elif str(data.split or split) != split:
             raise ValueError(f"the folder holds {data.split}")
-    elif Path(name).suffix == ".parquet":
-        if "://" not in name and not Path(name).is_file():
-            raise FileNotFoundError(f"no file {name}")
-        data = datasets.load_dataset("parquet", data_files={split: name}, **settings)
-    elif "://" in name and not name.startswith("hf://"):
-        raise ValueError("a URL must end in .parquet")
+        files = sorted(str(file) for file in folder.glob("*.arrow"))
     else:
-        data = datasets.load_dataset(
-            name, arguments.dataset_config_name, revision=arguments.dataset_revision, **settings
-        )
+        builder = dataset_builder(arguments, name, split)
+        if arguments.streaming:
+            data = builder.as_streaming_dataset(split=split)
+        else:
+            builder.download_and_prepare()
+            data = builder.as_dataset(split=split)
+        files = sorted(str(file) for file in (builder.config.data_files or {}).get(split, []))
     if not isinstance(data, datasets.IterableDataset):
         count = len(data)
         data = data.to_iterable_dataset(num_shards=max(1, min(MAX_SHARDS, count)))
         data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=count)})
-    return data
+    return Source(data, files)
 
 
-def load_split(
+def dataset_builder(arguments: DatasetArguments, name: str, split: str) -> datasets.DatasetBuilder:
+    """What reads `name`, a parquet file or URL, a folder or a Hub dataset; asks the Hub for its files, once."""
+    if Path(name).suffix == ".parquet":
+        if "://" not in name and not Path(name).is_file():
+            raise FileNotFoundError(f"no file {name}")
+        return datasets.load_dataset_builder("parquet", data_files={split: name})
+    if "://" in name and not name.startswith("hf://"):
+        raise ValueError("a URL must end in .parquet")
+    return datasets.load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+
+
+def open_source(
     arguments: DatasetArguments, split: str, with_labels: bool = True, also: tuple[str, ...] = ()
-) -> datasets.IterableDataset:
-    """Stream of one split, images and maps undecoded.
+) -> Source:
+    """The rows of one split, images and maps undecoded; see `LabelledDataset`.
 
-    Args:
-        with_labels: whether the column of label maps is needed and read.
-        also: columns that are read as well where there are such.
     Raises:
         UserError: the dataset, split or a column does not exist.
     """
-    folders = split_folders(arguments, split)
-    if folders:
+    if folders := split_folders(arguments, split):
         pairs = matched_pairs(*folders)
-        return folder_stream(pairs, arguments.image_column_name, arguments.label_column_name, split)
+        stream = folder_stream(pairs, arguments.image_column_name, arguments.label_column_name, split)
+        return Source(stream, [file for _, *pair in pairs for file in pair])
     if not arguments.dataset_name:
         raise UserError(
             "no dataset: give --dataset_name (a Hub dataset, a folder or a parquet file), "
@@ -145,7 +161,7 @@ def load_split(
     bound_stalls()
     place = f"--dataset_name {arguments.dataset_name}, split {split!r}"
     try:
-        data = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
+        data, files = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
     except READING_ERRORS as error:
         raise UserError(f"{place}: {error}") from error
     columns = data.column_names
@@ -166,59 +182,7 @@ def load_split(
         feature = (data.features or {}).get(column)
         if feature is None or isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
-    return data
-
-
-def number_of_examples(data: datasets.IterableDataset, split: str) -> int | None:
-    """Rows of the split as its card tells, None where it does not."""
-    info = (data.info.splits or {}).get(split)
-    return info.num_examples if info is not None and info.num_examples else None
-
-
-def load_classes(arguments: DatasetArguments, data: datasets.IterableDataset | None = None) -> dict[int, str] | None:
-    """Names by id of the classes to be learnt: those of the dataset, or what `--class_map` makes of them; else None.
-
-    Raises:
-        UserError: a file that is not as it should be.
-    """
-    if arguments.mapped_classes:
-        return arguments.mapped_classes.id2label
-    return dataset_classes(arguments, data)
-
-
-def dataset_classes(
-    arguments: DatasetArguments, data: datasets.IterableDataset | None = None
-) -> dict[int, str] | None:
-    """Class names by id, from `--id2label`, `id2label.json` beside the data, or a `ClassLabel`; else None.
-
-    Raises:
-        UserError: a file that is not `{"0": "name", ...}` with ids 0..K-1.
-    """
-    path = Path(project_path(arguments.id2label)) if arguments.id2label else classes_file(arguments)
-    if path is not None:
-        try:
-            names = {int(key): str(name) for key, name in json.loads(path.read_text(encoding="utf-8")).items()}
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f'{path}: {error}: write {{"0": "name", ...}}') from error
-        if sorted(names) != list(range(len(names))):
-            raise UserError(
-                f"{path}: ids {sorted(names)[:5]}... are not 0..{len(names) - 1}: number the classes from 0"
-            )
-        return dict(sorted(names.items()))
-    for feature in (data.features or {}).values() if data is not None else ():
-        label = getattr(feature, "feature", feature)
-        if isinstance(label, datasets.ClassLabel):
-            return dict(enumerate(label.names))
-    return None
-
-
-def classes_file(arguments: DatasetArguments) -> Path | None:
-    """`id2label.json` beside the data, None if there is none.
-
-    Raises:
-        UserError: the Hub is there but goes on failing: without its names the run would have other classes.
-    """
-    return file_beside(arguments, "id2label.json")
+    return Source(data, files)
 
 
 def file_beside(arguments: DatasetArguments, name: str) -> Path | None:
@@ -227,10 +191,10 @@ def file_beside(arguments: DatasetArguments, name: str) -> Path | None:
     Raises:
         UserError: the Hub is there but goes on failing.
     """
-    folders = [folder for folder in (arguments.train_images, arguments.eval_images) if folder]
-    places = [parent for folder in folders for parent in (Path(project_path(folder)), Path(folder).absolute().parent)]
+    folders = [Path(folder) for folder in (arguments.train_images, arguments.eval_images) if folder]
+    places = [place for folder in folders for place in (folder, folder.absolute().parent)]
     if arguments.dataset_name:
-        place = Path(project_path(arguments.dataset_name))
+        place = Path(arguments.dataset_name)
         if place.exists():
             places.append(place if place.is_dir() else place.parent)
         else:

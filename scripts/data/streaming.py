@@ -21,9 +21,8 @@ from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
 from scripts.cli.errors import UserError
-from scripts.data.arguments import DatasetArguments
 from scripts.data.loading import StreamRow
-from scripts.data.samples import BadSample, decode_sample
+from scripts.data.samples import BadSample, RowFormat, decode_sample
 from scripts.data.sources import IGNORE_INDEX, readable
 
 
@@ -180,12 +179,12 @@ class TrainingSamples(Dataset):
 
     def __init__(
         self,
-        arguments: DatasetArguments,
+        form: RowFormat,
         num_labels: int,
         augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]],
         seed: int,
     ) -> None:
-        self.arguments = arguments
+        self.form = form
         self.num_labels = num_labels
         self.augmentation = augmentation
         self.seed = seed
@@ -213,7 +212,7 @@ class TrainingSamples(Dataset):
     def example(self, row: StreamRow, bad: list[str], *extra_seed: int) -> dict[str, Any] | None:
         """One augmented sample; None, and a message more in `bad`, if it is bad."""
         try:
-            image, label, name = decode_sample(row.row, self.arguments, self.num_labels, row.place or row.index)
+            image, label, name = decode_sample(row.row, self.form, self.num_labels, row.place or row.index)
         except BadSample as error:
             bad.append(str(error))
             return None

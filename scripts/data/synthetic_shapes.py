@@ -1,4 +1,4 @@
-"""A small procedural data set: shapes on textured backgrounds, as parquet shards that `load_dataset` streams."""
+"""A small procedural dataset: shapes on textured backgrounds, as parquet shards that `load_dataset` streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe needs on this data set and this machine: memory counted without computing, time from one real step."""
+"""What a recipe needs on this dataset and this machine: memory counted without computing, time from one real step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.cli.processes import build_accelerator
 from scripts.data.loading import StreamRow
+from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, check_ignored_id
 from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
@@ -50,7 +51,7 @@ class RecipeCost:
         UserError: the recipe cannot work, whatever the data.
     """
 
-    def __init__(self, arguments: TrainArguments, names: dict[int, str]) -> None:
+    def __init__(self, arguments: TrainArguments, form: RowFormat, names: dict[int, str]) -> None:
         on_cpu = not torch.accelerator.is_available()
         if on_cpu and arguments.mixed_precision == "fp16":  # a CPU has none; bf16 takes as much memory
             arguments = replace(arguments, mixed_precision="bf16")
@@ -62,6 +63,7 @@ class RecipeCost:
         self.model = prepare_network(
             build_model(self.arguments, self.config), self.arguments, self.accelerator
         ).train()
+        self.form = form
         self.rows: list[dict[str, Any]] = []
 
     def keep(self, row: dict[str, Any]) -> None:
@@ -178,7 +180,7 @@ class RecipeCost:
         )
         if gives < takes:
             cost.facts["loading"] += f": --dataloader_num_workers {int(takes * loading) + 1} would keep up"
-        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_a_image": loading}
+        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_an_image": loading}
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             cost.facts["memory"] += f"; {peak / GIB:.2f} GiB measured at the step's peak"
@@ -194,7 +196,7 @@ class RecipeCost:
         if not self.rows:
             raise UserError("no sample without a fault was read")
         augmentation = augmentation_of(arguments)
-        samples = TrainingSamples(arguments, num_labels, augmentation, arguments.seed)
+        samples = TrainingSamples(self.form, num_labels, augmentation, arguments.seed)
         processor = build_processor(arguments, self.config, ignore_index=IGNORE_INDEX, num_labels=num_labels)
         count = arguments.per_device_train_batch_size
         rows = [StreamRow(0, index, self.rows[index % len(self.rows)]) for index in range(count)]

@@ -52,7 +52,7 @@ class Finding:
     """One verdict.
 
     Args:
-        splits: where it was seen; empty for what concerns the whole data set.
+        splits: where it was seen; empty for what concerns the whole dataset.
         fix: what to do.
         details: numbers behind it, as JSON holds them.
         examples: samples that show it.

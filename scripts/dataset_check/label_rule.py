@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
-from scripts.data.arguments import DatasetArguments
 from scripts.data.class_map import UNKNOWN
-from scripts.data.sources import IGNORE_INDEX, classes_file
+from scripts.data.sources import IGNORE_INDEX
 
 
 IGNORED, OUTSIDE = -1, -2
@@ -42,21 +37,3 @@ class LabelRule:
         classes = np.where((index >= 0) & (index < self.num_labels), index, OUTSIDE)
         classes[(ids == IGNORE_INDEX) | ((ids == 0) & (self.first == 1))] = IGNORED
         return classes
-
-
-def read_names(arguments: DatasetArguments) -> dict[int, str] | None:
-    """Class names by id of `--id2label` or of the file beside the data, whatever their ids; None without a file.
-
-    Unlike `dataset_classes` this takes a file that the trainer refuses, so that the fault can be told with the others.
-
-    Raises:
-        UserError: no such file, or not of the form `{"0": "name", ...}`.
-    """
-    path = Path(project_path(arguments.id2label)) if arguments.id2label else classes_file(arguments)
-    if path is None:
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-        return dict(sorted((int(index), str(name)) for index, name in names.items()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f'{path}: {error}: write {{"0": "name", ...}}') from error

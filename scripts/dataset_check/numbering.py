@@ -1,6 +1,6 @@
 """Whether the stored ids start where the class names do: told by the ids that occur, and by where they lie.
 
-Sky lies at the top of images and roads at the bottom, in nearly every data set of scenes. Where the pixels called
+Sky lies at the top of images and roads at the bottom, in nearly every dataset of scenes. Where the pixels called
 "floor" are at the top, and those one id lower, called "sky", would be too, the ids are off by one.
 """
 

@@ -14,8 +14,7 @@ from scipy import ndimage
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import EXIF_ORIENTATION, pil_to_array
 from scripts.cli.errors import UserError
-from scripts.data.arguments import DatasetArguments
-from scripts.data.samples import reason, sample_name
+from scripts.data.samples import RowFormat, reason, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
@@ -60,10 +59,10 @@ class SampleFacts:
     colour_map: Image.Image | None = None
 
 
-def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, index: int) -> SampleFacts:
+def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -> SampleFacts:
     """Reads an undecoded row as the trainer does, and notes what it finds."""
-    facts = SampleFacts(sample_name(row, arguments.image_column_name, index))
-    image = decoded(row[arguments.image_column_name], facts, "image")
+    facts = SampleFacts(sample_name(row, form.image_column, index))
+    image = decoded(row[form.image_column], facts, "image")
     if image is not None:
         try:
             pixels = Image.fromarray(pil_to_array(image, do_convert_rgb=True))
@@ -73,14 +72,14 @@ def inspect(row: dict[str, Any], arguments: DatasetArguments, rule: LabelRule, i
             facts.image_size, facts.image_mode = image.size, image.mode
             facts.image = shrunk(pixels, Image.Resampling.BOX)
             facts.hashed = perceptual_hash(pixels)
-    label = decoded(row[arguments.label_column_name], facts, "map")
+    label = decoded(row[form.label_column], facts, "map")
     if label is None:
         return facts
     facts.map_mode = label.mode
     if label.format == "JPEG":
         facts.faults["lossy-maps"] = "the map is a JPEG"
     if image is not None and label.size != image.size:
-        note_sizes(facts, image.size, label.size, row[arguments.image_column_name])
+        note_sizes(facts, image.size, label.size, row[form.image_column])
     ids = read_ids(np.asarray(label), facts, row.get(SEGMENTS_COLUMN))
     if ids is None:
         facts.colour_map = shrunk(label.convert("RGB"), Image.Resampling.NEAREST)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
-from scripts.data.arguments import DatasetArguments
-from scripts.data.samples import BadSample, decode_label, sample_name
-from scripts.data.sources import IGNORE_INDEX, load_split, readable
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.samples import BadSample, RowFormat, decode_label, sample_name
+from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.inference.sliding_window import Windows
 
 
@@ -212,14 +212,12 @@ def raw_id_table(name: str) -> np.ndarray | None:
     return table
 
 
-def peeked_ids(rows: Iterable[dict[str, Any]], arguments: DatasetArguments) -> set[int]:
+def peeked_ids(rows: Iterable[dict[str, Any]], form: RowFormat) -> set[int]:
     """The ids in the first maps that can be read."""
     ids: set[int] = set()
     for index, row in enumerate(islice(rows, PEEKED_ROWS)):
         try:
-            label = decode_label(
-                row[arguments.label_column_name], sample_name(row, arguments.image_column_name, index)
-            )
+            label = decode_label(row[form.label_column], sample_name(row, form.image_column, index))
         except BadSample:
             continue  # the run will name it
         ids.update(label.unique().tolist())
@@ -248,12 +246,13 @@ def recognised_ids(name: str, num_labels: int, ids: set[int]) -> str:
 
 
 def label_rule(
-    name: str, num_labels: int, label_ids: str, arguments: DatasetArguments, split: str
+    name: str, num_labels: int, label_ids: str, data: LabelledDataset
 ) -> tuple[str, np.ndarray | None, bool]:
-    """How the maps of `split` become those of benchmark `name`.
+    """How the maps of `data` become those of benchmark `name`.
 
     Args:
         label_ids: one of `LABEL_IDS`.
+        data: looked at where `label_ids` is "auto".
     Returns:
         what the maps hold ("raw", "train" or "reduced"), `raw_id_table` if they need it, and whether 0 is unlabelled
         in what comes of it.
@@ -262,6 +261,6 @@ def label_rule(
     reduced = num_labels in protocol.reduced
     if label_ids == "auto":
         look = reduced or protocol.raw_ids is not None
-        ids = peeked_ids(readable(load_split(arguments, split)), arguments) if look else set()
+        ids = peeked_ids(readable(data.stream), data.row_format) if look else set()
         label_ids = recognised_ids(name, num_labels, ids)
     return label_ids, raw_id_table(name) if label_ids == "raw" else None, reduced and label_ids != "reduced"

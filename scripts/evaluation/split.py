@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import raised_on_all, summed
-from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, worker_loader
-from scripts.data.samples import BadSample, BadSamples, check_labels, decode_sample, reduced_labels
-from scripts.data.sources import IGNORE_INDEX, load_split, number_of_examples, readable
+from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_sample, reduced_labels
+from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.evaluation.mean_iou import confusion_matrix, valid_part
 from scripts.inference.predictors import SingleScale
 
@@ -52,28 +52,28 @@ class EvaluationSamples(Dataset):
         id_table: `(256,)` uint8, the id that each stored id stands for, where maps hold other ids than the classes'.
     """
 
-    def __init__(self, arguments: DatasetArguments, num_labels: int, id_table: np.ndarray | None = None) -> None:
-        self.arguments = arguments
+    def __init__(self, form: RowFormat, num_labels: int, id_table: np.ndarray | None = None) -> None:
+        self.form = form
         self.num_labels = num_labels
         self.id_table = id_table
 
     def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
         """`image` (PIL), `label` (`(H, W)` uint8, ids below K or 255), `name` and `index`; or what is wrong."""
-        arguments = self.arguments
+        form = self.form
         try:
             if self.id_table is None:
-                image, label, name = decode_sample(item.row, arguments, self.num_labels, item.index)
+                image, label, name = decode_sample(item.row, form, self.num_labels, item.index)
             else:
-                as_stored = replace(arguments, do_reduce_labels=False)
+                as_stored = replace(form, do_reduce_labels=False)
                 image, label, name = decode_sample(item.row, as_stored, IGNORE_INDEX, item.index)
                 label = torch.from_numpy(self.id_table)[label.long()]
-                check_labels(label, self.num_labels, arguments.do_reduce_labels, name)
+                check_labels(label, self.num_labels, form.do_reduce_labels, name)
         except BadSample as error:
             return BadSample(f"{error} (row {item.index})")  # samples of one name are as many
         except UserError as error:
             return error
         ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
-        if arguments.do_reduce_labels:
+        if form.do_reduce_labels:
             ids = reduced_labels(ids)
         return {"image": F.to_pil_image(image), "label": ids, "name": name, "index": item.index}
 
@@ -90,8 +90,7 @@ class Counter(Protocol):
 def evaluate_split(
     model: Any,
     processor: Any,
-    arguments: DatasetArguments,
-    split: str,
+    data: LabelledDataset,
     accelerator: Accelerator,
     predictor: Callable[[Image.Image], np.ndarray] | None = None,
     limit: int | None = None,
@@ -106,7 +105,7 @@ def evaluate_split(
         predictor: image -> label map at its size; single scale by default.
         limit: number of samples to stop at.
         counters: what else is to be counted; their totals are summed over processes too.
-        bad_samples: gets what could not be read, of all processes; by default up to `arguments.max_bad_samples`.
+        bad_samples: gets what could not be read, of all processes; by default up to the data's `--max_bad_samples`.
         id_table: see `EvaluationSamples`.
     Returns:
         `(K, K + 1)` counts of valid pixels by (reference, prediction), see `mean_iou.valid_part`; number of images.
@@ -116,14 +115,13 @@ def evaluate_split(
     model = accelerator.unwrap_model(model).eval()
     num_labels = model.config.num_labels
     predictor = predictor or SingleScale(model, processor, accelerator.device)
-    bad_samples = bad_samples or BadSamples(arguments.max_bad_samples)
-    data = load_split(arguments, split)
-    rows = EvaluationRows(data, accelerator.process_index, accelerator.num_processes, limit)
-    loader = worker_loader(EvaluationSamples(arguments, num_labels, id_table), rows, first_example, num_workers)
+    bad_samples = bad_samples or BadSamples(data.arguments.max_bad_samples)
+    rows = EvaluationRows(data.stream, accelerator.process_index, accelerator.num_processes, limit)
+    loader = worker_loader(EvaluationSamples(data.row_format, num_labels, id_table), rows, first_example, num_workers)
     size = max(256, num_labels + 2)
     counts = np.zeros((size, size), dtype=np.int64)
     seen = np.zeros(1, dtype=np.int64)
-    examples = number_of_examples(data, split)
+    examples = data.num_examples
     total = min(examples, limit) if examples and limit else examples or limit
     bad_samples.num_examples = total
     share = None if total is None else -(-total // accelerator.num_processes)
@@ -150,5 +148,5 @@ def evaluate_split(
     bad_samples.num_examples = images + len(bad_samples.messages)
     bad_samples.add([])  # now that all processes' are there: too many?
     if images == 0:
-        raise UserError(f"split {split!r} is empty")
+        raise UserError(f"split {data.split!r} is empty")
     return valid_part(counts, num_labels, IGNORE_INDEX), images

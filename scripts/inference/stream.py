@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import on_main, raised_on_all
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, good_batches, worker_loader
 from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
 from scripts.data.sources import readable
@@ -138,22 +139,19 @@ class Prediction:
     model: Any
     processor: Any
     shards: ShardFolder
-    image_column: str
+    data: LabelledDataset
     overlays: int = 0
 
-    def run(
-        self, data: datasets.IterableDataset, examples: int | None, max_bad_samples: int | None, num_workers: int
-    ) -> int:
+    def run(self, max_bad_samples: int | None, num_workers: int) -> int:
         """Writes every shard that is not there yet; returns the rows without a label map.
 
         Args:
-            examples: rows of `data` where they are known.
             max_bad_samples: unreadable images that are let pass, see `BadSamples`; each process counts its own and
                 those of the shards that were there before.
         Raises:
             UserError: the folder is another run's, the dataset changed, or too many images cannot be read.
         """
-        accelerator, shards = self.accelerator, self.shards
+        accelerator, shards, examples = self.accelerator, self.shards, self.data.num_examples
         names = {int(index): str(name) for index, name in (self.model.config.id2label or {}).items()}
         on_main(accelerator, lambda: shards.prepare(names))
         if not shards.state_file.exists():
@@ -164,8 +162,8 @@ class Prediction:
         if before:
             accelerator.print(f"going on after {len(finished)} shards, {before} rows")
         rows = PredictionRows(
-            data, self.image_column, shards.rows_per_shard, finished, accelerator.process_index,
-            accelerator.num_processes,
+            self.data.stream, self.data.arguments.image_column_name, shards.rows_per_shard, finished,
+            accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         bad = BadSamples(max_bad_samples, examples)
         check_errors(bad, list(finished.values()))
@@ -179,7 +177,7 @@ class Prediction:
     ) -> None:
         """Segments this process's rows and writes a shard whenever one is full."""
         accelerator, size = self.accelerator, self.shards.rows_per_shard
-        loader = worker_loader(ImageSamples(self.image_column), rows, first_example, num_workers)
+        loader = worker_loader(ImageSamples(rows.image_column), rows, first_example, num_workers)
         share = left and -(-left // accelerator.num_processes)
         shard: list[dict[str, Any]] = []
         bar = tqdm(

@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, project_path, shipped_recipes
 from scripts.data.arguments import DatasetArguments
-from scripts.data.sources import number_of_examples
 from scripts.models.arguments import ModelArguments
 from scripts.training.optimization import SCHEDULES
 from scripts.training.tracking import check_trackers
@@ -161,13 +158,17 @@ def with_batch_sizes(arguments: TrainArguments, num_processes: int) -> TrainArgu
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=steps)
 
 
-def planned_steps(arguments: TrainArguments, data: datasets.IterableDataset, total_batch: int) -> int:
-    """Optimiser steps of the run."""
+def planned_steps(arguments: TrainArguments, examples: int | None, total_batch: int) -> int:
+    """Optimiser steps of the run.
+
+    Args:
+        examples: of the training split, None if the stream does not tell.
+        total_batch: images per optimiser step.
+    """
     if arguments.max_train_steps is not None:
         return arguments.max_train_steps
     if arguments.num_train_epochs is None:
         raise UserError("no length: give --max_train_steps or --num_train_epochs")
-    examples = number_of_examples(data, arguments.train_split_name)
     if examples is None:
         raise UserError("--num_train_epochs: the stream does not tell its size: give --max_train_steps")
     return max(1, arguments.num_train_epochs * examples // total_batch)

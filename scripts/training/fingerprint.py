@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 from accelerate import Accelerator
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import project_path
-from scripts.data.provenance import HUB_COMMIT, split_files
-from scripts.data.sources import number_of_examples
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.storage.digests import sha256
 from scripts.training.arguments import TrainArguments
 
@@ -63,25 +60,8 @@ NOT_OF_THE_MODEL = {
 }
 
 
-def data_identity(arguments: TrainArguments, data: datasets.IterableDataset) -> dict[str, Any]:
-    """What tells one data set from another without reading it: names and sizes of local files, or the Hub's commit."""
-    identity: dict[str, Any] = {
-        "number of samples": number_of_examples(data, arguments.train_split_name),
-        "number of shards": data.num_shards,
-    }
-    files = split_files(arguments, arguments.train_split_name)
-    commits = {match[1] for file in files if (match := HUB_COMMIT.match(file))}
-    local = [Path(file) for file in files if Path(file).is_file()]
-    if len(commits) == 1:
-        identity["commit"] = commits.pop()
-    elif local:
-        names_and_sizes = json.dumps([[file.name, file.stat().st_size] for file in local])
-        identity["names and sizes of files"] = hashlib.sha256(names_and_sizes.encode()).hexdigest()
-    return identity
-
-
 def training_settings(
-    arguments: TrainArguments, accelerator: Accelerator, data: datasets.IterableDataset, config: Any, max_steps: int
+    arguments: TrainArguments, accelerator: Accelerator, data: LabelledDataset, config: Any, max_steps: int
 ) -> dict[str, Any]:
     """Everything that decides the losses and weights of a run, as JSON holds it.
 
@@ -98,7 +78,7 @@ def training_settings(
         **flags,
         "device": accelerator.device.type,
         "number of processes": accelerator.num_processes,
-        **{f"data: {name}": value for name, value in data_identity(arguments, data).items()},
+        **{f"data: {name}": value for name, value in data.identity().items()},
         **{f"model: {name}": value for name, value in model.items()},
     }
     return json.loads(json.dumps(settings, default=str))

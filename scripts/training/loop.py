@@ -149,7 +149,7 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         if accelerator.num_processes > 1:  # each process keeps statistics of its own; the first one's are saved
             for buffer in run.result.buffers():
                 broadcast(buffer)
-        confusion, _ = evaluate_split(run.result, run.processor, arguments, arguments.eval_split_name, accelerator)
+        confusion, _ = evaluate_split(run.result, run.processor, run.validation, accelerator)
         scores = scores_from_confusion(confusion)
         accelerator.print(f"step {progress.step}: mIoU {100 * scores['mean_iou']:.2f}")
         log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])

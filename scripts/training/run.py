@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
@@ -17,16 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 from scripts.cli.errors import UserError
 from scripts.cli.processes import build_accelerator, on_main
 from scripts.data.augmentation import training_augmentation
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
-from scripts.data.palette import take_palette
 from scripts.data.samples import BadSamples
-from scripts.data.sources import (
-    IGNORE_INDEX,
-    check_ignored_id,
-    load_classes,
-    load_split,
-    number_of_examples,
-)
+from scripts.data.sources import IGNORE_INDEX, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
@@ -62,6 +55,7 @@ class Run:
     """What the loop works with.
 
     Args:
+        data: the training split.
         model: as accelerate prepared it; `network` is the same without its wrappers.
         average: moving average of the weights, if there is one.
         memory: estimate of what one process needs.
@@ -70,7 +64,7 @@ class Run:
 
     arguments: TrainArguments
     accelerator: Accelerator
-    data: datasets.IterableDataset
+    data: LabelledDataset
     model: Any
     processor: Any
     optimizer: Any
@@ -99,13 +93,17 @@ class Run:
         return micro_batch * self.accelerator.gradient_accumulation_steps
 
     @cached_property
+    def validation(self) -> LabelledDataset:
+        """The split to evaluate on, opened at the first evaluation."""
+        return self.data.other_split(self.arguments.eval_split_name)
+
+    @cached_property
     def images(self) -> TrackedImages:
         """Validation images that are drawn at every evaluation."""
-        arguments, count = self.arguments, self.arguments.num_tracked_images
+        count = self.arguments.num_tracked_images
         if count is None:
-            count = NUM_TRACKED_IMAGES if check_trackers(arguments.report_to) else 0
-        folder, split = self.output_dir / "images", arguments.eval_split_name
-        return TrackedImages(self.accelerator, self.processor, arguments, split, count, folder)
+            count = NUM_TRACKED_IMAGES if check_trackers(self.arguments.report_to) else 0
+        return TrackedImages(self.accelerator, self.processor, self.validation, count, self.output_dir / "images")
 
     @property
     def output_dir(self) -> Path:
@@ -117,7 +115,7 @@ class Run:
         arguments = self.arguments
         augmentation = augmentation_of(arguments)
         stream = StreamBatches(
-            self.data,
+            self.data.stream,
             arguments.per_device_train_batch_size,
             arguments.seed,
             arguments.shuffle_buffer_size,
@@ -126,7 +124,7 @@ class Run:
             start=(self.progress.epoch, self.progress.index),
         )
         loader = worker_loader(
-            TrainingSamples(arguments, self.network.config.num_labels, augmentation, arguments.seed),
+            TrainingSamples(self.data.row_format, self.network.config.num_labels, augmentation, arguments.seed),
             stream,
             TrainingCollator(self.processor, arguments.do_reduce_labels),
             arguments.dataloader_num_workers,
@@ -210,17 +208,16 @@ def set_up(arguments: TrainArguments) -> Run:
     set_seed(arguments.seed)
 
     # ---- data
-    data = load_split(arguments, arguments.train_split_name)
-    id2label = load_classes(arguments, data)
-    if id2label is None and not arguments.model_name_or_path:
+    data = LabelledDataset(arguments, arguments.train_split_name)
+    if data.id2label is None and not arguments.model_name_or_path:
         raise UserError("no class names: give --id2label, or put id2label.json beside the data")
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
-    max_steps = planned_steps(arguments, data, micro_batch * accelerator.gradient_accumulation_steps)
-    examples = number_of_examples(data, arguments.train_split_name)
+    max_steps = planned_steps(arguments, data.num_examples, micro_batch * accelerator.gradient_accumulation_steps)
 
     # ---- model
-    config = build_config(arguments, id2label)
-    take_palette(config, arguments)
+    config = build_config(arguments, data.id2label)
+    if data.palette:
+        config.palette = data.palette
     check_ignored_id(config)
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     settings = training_settings(arguments, accelerator, data, config, max_steps)
@@ -256,7 +253,7 @@ def set_up(arguments: TrainArguments) -> Run:
     set_seed(arguments.seed, device_specific=True)
     run = Run(
         arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average, memory,
-        bad_samples=BadSamples(arguments.max_bad_samples, examples),
+        bad_samples=BadSamples(arguments.max_bad_samples, data.num_examples),
     )  # fmt: skip
     accelerator.register_for_checkpointing(scheduler, run.progress, run.bad_samples)
     if average is not None:
@@ -280,7 +277,7 @@ def describe(run: Run) -> str:
     """The run in one table, before it starts."""
     arguments, accelerator = run.arguments, run.accelerator
     names = list(run.network.config.id2label.values())
-    examples = number_of_examples(run.data, arguments.train_split_name)
+    examples = run.data.num_examples
     groups = run.optimizer.param_groups
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     epochs = f", {run.max_steps * run.images_per_step / examples:.1f} epochs" if examples else ""

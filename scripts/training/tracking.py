@@ -19,9 +19,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from scripts.cli.errors import UserError
-from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_sample, reduced_labels
-from scripts.data.sources import load_split, readable
+from scripts.data.sources import readable
 from scripts.drawing.sheets import explained_strip, stacked
 from scripts.inference.predictors import SingleScale
 from scripts.storage.atomic import atomic_file
@@ -132,25 +132,24 @@ class TrackedImages:
         self,
         accelerator: Accelerator,
         processor: Any,
-        arguments: DatasetArguments,
-        split: str,
+        data: LabelledDataset,
         count: int,
         folder: Path,
     ) -> None:
-        self.accelerator, self.processor, self.arguments = accelerator, processor, arguments
-        self.split, self.count, self.folder = split, count, folder
+        self.accelerator, self.processor, self.data = accelerator, processor, data
+        self.count, self.folder = count, folder
         self.samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
 
     def load(self, num_labels: int) -> list[tuple[str, Image.Image, np.ndarray]]:
         """`(name, image, label map of class ids)` of the first samples; unreadable ones are left out."""
-        samples = []
-        for index, row in enumerate(islice(readable(load_split(self.arguments, self.split)), self.count)):
+        samples, form = [], self.data.row_format
+        for index, row in enumerate(islice(readable(self.data.stream), self.count)):
             try:
-                image, label, name = decode_sample(row, self.arguments, num_labels, index)
+                image, label, name = decode_sample(row, form, num_labels, index)
             except BadSample:
                 continue
             ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
-            truth = reduced_labels(ids) if self.arguments.do_reduce_labels else ids
+            truth = reduced_labels(ids) if form.do_reduce_labels else ids
             samples.append((name, F.to_pil_image(image), truth))
         return samples
 

@@ -44,6 +44,7 @@ class HubServer(LoopbackServer):
         self.faults = list(faults)
         self.stall_seconds = stall_seconds
         self.served: list[str] = []
+        self.asked: list[str] = []
 
     def entry(self, file: Path) -> dict:
         """A file or folder as the tree of a repository lists it."""
@@ -89,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         """The repository, its tree, or a file."""
         path, _, query = self.path.partition("?")
+        self.server.asked.append(f"{self.command} {path}")
         files = sorted(file for file in self.server.folder.rglob("*") if file.is_file())
         if path.startswith("/api/datasets/tester/shapes/tree"):
             below = path.partition("/tree/")[2].partition("/")[2]
@@ -111,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         """A file or a part of it, with the next fault if it is a part of the data."""
         if not file.is_file():
             return self.answer(404, X_Error_Code="EntryNotFound")
-        body, status, headers = file.read_bytes(), 200, {"ETag": '"1"', "Accept_Ranges": "bytes"}
+        body, status = file.read_bytes(), 200
+        headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "Accept_Ranges": "bytes"}
         if asked := self.headers.get("Range"):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             part = body[int(first) : int(last) + 1 if last else None]

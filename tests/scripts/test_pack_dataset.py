@@ -11,8 +11,8 @@ from PIL import Image
 
 from scripts import pack_dataset
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_sample
-from scripts.data.sources import load_classes, load_split, number_of_examples
 
 
 ROOT = Path(__file__).parents[2]
@@ -37,17 +37,18 @@ def test_a_packed_dataset_streams_the_same_samples(folders, tmp_path, command):
     assert code == 0 and "20 images in" in printed
     assert len(list((tmp_path / "packed" / "data").glob("train-*-of-00004.parquet"))) == 4
     packed = DatasetArguments(dataset_name=str(tmp_path / "packed"))
-    assert load_classes(packed) == {0: "a", 1: "b", 2: "c", 3: "d", 4: "é"}
-    data = load_split(packed, "train")
-    assert (
-        number_of_examples(data, "train") == 10 == number_of_examples(load_split(packed, "validation"), "validation")
-    )
-    samples = {name: (image, label) for image, label, name in (decode_sample(row, packed, 5, 0) for row in data)}
-    here = DatasetArguments(train_images=folders[1], train_masks=folders[3])
-    rows = list(load_split(here, "train"))
-    assert [row["image_id"] for row in data] != [row["image_id"] for row in rows]  # shuffled once
+    data = LabelledDataset(packed, "train")
+    assert data.id2label == {0: "a", 1: "b", 2: "c", 3: "d", 4: "é"}
+    assert data.num_examples == 10 == LabelledDataset(packed, "validation").num_examples
+    samples = {
+        name: (image, label)
+        for image, label, name in (decode_sample(row, data.row_format, 5, 0) for row in data.stream)
+    }
+    here = LabelledDataset(DatasetArguments(train_images=folders[1], train_masks=folders[3]), "train")
+    rows = list(here.stream)
+    assert [row["image_id"] for row in data.stream] != [row["image_id"] for row in rows]  # shuffled once
     for row in rows:
-        image, label, name = decode_sample(row, here, 5, 0)
+        image, label, name = decode_sample(row, here.row_format, 5, 0)
         assert (samples[name][0] == image).all() and (samples[name][1] == label).all()
     assert len(samples) == 10
     assert datasets.load_dataset(str(tmp_path / "packed"), split="validation")[0]["label"].mode == "L"

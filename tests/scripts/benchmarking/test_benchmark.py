@@ -19,8 +19,8 @@ from scripts.benchmarking.floor import count_multiply_adds
 from scripts.benchmarking.measuring import Clock, in_child, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.parts import MUST_SHOW, PARTS, Effort, Target, judged, summary
 from scripts.benchmarking.plain import PLAIN, DecoderWork, LossWork, MatcherWork
-from scripts.benchmarking.report import benchmark_markdown, merge, part_table
 from scripts.benchmarking.scaling import needs, saved_bytes, saved_storages
+from scripts.benchmarking.tables import benchmark_markdown, merge, part_table
 from scripts.benchmarking.workloads import Inference, PostProcessing, random_batch, random_images
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments

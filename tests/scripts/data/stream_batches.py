@@ -4,14 +4,14 @@ from itertools import islice
 
 from image_processing import FASegImageProcessor
 from scripts.data.augmentation import training_augmentation
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
-from scripts.data.sources import load_split
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 
 
 def batches(arguments, batch_size=2, workers=0, count=7, **kwargs):
-    data = load_split(arguments, "train")
-    stream = StreamBatches(data, batch_size, seed=0, shuffle_buffer_size=4, **kwargs)
-    samples = TrainingSamples(arguments, 6, training_augmentation(32, 32), seed=0)
+    data = LabelledDataset(arguments, "train")
+    stream = StreamBatches(data.stream, batch_size, seed=0, shuffle_buffer_size=4, **kwargs)
+    samples = TrainingSamples(data.row_format, 6, training_augmentation(32, 32), seed=0)
     loader = worker_loader(samples, stream, TrainingCollator(FASegImageProcessor(), False), workers)
     return list(islice(good_batches(loader), count))

@@ -10,8 +10,8 @@ from PIL import Image
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.class_map import build_class_map
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_sample
-from scripts.data.sources import load_classes, load_split
 
 
 NAMES = dict(enumerate(["road", "lane", "car", "truck", "person", "sky"]))
@@ -87,11 +87,11 @@ def test_a_class_map_reaches_the_samples(tmp_path):
         class_map=str(tmp_path / "classes.yaml"),
     )
     with pytest.raises(UserError, match=r"--class_map .* needs the dataset's class names: give --id2label"):
-        load_classes(arguments)
+        assert LabelledDataset(arguments, "train").id2label
     (tmp_path / "id2label.json").write_text(json.dumps(NAMES))
-    data = load_split(arguments, "train")
-    assert load_classes(arguments, data) == dict(enumerate(["road", "lane", "vehicle", "person", "sky"]))
-    _, label, _ = decode_sample(next(iter(data)), arguments, 5, 0)
+    data = LabelledDataset(arguments, "train")
+    assert data.id2label == dict(enumerate(["road", "lane", "vehicle", "person", "sky"]))
+    _, label, _ = decode_sample(next(iter(data.stream)), data.row_format, 5, 0)
     assert np.unique(label).tolist() == [2]
     with pytest.raises(UserError, match="makes 5 classes but the model has 6"):
-        decode_sample(next(iter(data)), arguments, 6, 0)
+        decode_sample(next(iter(data.stream)), data.row_format, 6, 0)

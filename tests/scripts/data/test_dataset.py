@@ -10,8 +10,8 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_sample
-from scripts.data.sources import load_classes, load_split, number_of_examples
 from scripts.data.streaming import shuffled_rows
 
 
@@ -21,30 +21,35 @@ def arguments(shapes):
 
 
 def test_shuffled_rows_and_map_style_data_agree_on_what_there_is(arguments, shapes):
-    streamed = {row["image_id"] for row in load_split(arguments, "train")}
-    at_hand = load_split(DatasetArguments(dataset_name=str(shapes), streaming=False), "train")
-    assert {row["image_id"] for row in at_hand} == streamed
+    streamed = {row["image_id"] for row in LabelledDataset(arguments, "train").stream}
+    at_hand = LabelledDataset(DatasetArguments(dataset_name=str(shapes), streaming=False), "train")
+    assert {row["image_id"] for row in at_hand.stream} == streamed
     file = next(shapes.glob("data/validation-00000*"))
-    assert len(list(load_split(DatasetArguments(dataset_name=str(file)), "train"))) == 1
-    assert number_of_examples(at_hand, "train") == 7
+    assert len(list(LabelledDataset(DatasetArguments(dataset_name=str(file)), "train").stream)) == 1
+    assert at_hand.num_examples == 7
 
 
-def test_classes(arguments, shapes, tmp_path):
-    assert load_classes(arguments) == dict(enumerate(["background", "disc", "square", "triangle", "ring", "cross"]))
+def test_classes(shapes, tmp_path):
+    def classes(**settings):
+        return LabelledDataset(DatasetArguments(**settings), "train").id2label
+
+    names = ["background", "disc", "square", "triangle", "ring", "cross"]
+    assert classes(dataset_name=str(shapes)) == dict(enumerate(names))
     file = tmp_path / "names.json"
     file.write_text(json.dumps({"1": "b", "0": "a"}))
-    assert load_classes(DatasetArguments(dataset_name=str(shapes), id2label=str(file))) == {0: "a", 1: "b"}
-    features = datasets.Features({"kind": datasets.ClassLabel(names=["x", "y"])})
-    data = datasets.Dataset.from_dict({"kind": [0]}, features=features).to_iterable_dataset()
-    assert load_classes(DatasetArguments(), data) == {0: "x", 1: "y"}
+    assert classes(dataset_name=str(shapes), id2label=str(file)) == {0: "a", 1: "b"}
+    kinds = datasets.Sequence(datasets.ClassLabel(names=["x", "y"]))
+    features = datasets.Features({"image": datasets.Image(), "label": kinds})
+    datasets.Dataset.from_dict({"image": [None], "label": [[0]]}, features=features).to_parquet(tmp_path / "a.parquet")
+    assert classes(dataset_name=str(tmp_path / "a.parquet")) == {0: "x", 1: "y"}
 
 
 @pytest.mark.parametrize("wrong", ['{"1": "a"}', "[]", "{"])
-def test_files_that_name_no_classes(wrong, tmp_path):
+def test_files_that_name_no_classes(wrong, shapes, tmp_path):
     file = tmp_path / "names.json"
     file.write_text(wrong)
     with pytest.raises(UserError, match=r"names\.json"):
-        load_classes(DatasetArguments(id2label=str(file)))
+        LabelledDataset(DatasetArguments(dataset_name=str(shapes), id2label=str(file)), "train").id2label  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -60,19 +65,19 @@ def test_wrong_datasets(shapes, settings, split, message, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     settings = {key: str(shapes) if value == "SHAPES" else value for key, value in settings.items()}
     with pytest.raises(UserError, match=message):
-        load_split(DatasetArguments(**settings), split)
+        LabelledDataset(DatasetArguments(**settings), split)
 
 
 def test_a_folder_of_save_to_disk(arguments, shapes, tmp_path):
     data = datasets.load_dataset(str(shapes))
     data.save_to_disk(tmp_path / "both")
     data["train"].save_to_disk(tmp_path / "one")
-    names = {row["image_id"] for row in load_split(arguments, "train")}
+    names = {row["image_id"] for row in LabelledDataset(arguments, "train").stream}
     for folder in ("both", "one"):
-        found = load_split(DatasetArguments(dataset_name=str(tmp_path / folder)), "train")
-        assert {row["image_id"] for row in found} == names and number_of_examples(found, "train") == 7
+        found = LabelledDataset(DatasetArguments(dataset_name=str(tmp_path / folder)), "train")
+        assert {row["image_id"] for row in found.stream} == names and found.num_examples == 7
         with pytest.raises(UserError, match="split 'test': the folder holds"):
-            load_split(DatasetArguments(dataset_name=str(tmp_path / folder)), "test")
+            LabelledDataset(DatasetArguments(dataset_name=str(tmp_path / folder)), "test")
 
 
 # --------------------------------------------------------------------------------------------------------- folders
@@ -96,38 +101,39 @@ def folders(tmp_path):
 
 
 def test_folders_of_images_and_maps(folders):
-    data = load_split(folders, "train")
-    assert number_of_examples(data, "train") == 600
-    assert data.num_shards > 100
-    orders = [[row["image_id"] for _, row in shuffled_rows(data, 0, epoch, 64)] for epoch in range(2)]
+    data = LabelledDataset(folders, "train")
+    assert data.num_examples == 600
+    assert data.stream.num_shards > 100
+    orders = [[row["image_id"] for _, row in shuffled_rows(data.stream, 0, epoch, 64)] for epoch in range(2)]
     assert orders[0] != orders[1] and len(set(orders[0])) == 600 and set(orders[0]) == set(orders[1])
     assert np.abs(np.diff([int(name[-4:]) for name in orders[0]])).mean() > 120  # 200 for a random order
-    row = next(iter(data))
+    row = next(iter(data.stream))
     assert row["image"]["bytes"] is None  # read by the worker that decodes it
-    image, label, name = decode_sample(row, folders, 250, 0)
+    image, label, name = decode_sample(row, data.row_format, 250, 0)
     assert name == "town0/0000" and image.shape == (3, 6, 8) and label.unique().tolist() == [0]
 
 
-def test_folders_serve_the_columns_that_were_asked_for(folders):
-    folders.image_column_name, folders.label_column_name = "image", "map"
-    row = next(iter(load_split(folders, "train")))
-    assert decode_sample(row, folders, 250, 0)[2] == "town0/0000"
+@pytest.mark.parametrize("columns", [("photo", "map"), ("image", "map"), ("photo", "label")])
+def test_folders_serve_the_columns_that_were_asked_for(folders, columns):
+    folders.image_column_name, folders.label_column_name = columns
+    data = LabelledDataset(folders, "train")
+    assert decode_sample(next(iter(data.stream)), data.row_format, 250, 0)[2] == "town0/0000"
 
 
 def test_folders_of_the_other_split(folders):
     with pytest.raises(UserError, match="split 'validation': no --eval_images"):
-        load_split(folders, "validation")
+        LabelledDataset(folders, "validation")
     folders.eval_images, folders.eval_masks = folders.train_images, folders.train_masks
-    assert number_of_examples(load_split(folders, "validation"), "validation") == 600
+    assert LabelledDataset(folders, "validation").num_examples == 600
     folders.train_masks = None
     with pytest.raises(UserError, match="no --train_masks: give both"):
-        load_split(folders, "train")
+        LabelledDataset(folders, "train")
 
 
 def test_classes_beside_the_folders(folders, tmp_path):
-    assert load_classes(folders) is None
+    assert LabelledDataset(folders, "train").id2label is None
     (tmp_path / "id2label.json").write_text('{"0": "all"}')
-    assert load_classes(folders) == {0: "all"}
+    assert LabelledDataset(folders, "train").id2label == {0: "all"}
 
 
 def test_wrong_folders(folders, tmp_path):
@@ -135,7 +141,7 @@ def test_wrong_folders(folders, tmp_path):
 
     def message():
         with pytest.raises(UserError) as error:
-            load_split(folders, "train")
+            LabelledDataset(folders, "train")
         return str(error.value)
 
     (masks / "town1" / "extra.png").write_bytes((masks / "town1" / "0001.png").read_bytes())

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from hub_server import HubServer
 from huggingface_hub.errors import EntryNotFoundError
@@ -11,7 +12,8 @@ from clean_process import run_apart
 from scripts import train
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
-from scripts.data.sources import load_classes, load_split, readable
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.sources import Source, readable
 from scripts.data.streaming import shuffled_rows
 from scripts.storage import retries
 from scripts.storage.retries import network_fault, with_retries
@@ -24,9 +26,9 @@ sys.path.insert(0, sys.argv[2])
 import datasets
 from itertools import islice
 from scripts.data.arguments import DatasetArguments
-from scripts.data.sources import load_split
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.streaming import StreamBatches
-stream = StreamBatches(load_split(DatasetArguments(sys.argv[1]), "train"), 2, 0, 3)
+stream = StreamBatches(LabelledDataset(DatasetArguments(sys.argv[1]), "train").stream, 2, 0, 3)
 print(json.dumps([[row.row["image_id"], len(row.row["image"]["bytes"])] for row in islice(stream.rows(), 14)]))
 """
 
@@ -39,7 +41,7 @@ def stream_of(name, folder, **environment):
 
 def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
     """The connection breaks off, stalls, and is refused with 429 and 503 while the files are read."""
-    data = load_split(DatasetArguments(str(shapes)), "train")
+    data = LabelledDataset(DatasetArguments(str(shapes)), "train").stream
     expected = [
         [row["image_id"], len(row["image"]["bytes"])]
         for epoch in range(2)
@@ -75,10 +77,10 @@ def quick(monkeypatch):
 
 def test_a_plain_url_outlives_every_fault(shapes, quick):
     file = "data/train-00000-of-00003.parquet"
-    expected = [row["image_id"] for row in load_split(DatasetArguments(str(shapes / file)), "train")]
+    expected = [row["image_id"] for row in LabelledDataset(DatasetArguments(str(shapes / file)), "train").stream]
     assert len(expected) == 3
     with HubServer(shapes, stall_seconds=1.5) as server:
-        data = load_split(DatasetArguments(f"{server.url}/plain/{file}"), "train")
+        data = LabelledDataset(DatasetArguments(f"{server.url}/plain/{file}"), "train").stream
         for faults in ([], ["drop"], [429], ["stall"], [503], ["drop", 503, "drop"]):
             server.faults = list(faults)
             assert [row["image_id"] for row in readable(data)] == expected
@@ -185,5 +187,7 @@ def test_class_names_outlive_a_busy_hub(quick, monkeypatch, tmp_path, faults, ex
         return str(answer)
 
     monkeypatch.setattr("scripts.data.sources.hf_hub_download", download)
-    assert load_classes(DatasetArguments("tester/not-here")) == expected
+    stream = datasets.Dataset.from_dict({"image": [None]}).to_iterable_dataset()
+    monkeypatch.setattr("scripts.data.labelled_dataset.open_source", lambda *_: Source(stream, []))
+    assert LabelledDataset(DatasetArguments("tester/not-here"), "train").id2label == expected
     assert not answers

@@ -10,8 +10,8 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
-from scripts.data.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
-from scripts.data.sources import load_split
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_label, decode_sample
 from scripts.data.synthetic_shapes import encoded
 
 
@@ -56,8 +56,8 @@ def good(image):
 
 def decode(tmp_path, **columns):
     """The only sample of a parquet file of these columns."""
-    arguments = rows_with(tmp_path, **columns)
-    return decode_sample(next(iter(load_split(arguments, "train"))), arguments, 6, 0)
+    data = LabelledDataset(rows_with(tmp_path, **columns), "train")
+    return decode_sample(next(iter(data.stream)), data.row_format, 6, 0)
 
 
 def test_a_good_sample(tmp_path, good):
@@ -127,7 +127,7 @@ def test_a_image_turned_by_exif_names_the_cause():
     Image.new("RGB", (12, 8)).save(file, "JPEG", exif=exif)
     row = {"image": {"bytes": file.getvalue(), "path": None}, "label": label}
     with pytest.raises(BadSample, match=r"image \(12, 8\) but label map \(8, 12\): turned by its EXIF orientation\?"):
-        decode_sample(row, DatasetArguments(), 6, 0)
+        decode_sample(row, RowFormat(), 6, 0)
 
 
 def test_raw_ids_of_a_benchmark_are_named():

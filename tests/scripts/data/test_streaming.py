@@ -76,6 +76,8 @@ from accelerate import Accelerator
 sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts" / "data")]
 torch.set_num_threads(1)
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.streaming import collate, read_ahead, shuffled_rows
 from stream_batches import batches
 
 accelerator = Accelerator()

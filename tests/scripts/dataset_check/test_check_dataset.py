@@ -15,8 +15,7 @@ from faulty_datasets import NAMES as STREET
 from scripts import check_dataset
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
-from scripts.data.arguments import DatasetArguments
-from scripts.data.samples import decode_sample
+from scripts.data.samples import RowFormat, decode_sample
 from scripts.data.synthetic_shapes import encoded
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
@@ -300,11 +299,11 @@ def broken_rows():
 )
 def test_what_the_trainer_refuses_is_a_fault(name, columns):
     row = {key: value and {"path": None, **value} for key, value in columns.items()}
-    facts = inspect(row, DatasetArguments(), LabelRule(6), 0)
+    facts = inspect(row, RowFormat(), LabelRule(6), 0)
     assert name in facts.faults
     assert name in NAMES
     with pytest.raises(UserError):
-        decode_sample(row, DatasetArguments(), 6, 0)
+        decode_sample(row, RowFormat(), 6, 0)
 
 
 def test_a_turned_image_names_its_exif_orientation():
@@ -315,7 +314,7 @@ def test_a_turned_image_names_its_exif_orientation():
     image.save(file, "JPEG", exif=exif)
     map_column = {"path": None, **encoded(Image.fromarray(label), "PNG")}
     row = {"image": {"path": None, "bytes": file.getvalue()}, "label": map_column}
-    assert "EXIF orientation is 6" in inspect(row, DatasetArguments(), LabelRule(6), 0).faults["swapped-size"]
+    assert "EXIF orientation is 6" in inspect(row, RowFormat(), LabelRule(6), 0).faults["swapped-size"]
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Colours that differ for every reader, datasets' own palettes, overlays, contours and legends."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from configuration import FASegConfig
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.data.arguments import DatasetArguments
-from scripts.data.palette import load_palette, take_palette
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.drawing.visualization import (
     COLOURS,
     IGNORE_INDEX,
@@ -29,6 +30,8 @@ from scripts.drawing.visualization import (
 )
 from scripts.models.arguments import ModelArguments
 from scripts.models.loading import build_config
+from scripts.training.arguments import TrainArguments
+from scripts.training.run import set_up
 
 
 # ---- how far apart two colours are ----------------------------------------------------------------------------------
@@ -140,24 +143,33 @@ def test_what_is_no_palette_is_refused(value):
     assert model_palette(SimpleNamespace(palette=value)) == {}
 
 
-def dataset_flags(folder, *flags):
-    return parse_arguments(DatasetArguments, ["--dataset_name", str(folder), *flags])
+@pytest.fixture
+def dataset_palette(shapes, tmp_path):
+    """The palette of a data set in `tmp_path`, by its flags."""
+    shutil.copytree(shapes, tmp_path, dirs_exist_ok=True)
+
+    def read(*flags):
+        arguments = parse_arguments(DatasetArguments, ["--dataset_name", str(tmp_path), *map(str, flags)])
+        return LabelledDataset(arguments, "train").palette
+
+    return read
 
 
-def test_a_datasets_palette_reaches_the_model(tmp_path):
-    arguments = dataset_flags(tmp_path)
-    assert load_palette(arguments) is None
-    config = FASegConfig()
-    take_palette(config, arguments)
-    assert not hasattr(config, "palette")
+def test_a_datasets_palette_reaches_the_model(dataset_palette, tiny_recipe, tmp_path):
+    def trained_config():
+        flags = ["--dataset_name", tmp_path, "--output_dir", tmp_path / "model", "--max_train_steps", 1]
+        return set_up(parse_arguments(TrainArguments, [str(tiny_recipe), *map(str, flags)])).network.config
+
+    assert dataset_palette() is None
+    assert not hasattr(trained_config(), "palette")
     (tmp_path / "palette.json").write_text(json.dumps({"0": [128, 64, 128]}))
-    take_palette(config, arguments)
+    config = trained_config()
     config.save_pretrained(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["palette"] == {"0": "#804080"}
     # A model trained on keeps its colours for the same classes, and for those alone.
     start = ModelArguments(model_name_or_path=str(tmp_path / "model"))
     for names, kept in (
-        ({0: "LABEL_0", 1: "LABEL_1"}, {0: (128, 64, 128)}),
+        (config.id2label, {0: (128, 64, 128)}),
         ({0: "road", 1: "car"}, {}),
         (None, {0: (128, 64, 128)}),
     ):
@@ -171,15 +183,13 @@ def test_cityscapes_models_have_its_colours():
     assert palette[config.label2id["road"]] == (128, 64, 128) and palette[config.label2id["bicycle"]] == (119, 11, 32)
 
 
-def test_a_palette_lies_beside_the_class_names(tmp_path):
+def test_a_palette_lies_beside_the_class_names(dataset_palette, tmp_path):
     (tmp_path / "names").mkdir()
     (tmp_path / "names" / "palette.json").write_text('["#010203"]')
-    assert load_palette(dataset_flags(tmp_path, "--id2label", str(tmp_path / "names" / "id2label.json"))) == {
-        "0": "#010203"
-    }
+    assert dataset_palette("--id2label", tmp_path / "names" / "id2label.json") == {"0": "#010203"}
     (tmp_path / "palette.json").write_text('{"0": "blue"}')
     with pytest.raises(UserError, match=r"palette\.json: 'blue' is no colour: write \"#rrggbb\""):
-        load_palette(dataset_flags(tmp_path))
+        dataset_palette()
 
 
 # ---- images -------------------------------------------------------------------------------------------------------

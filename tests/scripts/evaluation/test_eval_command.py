@@ -15,6 +15,7 @@ from scripts import eval as eval_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSamples
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.evaluation.results import command_line, project_commit, weights_sha256
@@ -233,10 +234,8 @@ def constant(image):
 
 
 def evaluate_stub(folder, bad_samples, num_workers=0):
-    arguments = DatasetArguments(dataset_name=str(folder))
-    return evaluate_split(
-        Stub(), None, arguments, "validation", Accelerator(), constant, None, num_workers, bad_samples=bad_samples
-    )
+    data = LabelledDataset(DatasetArguments(dataset_name=str(folder)), "validation")
+    return evaluate_split(Stub(), None, data, Accelerator(), constant, None, num_workers, bad_samples=bad_samples)
 
 
 def test_a_bad_sample_in_a_hundred_is_skipped_and_named(tmp_path):
@@ -313,11 +312,9 @@ def test_a_perfect_reference_of_reduced_labels_scores_one(tmp_path):
     rng = np.random.default_rng(0)
     ids = patches(rng, range(7))
     folder = write_split(tmp_path, [("a", random_pixels(rng), ids)])
-    arguments = DatasetArguments(dataset_name=str(folder), do_reduce_labels=True)
+    data = LabelledDataset(DatasetArguments(dataset_name=str(folder), do_reduce_labels=True), "validation")
     truth = np.where(ids == 0, 3, ids - np.uint8(1)).astype(np.uint8)
-    confusion, _ = evaluate_split(
-        Stub(), None, arguments, "validation", Accelerator(), lambda image: truth, num_workers=0
-    )
+    confusion, _ = evaluate_split(Stub(), None, data, Accelerator(), lambda image: truth, num_workers=0)
     assert scores_from_confusion(confusion)["mean_iou"] == 1
     plain = valid_part(confusion_matrix(truth, ids, 256), 6, reduce_labels=True)
     assert np.array_equal(confusion, plain) and not math.isnan(confusion.sum())

@@ -49,6 +49,7 @@ from scripts.evaluation.boundary import BoundaryCounts
 from scripts.evaluation.split import evaluate_split
 from scripts.evaluation.segment_size import SegmentSizeCounts
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
 
 class Model(torch.nn.Module):
     config = type("Config", (), {"num_labels": 19})()
@@ -65,8 +66,8 @@ def predictor(image):
     return (pixels[..., 0] // 14).astype(np.uint8)
 
 counters = [BoundaryCounts(19), SegmentSizeCounts(19), Watched(19, 1000)]
-arguments = DatasetArguments(dataset_name=sys.argv[1])
-_, images = evaluate_split(Model(), None, arguments, "validation", Accelerator(cpu=True), predictor, None, 0, counters)
+data = LabelledDataset(DatasetArguments(dataset_name=sys.argv[1]), "validation")
+_, images = evaluate_split(Model(), None, data, Accelerator(cpu=True), predictor, None, 0, counters)
 assert images == 200
 """
 

@@ -10,6 +10,8 @@ from transformers.image_utils import SizeDict
 from image_processing.preprocessing import network_size
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.samples import RowFormat
 from scripts.evaluation.protocols import (
     PROTOCOLS,
     check_classes,
@@ -131,11 +133,10 @@ def rows(*maps):
 
 
 def test_raw_ids_are_recognised():
-    arguments = DatasetArguments()
     train, raw = [[0, 18], [255, 3]], [[7, 11], [1, 23]]
 
     def recognised(rows):
-        return recognised_ids("cityscapes", 19, peeked_ids(rows, arguments))
+        return recognised_ids("cityscapes", 19, peeked_ids(rows, RowFormat()))
 
     assert recognised(rows(train, train)) == "train"
     assert recognised(rows(train, raw)) == "raw"
@@ -154,9 +155,11 @@ def test_classes_from_zero_may_be_ignored_with_255():
     assert recognised_ids("pascal-context", 60, {0, 3, 255}) == "train"
 
 
-def test_label_ids_can_be_said():
+def test_label_ids_can_be_said(shapes):
+    data = LabelledDataset(DatasetArguments(str(shapes)), "validation")
+
     def rule(name, num_labels, label_ids):
-        found, table, reduced = label_rule(name, num_labels, label_ids, DatasetArguments(), "validation")
+        found, table, reduced = label_rule(name, num_labels, label_ids, data)
         assert found == label_ids
         return None if table is None else table[7], reduced
 

@@ -11,8 +11,8 @@ from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.data.arguments import DatasetArguments
 from scripts.data.augmentation import shortest_edge_size
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_label
-from scripts.data.sources import load_split
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.inference.predictors import multi_scale_scores
@@ -54,29 +54,27 @@ class Stub(torch.nn.Module):
 
 
 def test_a_perfect_predictor_scores_one(shapes):
-    arguments = DatasetArguments(dataset_name=str(shapes))
-    truths = iter([decode_label(row["label"], "x").numpy() for row in load_split(arguments, "validation")])
+    data = LabelledDataset(DatasetArguments(dataset_name=str(shapes)), "validation")
+    truths = iter([decode_label(row["label"], "x").numpy() for row in data.stream])
 
     def perfect(image):
         truth = next(truths)
         return np.where(truth == 255, 3, truth)
 
-    confusion, images = evaluate_split(
-        Stub(), None, arguments, "validation", Accelerator(), predictor=perfect, num_workers=0
-    )
+    confusion, images = evaluate_split(Stub(), None, data, Accelerator(), predictor=perfect, num_workers=0)
     assert images == 3
     scores = scores_from_confusion(confusion)
     assert scores["mean_iou"] == scores["overall_accuracy"] == 1.0
 
 
 def test_a_limit_stops_early(shapes):
-    arguments = DatasetArguments(dataset_name=str(shapes))
+    data = LabelledDataset(DatasetArguments(dataset_name=str(shapes)), "validation")
     seen = []
 
     def constant(image):
         seen.append(image.size)
         return np.zeros((image.height, image.width), dtype=np.uint8)
 
-    confusion, images = evaluate_split(Stub(), None, arguments, "validation", Accelerator(), constant, 2, 0)
+    confusion, images = evaluate_split(Stub(), None, data, Accelerator(), constant, 2, 0)
     assert images == len(seen) == 2
     assert confusion[:, 1:].sum() == 0 and confusion[:, 0].sum() > 0

@@ -20,7 +20,7 @@ from scripts import predict as predict_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.data.arguments import DatasetArguments
-from scripts.data.sources import load_split
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import ShardFolder
 from scripts.inference.stream import PredictionRows
@@ -245,7 +245,7 @@ def test_names_of_outputs_never_collide():
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 @pytest.mark.parametrize("finished", [(), (0,), (1, 2)])
 def test_processes_share_the_shards_that_are_left(shapes, tmp_path, num_processes, finished):
-    data = load_split(DatasetArguments(str(shapes)), "train", with_labels=False)
+    data = LabelledDataset(DatasetArguments(str(shapes)), "train", with_labels=False).stream
     folder = ShardFolder(tmp_path, "train", 2, {"model": "m", "dataset": "d"})
     folder.prepare({0: "a"})
     for shard in finished:

@@ -13,8 +13,8 @@ from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.cost import Cost
 from scripts.dataset_check.counts import NearDuplicate, SplitCounts
 from scripts.dataset_check.finding import NAMES, Evidence, Finding, sentence
-from scripts.dataset_check.report import class_shares, facts_of_split, verdict
 from scripts.dataset_check.sample import SampleFacts, shown_ids
+from scripts.dataset_check.summary import class_shares, facts_of_split, verdict
 from scripts.drawing.page import class_cell, facts_table, figure, row, table, write_page
 from scripts.drawing.visualization import Palette, colour_map, overlay
 
@@ -36,7 +36,7 @@ def write_report(
     """Writes the page.
 
     Args:
-        palette: the data set's own colours.
+        palette: the dataset's own colours.
     """
     body = [f'<p class="verdict">Verdict: <strong>{html.escape(verdict(findings))}</strong></p>']
     body.append(

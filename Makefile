@@ -52,7 +52,7 @@ test-browser: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python scripts/readme_results.py --check
+	$(BIN)/python scripts/tables.py --check
 
 types: $(STAMP)
 	$(BIN)/python -m mypy

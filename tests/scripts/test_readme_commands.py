@@ -100,8 +100,8 @@ def test_make_targets_exist():
 
 # ---- the blocks, run ----
 
-# Training comes first: it makes the models that the other pages use. docs/results.md repeats commands of other pages on
-# CamVid, and docs/clusters.md needs a cluster.
+# Training comes first: it makes the models that the other pages use. docs/results.md repeats commands of other pages
+# on CamVid, and docs/clusters.md needs a cluster.
 RUN_PAGES = ["training.md", "README.md", "evaluating.md", "models.md", "sharing.md"]
 
 # What the two long trainings are cut down by.

@@ -17,6 +17,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 import difflib
 import json
 import re
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,11 +49,14 @@ def claim_markdown(folder: Path) -> str:
     mean_iou = number(read_results(folder)["faseg-mobilenetv2-camvid"]["mean_iou"])
     benchmark = json.loads((folder / f"{BENCHMARK}cpu.json").read_text(encoding="utf-8"))
     speed_up = benchmark["parts"]["resnet50-512"]["contestants"]["FASeg"]["speedup"][1]
-    return f"""\
-Train, check and share models that label every pixel of your images, with Transformers' own calls:
-[FASeg](https://arxiv.org/abs/2204.01244) (CVPR 2023) reaches **{mean_iou} mIoU on CamVid after 35 minutes of training
-on two CPU cores**, and segments an image **{speed_up:.2f} times as fast as Transformers' Mask2Former** with the same
-ResNet-50."""
+    return textwrap.fill(
+        "Train, check and share models that label every pixel of your images, with Transformers' own calls: "
+        f"[FASeg](https://arxiv.org/abs/2204.01244) (CVPR 2023) reaches **{mean_iou} mIoU on CamVid after 35 minutes "
+        f"of training on two CPU cores**, and segments an image **{speed_up:.2f} times as fast as Transformers' "
+        "Mask2Former** with the same ResNet-50.",
+        width=119,
+        break_on_hyphens=False,
+    )
 
 
 def summary_markdown(cards: Path, results: Path, root: str) -> str:

@@ -58,7 +58,7 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
-	$(BIN)/python scripts/readme_results.py --check
+	$(BIN)/python scripts/tables.py --check
 
 types: $(STAMP)
 	$(BIN)/python -m mypy

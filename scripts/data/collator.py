@@ -3,7 +3,7 @@
 The rows are those of `datasets.load_dataset`, with an image and a label map. The Trainer knows `mask_labels` and
 `class_labels` of the forward as labels by their names. It needs `remove_unused_columns=False`, because the columns are
 not the model's arguments, and `prediction_loss_only=True`, or it keeps every mask of the evaluation set in memory.
-docs/clusters.md has an example; mIoU comes from `scripts/eval.py`.
+docs/training.md has an example; mIoU comes from `scripts/eval.py`.
 """
 
 from __future__ import annotations

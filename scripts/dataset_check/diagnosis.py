@@ -31,7 +31,7 @@ FAULTS = {
     "rgb-maps": (
         "error",
         "the map is in colours, not one id per pixel",
-        "write one channel of class ids (docs/own_data.md shows how to turn colours into ids)",
+        "write one channel of class ids (docs/data.md shows how to turn colours into ids)",
     ),
     "maps-not-ids": ("error", "the map holds no class ids", "store whole numbers from 0 on, one id per pixel"),
     "lossy-maps": ("error", "the map is a JPEG, which blurs ids at every edge", "write PNGs from the source"),

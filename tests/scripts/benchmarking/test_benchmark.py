@@ -24,7 +24,7 @@ from scripts.benchmarking.tables import benchmark_markdown, merge, part_table
 from scripts.benchmarking.workloads import Inference, PostProcessing, random_batch, random_images
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
-from scripts.readme_results import with_all_tables
+from scripts.tables import results_markdown, with_tables
 
 
 ROOT = Path(__file__).parents[3]
@@ -110,7 +110,11 @@ def test_readme_shows_benchmarks_between_their_markers(tmp_path):
     empty = (
         "<!-- results:begin -->\n<!-- results:end -->\n<!-- benchmark-cpu:begin -->old<!-- benchmark-cpu:end -->\nend"
     )
-    readme = with_all_tables(empty, tmp_path)
+    tables = {
+        "results": results_markdown(tmp_path, ""),
+        "benchmark-cpu": benchmark_markdown(tmp_path / "benchmark-cpu.json"),
+    }
+    readme = with_tables(empty, tables)
     assert "| a part | ours | 200 (100-300) | 2.00x | 1 | 0.25 |  |" in readme and "old" not in readme
     assert readme.endswith("end") and readme.count("mIoU") == 1, "not among the evaluation's results"
 

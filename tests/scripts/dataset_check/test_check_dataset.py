@@ -426,5 +426,5 @@ def test_wrong_usage_is_one_line(command, tmp_path, flags, message):
 
 
 def test_every_finding_is_in_the_guide():
-    guide = (PROJECT_ROOT / "docs" / "own_data.md").read_text()
+    guide = (PROJECT_ROOT / "docs" / "data.md").read_text()
     assert [name for name in NAMES if f"`{name}`" not in guide] == []

@@ -112,17 +112,29 @@ def test_fp16_is_refused_on_a_cpu(by, tiny_recipe, shapes, tmp_path, command, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_documented_example(model_folder, shapes, tmp_path, monkeypatch):
-    """The Python block of docs/clusters.md, with a tiny model and two steps."""
-    page = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text(encoding="utf-8")
-    program = page.split("```python\n")[1].split("```")[0]
-    changes = {
-        "path/to/dataset": str(shapes), "path/to/model": str(model_folder), "max_steps=1000": "max_steps=2",
-        "(512, 512)": "(64, 64)", '"outputs/trainer"': '"outputs/trainer", use_cpu=True, report_to="none"',
-    }  # fmt: skip
+# What the programs on Trainer are cut down by.
+SHORT = {
+    "docs/training.md": {
+        "path/to/dataset": "{data}", "path/to/model": "{model}", "max_steps=1000": "max_steps=2",
+        "(512, 512)": "(64, 64)",
+    },
+    "README.md": {
+        "outputs/demo/dataset": "{data}", "outputs/demo/model": "{model}", "max_steps=10": "max_steps=2",
+        "(128, 128)": "(64, 64)",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", SHORT)
+def test_documented_example(page, model_folder, shapes, tmp_path, monkeypatch):
+    """The Python blocks on Trainer, with a tiny model and two steps."""
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+    programs = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    (program,) = (block for block in programs if "Trainer" in block)
+    changes = SHORT[page] | {'"outputs/trainer"': '"outputs/trainer", use_cpu=True, report_to="none"'}
     for old, new in changes.items():
         assert old in program
-        program = program.replace(old, new)
+        program = program.replace(old, new.format(data=shapes, model=model_folder))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     names = {}

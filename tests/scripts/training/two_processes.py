@@ -149,7 +149,7 @@ def sharded_against_copied(accelerator):
 
 
 def build_trainer(model_folder, shapes, output_dir, **settings):
-    """Trainer on the generated data, as docs/clusters.md has it."""
+    """Trainer on the generated data, as docs/training.md has it."""
     from image_processing import FASegImageProcessor
 
     model = FASegForUniversalSegmentation.from_pretrained(model_folder)

@@ -1,4 +1,4 @@
-"""README's and the catalogue's figures are those of the results files, and an edit by hand is caught."""
+"""The figures of README, docs and catalogue are those of the results files, and an edit by hand is caught."""
 
 import re
 import shutil
@@ -7,18 +7,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import readme_results
-from scripts.readme_results import catalogue_markdown, generated_pages, models_markdown, results_markdown, stale_lines
+from scripts import tables
+from scripts.cli.errors import UserError
+from scripts.tables import (
+    MARKED,
+    all_tables,
+    catalogue_markdown,
+    generated_pages,
+    models_markdown,
+    results_markdown,
+    stale_lines,
+    summary_markdown,
+    with_tables,
+)
 
 
 ROOT = Path(__file__).parents[2]
-MARKED = "\n<!-- models:begin -->\n<!-- models:end -->\n"
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """The pages and what they are made from, in a folder that a test may spoil."""
-    for name in ("results", "hub_cards"):
+    for name in ("results", "hub_cards", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "README.md", tmp_path / "README.md")
     for file, text in generated_pages(tmp_path).items():
@@ -27,32 +37,32 @@ def checkout(tmp_path):
 
 
 def test_pages_show_the_results_files():
-    assert len(results_markdown(ROOT / "results").splitlines()) > 2, "no results files"
+    assert len(results_markdown(ROOT / "results", "").splitlines()) > 2, "no results files"
     for file, wanted in generated_pages(ROOT).items():
-        assert stale_lines(file, wanted) == [], "run python scripts/readme_results.py"
+        assert stale_lines(file, wanted) == [], "run python scripts/tables.py"
 
 
-@pytest.mark.parametrize("page", ["README.md", "hub_cards/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/models.md", "docs/results.md", "hub_cards/README.md"])
 def test_a_figure_edited_by_hand_is_caught(page, checkout, monkeypatch, command):
-    monkeypatch.setattr(readme_results, "ROOT", checkout)
-    code, out, _ = command(readme_results, "--check")
+    monkeypatch.setattr(tables, "ROOT", checkout)
+    code, out, _ = command(tables, "--check")
     assert (code, out) == (0, "")
     file = checkout / page
     text = file.read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if "| [faseg-mobilenetv2-camvid](" in line)
     file.write_text(text.replace(line, re.sub(r"\| (\d\d)\.(\d) \|", r"| \1.9 |", line, count=1)), encoding="utf-8")
     assert file.read_text(encoding="utf-8") != text
-    code, out, _ = command(readme_results, "--check")
+    code, out, _ = command(tables, "--check")
     assert code == 1 and page in out and "+" + line in out.splitlines()
-    assert command(readme_results)[0] == 0 and file.read_text(encoding="utf-8") == text
+    assert command(tables)[0] == 0 and file.read_text(encoding="utf-8") == text
 
 
 def test_a_new_result_makes_the_pages_stale(checkout, monkeypatch, command):
-    monkeypatch.setattr(readme_results, "ROOT", checkout)
+    monkeypatch.setattr(tables, "ROOT", checkout)
     shutil.copy(checkout / "results/faseg-mobilenetv2-camvid.json", checkout / "results/faseg-swin-tiny-ade20k.json")
-    code, out, _ = command(readme_results, "--check")
+    code, out, _ = command(tables, "--check")
     assert code == 1 and "faseg-swin-tiny-ade20k" in out
-    assert command(readme_results)[0] == 0 and command(readme_results, "--check")[0] == 0
+    assert command(tables)[0] == 0 and command(tables, "--check")[0] == 0
 
 
 def test_published_and_measured_stand_apart():
@@ -71,13 +81,29 @@ def test_published_and_measured_stand_apart():
             assert row[6] == "not measured"
 
 
-def test_the_models_table_goes_between_its_markers():
-    readme = readme_results.with_all_tables(
-        f"{readme_results.BEGIN}\n{readme_results.END}{MARKED}", ROOT / "results", ROOT / "hub_cards"
-    )
-    assert models_markdown(ROOT / "hub_cards", ROOT / "results", "hub_cards/") in readme
-    assert "](hub_cards/faseg-resnet50-ade20k)" in readme
+def test_every_table_is_on_a_page():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = [marked["name"] for page in pages for marked in MARKED.finditer(page.read_text(encoding="utf-8"))]
+    assert sorted(shown) == sorted(all_tables(ROOT, ""))
+
+
+def test_a_table_goes_between_its_markers():
+    page = with_tables("a\n<!-- models:begin -->old<!-- models:end -->\nb", all_tables(ROOT, "../"))
+    table = models_markdown(ROOT / "hub_cards", ROOT / "results", "../hub_cards/")
+    assert page == f"a\n<!-- models:begin -->\n{table}\n<!-- models:end -->\nb"
+    assert "](../hub_cards/faseg-resnet50-ade20k)" in page
     assert "](faseg-resnet50-ade20k)" in catalogue_markdown(ROOT / "hub_cards", ROOT / "results")
+    with pytest.raises(UserError, match="no-such"):
+        with_tables("<!-- no-such:begin --><!-- no-such:end -->", {})
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 170
+    assert len(summary_markdown(ROOT / "hub_cards", ROOT / "results", "").splitlines()) <= 12
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_published_numbers_are_those_of_the_authors_table(shared):

@@ -1,0 +1,255 @@
+"""Writes the tables of README.md, docs/*.md and hub_cards/README.md from `results/` and `hub_cards/`.
+
+`python scripts/tables.py` writes the pages; `--check` writes nothing and exits with 1 where a page is not what it
+would write: after a change of results or cards, or of a figure by hand. A table stands between the comments
+`<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import difflib
+import json
+import re
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+from scripts.benchmarking.tables import benchmark_markdown
+from scripts.cli.errors import UserError
+from scripts.cli.parser import parse_arguments, run_command
+from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
+from scripts.sharing.papers import PAPERS
+from scripts.storage.atomic import atomic_file
+
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKED = re.compile(r"<!-- (?P<name>[\w-]+):begin -->.*?<!-- (?P=name):end -->", re.DOTALL)
+BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin; the rest is the device
+
+
+def number(value: float | None) -> str:
+    """One decimal; a dash where there was nothing to measure."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Model id -> what `scripts/eval.py` measured of it."""
+    files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(BENCHMARK)]
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def claim_markdown(folder: Path) -> str:
+    """README's first sentence, with the figures that it claims."""
+    mean_iou = number(read_results(folder)["faseg-mobilenetv2-camvid"]["mean_iou"])
+    benchmark = json.loads((folder / f"{BENCHMARK}cpu.json").read_text(encoding="utf-8"))
+    speed_up = benchmark["parts"]["resnet50-512"]["contestants"]["FASeg"]["speedup"][1]
+    return textwrap.fill(
+        "Train, check and share models that label every pixel of your images, with Transformers' own calls: "
+        f"[FASeg](https://arxiv.org/abs/2204.01244) (CVPR 2023) reaches **{mean_iou} mIoU on CamVid after 35 minutes "
+        f"of training on two CPU cores**, and segments an image **{speed_up:.2f} times as fast as Transformers' "
+        "Mask2Former** with the same ResNet-50.",
+        width=119,
+        break_on_hyphens=False,
+    )
+
+
+def summary_markdown(cards: Path, results: Path, root: str) -> str:
+    """README's ten rows at most: the models that were measured here, then FASeg's released ones.
+
+    Args:
+        root: what stands before a path of the project in the addresses of the page.
+    """
+    measured = read_results(results)
+    published = {
+        file.parent.name: published_figures(file.parent.name, cards / "published.yaml")
+        for file in sorted(cards.glob("faseg-*/card.yaml"))
+    }
+    lines = ["| model | data | mIoU measured here | mIoU published | recipe |", "|---|---|---|---|---|"]
+    shown = [name for name in measured if (cards / name).is_dir()]
+    for model_id in [*shown, *(name for name in published if name not in shown)][:10]:
+        facts = read_card(cards / model_id / "card.yaml")
+        figures = [measured.get(model_id, {}).get("mean_iou"), published.get(model_id, {}).get("mean_iou")]
+        lines.append(
+            f"| [{model_id}]({root}hub_cards/{model_id}) | {facts.dataset['name']} {facts.dataset['split']} | "
+            f"{' | '.join(map(number, figures))} | [recipe]({root}scripts/recipes/{model_id}.yaml) |"
+        )
+    return "\n".join(lines)
+
+
+def results_markdown(folder: Path, root: str) -> str:
+    """A row per results file: what was evaluated on what, its mIoU and pixel accuracy; below, the commands."""
+    measured = read_results(folder)
+    lines = ["| results file | dataset, split | images | mIoU | pixel accuracy |", "|---|---|---|---|---|"]
+    for name, results in measured.items():
+        figures = f"{number(results['mean_iou'])} | {number(results['overall_accuracy'])}"
+        lines.append(
+            f"| [{name}]({root}results/{name}.json) | {results['dataset']}, {results['split']} | "
+            f"{results['images']} | {figures} |"
+        )
+    commands = [
+        results["command"].replace(" --dataset_name", " \\\n    --dataset_name") for results in measured.values()
+    ]
+    return "\n".join([*lines, "", "```bash", *commands, "```"])
+
+
+def ablation_markdown(file: Path) -> str:
+    """A row per variant of `scripts/ablation.py`: mIoU of each seed, their mean and standard deviation."""
+    variants = json.loads(file.read_text(encoding="utf-8"))["variants"]
+    lines = ["| decoder | mIoU of each seed | mean | standard deviation |", "|---|---|---|---|"]
+    for name, row in variants.items():
+        seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())
+        lines.append(f"| {name} | {seeds} | {number(row['mean'])} | {number(row['standard_deviation'])} |")
+    return "\n".join(lines)
+
+
+def lens_markdown(rows: list[dict[str, Any]]) -> str:
+    """A row per habit of reading the same weights."""
+    lines = ["| read | mIoU |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)])
+
+
+def focus_markdown(consistency: dict[str, Any]) -> str:
+    """A row per decoder layer: how much of the queries' look falls into their final masks."""
+    lines = ["| layer | reads | inside, % | evenly, % | chance, % |", "|---|---|---|---|---|"]
+    for row in consistency["layers"]:
+        figures = " | ".join(number(row[name]) for name in ("inside", "even", "chance"))
+        lines.append(f"| {row['layer']} | {row['reads']} | {figures} |")
+    return "\n".join(lines)
+
+
+def models_markdown(cards: Path, results: Path, link: str) -> str:
+    """A row per model id: published figures, as published, and measured ones from the results file of its name.
+
+    Args:
+        link: what stands before a model id in the address of its folder.
+    """
+    lines = [
+        "| model | backbone | data | parameters | mIoU published, single / multi-scale | mIoU measured "
+        "| licence of the weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    all_measured = read_results(results)
+    for file in sorted(cards.glob("*/card.yaml")):
+        model_id, facts = file.parent.name, read_card(file)
+        published = published_figures(model_id, cards / "published.yaml")
+        measured = all_measured.get(model_id, {})
+        counted = f"{measured['parameters'] / 1e6:.1f} M" if measured.get("parameters") else "-"
+        parameters = f"{published['parameters_millions']} M" if published.get("parameters_millions") else counted
+        figures = [number(published.get(key)) for key in ("mean_iou", "mean_iou_multi_scale")]
+        lines.append(
+            f"| [{model_id}]({link}{model_id}) | {facts.backbone} | {facts.dataset['name']} | {parameters} | "
+            f"{' / '.join(figures) if published else '-'} | "
+            f"{number(measured['mean_iou']) if measured.get('mean_iou') is not None else NOT_MEASURED} | "
+            f"{facts.license} |"
+        )
+    return "\n".join(lines)
+
+
+def catalogue_markdown(cards: Path, results: Path) -> str:
+    """The whole of hub_cards/README.md."""
+    sources = ", ".join(f"[{paper.family}]({paper.source})" for paper in PAPERS)
+    return f"""# Models
+
+Written by `python scripts/tables.py`; edit `<model id>/card.yaml`, `published.yaml` or the results instead.
+
+{models_markdown(cards, results, "")}
+
+"Published" are the authors' figures for their own weights ({sources}), not reproduced
+here. "Measured" is the mean IoU in `results/<model id>.json`, single scale, which names the weights, protocol and
+command; "{NOT_MEASURED}" means that there is no such file.
+
+Each folder holds `config.json` and `preprocessor_config.json` (`AutoConfig.from_pretrained("hub_cards/<model id>")`
+builds the architecture) and `card.yaml`, the facts of its model card. `scripts/export_hub.py --model_id <model id>`
+makes a repository for the Hub of them and a checkpoint, with a card after `template.md`; `--card FILE` does so for a
+model of your own.
+"""
+
+
+def all_tables(root: Path, up: str) -> dict[str, str]:
+    """Name -> table, of all that the files of a checkout hold.
+
+    Args:
+        up: what stands before a path of the project in the addresses of the page: "" for README.md, "../" for docs/.
+    """
+    cards, results = root / "hub_cards", root / "results"
+    tables = {
+        "claim": claim_markdown(results),
+        "summary": summary_markdown(cards, results, up),
+        "results": results_markdown(results, up),
+        "models": models_markdown(cards, results, f"{up}hub_cards/"),
+    }
+    tables |= {file.stem: benchmark_markdown(file) for file in results.glob(f"{BENCHMARK}*.json")}
+    tables |= {f"ablation-{file.stem}": ablation_markdown(file) for file in (results / "ablation").glob("*.json")}
+    for name, measured in read_results(results).items():
+        if rows := measured.get("protocol_lens"):
+            tables[f"lens-{name}"] = lens_markdown(rows)
+        if consistency := measured.get("focus_consistency"):
+            tables[f"focus-{name}"] = focus_markdown(consistency)
+    return tables
+
+
+def with_tables(page: str, tables: dict[str, str]) -> str:
+    """`page` with the tables that it has markers for.
+
+    Raises:
+        UserError: a marker of no table.
+    """
+
+    def filled(marked: re.Match[str]) -> str:
+        name = marked["name"]
+        if name not in tables:
+            raise UserError(f"<!-- {name}:begin -->: no such table; there are {', '.join(tables)}")
+        return f"<!-- {name}:begin -->\n{tables[name]}\n<!-- {name}:end -->"
+
+    return MARKED.sub(filled, page)
+
+
+def generated_pages(root: Path) -> dict[Path, str]:
+    """What the pages of a checkout should hold."""
+    pages = {root / "README.md": "", **dict.fromkeys(sorted((root / "docs").glob("*.md")), "../")}
+    wanted = {file: with_tables(file.read_text(encoding="utf-8"), all_tables(root, up)) for file, up in pages.items()}
+    return {**wanted, root / "hub_cards" / "README.md": catalogue_markdown(root / "hub_cards", root / "results")}
+
+
+def stale_lines(file: Path, wanted: str) -> list[str]:
+    """Lines that a page has and should not, and the other way round."""
+    found = file.read_text(encoding="utf-8") if file.is_file() else ""
+    changes = difflib.unified_diff(found.splitlines(), wanted.splitlines(), lineterm="", n=0)
+    return [line for line in changes if not line.startswith(("---", "+++", "@@"))]
+
+
+@dataclass
+class TablesArguments:
+    """Write the tables of README.md, docs/*.md and hub_cards/README.md from results/ and hub_cards/."""
+
+    check: bool = field(default=False, metadata={"help": "Write nothing; exit with 1 where a page is stale."})
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    arguments = parse_arguments(TablesArguments)
+    code = 0
+    for file, wanted in generated_pages(ROOT).items():
+        if not arguments.check:
+            with atomic_file(file) as partial:
+                partial.write_text(wanted, encoding="utf-8")
+        elif lines := stale_lines(file, wanted):
+            name = file.relative_to(ROOT).as_posix()
+            print(
+                f"{name} is not what results/ and hub_cards/ say: run python scripts/tables.py",
+                *lines,
+                sep="\n",
+            )
+            code = 1
+    return code
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -70,7 +70,9 @@ class FileDecisions(Decisions):
     def repeated_by(self, model: Any) -> Iterator[None]:
         """Inside the block the model decides as the file did."""
         decider = self.kind.decider(model)
-        with mock.patch.object(decider, "decisions", self) if decider else nullcontext():
+        with ExitStack() as stack:
+            if decider is not None:
+                stack.enter_context(mock.patch.object(decider, "decisions", self))
             yield
         if self.left:  # the model takes fewer decisions than the file
             self._note(len(self.left), math.inf)

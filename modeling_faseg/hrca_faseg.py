@@ -56,16 +56,21 @@ class FASegWindows:
     def read(self, feature_map: Tensor, positions: Tensor, level_embed: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `(B, P, C)` from level 3 and its positional encoding, both `(B, C, H/4, W/4)`, and the
         level's embedding `(C,)`."""
-        values = self._gather(feature_map) + level_embed
-        return values + self._gather(positions), values
+        values = self.gather(feature_map) + level_embed
+        return values + self.gather(positions), values
 
     def blocked(self) -> Tensor | None:
         """`(B, 1, 1, P)` pixels that are padding or of windows that the image does not keep. None: no padding."""
         if self.valid is None:
             return None
-        pixels = self._gather(self.valid[HIGH_RESOLUTION_LEVEL])[..., 0]
+        pixels = self.gather(self.valid[HIGH_RESOLUTION_LEVEL])[..., 0]
         kept = cast(Tensor, self.kept).repeat_interleave(self.side * self.side, dim=1)
         return ~(pixels & kept)[:, None, None, :]
+
+    def gather(self, level_map: Tensor) -> Tensor:
+        """`(B, C, H/4, W/4)` at the windows' pixels as `(B, P, C)`."""
+        index = self.pixels[:, None].expand(-1, level_map.shape[1], -1)
+        return level_map.flatten(2).gather(2, index).transpose(1, 2)
 
     def focus_map(self, attention: Tensor) -> Tensor:
         """`(B, Q, P)` as `(B, Q, H/4, W/4)`, zero outside of the windows."""
@@ -90,11 +95,6 @@ class FASegWindows:
         rows = (self.tokens // self.columns)[..., None, None] * self.side + offsets[:, None]
         columns = (self.tokens % self.columns)[..., None, None] * self.side + offsets
         return (rows * self.fine_size[1] + columns).flatten(1)
-
-    def _gather(self, level_map: Tensor) -> Tensor:
-        """`(B, C, H/4, W/4)` at the windows' pixels as `(B, P, C)`."""
-        index = self.pixels[:, None].expand(-1, level_map.shape[1], -1)
-        return level_map.flatten(2).gather(2, index).transpose(1, 2)
 
 
 class FASegWindowAttention(FASegAttention):

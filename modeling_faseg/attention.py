@@ -61,39 +61,24 @@ class FASegAttention(nn.Module):
         values: Tensor,
         blocked: Tensor | None = None,
         need_weights: bool = False,
-        output_scale: Tensor | None = None,
-        report_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             queries: `(B, Q, C)`, with their positions added.
-            keys: `(B, L, C)`, with their positions added. With L = 0 nothing is attended to and the output is the
-                bias of the output projection, as torch's multi-head attention has it.
+            keys: `(B, L, C)`, with their positions added.
             values: `(B, L, C)`.
             blocked: `(B, 1, Q or 1, L)`, `True` where a query may not look; None blocks nothing.
             need_weights: whether the model computes with the weights, which only eager attention gives.
-            output_scale: `(B, 1, 1)` factor of what was attended to; 0 stands for no keys at all.
-            report_weights: whether the weights are to be looked at: the output is computed as without.
         Returns:
             `(B, Q, C)` and the weights `(B, N, Q, L)`, None if they are not asked for and the attention implementation
             gives none.
         """
-        if keys.shape[1] == 0:
-            return self.o_proj(torch.zeros_like(queries)), None
         query, key, value = self.q_proj(queries), self.k_proj(keys), self.v_proj(values)
-        output, weights = self.attend(query, key, value, blocked, need_weights, report_weights)
-        if output_scale is not None:
-            output = output * output_scale
+        output, weights = self.attend(query, key, value, blocked, need_weights)
         return self.o_proj(output), weights
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        blocked: Tensor | None,
-        need_weights: bool = False,
-        report_weights: bool = False,
+        self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """`forward` without its projections: the three inputs have been through theirs, the output has not."""
         attention = eager_attention_forward
@@ -101,25 +86,30 @@ class FASegAttention(nn.Module):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
-        query, key = self._split_heads(query), self._split_heads(key)
-        attention_mask = None
-        if blocked is not None:
-            # Finite, with room for the score it is added to: a row without any key left stays finite too.
-            attention_mask = torch.zeros_like(blocked, dtype=query.dtype)
-            attention_mask = attention_mask.masked_fill(blocked, torch.finfo(query.dtype).min / 2)
         output, weights = attention(
             self,
-            query,
-            key,
+            self._split_heads(query),
+            self._split_heads(key),
             self._split_heads(value),
-            attention_mask,
+            additive_mask(blocked, query.dtype),
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
         )
-        if report_weights and weights is None:
-            weights = attention_weights(query, key, attention_mask, self.scaling)
         return output.flatten(2), weights
+
+    def weights(self, query: Tensor, key: Tensor, blocked: Tensor | None) -> Tensor:
+        """The weights `(B, N, Q, L)` of `attend`, whatever implementation computes its output."""
+        mask = additive_mask(blocked, query.dtype)
+        return attention_weights(self._split_heads(query), self._split_heads(key), mask, self.scaling)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """`(B, L, C)` to `(B, N, L, C / N)`."""
         return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def additive_mask(blocked: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to scores: 0, or where blocked a number so low that nothing of the key is left."""
+    if blocked is None:
+        return None
+    # Finite, with room for the score it is added to: a row without any key left stays finite too.
+    return torch.zeros_like(blocked, dtype=dtype).masked_fill(blocked, torch.finfo(dtype).min / 2)

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import FASegAttention
 from .configuration_qlseg import QLSegConfig
+from .decisions import Decisions
 
 
 @dataclass
@@ -143,6 +144,7 @@ class QLSegDecoder(nn.Module):
         super().__init__()
         width, levels = config.hidden_dim, len(config.out_indices)
         self.threshold = config.attention_mask_threshold
+        self.decisions = Decisions()
         self.input_projections = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in range(levels))
         self.input_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
         self.queries = nn.ModuleList(nn.Embedding(config.num_queries, width) for _ in range(levels))
@@ -159,15 +161,15 @@ class QLSegDecoder(nn.Module):
             embedding.weight.expand(maps[0].shape[0], -1, -1) for embedding in cast(list[nn.Embedding], self.queries)
         ]
         output = QLSegDecoderOutput([], [])
-        blocked = None
+        masks = None
         for stage in self.stages:
+            blocked = None if masks is None else self._blocked(masks)
             queries, masks, fused = stage(queries, levels, blocked)
             output.fused_queries.append(fused)
             output.masks_queries_logits.append(masks.unflatten(2, shape))
-            blocked = self._blocked(masks)
         return output
 
     def _blocked(self, masks: Tensor) -> Tensor:
         """`(B, 1, K, L)` positions of too little mask probability; a query that would see none sees all."""
-        blocked = masks.detach().sigmoid() < self.threshold
+        blocked = self.decisions.below(masks.detach().sigmoid(), self.threshold)
         return (blocked & ~blocked.all(dim=-1, keepdim=True))[:, None]

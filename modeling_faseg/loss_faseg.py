@@ -3,7 +3,7 @@
 Notation: B batch, Q queries, K classes, T targets of an image, N matched masks of the batch, P points.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from .configuration_faseg import FASegConfig
 from .loss_terms import check_targets, class_weights, count_masks, weighted_sum
-from .mask_predictions_faseg import MaskPredictions, MaskProduct, mask_predictions
+from .mask_predictions_faseg import MaskProducts
 from .matcher_faseg import FASegHungarianMatcher, Matching, waits_for
 from .point_sampling_faseg import PointPlacement, sample_points, sample_uncertain_points
 
@@ -52,20 +52,18 @@ class FASegLoss(nn.Module):
 
     def forward(
         self,
-        masks_queries_logits: Tensor | MaskProduct,
-        class_queries_logits: Tensor,
+        masks: MaskProducts,
+        class_logits: list[Tensor],
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
-        auxiliary_predictions: list[dict[str, Any]] | None = None,
         pixel_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
-            masks_queries_logits: `(B, Q, h, w)` of the final prediction, or the product they are, which spares
-                computing those that no target needs; class_queries_logits: `(B, Q, K + 1)`.
+            masks: those of all predictions, the final one first.
+            class_logits: `(B, Q, K + 1)` of the same.
             mask_labels: per image `(T, H, W)` masks of 0 and 1 over the same canvas; T may be 0.
             class_labels: per image `(T,)` classes in 0..K-1.
-            auxiliary_predictions: the earlier predictions, dictionaries of the first two arguments.
             pixel_mask: `(B, H, W)`, 1 on the image; read with `exclude_ignored_pixels`.
         Returns:
             Unweighted `loss_cross_entropy`, `loss_mask` and `loss_dice`, and the same with `_0`, `_1`, ... for the
@@ -74,16 +72,9 @@ class FASegLoss(nn.Module):
             ValueError: for labels that do not fit each other or the classes, or a matching cost that is not finite.
         """
         # fp32 island, as in the reference.
-        device_type = class_queries_logits.device.type
-        with torch.autocast(device_type, enabled=False):
-            earlier = auxiliary_predictions or []
-            return self._losses(
-                [masks_queries_logits, *(each["masks_queries_logits"] for each in earlier)],
-                [class_queries_logits.float(), *(each["class_queries_logits"].float() for each in earlier)],
-                mask_labels,
-                class_labels,
-                pixel_mask,
-            )
+        with torch.autocast(masks.device.type, enabled=False):
+            class_logits = [each.float() for each in class_logits]
+            return self._losses(masks, class_logits, mask_labels, class_labels, pixel_mask)
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """The scalar to minimise: every term with the weight of its kind."""
@@ -91,15 +82,14 @@ class FASegLoss(nn.Module):
 
     def _losses(
         self,
-        masks: list[Tensor | MaskProduct],
+        masks: MaskProducts,
         class_logits: list[Tensor],
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
         pixel_mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """All terms; the final prediction comes first in `masks` and `class_logits`."""
-        predictions = mask_predictions(masks)
-        device = predictions.device
+        """`forward`, in float32."""
+        device = masks.device
         mask_labels = [each.to(device, torch.float32, non_blocking=True) for each in mask_labels]
         class_labels = [each.to(device, torch.long, non_blocking=True) for each in class_labels]
         check_targets(mask_labels, class_labels, self.num_labels)
@@ -108,14 +98,15 @@ class FASegLoss(nn.Module):
 
         matchings: list[Matching] = []
         points: list[Tensor] = []
-        at_once = len(masks) if waits_for(device) else 1
-        for first in range(0, len(masks), at_once):
-            chosen = range(first, min(first + at_once, len(masks)))
-            found = self.matcher.match(predictions, chosen, class_logits, mask_labels, class_labels, valid)
+        count = len(class_logits)
+        at_once = count if waits_for(device) else 1
+        for first in range(0, count, at_once):
+            chosen = range(first, min(first + at_once, count))
+            found = self.matcher(masks, chosen, class_logits, mask_labels, class_labels, valid)
             found = [_to_device(matching, device) for matching in found]
-            points += [self._points(predictions, *each, valid) for each in zip(chosen, found)]
+            points += [self._points(masks, *each, valid) for each in zip(chosen, found)]
             matchings += found
-        logits = predictions.of_queries(range(len(masks)), [_queries(matching) for matching in matchings])
+        logits = masks.of_queries(range(count), [_queries(matching) for matching in matchings])
         losses: dict[str, Tensor] = {}
         for index, matching in enumerate(matchings):
             terms = {
@@ -134,11 +125,9 @@ class FASegLoss(nn.Module):
         return nn.functional.cross_entropy(class_logits.transpose(1, 2), targets, weight=self.empty_weight.float())
 
     @torch.no_grad()
-    def _points(
-        self, predictions: MaskPredictions, index: int, matching: Matching, valid: list[Tensor] | None
-    ) -> Tensor:
+    def _points(self, masks: MaskProducts, index: int, matching: Matching, valid: list[Tensor] | None) -> Tensor:
         """`(N, P, 2)` points at which the matched masks of prediction `index` are compared with their targets."""
-        logits = predictions.of_queries([index], [_queries(matching)])[0]
+        logits = masks.of_queries([index], [_queries(matching)])[0]
         place = None if valid is None else PointPlacement(valid, [len(queries) for queries, _ in matching])
         return sample_uncertain_points(
             logits, self.num_points, self.oversample_ratio, self.importance_sample_ratio, place

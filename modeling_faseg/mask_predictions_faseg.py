@@ -5,7 +5,6 @@ embedding with the mask features, and sampling is linear: sampling the features 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,38 +13,13 @@ from .deformable_sampling import Corners, bordered_table, gathers
 from .point_sampling_faseg import sample_shared_points
 
 
-@dataclass
-class MaskProduct:
-    """The masks `(B, Q, h, w)` of one prediction, not multiplied out: `embeddings` `(B, Q, M)`, `features`
-    `(B, M, h, w)`."""
+class MaskProducts:
+    """The masks of several predictions for the same images, not multiplied out.
 
-    embeddings: Tensor
-    features: Tensor
-
-
-class MaskPredictions:
-    """The masks of several predictions for the same images, given as logits `(B, Q, h, w)`."""
-
-    def __init__(self, logits: Sequence[Tensor]):
-        self.logits = logits
-        self.device = logits[0].device
-
-    def at_points(self, prediction: int, points: Tensor) -> Tensor:
-        """`(B, Q, P)` float32 logits at the points `(B, P, 2)` of each image; without gradient."""
-        return sample_shared_points(self.logits[prediction].detach().float(), points)
-
-    def of_queries(self, predictions: Sequence[int], queries: list[list[Tensor]]) -> list[Tensor]:
-        """`(N, h, w)` float32 logits of some queries of each of `predictions`, given per prediction and image."""
-        chosen = []
-        for prediction, per_image in zip(predictions, queries):
-            logits = self.logits[prediction]
-            flat = torch.cat([index + image * logits.shape[1] for image, index in enumerate(per_image)])
-            chosen.append(logits.flatten(0, 1)[flat].float())
-        return chosen
-
-
-class MaskProducts(MaskPredictions):
-    """The same for masks given as embeddings `(B, Q, M)` and features `(B, M, h, w)` that all predictions share."""
+    Args:
+        embeddings: `(B, Q, M)` of each prediction.
+        features: `(B, M, h, w)` that all predictions share.
+    """
 
     def __init__(self, embeddings: Sequence[Tensor], features: Tensor):
         self.embeddings = [each.to(features.dtype) for each in embeddings]
@@ -54,6 +28,7 @@ class MaskProducts(MaskPredictions):
         self.sampler = _FeatureSampler(features.detach())
 
     def at_points(self, prediction: int, points: Tensor) -> Tensor:
+        """`(B, Q, P)` float32 logits at the points `(B, P, 2)` of each image; without gradient."""
         embeddings = self.embeddings[prediction].detach().float()
         pixels = self.features.shape[-2:]
         if points.shape[1] > pixels.numel():  # fewer products if whole masks are sampled
@@ -62,6 +37,7 @@ class MaskProducts(MaskPredictions):
         return torch.matmul(embeddings, self.sampler(points).transpose(1, 2))
 
     def of_queries(self, predictions: Sequence[int], queries: list[list[Tensor]]) -> list[Tensor]:
+        """`(N, h, w)` float32 logits of some queries of each of `predictions`, given per prediction and image."""
         embeddings = [self.embeddings[prediction] for prediction in predictions]
         per_image = []
         for image, features in enumerate(self.features.unbind(0)):
@@ -69,14 +45,6 @@ class MaskProducts(MaskPredictions):
             masks = torch.matmul(torch.cat(chosen), features.flatten(1)).float()
             per_image.append(masks.unflatten(1, features.shape[-2:]).split([len(each) for each in chosen]))
         return [torch.cat(masks) if len(masks) > 1 else masks[0] for masks in zip(*per_image)]
-
-
-def mask_predictions(masks: Sequence[Tensor | MaskProduct]) -> MaskPredictions:
-    """What either kind of masks offers. Products share the features of the first."""
-    products = [each for each in masks if isinstance(each, MaskProduct)]
-    if products:
-        return MaskProducts([each.embeddings for each in products], products[0].features)
-    return MaskPredictions([each for each in masks if isinstance(each, Tensor)])
 
 
 class _FeatureSampler:

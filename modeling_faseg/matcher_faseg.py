@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .loss_terms import to_host
-from .mask_predictions_faseg import MaskPredictions, mask_predictions
+from .mask_predictions_faseg import MaskProducts
 from .point_sampling_faseg import move_to_valid_pixels, sample_shared_points
 
 
@@ -33,40 +33,30 @@ class FASegHungarianMatcher(nn.Module):
         self.cost_dice = cost_dice
         self.num_points = num_points
 
+    @torch.no_grad()
     def forward(
         self,
-        masks_queries_logits: Tensor,
-        class_queries_logits: Tensor,
-        mask_labels: list[Tensor],
-        class_labels: list[Tensor],
-        valid: list[Tensor] | None = None,
-    ) -> Matching:
-        """
-        Args:
-            masks_queries_logits: `(B, Q, h, w)`.
-            class_queries_logits: `(B, Q, K + 1)`.
-            mask_labels: per image `(T, H, W)` masks of 0 and 1.
-            class_labels: per image `(T,)` classes.
-            valid: per image `(H, W)` pixels on which points may lie, None for all.
-        Returns:
-            Per image the matched queries and their targets, two `(min(Q, T),)` index tensors.
-        Raises:
-            ValueError: if a cost is not finite, naming the image.
-        """
-        masks = mask_predictions([masks_queries_logits])
-        return self.match(masks, [0], [class_queries_logits], mask_labels, class_labels, valid)[0]
-
-    @torch.no_grad()
-    def match(
-        self,
-        masks: MaskPredictions,
+        masks: MaskProducts,
         chosen: Sequence[int],
         class_logits: list[Tensor],
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
         valid: list[Tensor] | None = None,
     ) -> list[Matching]:
-        """Matchings of the chosen predictions; their costs come to the host together. Arguments as in `forward`."""
+        """
+        Args:
+            masks: those of all predictions.
+            chosen: the predictions to match, whose costs come to the host together.
+            class_logits: `(B, Q, K + 1)` of all predictions.
+            mask_labels: per image `(T, H, W)` masks of 0 and 1.
+            class_labels: per image `(T,)` classes.
+            valid: per image `(H, W)` pixels on which points may lie, None for all.
+        Returns:
+            For each chosen prediction, per image the matched queries and their targets, two `(min(Q, T),)` index
+            tensors.
+        Raises:
+            ValueError: if a cost is not finite, naming the image.
+        """
         counts = [len(classes) for classes in class_labels]
         classes = nn.utils.rnn.pad_sequence([each.to(masks.device) for each in class_labels], batch_first=True)
         targets = [each.to(masks.device, torch.float32) for each in mask_labels]
@@ -82,7 +72,7 @@ class FASegHungarianMatcher(nn.Module):
 
     def _costs(
         self,
-        masks: MaskPredictions,
+        masks: MaskProducts,
         prediction: int,
         class_logits: Tensor,
         mask_labels: list[Tensor],

@@ -20,10 +20,11 @@ from .attention import FASegAttention
 from .backbone_faseg import STRIDES, batch_norms, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention import FASegDeformableSelfAttention
+from .dfpq_faseg import FASegFocusQueries
 from .fusion_faseg import Replaced, fuse_batch_norms, restore
 from .loss_faseg import FASegLoss
 from .loss_semask import label_maps_of_masks, semantic_map_loss
-from .mask_predictions_faseg import MaskProduct
+from .mask_predictions_faseg import MaskProducts
 from .pixel_decoder_faseg import FASegConvNorm, FASegPixelDecoder, FASegPixelDecoderLayer
 from .position_encoding import FASegConditionalPositionEncoding, FASegLearnedPositionEncoding
 from .pretrained import (
@@ -34,12 +35,7 @@ from .pretrained import (
     init_as_torch,
     selected_states,
 )
-from .transformer_decoder_faseg import (
-    FASegFocusQueries,
-    FASegMLP,
-    FASegTransformerDecoder,
-    FASegTransformerDecoderLayer,
-)
+from .transformer_decoder_faseg import FASegMLP, FASegTransformerDecoder, FASegTransformerDecoderLayer
 
 
 if TYPE_CHECKING:
@@ -47,7 +43,9 @@ if TYPE_CHECKING:
     from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
     from .checks import require  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
+    from .decisions import Decisions  # noqa: F401
     from .deformable_sampling import sample_maps  # noqa: F401
+    from .hrca_faseg import FASegWindows  # noqa: F401
     from .loss_terms import check_targets  # noqa: F401
     from .matcher_faseg import FASegHungarianMatcher  # noqa: F401
     from .point_sampling_faseg import sample_points  # noqa: F401
@@ -367,21 +365,18 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             class_logits = [*(self.class_predictor(earlier) for earlier in states[:-1]), *class_logits]
         auxiliary_logits = None
         if output_auxiliary_logits:
-            auxiliary_logits = _as_dictionaries(outputs.masks_queries_logits[:-1], class_logits[:-1])
+            auxiliary_logits = [
+                {"masks_queries_logits": masks, "class_queries_logits": classes}
+                for masks, classes in zip(outputs.masks_queries_logits[:-1], class_logits[:-1])
+            ]
 
         loss, loss_dict = None, None
         if has_labels:
             # Products, not masks: the loss multiplies out what it needs, the masks of a few queries.
-            features = outputs.pixel_decoder_last_hidden_state
-            products = [MaskProduct(embeddings, features) for embeddings in outputs.mask_embeddings]
-            loss_dict = self.criterion(
-                products[-1],
-                class_logits[-1],
-                mask_labels,
-                class_labels,
-                _as_dictionaries(products[:-1], class_logits[:-1]) if train_auxiliary else None,
-                pixel_mask,
-            )
+            embeddings = outputs.mask_embeddings  # of the final prediction alone without an auxiliary loss
+            masks = MaskProducts(_final_first(embeddings), outputs.pixel_decoder_last_hidden_state)
+            classes = _final_first(class_logits[-len(embeddings) :])
+            loss_dict = self.criterion(masks, classes, mask_labels, class_labels, pixel_mask)
             if outputs.semantic_maps is not None:
                 size, ignored = cast(tuple[int, int], tuple(pixel_values.shape[-2:])), self.config.ignore_value
                 labels = label_maps_of_masks(mask_labels or [], class_labels or [], size, ignored, pixel_values.device)
@@ -415,11 +410,9 @@ def level_masks(pixel_mask: Tensor) -> list[Tensor]:
     return [pixel_mask[:, None, ::stride, ::stride] > 0 for stride in reversed(STRIDES)]
 
 
-def _as_dictionaries(masks: Sequence[Any], class_logits: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Predictions in the form of `auxiliary_logits`."""
-    return [
-        {"masks_queries_logits": mask, "class_queries_logits": classes} for mask, classes in zip(masks, class_logits)
-    ]
+def _final_first(predictions: Sequence[Tensor]) -> list[Tensor]:
+    """The order in which the loss takes predictions."""
+    return [predictions[-1], *predictions[:-1]]
 
 
 def _init_linears(module: nn.Module, gain: float) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .attention import FASegAttention  # noqa: F401
     from .checks import require  # noqa: F401
+    from .decisions import Decisions  # noqa: F401
     from .deformable_attention import FASegDeformableSelfAttention  # noqa: F401
     from .deformable_sampling import sample_maps  # noqa: F401
     from .loss_terms import check_targets  # noqa: F401

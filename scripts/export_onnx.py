@@ -187,7 +187,7 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
     except Exception as error:  # onnxruntime has no common class of errors
         raise UserError(f"onnxruntime cannot load the file: {error}") from error
     exact = arguments.precision == "fp32" and not arguments.int8
-    decided = decisions.Decisions(file, kind) if exact else None
+    decided = decisions.FileDecisions(file, kind) if exact else None
     if arguments.with_processing:
         comparisons = checking.compare_images(kind, model, processor, session, arguments.seed, decided)
     else:

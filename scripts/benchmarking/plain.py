@@ -1,48 +1,22 @@
-"""Matching, loss and transformer decoder against the plain implementation that the tests compare with.
-
-That implementation is part of the tests, so these parts run from a checkout of the project only.
-"""
+"""Matching, loss and transformer decoder against a plain implementation of the same."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from modeling_faseg.loss_faseg import FASegLoss
-from modeling_faseg.mask_predictions_faseg import MaskProduct, mask_predictions
+from modeling_faseg.mask_predictions_faseg import MaskProducts
 from modeling_faseg.transformer_decoder_faseg import FASegTransformerDecoder
+from scripts.benchmarking import plain_reference
 from scripts.benchmarking.contestants import Case, faseg_config
 from scripts.benchmarking.measuring import Clock, Stages
 from scripts.benchmarking.workloads import random_batch
-from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
 
 
 PLAIN = "plain implementation"
-PLAIN_FILE = PROJECT_ROOT / "tests" / "modeling_faseg" / "plain_reference.py"
-
-
-def plain_implementation() -> ModuleType:
-    """The module of the tests.
-
-    Raises:
-        UserError: there are no tests here.
-    """
-    name = "faseg_plain_reference"
-    if name not in sys.modules:
-        if not PLAIN_FILE.is_file():
-            raise UserError(f"{PLAIN_FILE} is not there: run from a checkout of the project")
-        spec = importlib.util.spec_from_file_location(name, PLAIN_FILE)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name]
 
 
 @dataclass
@@ -61,9 +35,9 @@ class Predictions:
         masks = [torch.einsum("bqc,bchw->bqhw", each, self.features) for each in self.embeddings]
         return list(zip(masks, self.class_logits))
 
-    def products(self) -> list[MaskProduct]:
-        """The masks not multiplied out: what FASeg's loss gets in training."""
-        return [MaskProduct(each, self.features) for each in self.embeddings]
+    def products(self) -> MaskProducts:
+        """The masks not multiplied out: what FASeg's loss gets."""
+        return MaskProducts(self.embeddings, self.features)
 
 
 class LossWork:
@@ -73,7 +47,6 @@ class LossWork:
         self.case, self.device = case, torch.device(case.device)
         self.config = faseg_config(case)
         self.criterion = FASegLoss(self.config).to(self.device)
-        self.plain = plain_implementation()
         self.clock = Clock(self.device)
 
     def inputs(self, seed: int) -> Predictions:
@@ -100,13 +73,9 @@ class LossWork:
         labels = inputs.mask_labels, inputs.class_labels
         if self.case.contestant == PLAIN:
             points = self.config.train_num_points
-            terms = list(self.plain.losses(inputs.multiplied(), *labels, points, self.config.no_object_weight))
+            terms = list(plain_reference.losses(inputs.multiplied(), *labels, points, self.config.no_object_weight))
         else:
-            first, *earlier = [
-                {"masks_queries_logits": masks, "class_queries_logits": classes}
-                for masks, classes in zip(inputs.products(), inputs.class_logits)
-            ]
-            terms = [self.criterion(*first.values(), *labels, earlier)]
+            terms = [self.criterion(inputs.products(), inputs.class_logits, *labels)]
         return torch.stack([self.criterion.weighted_sum(part) for part in terms]).sum()
 
     def run(self, seed: int) -> Stages:
@@ -128,11 +97,9 @@ class MatcherWork(LossWork):
         with torch.no_grad():
             if self.case.contestant == PLAIN:
                 points = self.config.train_num_points
-                return [self.plain.match(each, *labels, points) for each in inputs.multiplied()]
-            predictions = mask_predictions(inputs.products())
-            return self.criterion.matcher.match(
-                predictions, range(len(inputs.class_logits)), inputs.class_logits, *labels
-            )
+                return [plain_reference.match(each, *labels, points) for each in inputs.multiplied()]
+            chosen = range(len(inputs.class_logits))
+            return self.criterion.matcher(inputs.products(), chosen, inputs.class_logits, *labels)
 
     def run(self, seed: int) -> Stages:
         """Seconds of the one stage."""
@@ -151,7 +118,6 @@ class DecoderWork:
         self.config._attn_implementation = "sdpa"
         torch.manual_seed(0)
         self.decoder = FASegTransformerDecoder(self.config).to(self.device).train()
-        self.plain = plain_implementation()
         self.clock = Clock(self.device)
 
     def inputs(self, seed: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -170,7 +136,7 @@ class DecoderWork:
         """Normalised queries and masks of every prediction, by the case's contestant."""
         if self.case.contestant == PLAIN:
             weights = dict(self.decoder.named_parameters())
-            return self.plain.decode(weights, self.config, features, positions, mask_features)
+            return plain_reference.decode(weights, self.config, features, positions, mask_features)
         output = self.decoder(features, positions, mask_features, output_all_masks=True)
         return list(zip(output.intermediate_states, output.masks_queries_logits))
 

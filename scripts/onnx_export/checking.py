@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.onnx_export.decisions import Decisions, not_nan
+from scripts.onnx_export.decisions import FileDecisions, not_nan
 from scripts.onnx_export.kinds import Kind, Output
 from scripts.onnx_export.network import IMAGE, INPUT, LABELS
 
@@ -72,7 +72,7 @@ def compare_network(
     session: onnxruntime.InferenceSession,
     sizes: Sequence[tuple[int, int, int]],
     seed: int,
-    decisions: Decisions | None,
+    decisions: FileDecisions | None,
 ) -> list[Comparison]:
     """Outputs of images of these sizes; `decisions` of files whose weights are exact, None for others."""
     comparisons = []
@@ -96,7 +96,7 @@ def drawn_images(batch_size: int, height: int, width: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def compare_outputs(
-    kind: Kind, model: Any, pixels: Tensor, theirs: Sequence[Tensor], decisions: Decisions | None
+    kind: Kind, model: Any, pixels: Tensor, theirs: Sequence[Tensor], decisions: FileDecisions | None
 ) -> Comparison:
     """The file's outputs for normalised images, and the decisions behind them, with the model's."""
     with decisions.repeated_by(model) if decisions else nullcontext():
@@ -147,7 +147,7 @@ def compare_images(
     processor: Any,
     session: onnxruntime.InferenceSession,
     seed: int,
-    decisions: Decisions | None,
+    decisions: FileDecisions | None,
 ) -> list[Comparison]:
     """Three images, upright, wide, and larger than the network's size: the network's outputs, and the label maps.
 

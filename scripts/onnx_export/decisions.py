@@ -24,6 +24,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from modeling_faseg.decisions import Decisions
 from scripts.onnx_export.kinds import Kind
 from scripts.onnx_export.network import INPUT
 
@@ -41,8 +42,8 @@ def not_nan(difference: float) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-class Decisions:
-    """What a file decides, and the model that decides the same.
+class FileDecisions(Decisions):
+    """What a file decides, in place of what a model would.
 
     `count`, `turned` and `farthest` are `decisions`, `turned` and `farthest` of `Comparison`, since the last `read`.
     """
@@ -68,32 +69,33 @@ class Decisions:
     @contextmanager
     def repeated_by(self, model: Any) -> Iterator[None]:
         """Inside the block the model decides as the file did."""
+        decider = self.kind.decider(model)
         with ExitStack() as stack:
-            for module, name, function in self.kind.deciding(model, self):
-                stack.enter_context(mock.patch.object(module, name, function))
+            if decider is not None:
+                stack.enter_context(mock.patch.object(decider, "decisions", self))
             yield
         if self.left:  # the model takes fewer decisions than the file
             self._note(len(self.left), math.inf)
 
-    def sides(self, probs: Tensor, threshold: float) -> Tensor:
-        """`(B, Q, L)` mask probabilities to 0 where the file found them below the threshold, and to 1 elsewhere."""
-        below = self._next(probs.shape, torch.bool)
-        if below is None:
-            return probs
-        turned = (probs < threshold) != below
+    def below(self, probs: Tensor, threshold: float) -> Tensor:
+        """`True` where the file found the mask probabilities below the threshold."""
+        own = super().below(probs, threshold)
+        below = self._next(own)
+        turned = own != below
         if turned.any():
             distances = probs[turned].double().logit() - math.log(threshold / (1 - threshold))
             self._note(int(turned.sum()), float(distances.abs().max()))
-        return (~below).to(probs.dtype)
+        return below
 
-    def windows(self, attention: Tensor, own: Tensor) -> Tensor:
-        """The file's choice `(B, W)` in place of the model's `own`, by attention `(B, Q, L)`."""
+    def best(self, scores: Tensor, count: int) -> Tensor:
+        """The file's choice in place of the model's own."""
+        return self.windows(scores, super().best(scores, count))
+
+    def windows(self, scores: Tensor, own: Tensor) -> Tensor:
+        """The file's choice `(B, W)` in place of the model's `own`, by scores `(B, L)`."""
         if not own.numel():  # an image too small for any window: no decision
             return own
-        kept = self._next(own.shape, torch.int64)
-        if kept is None:
-            return own
-        scores = attention.sum(1)
+        kept = self._next(own)
         ranks, own_ranks = (scores.gather(1, index).sort().values for index in (kept, own))
         if turned := int((kept.sort().values != own.sort().values).sum()):
             apart = (ranks.log() - own_ranks.log()).abs()
@@ -101,12 +103,13 @@ class Decisions:
             self._note(turned, float(apart.where(ranks != own_ranks, 0).max()))
         return kept
 
-    def _next(self, shape: torch.Size, kind: torch.dtype) -> Tensor | None:
+    def _next(self, own: Tensor) -> Tensor:
+        """The file's next decision, or the model's own where the file takes another one."""
         found = self.left.pop(0) if self.left else None
-        if found is not None and found.shape == shape and found.dtype == kind:
+        if found is not None and found.shape == own.shape and found.dtype == own.dtype:
             return found
-        self._note(1, math.inf)  # another decision than the model's
-        return None
+        self._note(1, math.inf)
+        return own
 
     def _note(self, turned: int, distance: float) -> None:
         self.turned += turned

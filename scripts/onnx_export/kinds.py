@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from image_processing.post_processing import FASegPostProcessing
-from modeling_faseg.transformer_decoder_faseg import POOLING_THRESHOLD
 from scripts.cli.errors import UserError
 
 
@@ -25,7 +24,6 @@ MASK_TOLERANCE = 1e-3
 LARGEST_SIDE = 8192
 
 Size = tuple[int, int]  # height and width
-Replacement = tuple[object, str, Callable[..., Tensor]]  # a module, the name of its method, what takes its place
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,9 @@ class Kind:
         """`(B, K, h, w)`, whose largest per pixel is the label."""
         raise NotImplementedError
 
-    def deciding(self, model: Any, file: Any) -> list[Replacement]:
-        """The model's methods that decide by thresholds or ranks, made to repeat a file's `Decisions`."""
-        return []
+    def decider(self, model: Any) -> Any:
+        """The module whose `decisions` the model takes; None if it takes none."""
+        return None
 
 
 class MaskKind(Kind):
@@ -162,15 +160,8 @@ class FASeg(MaskKind):
                     found[f"{kind}.{name}"] = parameter.default
         return found
 
-    def deciding(self, model: Any, file: Any) -> list[Replacement]:
-        decoder = model.model.transformer_decoder
-        blocked, initial, windows = decoder._blocked, decoder._initial_queries, decoder._keep_windows
-        threshold = self.config.attention_mask_threshold
-        return [
-            (decoder, "_blocked", lambda probs, valid: blocked(file.sides(probs, threshold), valid)),
-            (decoder, "_initial_queries", lambda probs, *rest: initial(file.sides(probs, POOLING_THRESHOLD), *rest)),
-            (decoder, "_keep_windows", lambda attention, *rest: file.windows(attention, windows(attention, *rest))),
-        ]
+    def decider(self, model: Any) -> Any:
+        return model.model.transformer_decoder
 
 
 class SeMask(Kind):
@@ -244,17 +235,8 @@ class QLSeg(MaskKind):
             "shifted back to the border, zeros where the image is smaller; class scores are averaged",
         }
 
-    def deciding(self, model: Any, file: Any) -> list[Replacement]:
-        decoder, stages = model.model.decoder, model.config.decoder_stages
-        blocked, threshold, seen = decoder._blocked, self.config.attention_mask_threshold, []
-
-        def repeated(masks: Tensor) -> Tensor:
-            seen.append(masks)
-            if len(seen) == stages:  # after the last stage nobody looks
-                return blocked(masks)
-            return blocked(file.sides(masks.sigmoid(), threshold).logit())
-
-        return [(decoder, "_blocked", repeated)]
+    def decider(self, model: Any) -> Any:
+        return model.model.decoder
 
 
 KINDS: dict[str, type[Kind]] = {"faseg": FASeg, "semask": SeMask, "qlseg": QLSeg}

@@ -13,8 +13,8 @@ from unittest import mock
 
 import onnx
 import torch
-from onnxscript import ir, rewriter
 from onnxscript import opset18 as op
+from onnxscript import rewriter
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -71,9 +71,7 @@ def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: 
     names = [output.name for output in kind.outputs]
     any_side = not (size or kind.fixed)
     example, shapes = (torch.zeros(1, 3, *size), None) if size else dynamic_input(kind)
-    translations: dict[Any, Any] = {torch.ops.aten.where.self: where}
-    if any_side:
-        translations[torch.ops.aten.remainder.Scalar] = remainder
+    translations: dict[Any, Any] = {torch.ops.aten.remainder.Scalar: remainder} if any_side else {}
     with torch.no_grad(), quickly_traced():
         network = Tensors(twin, names, kind.step if any_side else None)
         traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
@@ -127,13 +125,6 @@ def quick_rules() -> tuple[Any, ...]:
     """onnxscript's rewrite rules without `SlicesSplit`, which lists the whole graph anew for every node: with it,
     Swin-T takes several times as long, and no runtime gains from it."""
     return tuple(rule for rule in getattr(rewriter, RULES, ()) if rule.name != "SlicesSplit")
-
-
-def where(condition: Any, yes: Any, no: Any) -> Any:
-    """`aten::where`; of truth values, which onnxruntime's `Where` does not take, by logic."""
-    if yes.dtype != ir.DataType.BOOL:
-        return op.Where(condition, yes, no)
-    return op.Or(op.And(condition, yes), op.And(op.Not(condition), no))
 
 
 def remainder(number: Any, divisor: Any) -> Any:

@@ -1,6 +1,7 @@
 """The loss against the reference's recorded losses, matchings and gradients, with its random numbers."""
 
 import pytest
+from mask_logits import MaskLogits
 
 from configuration import FASegConfig
 from golden_cases import (
@@ -32,19 +33,12 @@ def check_criterion(tensors, meta):
     criterion = FASegLoss(config)
     criterion.reset_parameters()
     names = ["final", *(f"aux{index}" for index in range(params["aux"]))]
-    predictions = [
-        {
-            "masks_queries_logits": tensors[f"in/{name}.pred_masks"].float().requires_grad_(),
-            "class_queries_logits": tensors[f"in/{name}.pred_logits"].float().requires_grad_(),
-        }
-        for name in names
-    ]
+    pred_masks = [tensors[f"in/{name}.pred_masks"].float().requires_grad_() for name in names]
+    pred_logits = [tensors[f"in/{name}.pred_logits"].float().requires_grad_() for name in names]
     masks = [masks.float() for masks in indexed(tensors, "in/target_masks_")]
     labels = indexed(tensors, "in/target_labels_")
     with replayed_random_numbers(random_numbers(tensors)):
-        losses = criterion(
-            **predictions[0], mask_labels=masks, class_labels=labels, auxiliary_predictions=predictions[1:]
-        )
+        losses = criterion(MaskLogits(pred_masks), pred_logits, masks, labels)
     total = criterion.weighted_sum(losses)
 
     expected = {name.replace("loss_ce", "loss_cross_entropy"): v for name, v in meta["losses_unweighted"].items()}
@@ -54,15 +48,15 @@ def check_criterion(tensors, meta):
     assert total.item() == pytest.approx(meta["total_weighted"], rel=1e-5)
 
     total.backward()
-    for name, prediction in zip(names, predictions):
-        for ours, official in (("class_queries_logits", "pred_logits"), ("masks_queries_logits", "pred_masks")):
+    for official, predictions in (("pred_logits", pred_logits), ("pred_masks", pred_masks)):
+        for name, prediction in zip(names, predictions):
             recorded = tensors[f"grad/{name}.{official}"]
-            assert (prediction[ours].grad - recorded).norm() <= 1e-4 * recorded.norm()
+            assert (prediction.grad - recorded).norm() <= 1e-4 * recorded.norm()
 
     numbers = iter(random_numbers(tensors))
-    for name, prediction in zip(names, predictions):
+    for index, name in enumerate(names):
         with replayed_random_numbers([next(numbers) for _ in masks]):
-            indices = criterion.matcher(**prediction, mask_labels=masks, class_labels=labels)
+            (indices,) = criterion.matcher(MaskLogits(pred_masks), [index], pred_logits, masks, labels)
         next(numbers), next(numbers)  # drawn by the mask losses
         for image, (queries, targets) in enumerate(indices):
             assert queries.equal(tensors[f"out/{name}.src_idx_{image}"])

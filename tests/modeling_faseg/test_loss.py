@@ -5,6 +5,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing
+from mask_logits import MaskLogits
 from tiny_models import tiny_batch, tiny_config, tiny_model
 
 from modeling_faseg.loss_faseg import FASegLoss
@@ -43,7 +44,7 @@ def test_a_cost_that_is_not_finite_names_the_image(bad):
     masks[1, 0] = bad
     labels = {"mask_labels": [torch.ones(1, 32, 32)] * 2, "class_labels": [torch.tensor([1])] * 2}
     with pytest.raises(ValueError, match="cost of image 1 of the batch is not finite"):
-        criterion(masks, torch.randn(2, 6, 4), **labels)
+        criterion(MaskLogits([masks]), [torch.randn(2, 6, 4)], **labels)
 
 
 def test_a_label_outside_of_the_classes_is_named():
@@ -106,7 +107,9 @@ def criterion_gradient(task, pixel_mask, **overrides):
     masks[0, :16, :8] = 1
     masks[1, :16, 8:16] = 1
     logits = torch.randn(1, 6, 8, 8, requires_grad=True)
-    losses = criterion(logits, torch.randn(1, 6, 4), [masks], [torch.tensor([0, 1])], pixel_mask=pixel_mask)
+    losses = criterion(
+        MaskLogits([logits]), [torch.randn(1, 6, 4)], [masks], [torch.tensor([0, 1])], pixel_mask=pixel_mask
+    )
     losses["loss_mask"].backward()
     return logits.grad.abs().sum((0, 1)) > 0
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import tiny_batch, tiny_model
 
+from modeling_faseg.decisions import Decisions
+from modeling_faseg.hrca_faseg import FASegWindows, attended_share
 from modeling_faseg.modeling_faseg import level_masks
 
 
@@ -99,12 +101,12 @@ def test_a_image_too_small_for_a_window_reads_none_beside_a_large_one():
     assert (windows >= 0).tolist() == [[False, False], [True, True]]
     looked = torch.tensor([[0.0], [1.0]]).expand(-1, 6)
     torch.testing.assert_close(focus.focus_maps[3].flatten(2).sum(-1), looked)
-    decoder = model.model.transformer_decoder
     decoded = model.model.pixel_decoder(list(maps), level_masks(pixel_mask))
-    _, _, blocked, attended_share = decoder._read_windows(
-        windows.clamp(min=0), decoded.feature_maps, decoded.positions, level_masks(pixel_mask)
-    )
-    assert attended_share.flatten().tolist() == [0.0, 1.0]
+    attention = focus.focus_maps[0].flatten(2)
+    read = FASegWindows(model.config, attention, decoded.feature_maps, level_masks(pixel_mask), Decisions())
+    assert read.reported()[0].equal(windows)
+    blocked = read.blocked()
+    assert attended_share(blocked).flatten().tolist() == [0.0, 1.0]
     assert blocked[0].all() and not blocked[1].any()
 
 

@@ -5,8 +5,8 @@ import torch
 from tiny_models import TINY_SWIN, tiny_batch, tiny_config, tiny_model
 
 from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling, pixel_decoder_faseg
-from modeling_faseg.attention import FASegAttention
-from modeling_faseg.transformer_decoder_faseg import FASegFocusQueries
+from modeling_faseg.dfpq_faseg import FASegFocusQueries
+from modeling_faseg.hrca_faseg import FASegWindowAttention, FASegWindows
 
 
 def test_output_shapes():
@@ -145,18 +145,18 @@ def test_uniform_attention_focuses_on_the_mean_position():
     torch.testing.assert_close(focus_queries(uniform, positions, learned), expected)
 
 
-def test_hrca_with_every_window_is_full_attention():
+def test_hrca_with_every_window_is_full_attention(monkeypatch):
     """Keeping all windows attends to all of level 3: the order of keys does not matter."""
     images = tiny_batch()["pixel_values"]
     model = tiny_model(high_resolution_reduction=1)
     decoder = model.model.transformer_decoder
     expected = model(images).masks_queries_logits
 
-    def whole_level(windows, feature_maps, positions, valid):
-        values = feature_maps[3].flatten(2).transpose(1, 2) + decoder.level_embed.weight[3]
-        return values + positions[3].flatten(2).transpose(1, 2), values, None, None
+    def whole_level(windows, feature_map, positions, level_embed):
+        values = feature_map.flatten(2).transpose(1, 2) + decoder.level_embed.weight[3]
+        return values + positions.flatten(2).transpose(1, 2), values
 
-    decoder._read_windows = whole_level
+    monkeypatch.setattr(FASegWindows, "read", whole_level)
     torch.testing.assert_close(model(images).masks_queries_logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -189,7 +189,7 @@ def test_small_images_keep_no_window_unless_asked_to():
 
 
 def test_attention_without_keys_is_the_output_bias():
-    attention = FASegAttention(tiny_config(), 4)
+    attention = FASegWindowAttention(tiny_config(), 4)
     queries, nothing = torch.randn(2, 6, 32), torch.zeros(2, 0, 32)
     output, weights = attention(queries, nothing, nothing)
     assert weights is None

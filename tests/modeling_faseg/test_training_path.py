@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from mask_logits import MaskLogits
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_faseg import loss_faseg, loss_terms, matcher_faseg
 from modeling_faseg.loss_faseg import FASegLoss
-from modeling_faseg.mask_predictions_faseg import MaskProduct, MaskProducts
+from modeling_faseg.mask_predictions_faseg import MaskProducts
 from modeling_faseg.point_sampling_faseg import sample_uncertain_points
 
 
@@ -16,19 +17,14 @@ def random_predictions(num_predictions=3, num_queries=6, size=(12, 16)):
     features = torch.randn(2, 8, *size, requires_grad=True)
     embeddings = [torch.randn(2, num_queries, 8, requires_grad=True) for _ in range(num_predictions)]
     masks = [torch.einsum("bqc,bchw->bqhw", each, features) for each in embeddings]
-    products = [MaskProduct(each, features) for each in embeddings]
     class_logits = [torch.randn(2, num_queries, 4) for _ in range(num_predictions)]
-    return [features, *embeddings], products, masks, class_logits
+    return [features, *embeddings], MaskProducts(embeddings, features), masks, class_logits
 
 
 def losses(criterion, masks, class_logits, targets=(2, 1), seed=5):
     batch = tiny_batch(targets=targets)
-    auxiliary = [
-        {"masks_queries_logits": each, "class_queries_logits": logits}
-        for each, logits in zip(masks[1:], class_logits[1:])
-    ]
     torch.manual_seed(seed)
-    return criterion(masks[0], class_logits[0], batch["mask_labels"], batch["class_labels"], auxiliary)
+    return criterion(masks, class_logits, batch["mask_labels"], batch["class_labels"])
 
 
 @pytest.mark.parametrize("targets", [(2, 1), (0, 2), (9, 1)], ids=str)
@@ -37,7 +33,7 @@ def test_products_lose_as_their_masks_do(targets):
     criterion.reset_parameters()
     leaves, products, masks, class_logits = random_predictions()
     gradients = []
-    for predictions in (products, masks):
+    for predictions in (products, MaskLogits(masks)):
         terms = losses(criterion, predictions, class_logits, targets)
         gradients.append(torch.autograd.grad(criterion.weighted_sum(terms), leaves, retain_graph=True))
         gradients[-1] = (*terms.values(), *gradients[-1])
@@ -141,10 +137,8 @@ def test_matchings_of_all_predictions_are_those_of_each():
     batch = tiny_batch(targets=(2, 3))
     labels = batch["mask_labels"], batch["class_labels"]
     torch.manual_seed(2)
-    together = criterion.matcher.match(
-        MaskProducts([each.embeddings for each in products], products[0].features), range(3), class_logits, *labels
-    )
+    together = criterion.matcher(products, range(3), class_logits, *labels)
     torch.manual_seed(2)
     for matching, each, logits in zip(together, masks, class_logits):
-        expected = criterion.matcher(each.detach(), logits, *labels)
+        (expected,) = criterion.matcher(MaskLogits([each]), [0], [logits], *labels)
         assert all(ours[0].equal(alone[0]) and ours[1].equal(alone[1]) for ours, alone in zip(matching, expected))

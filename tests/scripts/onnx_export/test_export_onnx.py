@@ -32,7 +32,8 @@ from scripts.cli.parser import parse_arguments
 from scripts.export_onnx import ExportArguments, export_onnx
 from scripts.models.loading import save_model_folder
 from scripts.onnx_export import checking, kinds, network, processing
-from scripts.onnx_export.decisions import Decisions, open_session
+from scripts.onnx_export.decisions import FileDecisions, open_session
+from watched import Watched
 
 
 ROOT = Path(__file__).parents[3]
@@ -285,7 +286,7 @@ def test_weights_that_are_no_numbers_are_refused(checkpoint, tmp_path, command):
 @pytest.fixture
 def decisions(traced, tmp_path):
     onnx.save(traced[0], tmp_path / "model.onnx")
-    return Decisions(tmp_path / "model.onnx", kinds.kind_of(traced[1].config))
+    return FileDecisions(tmp_path / "model.onnx", kinds.kind_of(traced[1].config))
 
 
 def compared(graph, model, folder):
@@ -293,7 +294,7 @@ def compared(graph, model, folder):
     file = folder / "compared.onnx"
     onnx.save(graph, file)
     kind = kinds.kind_of(model.config)
-    session, decisions = open_session(file), Decisions(file, kind)
+    session, decisions = open_session(file), FileDecisions(file, kind)
     return checking.compare_network(kind, model.eval(), session, [(1, 64, 96)], 0, decisions)[0]
 
 
@@ -354,13 +355,12 @@ def test_a_decision_on_its_threshold_may_be_turned(traced, tmp_path, monkeypatch
     """A mask probability between the thresholds of file and model: the model repeats what the file decided."""
     graph, model, _ = traced
     pixels = checking.drawn_images(1, 64, 96, 0)
-    seen = []
-    decoder = model.model.transformer_decoder
-    blocked = decoder._blocked
+    watched = Watched()
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(decoder, "_blocked", lambda probs, valid: seen.append(probs) or blocked(probs, valid))
+        patch.setattr(model.model.transformer_decoder, "decisions", watched)
         model.eval()(pixel_values=pixels)
-    close = float(seen[0].flatten().sort().values[seen[0].numel() // 2])
+    probs = watched.probs[0]
+    close = float(probs.flatten().sort().values[probs.numel() // 2])
     changed = onnx.ModelProto.FromString(graph.SerializeToString())
     another_threshold(changed.graph, close + 1e-5)
     monkeypatch.setattr(model.config, "attention_mask_threshold", close - 1e-5)
@@ -376,24 +376,24 @@ def test_a_decision_on_its_threshold_may_be_turned(traced, tmp_path, monkeypatch
 def test_windows_of_nearly_equal_score_may_be_exchanged(score, within, decisions):
     attention = torch.tensor([[[0.1, 0.3, score, 0.29]]])
     decisions.left, decisions.turned, decisions.farthest = [torch.tensor([[1]])], 0, 0.0
-    assert decisions.windows(attention, torch.tensor([[2]])).tolist() == [[1]]
+    assert decisions.windows(attention.sum(1), torch.tensor([[2]])).tolist() == [[1]]
     assert decisions.turned == 1 and (decisions.farthest < kinds.MASK_TOLERANCE) == within
 
 
 def test_windows_that_nobody_looked_at_are_a_tie(decisions):
     attention = torch.tensor([[[0.7, 0.3, 0.0, 0.0]]])
     decisions.left, decisions.turned, decisions.farthest = [torch.tensor([[0, 1, 3]])], 0, 0.0
-    decisions.windows(attention, torch.tensor([[0, 1, 2]]))
+    decisions.windows(attention.sum(1), torch.tensor([[0, 1, 2]]))
     assert decisions.turned == 1 and decisions.farthest == 0
     decisions.left = [torch.tensor([[0, 2, 3]])]
-    decisions.windows(attention, torch.tensor([[0, 1, 2]]))
+    decisions.windows(attention.sum(1), torch.tensor([[0, 1, 2]]))
     assert decisions.farthest == math.inf
 
 
 def test_no_windows_are_no_decision(decisions):
     decisions.left, decisions.turned, decisions.farthest = [], 0, 0.0
     none = torch.zeros(1, 0, dtype=torch.int64)
-    assert decisions.windows(torch.rand(1, 2, 4), none) is none and decisions.farthest == 0
+    assert decisions.windows(torch.rand(1, 4), none) is none and decisions.farthest == 0
 
 
 @pytest.mark.parametrize(

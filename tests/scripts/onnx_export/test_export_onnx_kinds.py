@@ -30,7 +30,8 @@ from scripts.cli.parser import parse_arguments
 from scripts.export_onnx import ExportArguments, export_onnx
 from scripts.models.loading import save_model_folder
 from scripts.onnx_export import checking, kinds, network
-from scripts.onnx_export.decisions import Decisions, open_session
+from scripts.onnx_export.decisions import FileDecisions, open_session
+from watched import Watched
 
 
 ROOT = Path(__file__).parents[3]
@@ -244,15 +245,14 @@ def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypa
     model = MODELS["qlseg"]().from_pretrained(folders / "qlseg").eval()
     kind, pixels = kinds.kind_of(model.config), checking.drawn_images(1, 64, 64, 0)
     session = open_session(qlseg_file)
-    found = checking.compare_network(kind, model, session, [(1, 64, 64)], 0, Decisions(qlseg_file, kind))[0]
+    found = checking.compare_network(kind, model, session, [(1, 64, 64)], 0, FileDecisions(qlseg_file, kind))[0]
     tokens = 16 * len(NAMES)
     assert found.within_tolerance and found.decisions == tokens and found.turned == 0, found
-    seen = []
-    blocked = model.model.decoder._blocked
+    watched = Watched()
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(model.model.decoder, "_blocked", lambda masks: seen.append(masks) or blocked(masks))
+        patch.setattr(model.model.decoder, "decisions", watched)
         model(pixel_values=pixels)
-    close = seen[0].sigmoid().flatten().sort().values[tokens // 2].item()
+    close = watched.probs[0].flatten().sort().values[tokens // 2].item()
     for apart, within in ((1e-6, True), (0.05, False)):
         graph = onnx.load(qlseg_file)
         for node in graph.graph.node:
@@ -263,7 +263,8 @@ def test_decisions_of_qlseg_are_repeated(qlseg_file, folders, tmp_path, monkeypa
         onnx.save(graph, file)
         monkeypatch.setattr(model.model.decoder, "threshold", close - apart)
         monkeypatch.setattr(model.config, "attention_mask_threshold", close - apart)
-        found = checking.compare_network(kind, model, open_session(file), [(1, 64, 64)], 0, Decisions(file, kind))[0]
+        decisions = FileDecisions(file, kind)
+        found = checking.compare_network(kind, model, open_session(file), [(1, 64, 64)], 0, decisions)[0]
         assert found.turned > 0 and found.within_tolerance == within, found
 
 

@@ -1,0 +1,11 @@
+"""Exporters that do not know FASeg write ONNX files that onnxruntime runs, with the model's outputs."""
+
+import pytest
+from tiny_models import tiny_batch, tiny_model
+
+from plain_onnx import check_plain_export, check_transformers_export
+
+
+@pytest.mark.parametrize("check", [check_plain_export, check_transformers_export])
+def test_faseg_by_any_exporter(check):
+    check(tiny_model(), tiny_batch()["pixel_values"])

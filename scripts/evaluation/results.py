@@ -26,7 +26,6 @@ PACKAGES = (
     "transformers",
     "datasets",
     "accelerate",
-    "evaluate",
     "numpy",
 )
 

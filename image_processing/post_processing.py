@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
-from .semantic_labels import LOGITS_STRIDE, labels_of_logits, semantic_labels
+from .semantic_labels import LOGITS_STRIDE, ImageScores
 
 
 logger = logging.get_logger(__name__)
@@ -44,39 +44,6 @@ def upsampled_masks(
         chunk = slice(start, start + QUERY_CHUNK)
         masks = resize(mask_logits[chunk].float(), canvas)[:, : input_size[0], : input_size[1]]
         yield chunk, masks if target_size is None else resize(masks, target_size)
-
-
-def semantic_scores(
-    class_logits: Tensor, mask_logits: Tensor, input_size: tuple[int, int], target_size: tuple[int, int] | None = None
-) -> Tensor:
-    """Sum over queries of class probability times mask probability: `(K, *size)`, values in `[0, Q]`.
-
-    Args:
-        class_logits: `(Q, K+1)`, the last class is "no object".
-        mask_logits: `(Q, h, w)`.
-        target_size: if given, mask logits are resized to it *before* the sum (the reference's order for panoptic and
-            instance models); otherwise the scores are at the input size.
-    """
-    class_probs = class_logits.float().softmax(dim=-1)[:, :-1]
-    height, width = input_size if target_size is None else target_size
-    scores = class_probs.new_zeros(class_probs.shape[1], height * width)
-    for chunk, masks in upsampled_masks(mask_logits, input_size, target_size):
-        scores.addmm_(class_probs[chunk].T, masks.sigmoid().flatten(1))
-    return scores.view(-1, height, width)
-
-
-def logits_at(
-    logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None
-) -> Tensor:
-    """Logits `(K, h, w)` resized to the canvas, cut to the image, resized to the target (if given)."""
-    on_canvas = resize(logits.float(), canvas)[:, : input_size[0], : input_size[1]]
-    return on_canvas if target_size is None else resize(on_canvas, target_size)
-
-
-def _with_scores(scores: Tensor) -> SemanticSegmentationPostProcessorOutput:
-    """Class scores `(K, height, width)` and the best class of every pixel."""
-    data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
-    return SemanticSegmentationPostProcessorOutput(data=data)
 
 
 def instance_segments(
@@ -267,27 +234,35 @@ class FASegPostProcessing:
         Raises:
             ValueError: as many sizes as images are needed; an input size larger than the canvas.
         """
+        results: list[Any] = []
+        for scores in self.semantic_scores(outputs, target_sizes, input_sizes, resize_masks_first):
+            if not return_segmentation_scores:
+                results.append(scores.labels())
+                continue
+            stacked = scores.stacked()
+            data = {"segmentation": stacked.argmax(dim=0), "segmentation_scores": stacked}
+            results.append(SemanticSegmentationPostProcessorOutput(data=data))
+        return results
+
+    def semantic_scores(
+        self, outputs: Any, target_sizes: Any = None, input_sizes: Any = None, resize_masks_first: bool | None = None
+    ) -> Iterator[ImageScores]:
+        """Class scores of every image, made a few rows at a time; arguments as in
+        `post_process_semantic_segmentation`, which reduces them."""
         if resize_masks_first is None:
             resize_masks_first = self.task != "semantic"
-        results: list[Any] = []
-        dense, stride = getattr(outputs, "semantic_scores", None), 1
-        if dense is None and getattr(outputs, "class_queries_logits", None) is None:
-            dense, stride = outputs.logits, LOGITS_STRIDE
-        if dense is not None:
-            for logits, sizes in self._images_of_logits(dense, target_sizes, input_sizes, stride):
-                if return_segmentation_scores:
-                    results.append(_with_scores(logits_at(logits, *sizes)))
-                else:
-                    results.append(labels_of_logits(logits, *sizes))
-            return results
-        for class_logits, mask_logits, input_size, target_size in self._images(outputs, target_sizes, input_sizes):
-            if not return_segmentation_scores:
-                results.append(semantic_labels(class_logits, mask_logits, input_size, target_size, resize_masks_first))
-                continue
-            first = target_size if resize_masks_first else None
-            scores = semantic_scores(class_logits, mask_logits, input_size, first)
-            results.append(_with_scores(resize(scores, input_size if target_size is None else target_size)))
-        return results
+        classes, stride = getattr(outputs, "class_queries_logits", None), LOGITS_STRIDE
+        maps = getattr(outputs, "semantic_scores", None)
+        if maps is not None:
+            classes, stride = None, 1
+        elif classes is None:
+            maps = outputs.logits
+        else:
+            maps = outputs.masks_queries_logits
+        canvas, sizes = self._sizes(maps, target_sizes, input_sizes, stride, has_queries=classes is not None)
+        for index, (input_size, target_size) in enumerate(sizes):
+            class_logits = None if classes is None else classes[index]
+            yield ImageScores(maps[index], canvas, input_size, target_size, class_logits, resize_masks_first)
 
     @for_tasks("instance", "panoptic")
     def post_process_instance_segmentation(
@@ -386,14 +361,15 @@ class FASegPostProcessing:
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
-    def _images_of_logits(
-        self, logits: Tensor, target_sizes: Any, input_sizes: Any, stride: int = LOGITS_STRIDE
-    ) -> Iterator[tuple[Tensor, tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None]]]:
-        """Per image: logits `(K, h, w)`; canvas, input size, target size or None.
+    def _sizes(
+        self, maps: Tensor, target_sizes: Any, input_sizes: Any, stride: int = LOGITS_STRIDE, has_queries: bool = True
+    ) -> tuple[tuple[int, int], list[tuple[tuple[int, int], tuple[int, int] | None]]]:
+        """The canvas of a batch of maps `(B, C, h, w)`; per image its input size, and its target size or None.
 
-        A canvas need not be a multiple of the stride: it is what the processor's rule makes of the input sizes.
+        The canvas of a model without queries need not be a multiple of the stride: it is what the processor's rule
+        makes of the input sizes.
         """
-        batch, _, height, width = logits.shape
+        batch, _, height, width = maps.shape
         canvas = (height * stride, width * stride)
         targets = None if target_sizes is None else checked_sizes("target_sizes", target_sizes, batch)
         inputs = None if input_sizes is None else checked_sizes("input_sizes", input_sizes, batch)
@@ -401,46 +377,28 @@ class FASegPostProcessing:
             inputs = [self.network_size(*target) for target in targets]
         if inputs is not None:
             expected = self.canvas_size(inputs)
-            if tuple(-(-side // stride) for side in expected) == (height, width):
+            if not has_queries and tuple(-(-side // stride) for side in expected) == (height, width):
                 canvas = expected
-            elif input_sizes is None:
+            elif expected != canvas and input_sizes is None:
                 logger.warning(
-                    f"target_sizes {targets} would have been resized and padded to {expected}, but the model saw about"
+                    f"target_sizes {targets} would have been resized and padded to {expected}, but the model saw"
                     f" {canvas}: taking all of it as image. Pass the processor's input_sizes to cut the padding."
                 )
                 inputs = None
-        for index in range(batch):
-            input_size = canvas if inputs is None else inputs[index]
-            if input_size[0] > canvas[0] or input_size[1] > canvas[1]:
-                raise ValueError(f"input_sizes holds {input_size}, larger than the padded network input {canvas}")
-            yield logits[index], (canvas, input_size, None if targets is None else targets[index])
+        inputs = [canvas] * batch if inputs is None else inputs
+        for size in inputs:
+            if size[0] > canvas[0] or size[1] > canvas[1]:
+                raise ValueError(f"input_sizes holds {size}, larger than the padded network input {canvas}")
+        return canvas, list(zip(inputs, [None] * batch if targets is None else targets))
 
     def _images(
         self, outputs: Any, target_sizes: Any, input_sizes: Any
     ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int] | None]]:
         """Per image: class logits, mask logits, input size, target size or None."""
         classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
-        batch = len(classes)
-        canvas = (masks.shape[-2] * LOGITS_STRIDE, masks.shape[-1] * LOGITS_STRIDE)
-        targets = None if target_sizes is None else checked_sizes("target_sizes", target_sizes, batch)
-        if input_sizes is not None:
-            inputs = checked_sizes("input_sizes", input_sizes, batch)
-            for size in inputs:
-                if size[0] > canvas[0] or size[1] > canvas[1]:
-                    raise ValueError(f"input_sizes holds {size}, larger than the padded network input {canvas}")
-        elif targets is None:
-            inputs = [canvas] * batch
-        else:
-            inputs = [self.network_size(*target) for target in targets]
-            expected = self.canvas_size(inputs)
-            if expected != canvas:
-                logger.warning(
-                    f"target_sizes {targets} would have been resized and padded to {expected}, but the model saw"
-                    f" {canvas}: taking all of it as image. Pass the processor's input_sizes to cut the padding."
-                )
-                inputs = [canvas] * batch
-        for index in range(batch):
-            yield classes[index], masks[index], inputs[index], None if targets is None else targets[index]
+        _, sizes = self._sizes(masks, target_sizes, input_sizes)
+        for index, (input_size, target_size) in enumerate(sizes):
+            yield classes[index], masks[index], input_size, target_size
 
 
 def checked_sizes(name: str, sizes: Any, batch: int) -> list[tuple[int, int]]:

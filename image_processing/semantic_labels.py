@@ -1,9 +1,10 @@
-"""Mask and class logits to the best class of every pixel, a few rows at a time.
+"""Mask and class logits to the class scores of every pixel, a few rows at a time.
 
-Notation: Q queries, K classes, (h, w) logits at 1/4, canvas = 4 * (h, w), input size = the image's part of it.
+Notation: Q queries, K classes, (h, w) size of the logits, canvas = the padded network input, input size = the image's
+part of it.
 
-The same sums and resizes as for scores of the whole image, in the same order, so that labels are equal but where two
-classes tie to float noise. Scores of all classes exist for one block of rows, classes last: what fits into a cache.
+Scores of all classes exist for one block of rows, classes last: what fits into a cache. `ImageScores` says what is
+computed; everything below it says how.
 """
 
 from bisect import bisect_left
@@ -18,104 +19,81 @@ LOGITS_STRIDE = 4
 BLOCK_BYTES = {"cpu": 3 * 2**20}  # rows of the result x width x classes; elsewhere large enough to fill the device
 DEVICE_BLOCK_BYTES = 256 * 2**20
 
+Size = tuple[int, int]  # height and width
 Rows = Callable[[int, int], Tensor]  # rows [start, stop) of an image as (stop - start, width, channels)
 
 
-@torch.no_grad()
-def semantic_labels(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    input_size: tuple[int, int],
-    target_size: tuple[int, int] | None = None,
-    resize_masks_first: bool = False,
-) -> Tensor:
-    """The class with the largest sum over queries of class probability times mask probability.
+class ImageScores:
+    """Class scores of every pixel of one image: iterating makes them in blocks of rows `(n, width, K)`, from top to
+    bottom. `labels` and `stacked` reduce the blocks.
 
     Args:
-        class_logits: `(Q, K+1)`, the last class is "no object".
-        mask_logits: `(Q, h, w)`.
+        maps: mask logits `(Q, h, w)`; without `class_logits` the scores or logits of the classes, `(K, h, w)`.
+        canvas: size of the padded network input, to which the maps are resized.
+        input_size: the image's part of the canvas, all of it if left out.
         target_size: size of the result, the input size if left out.
+        class_logits: `(Q, K+1)`, the last class is "no object". Scores are then the sums over queries of class
+            probability times mask probability, in `[0, Q]`.
         resize_masks_first: resize mask logits, not class scores, from the input size to the target.
-    Returns:
-        int64 map of `target_size`.
     """
-    blocks = score_blocks(class_logits, mask_logits, input_size, target_size, resize_masks_first)
-    return best_classes(blocks, input_size if target_size is None else target_size, class_logits.device)
 
+    def __init__(
+        self,
+        maps: Tensor,
+        canvas: Size,
+        input_size: Size | None = None,
+        target_size: Size | None = None,
+        class_logits: Tensor | None = None,
+        resize_masks_first: bool = False,
+    ):
+        self.device, self.canvas = maps.device, canvas
+        self.input_size = canvas if input_size is None else input_size
+        self.size = self.input_size if target_size is None else target_size
+        self.maps = maps.float().permute(1, 2, 0).contiguous()
+        self.class_probs = None
+        if class_logits is not None:
+            self.class_probs = class_logits.float().softmax(dim=-1)[:, :-1].contiguous()
+        self.num_classes = len(maps) if self.class_probs is None else self.class_probs.shape[1]
+        self.resize_masks_first = resize_masks_first
 
-def score_blocks(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    input_size: tuple[int, int],
-    target_size: tuple[int, int] | None = None,
-    resize_masks_first: bool = False,
-) -> Iterable[Tensor]:
-    """Blocks of rows `(n, width, K)` of the class scores whose best are `semantic_labels`, from top to bottom."""
-    device = class_logits.device
-    class_probs = class_logits.float().softmax(dim=-1)[:, :-1].contiguous()
-    logits = mask_logits.float().permute(1, 2, 0).contiguous()
-    height, width = mask_logits.shape[-2:]
-    upsample = _Resize((height, width), (LOGITS_STRIDE * height, LOGITS_STRIDE * width), device, kept=input_size)
+    def __iter__(self) -> Iterator[Tensor]:
+        source_size = (self.maps.shape[0], self.maps.shape[1])
+        upsample = _Resize(source_size, self.canvas, self.device, kept=self.input_size)
+        channels = max(self.maps.shape[2], self.num_classes)
 
-    def mask_rows(start: int, stop: int) -> Tensor:
-        return upsample(logits, 0, start, stop)
+        def map_rows(start: int, stop: int) -> Tensor:
+            return upsample(self.maps, 0, start, stop)
 
-    def score_rows(start: int, stop: int) -> Tensor:
-        return torch.matmul(mask_rows(start, stop).sigmoid_(), class_probs)
+        def score_rows(start: int, stop: int) -> Tensor:
+            return self._scores(map_rows(start, stop))
 
-    size = input_size if target_size is None else target_size
-    if size == input_size:
-        return all_rows(score_rows, size, max(class_probs.shape), device)
-    if resize_masks_first:
-        blocks = resized_rows(mask_rows, input_size, size, max(class_probs.shape), device)
-        return (torch.matmul(block.sigmoid_(), class_probs) for block in blocks)
-    return resized_rows(score_rows, input_size, size, max(class_probs.shape), device)
+        if self.size == self.input_size:
+            return all_rows(score_rows, self.size, channels, self.device)
+        if self.resize_masks_first:
+            return map(self._scores, resized_rows(map_rows, self.input_size, self.size, channels, self.device))
+        return resized_rows(score_rows, self.input_size, self.size, channels, self.device)
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        """Rows of the maps, which are used up, to rows of class scores."""
+        return rows if self.class_probs is None else torch.matmul(rows.sigmoid_(), self.class_probs)
+
+    def labels(self) -> Tensor:
+        """The best class of every pixel, an int64 map of the target size."""
+        return best_classes(self, self.size, self.device)
+
+    def stacked(self) -> Tensor:
+        """All scores at once, `(K, *size)` float32."""
+        scores = self.maps.new_empty(self.num_classes, *self.size)
+        start = 0
+        with torch.autocast(self.device.type, enabled=False):
+            for block in self:
+                scores[:, start : start + len(block)] = block.permute(2, 0, 1)
+                start += len(block)
+        return scores
 
 
 @torch.no_grad()
-def labels_of_logits(
-    logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None = None
-) -> Tensor:
-    """The class with the largest logit of every pixel, after two resizes: to the canvas, and of the image's part of
-    it to the target.
-
-    Args:
-        logits: `(K, h, w)`.
-        canvas: size of the padded network input.
-        target_size: size of the result, the input size if left out.
-    Returns:
-        int64 map of `target_size`.
-    """
-    blocks = logit_blocks(logits, canvas, input_size, target_size)
-    return best_classes(blocks, input_size if target_size is None else target_size, logits.device)
-
-
-def logit_blocks(
-    logits: Tensor, canvas: tuple[int, int], input_size: tuple[int, int], target_size: tuple[int, int] | None = None
-) -> Iterator[Tensor]:
-    """Blocks of rows `(n, width, K)` of the logits whose largest are `labels_of_logits`, from top to bottom."""
-    size = input_size if target_size is None else target_size
-    last = logits.float().permute(1, 2, 0).contiguous()
-    height, width, channels = last.shape
-    upsample = _Resize((height, width), canvas, logits.device, kept=input_size)
-
-    def rows(start: int, stop: int) -> Tensor:
-        return upsample(last, 0, start, stop)
-
-    if size == input_size:
-        return all_rows(rows, size, channels, logits.device)
-    return resized_rows(rows, input_size, size, channels, logits.device)
-
-
-def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Argmax over classes of `scores` `(K, h, w)` resized to `size`, without holding all classes at that size."""
-    channels, height, width = scores.shape
-    last = scores.float().permute(1, 2, 0).contiguous()
-    blocks = resized_rows(lambda start, stop: last[start:stop], (height, width), size, channels, scores.device)
-    return best_classes(blocks, size, scores.device)
-
-
-def best_classes(blocks: Iterable[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
+def best_classes(blocks: Iterable[Tensor], size: Size, device: torch.device) -> Tensor:
     """Argmax over the last dimension of an image's blocks of rows, int64; they are not kept."""
     # One result made at the start: small ones between the blocks would keep the allocator from using memory again.
     labels = torch.empty(size, dtype=torch.int64, device=device)
@@ -131,16 +109,14 @@ def best_classes(blocks: Iterable[Tensor], size: tuple[int, int], device: torch.
     return labels
 
 
-def all_rows(rows: Rows, size: tuple[int, int], channels: int, device: torch.device) -> Iterator[Tensor]:
+def all_rows(rows: Rows, size: Size, channels: int, device: torch.device) -> Iterator[Tensor]:
     """Blocks `(n, width, channels)` of an image that is made a few rows at a time."""
     step = _rows_per_block(size[1], channels, device)
     for start in range(0, size[0], step):
         yield rows(start, min(start + step, size[0]))
 
 
-def resized_rows(
-    rows: Rows, source_size: tuple[int, int], size: tuple[int, int], channels: int, device: torch.device
-) -> Iterator[Tensor]:
+def resized_rows(rows: Rows, source_size: Size, size: Size, channels: int, device: torch.device) -> Iterator[Tensor]:
     """Blocks `(n, width, channels)` of an image resized to `size`, as `torch.nn.functional.interpolate` does.
 
     The source is asked for a few rows at a time, from top to bottom, each row once or twice.
@@ -167,10 +143,10 @@ class _Resize:
 
     def __init__(
         self,
-        source_size: tuple[int, int],
-        size: tuple[int, int],
+        source_size: Size,
+        size: Size,
         device: torch.device,
-        kept: tuple[int, int] | None = None,
+        kept: Size | None = None,
     ):
         height, width = size if kept is None else kept
         self.rows, self.row_shares = _taps(source_size[0], size[0], height, device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .backbone_faseg import PROBE_SIZE, batch_norms
+from .backbone_faseg import PROBE_SIZE, batch_norms, input_channels
 
 
 TOLERANCE = 1e-3  # of the largest value of a map; wrong folding changes values by their own size
@@ -25,7 +25,8 @@ def fuse_batch_norms(backbone: nn.Module) -> list[Replaced]:
         ValueError: if the backbone reads a convolution's output in another place too, so that folding changes it.
     """
     reference = next(backbone.parameters())
-    probe = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0)).to(reference)
+    size = (1, input_channels(backbone), PROBE_SIZE, PROBE_SIZE)
+    probe = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(reference)
     pairs, expected = _pairs(backbone, probe)
     replaced: list[Replaced] = []
     for conv, norm in pairs:

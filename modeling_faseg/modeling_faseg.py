@@ -21,6 +21,7 @@ from .backbone_faseg import STRIDES, batch_norms, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention import FASegDeformableSelfAttention
 from .dfpq_faseg import FASegFocusQueries
+from .forms_faseg import image_form
 from .fusion_faseg import Replaced, fuse_batch_norms, restore
 from .loss_faseg import FASegLoss
 from .loss_semask import label_maps_of_masks, semantic_map_loss
@@ -266,9 +267,7 @@ class FASegModel(FASegPreTrainedModel):
         valid = None
         if self.config.mask_padding and pixel_mask is not None:
             valid = level_masks(pixel_mask)
-        if pixel_values.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_exporting()):
-            # Faster forward; backward passes of convolutions are slower in this layout. The pixel decoder inherits it.
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        pixel_values = image_form(pixel_values.device)(pixel_values)
         backbone_output = self.backbone(pixel_values)
         backbone_maps = list(backbone_output.feature_maps)
         last_map, all_maps = backbone_maps[-1], tuple(backbone_maps) if output_hidden_states else None

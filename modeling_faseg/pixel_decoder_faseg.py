@@ -10,16 +10,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_faseg import FASegConfig
 from .deformable_attention import FASegDeformableSelfAttention, pixel_centres
+from .forms_faseg import feed_forward_form, map_form
 from .position_encoding import build_position_encoding
 
 
 NUM_ENCODER_LEVELS = 3  # the deformable encoder works on 1/32, 1/16 and 1/8
-TOKENS_AT_ONCE = 1024  # of the feed-forward on a CPU without gradients: its wide activations stay in the cache
 
 
 @dataclass
@@ -94,18 +93,10 @@ class FASegPixelDecoderLayer(GradientCheckpointingLayer):
         update = self.self_attn(hidden_states, position_embeddings, reference_points, spatial_shapes, valid)
         update = nn.functional.dropout(update, self.dropout, self.training)
         hidden_states = self.self_attn_layer_norm(hidden_states + update)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Its wide activations are the largest of the model, and a twentieth of a step's time to compute again.
-            update = checkpoint(self._feed_forward, hidden_states, use_reentrant=False)
-            return self.final_layer_norm(hidden_states + update)
-        if hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.final_layer_norm(hidden_states + self._feed_forward(hidden_states))
-        result = torch.empty_like(hidden_states)
-        for tokens, part in zip(hidden_states.split(TOKENS_AT_ONCE, dim=1), result.split(TOKENS_AT_ONCE, dim=1)):
-            part.copy_(self.final_layer_norm(tokens + self._feed_forward(tokens)))
-        return result
+        return feed_forward_form(hidden_states.device)(self, hidden_states)
 
-    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+        """`(B, L, C)` tokens to what is added to them."""
         update = nn.functional.relu(self.fc1(hidden_states), inplace=True)  # no gradient needs its input
         update = self.fc2(nn.functional.dropout(update, self.dropout, self.training))
         return nn.functional.dropout(update, self.dropout, self.training)
@@ -198,16 +189,8 @@ class FASegPixelDecoder(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, valid)
         tokens = hidden_states.split([height * width for height, width in shapes], dim=1)
-        maps = [_as_map(level, shape) for level, shape in zip(tokens, shapes)]
+        maps = [map_form(level)(level, shape) for level, shape in zip(tokens, shapes)]
         return maps if valid is None else [level * mask for level, mask in zip(maps, masks)]
-
-
-def _as_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
-    """`(B, H*W, C)` tokens as a map `(B, C, H, W)` with channels last in memory, not copied."""
-    if not torch.compiler.is_compiling() and len(tokens) == 1:
-        # The stride of a batch of one may be anything; only that of a whole map is taken for channels last.
-        tokens = tokens.reshape(-1, tokens.shape[-1]).unflatten(0, (1, -1))
-    return tokens.unflatten(1, shape).permute(0, 3, 1, 2)
 
 
 def _upsample(features: Tensor, size: tuple[int, int], valid: Tensor | None, target_valid: Tensor | None) -> Tensor:

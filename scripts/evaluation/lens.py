@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from image_processing.semantic_labels import resized_argmax
+from image_processing.semantic_labels import ImageScores
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.inference.predictors import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
 
@@ -68,12 +67,10 @@ class ProtocolLens:
         """Label map of an image as transformers' Mask2Former processor makes it."""
         inputs = processed_inputs(self.processor, image, self.device)
         outputs = self.model(**inputs)
-        masks = F.interpolate(
-            outputs.masks_queries_logits.float(), size=(SQUASHED, SQUASHED), mode="bilinear", align_corners=False
-        )[0]
-        class_probs = outputs.class_queries_logits[0].float().softmax(dim=-1)[:, :-1]
-        scores = torch.einsum("qc,qhw->chw", class_probs, masks.sigmoid())
-        return label_array(resized_argmax(scores, (image.height, image.width)))
+        masks, classes = outputs.masks_queries_logits[0], outputs.class_queries_logits[0]
+        squashed = (SQUASHED, SQUASHED)
+        size = (image.height, image.width)
+        return label_array(ImageScores(masks, squashed, target_size=size, class_logits=classes).labels())
 
     def rows(self) -> list[dict[str, Any]]:
         """Per habit, mean IoU by each rule, in 0..1: `detectron2`, `mmseg` and torchmetrics' macro Jaccard index.

@@ -1,36 +1,16 @@
-"""Mean IoU by detectron2's rule, as an `evaluate.Metric` that keeps a confusion matrix and no maps.
+"""Mean IoU by detectron2's rule, from a confusion matrix; no maps are kept.
 
-`evaluate.load("scripts/evaluation/mean_iou.py")` loads this file alone, so it imports nothing of the project, and each
-import stands on its own line because `evaluate` reads them.
+The mean is over the classes present in the references, each of true positives / (pixels of the reference + pixels of
+the prediction - true positives). Ignored pixels count nowhere.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
 
-MAX_ID = 4096  # the matrix of all pairs of ids then takes 134 MB
 # Runs of at least so many equal pixels on average are counted run by run.
 MIN_RUN = 4
-
-_DESCRIPTION = """
-Mean intersection over union of label maps: the mean over the classes present in the references of
-true positives / (pixels of the reference + pixels of the prediction - true positives). Ignored pixels count nowhere.
-"""
-_INPUTS = """
-Args:
-    predictions: label maps, integer arrays of shape (height, width).
-    references: label maps of the same shapes.
-    num_labels: number of classes, 0..num_labels - 1.
-    ignore_index: reference id whose pixels are left out, 255 by default.
-    reduce_labels: whether reference 0 is ignored and the classes start at 1 there, False by default.
-Returns:
-    mean_iou, mean_accuracy, overall_accuracy, frequency_weighted_iou, per_category_iou, per_category_accuracy (nan:
-    class not in references), and mmseg_mean_iou, in whose mean a class that is only predicted counts as 0.
-"""
 
 
 def confusion_matrix(prediction: Any, reference: Any, size: int) -> np.ndarray:
@@ -120,51 +100,3 @@ def scores_from_counts(counts: np.ndarray) -> dict[str, Any]:
 def scores_from_confusion(valid: np.ndarray) -> dict[str, Any]:
     """`scores_from_counts` of a `valid_part`, or of a square matrix whose predictions are all classes."""
     return scores_from_counts(class_counts(valid))
-
-
-class MeanIoU(evaluate.Metric):
-    """Counts pixels as maps are added, so memory does not grow with their number."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        rows = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": rows, "references": rows}),
-        )
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Square matrix of (reference id, predicted id) counts of all that was added."""
-        return self.__dict__.setdefault("_counts", np.zeros((256, 256), dtype=np.int64))
-
-    @counts.setter
-    def counts(self, value: np.ndarray) -> None:
-        self.__dict__["_counts"] = value
-
-    def add(self, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Adds one pair of maps."""
-        prediction, reference = np.asarray(prediction), np.asarray(reference)
-        largest = max(int(prediction.max(initial=0)), int(reference.max(initial=0)))
-        if largest > MAX_ID:
-            raise ValueError(f"id {largest}: ids above {MAX_ID} are no classes")
-        size = max(self.counts.shape[0], largest + 1)
-        grown = np.zeros((size, size), dtype=np.int64)
-        grown[: self.counts.shape[0], : self.counts.shape[1]] = self.counts
-        self.counts = grown + confusion_matrix(prediction, reference, size)
-
-    def add_batch(self, predictions: Iterable[Any] = (), references: Iterable[Any] = (), **kwargs: Any) -> None:
-        """Adds pairs of maps."""
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
-
-    def compute(self, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Scores of all that was added, and of `predictions` and `references` if given; starts anew after."""
-        if predictions is not None:
-            self.add_batch(predictions=predictions, references=references)
-        counts, self.counts = self.counts, np.zeros((256, 256), dtype=np.int64)
-        return scores_from_confusion(valid_part(counts, **kwargs))
-
-    def _compute(self, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return self.compute(predictions=predictions, references=references, **kwargs)

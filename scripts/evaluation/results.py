@@ -27,7 +27,6 @@ PACKAGES = (
     "transformers",
     "datasets",
     "accelerate",
-    "evaluate",
     "numpy",
 )
 

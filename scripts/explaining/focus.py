@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from image_processing.semantic_labels import ImageScores
 from scripts.cli.errors import UserError
 from scripts.inference.predictors import processed_inputs
 
@@ -121,7 +122,8 @@ def predicted_segments(class_logits: Tensor, masks_logits: Tensor, image_cells: 
         image_cells: `(h, w)` bool.
     """
     class_probs, masks = class_logits.softmax(-1)[:, :-1], masks_logits.sigmoid()
-    labels = torch.einsum("qk,qhw->khw", class_probs, masks).argmax(0).masked_fill(~image_cells, -1)
+    cells_size = (masks.shape[1], masks.shape[2])
+    labels = ImageScores(masks_logits, cells_size, class_logits=class_logits).labels().masked_fill(~image_cells, -1)
     deciding = torch.full_like(labels, -1)
     for label in labels[image_cells].unique().tolist():
         there = labels == label

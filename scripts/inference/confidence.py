@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_processing.semantic_labels import best_classes, logit_blocks, score_blocks
+from image_processing.semantic_labels import best_classes
 
 
 LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, the confidence is 0
@@ -47,16 +47,6 @@ def labels_and_confidence(
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     mask = inputs["pixel_mask"][0]
     input_size = (int(mask[:, 0].sum()), int(mask[0].sum()))
-    scores = getattr(outputs, "semantic_scores", None)
-    blocks: Iterable[Tensor]
-    if scores is not None:
-        ((per_class, sizes),) = processor._images_of_logits(scores, [target_size], [input_size], stride=1)
-        blocks = logit_blocks(per_class, *sizes)
-    elif getattr(outputs, "class_queries_logits", None) is None:
-        ((logits, sizes),) = processor._images_of_logits(outputs.logits, [target_size], [input_size])
-        blocks = logit_blocks(logits, *sizes)
-    else:
-        classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
-        blocks = score_blocks(classes, masks, input_size, target_size, processor.task != "semantic")
+    (scores,) = processor.semantic_scores(outputs, [target_size], [input_size])
     confidence = torch.empty(target_size, device=mask.device)
-    return best_classes(watched(blocks, confidence, softmax), target_size, mask.device), confidence
+    return best_classes(watched(scores, confidence, softmax), target_size, mask.device), confidence

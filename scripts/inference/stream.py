@@ -30,13 +30,7 @@ from scripts.data.loading import StreamRow, first_example, good_batches, worker_
 from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
 from scripts.data.sources import readable
 from scripts.drawing.visualization import label_image, model_palette, with_legend
-from scripts.inference.predictors import (
-    comparable_scores,
-    label_array,
-    processed_inputs,
-    semantic_labels,
-    semantic_scores,
-)
+from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import Finished, ShardFolder
 
 
@@ -202,15 +196,12 @@ class Prediction:
         if "image" not in sample:
             return row
         image = sample["image"]
-        inputs = processed_inputs(self.processor, image, self.accelerator.device)
-        size = (image.height, image.width)
+        predictor = SingleScale(self.model, self.processor, self.accelerator.device)
         if self.shards.with_scores:
-            scores = comparable_scores(self.model, semantic_scores(self.model, self.processor, inputs, size))
-            labels = label_array(scores.argmax(dim=0))
-            share = (255 * scores.amax(dim=0) / scores.sum(dim=0).clamp(min=1e-12)).round().clamp(0, 255)
-            row["score"] = png(Image.fromarray(share.cpu().numpy().astype(np.uint8)), sample["name"])
+            labels, confidence = predictor.with_confidence(image)
+            row["score"] = png(Image.fromarray((255 * confidence).round().astype(np.uint8)), sample["name"])
         else:
-            labels = label_array(semantic_labels(self.model, self.processor, inputs, size))
+            labels = predictor(image)
         palette = model_palette(self.model.config)
         row["label"] = png(label_image(labels, palette), sample["name"])
         if sample["index"] < self.overlays:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from image_processing.post_processing import FASegPostProcessing
+from image_processing.semantic_labels import ImageScores
 from scripts.cli.errors import UserError
 
 
@@ -124,7 +125,9 @@ class MaskKind(Kind):
     def scores(self, outputs: Sequence[Tensor]) -> Tensor:
         """`(B, Q, K+1)` and `(B, Q, h, w)` to sums over queries of class times mask probability."""
         classes, masks = outputs
-        return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+        size = (masks.shape[-2], masks.shape[-1])
+        images = [ImageScores(maps, size, class_logits=logits) for logits, maps in zip(classes, masks)]
+        return torch.stack([scores.stacked() for scores in images])
 
 
 class FASeg(MaskKind):

@@ -1,6 +1,7 @@
 """`fuse_for_inference`: the same predictions without batch norms, and back."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,16 @@ def test_fused_predictions_are_the_same(backbone):
     assert model(images).masks_queries_logits.equal(expected.masks_queries_logits)
 
 
+@torch.no_grad()
+def test_images_of_any_number_of_channels():
+    model = model_with_statistics({**TINY_RESNET, "num_channels": 4})
+    images = torch.randn(1, 4, 64, 64)
+    expected = model.model.backbone(images).feature_maps
+    assert model.fuse_for_inference().is_fused
+    for ours, theirs in zip(model.model.backbone(images).feature_maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_fused_models_neither_train_nor_are_saved(tmp_path):
     model = tiny_model()
     with pytest.raises(ValueError, match=r"in training mode.*call eval"):
@@ -79,6 +90,7 @@ def test_a_convolution_that_is_read_twice_is_not_folded():
     class ReadTwice(nn.Module):
         def __init__(self):
             super().__init__()
+            self.config = SimpleNamespace(num_channels=3)
             self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
             self.norm.running_mean.fill_(2.0)
 

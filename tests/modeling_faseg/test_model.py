@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import TINY_SWIN, tiny_batch, tiny_config, tiny_model
 
-from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling, pixel_decoder_faseg
+from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling, forms_faseg
 from modeling_faseg.dfpq_faseg import FASegFocusQueries
 from modeling_faseg.hrca_faseg import FASegWindowAttention, FASegWindows
 
@@ -225,7 +225,7 @@ def test_tokens_a_few_at_a_time_are_tokens_all_at_once(monkeypatch, batch_size):
     images = torch.randn(batch_size, 3, 96, 64)
     expected = tiny_model()(images)
     monkeypatch.setattr(deformable_sampling, "BAG_BYTES", 10_000)
-    monkeypatch.setattr(pixel_decoder_faseg, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(forms_faseg, "TOKENS_AT_ONCE", 7)
     found = tiny_model()(images)
     torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.class_queries_logits, expected.class_queries_logits, atol=1e-5, rtol=1e-5)

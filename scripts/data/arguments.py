@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from scripts.cli.errors import UserError
+from scripts.cli.parser import ReadPath
 
 
 @dataclass
@@ -15,31 +16,68 @@ class DatasetArguments:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Hub dataset, folder (also of save_to_disk), or parquet file or URL: images, label maps."},
+        metadata={
+            "action": ReadPath,
+            "help": "Dataset with a column of images and one of label maps: its name on the Hub, a folder (one written "
+            "by save_to_disk as well), or a parquet file or the URL of one.",
+        },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Name of the dataset's configuration, if it has several."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub; by default the newest."}
+    )
     train_images: str | None = field(
-        default=None, metadata={"help": "Folder of training images, in place of --dataset_name."}
+        default=None,
+        metadata={"action": ReadPath, "help": "Folder of the training images, in place of --dataset_name."},
     )
-    train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of images to evaluate on."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the label maps, one id per pixel."})
+    train_masks: str | None = field(
+        default=None,
+        metadata={
+            "action": ReadPath,
+            "help": "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
+        },
+    )
+    eval_images: str | None = field(
+        default=None,
+        metadata={"action": ReadPath, "help": "Folder of the images to evaluate on, in place of --dataset_name."},
+    )
+    eval_masks: str | None = field(
+        default=None,
+        metadata={"action": ReadPath, "help": "Folder of the label maps to evaluate on, named as their images are."},
+    )
+    image_column_name: str = field(default="image", metadata={"help": "Column of the dataset that holds the images."})
+    label_column_name: str = field(
+        default="label", metadata={"help": "Column of the dataset that holds the label maps, one class id per pixel."}
+    )
     do_reduce_labels: bool = field(
-        default=False, metadata={"help": "Label 0 means ignored and the classes start at 1 (ADE20K)."}
+        default=False,
+        metadata={"help": "Ignore label 0 and count the classes from label 1 on, as ADE20K's label maps need it."},
     )
-    streaming: bool = field(default=True, metadata={"help": "Stream instead of downloading and converting first."})
+    streaming: bool = field(
+        default=True, metadata={"help": "Stream instead of downloading and converting the whole dataset first."}
+    )
     id2label: str | None = field(
         default=None,
-        metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the data, else ClassLabel.'},
+        metadata={
+            "action": ReadPath,
+            "help": 'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json '
+            "beside the data, or the names that the dataset itself holds.",
+        },
     )
     class_map: str | None = field(
-        default=None, metadata={"help": "YAML file that merges, renames and ignores classes: road: [road, lane]"}
+        default=None,
+        metadata={
+            "action": ReadPath,
+            "help": "YAML file that merges, renames or ignores classes, a line for each: road: [road, lane]",
+        },
     )
     max_bad_samples: int | None = field(
-        default=None, metadata={"help": "Unreadable samples to skip before stopping; by default 1%% of the samples."}
+        default=None,
+        metadata={
+            "help": "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."
+        },
     )
 
     @cached_property

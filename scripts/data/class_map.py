@@ -22,7 +22,6 @@ import torch
 import yaml
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 
 
 IGNORE_KEY = "ignore"
@@ -62,7 +61,7 @@ def read_class_map(file: str) -> dict[str, list[Any]]:
     Raises:
         UserError: no such file, or not lines of that form.
     """
-    path = Path(project_path(file))
+    path = Path(file)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

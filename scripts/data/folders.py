@@ -10,7 +10,6 @@ import datasets
 from PIL import Image
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -24,7 +23,7 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
     Raises:
         UserError: no such folder, no file with one of the endings, or two of one stem.
     """
-    root = Path(project_path(folder))
+    root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
     found: dict[str, Path] = {}

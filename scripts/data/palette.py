@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.sources import file_beside
 from scripts.drawing.visualization import parse_palette
@@ -47,7 +46,7 @@ def take_palette(config: PreTrainedConfig, arguments: DatasetArguments) -> None:
 def palette_file(arguments: DatasetArguments) -> Path | None:
     """`palette.json` of the dataset, None if there is none or the Hub does not give it: colours stop no training."""
     if arguments.id2label:  # other names than the dataset's may stand for other classes
-        file = Path(project_path(arguments.id2label)).parent / PALETTE_FILE
+        file = Path(arguments.id2label).parent / PALETTE_FILE
         return file if file.is_file() else None
     try:
         return file_beside(arguments, PALETTE_FILE)

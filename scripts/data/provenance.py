@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 
-from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import matched_pairs
 from scripts.data.sources import split_folders
@@ -22,7 +21,7 @@ def split_files(arguments: DatasetArguments, split: str) -> list[str]:
     """Paths or URLs of the files that a split is read from, by name; empty where `datasets` does not tell."""
     if folders := split_folders(arguments, split):
         return [file for _, *pair in matched_pairs(*folders) for file in pair]
-    name = project_path(arguments.dataset_name or "")
+    name = arguments.dataset_name or ""
     if Path(name).is_file():
         return [name]
     saved = Path(name) / split if (Path(name) / split).is_dir() else Path(name)

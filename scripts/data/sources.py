@@ -14,7 +14,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
 from scripts.storage.retries import BackOff, bound_stalls, with_retries
@@ -90,7 +89,7 @@ def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, st
 
 def open_split(arguments: DatasetArguments, split: str) -> datasets.IterableDataset:
     """Stream of one split with all its columns; see `load_split`."""
-    name = project_path(arguments.dataset_name or "")
+    name = arguments.dataset_name or ""
     settings: dict[str, Any] = {"split": split, "streaming": arguments.streaming}
     data: Any
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
@@ -190,7 +189,7 @@ def dataset_classes(
     Raises:
         UserError: a file that is not `{"0": "name", ...}` with ids 0..K-1.
     """
-    path = Path(project_path(arguments.id2label)) if arguments.id2label else classes_file(arguments)
+    path = Path(arguments.id2label) if arguments.id2label else classes_file(arguments)
     if path is not None:
         try:
             names = {int(key): str(name) for key, name in json.loads(path.read_text(encoding="utf-8")).items()}
@@ -224,9 +223,9 @@ def file_beside(arguments: DatasetArguments, name: str) -> Path | None:
         UserError: the Hub is there but goes on failing.
     """
     folders = [folder for folder in (arguments.train_images, arguments.eval_images) if folder]
-    places = [parent for folder in folders for parent in (Path(project_path(folder)), Path(folder).absolute().parent)]
+    places = [parent for folder in folders for parent in (Path(folder), Path(folder).absolute().parent)]
     if arguments.dataset_name:
-        place = Path(project_path(arguments.dataset_name))
+        place = Path(arguments.dataset_name)
         if place.exists():
             places.append(place if place.is_dir() else place.parent)
         else:

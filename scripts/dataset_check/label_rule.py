@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.data.arguments import DatasetArguments
 from scripts.data.class_map import UNKNOWN
 from scripts.data.sources import IGNORE_INDEX, classes_file
@@ -52,7 +51,7 @@ def read_names(arguments: DatasetArguments) -> dict[int, str] | None:
     Raises:
         UserError: no such file, or not of the form `{"0": "name", ...}`.
     """
-    path = Path(project_path(arguments.id2label)) if arguments.id2label else classes_file(arguments)
+    path = Path(arguments.id2label) if arguments.id2label else classes_file(arguments)
     if path is None:
         return None
     try:

@@ -2,107 +2,211 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, project_path, shipped_recipes
+from scripts.cli.parser import (
+    ReadPath,
+    check_at_least,
+    check_folder,
+    shipped_recipes,
+)
 from scripts.data.arguments import DatasetArguments
-from scripts.data.sources import number_of_examples
 from scripts.models.arguments import ModelArguments
-from scripts.training.optimization import SCHEDULES
-from scripts.training.tracking import check_trackers
+
+
+# The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step.
+SCHEDULES = (
+    "poly",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+)
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass
 class TrainArguments(ModelArguments, DatasetArguments):
-    """Train a segmentation model on a streamed dataset; a YAML recipe gives defaults, flags win."""
+    """Train a segmentation model on a streamed dataset. A YAML recipe may give the values of flags; flags on the
+    command line win."""
 
     recipe: str | None = field(
-        default=None, metadata={"help": f"YAML file, or one of {', '.join(shipped_recipes())}."}
+        default=None,
+        metadata={"help": f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}."},
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints, log and model go."})
-    train_split_name: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split_name: str = field(default="validation", metadata={"help": "Split of --eval_steps."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder that gets the checkpoints, the log and the trained model."}
+    )
+    train_split_name: str = field(default="train", metadata={"help": "Split of the dataset that is trained on."})
+    eval_split_name: str = field(
+        default="validation", metadata={"help": "Split of the dataset that --eval_steps evaluates on."}
+    )
     backbone_weights: str | None = field(
         default=None,
-        metadata={"help": "Pretrained backbone: safetensors file, folder, or Hub id such as microsoft/resnet-50."},
+        metadata={
+            "action": ReadPath,
+            "help": "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such "
+            "as microsoft/resnet-50.",
+        },
     )
 
-    crop_height: int = field(default=512, metadata={"help": "Height of the training crops."})
-    crop_width: int = field(default=512, metadata={"help": "Width of the training crops."})
+    crop_height: int = field(default=512, metadata={"help": "Height of the training crops in pixels."})
+    crop_width: int = field(default=512, metadata={"help": "Width of the training crops in pixels."})
     crop_max_class_share: float = field(
         default=1.0,
-        metadata={"help": "Draw a crop anew, up to ten times, while one class covers this share of it; 1: never."},
+        metadata={
+            "help": "Largest share of a crop that one class may cover: otherwise another crop is drawn, up to ten "
+            "times. 1 accepts every crop."
+        },
     )
     shortest_edges: list[int] | None = field(
         default=None,
-        metadata={"help": "Shorter sides to choose from; by default 0.5 to 2 times the crop's in 16 steps."},
+        metadata={
+            "help": "Lengths in pixels to which the shorter side of an image is resized, one drawn at random; by "
+            "default 16 lengths from 0.5 to 2 times the crop's shorter side."
+        },
     )
-    longest_edge: int | None = field(default=None, metadata={"help": "Bound of the longer side; by default 4 crops."})
+    longest_edge: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most pixels that the longer side of a resized image may have; by default 4 times the crop's."
+        },
+    )
     scale_range: list[float] | None = field(
-        default=None, metadata={"help": "LOW HIGH: factor on the image's own size, in place of --shortest_edges."}
+        default=None,
+        metadata={
+            "help": "Two factors, LOW HIGH, between which the one that an image's own size is multiplied by is drawn, "
+            "in place of --shortest_edges: 0.5 2.0."
+        },
     )
-    color_jitter: bool = field(default=True, metadata={"help": "SSD's colour distortion."})
+    color_jitter: bool = field(
+        default=True,
+        metadata={"help": "Change brightness, contrast, saturation and hue of the training images at random."},
+    )
     eval_shortest_edge: int | None = field(
-        default=None, metadata={"help": "Shorter side at evaluation; by default the crop's shorter side."}
+        default=None,
+        metadata={
+            "help": "Pixels of an image's shorter side when the model is evaluated; by default the crop's shorter side."
+        },
     )
     eval_longest_edge: int | None = field(
-        default=None, metadata={"help": "Bound of the longer side at evaluation; by default 4 times the shorter."}
+        default=None,
+        metadata={
+            "help": "Most pixels of an image's longer side when the model is evaluated; by default 4 times the shorter."
+        },
     )
 
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Batch per process and micro step."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro steps per optimiser step."})
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "Images that one process takes at a time (a micro batch)."}
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Micro batches whose gradients are summed before the weights are changed."}
+    )
     total_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Batch over processes and micro steps: sets --gradient_accumulation_steps."}
+        default=None,
+        metadata={
+            "help": "Images per step over all processes and micro batches; sets --gradient_accumulation_steps to fit."
+        },
     )
     num_train_epochs: int | None = field(
-        default=None, metadata={"help": "Passes over the split, if its size is known."}
+        default=None, metadata={"help": "How often the whole split is passed through, if its size is known."}
     )
-    max_train_steps: int | None = field(default=None, metadata={"help": "Optimiser steps; wins over epochs."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of the head."})
-    backbone_lr_multiplier: float = field(default=0.1, metadata={"help": "Times this for the backbone."})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "How many steps are trained; takes the place of --num_train_epochs."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the head at its highest."})
+    backbone_lr_multiplier: float = field(
+        default=0.1, metadata={"help": "Multiplier of the backbone's learning rate."}
+    )
     freeze_backbone: bool = field(
-        default=False, metadata={"help": "Do not train the backbone; its batch norms keep their statistics."}
+        default=False,
+        metadata={"help": "Leave the backbone as it is, the statistics of its batch norms included."},
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Not of norms, embeddings and position tables."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay of AdamW; norms, embeddings and position tables have none."}
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
     adam_beta2: float = field(default=0.999, metadata={"help": "Second beta of AdamW."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
-    max_grad_norm: float = field(default=0.01, metadata={"help": "L2 norm that gradients are clipped to; 0 for none."})
-    lr_scheduler_type: str = field(default="poly", metadata={"help": "poly, or a name of transformers.get_scheduler."})
-    lr_power: float = field(default=0.9, metadata={"help": "Power of the poly schedule."})
-    num_warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up."})
+    max_grad_norm: float = field(
+        default=0.01, metadata={"help": "L2 norm to which all gradients together are clipped; 0 clips nothing."}
+    )
+    lr_scheduler_type: str = field(
+        default="poly", metadata={"help": f"Schedule of the learning rate: {', '.join(SCHEDULES)}."}
+    )
+    lr_power: float = field(
+        default=0.9, metadata={"help": "Exponent of the poly schedule, (1 - step / steps) to this power."}
+    )
+    num_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps over which the learning rate grows from zero at the start."}
+    )
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
+        default=None,
+        metadata={"help": "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."},
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "Evaluate and save a moving average of the weights, of this decay per step."}
+        default=None,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights in their place, with this decay "
+            "per step: 0.999."
+        },
     )
     gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations twice instead of keeping them."}
+        default=False,
+        metadata={"help": "Save memory: compute activations again in the backward pass instead of keeping them."},
     )
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the network, without the loss."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation and loss points."})
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the network, without the loss, by torch.compile."}
+    )
+    seed: int = field(
+        default=0,
+        metadata={"help": "Seed of initial weights, order of samples, augmentation and the points of the loss."},
+    )
 
-    shuffle_buffer_size: int = field(default=512, metadata={"help": "Rows that the stream is shuffled within."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode and augment."})
-    logging_steps: int = field(default=10, metadata={"help": "Steps between lines of train_log.jsonl."})
+    shuffle_buffer_size: int = field(
+        default=512, metadata={"help": "Samples of the stream among which the next one is drawn at random."}
+    )
+    dataloader_num_workers: int = field(
+        default=1, metadata={"help": "Processes that decode and augment images beside each training process."}
+    )
+    logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of train_log.jsonl."})
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
-        metadata={"help": "Trackers, several if you like: trackio, tensorboard, wandb; none."},
+        metadata={"help": f"Trackers that show the run, one or several: {', '.join(TRACKERS)}; or none."},
     )
     num_tracked_images: int | None = field(
         default=None,
-        metadata={"help": "Validation images drawn at each evaluation; by default 4 with a tracker, else 0."},
+        metadata={
+            "help": "Validation images that are drawn with their predictions at each evaluation; by default 4 with a "
+            "tracker, else 0."
+        },
     )
-    eval_steps: int | None = field(default=None, metadata={"help": "Steps between evaluations; none by default."})
-    checkpointing_steps: int | None = field(default=None, metadata={"help": "Steps between checkpoints."})
-    checkpoints_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints that are kept."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'latest' or a checkpoint's folder."})
+    eval_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two evaluations; without it the model is not evaluated."}
+    )
+    checkpointing_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two checkpoints; without it none is written on the way."}
+    )
+    checkpoints_total_limit: int | None = field(
+        default=2, metadata={"help": "How many checkpoints are kept, the newest ones."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to go on from: its folder, or 'latest' for the newest in --output_dir."},
+    )
 
 
 def check_arguments(arguments: TrainArguments) -> None:
@@ -141,6 +245,24 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(f"--lr_scheduler_type {arguments.lr_scheduler_type!r}: give one of {', '.join(SCHEDULES)}")
 
 
+def check_trackers(report_to: Sequence[str]) -> list[str]:
+    """The trackers of `--report_to`, without `none` and repetitions.
+
+    Raises:
+        UserError: one that is unknown, or whose package is not installed.
+    """
+    names = [name for name in dict.fromkeys(report_to) if name != "none"]
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"give {', '.join(TRACKERS)} or none"
+            raise UserError(f"--report_to {name}: unknown tracker: {hint}")
+        package = importlib.util.find_spec(name)
+        if package is None or package.origin is None:  # a folder of that name, which wandb leaves, is no package
+            raise UserError(f"--report_to {name}: not installed: pip install {name}")
+    return names
+
+
 def with_batch_sizes(arguments: TrainArguments, num_processes: int) -> TrainArguments:
     """`arguments` with the micro batch and number of micro steps that are used on this many processes.
 
@@ -161,32 +283,11 @@ def with_batch_sizes(arguments: TrainArguments, num_processes: int) -> TrainArgu
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=steps)
 
 
-def planned_steps(arguments: TrainArguments, data: datasets.IterableDataset, total_batch: int) -> int:
-    """Optimiser steps of the run."""
-    if arguments.max_train_steps is not None:
-        return arguments.max_train_steps
-    if arguments.num_train_epochs is None:
-        raise UserError("no length: give --max_train_steps or --num_train_epochs")
-    examples = number_of_examples(data, arguments.train_split_name)
-    if examples is None:
-        raise UserError("--num_train_epochs: the stream does not tell its size: give --max_train_steps")
-    return max(1, arguments.num_train_epochs * examples // total_batch)
-
-
 def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
     """What is kept beside the model: the settings without this machine's folders."""
     places = ("output_dir", "recipe", "resume_from_checkpoint")
     recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
-    folders = ("train_images", "train_masks", "eval_images", "eval_masks")
-    for key in (
-        "backbone_weights",
-        "class_map",
-        "config_name",
-        "dataset_name",
-        "id2label",
-        "model_name_or_path",
-        *folders,
-    ):
-        if key in recipe and Path(project_path(recipe[key])).exists():
-            recipe[key] = Path(recipe[key]).resolve().name
+    for each in fields(arguments):
+        if each.name in recipe and each.metadata.get("action") is ReadPath and Path(recipe[each.name]).exists():
+            recipe[each.name] = Path(recipe[each.name]).resolve().name
     return recipe

@@ -12,7 +12,6 @@ import datasets
 from accelerate import Accelerator
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.data.provenance import HUB_COMMIT, split_files
 from scripts.data.sources import number_of_examples
 from scripts.storage.digests import sha256
@@ -89,8 +88,8 @@ def training_settings(
         arguments: with the batch sizes that are in use.
     """
     flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in FREE}
-    if arguments.class_map and Path(project_path(arguments.class_map)).is_file():
-        flags["--class_map"] = sha256(Path(project_path(arguments.class_map)))
+    if arguments.class_map and Path(arguments.class_map).is_file():
+        flags["--class_map"] = sha256(Path(arguments.class_map))
     flags["--max_train_steps"] = max_steps
     flags["--mixed_precision"] = accelerator.mixed_precision
     model = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}

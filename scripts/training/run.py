@@ -31,13 +31,13 @@ from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamp
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.storage.atomic import recover
-from scripts.training.arguments import TrainArguments, check_arguments, planned_steps, with_batch_sizes
+from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, with_batch_sizes
 from scripts.training.averaging import average_of
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import build_parameter_groups, build_scheduler
-from scripts.training.tracking import TrackedImages, check_trackers
+from scripts.training.tracking import TrackedImages
 
 
 NUM_TRACKED_IMAGES = 4
@@ -177,6 +177,18 @@ def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tu
         optimizer, arguments.lr_scheduler_type, max_steps, arguments.num_warmup_steps, arguments.lr_power
     )
     return optimizer, scheduler
+
+
+def planned_steps(arguments: TrainArguments, data: datasets.IterableDataset, total_batch: int) -> int:
+    """Optimiser steps of the run."""
+    if arguments.max_train_steps is not None:
+        return arguments.max_train_steps
+    if arguments.num_train_epochs is None:
+        raise UserError("no length: give --max_train_steps or --num_train_epochs")
+    examples = number_of_examples(data, arguments.train_split_name)
+    if examples is None:
+        raise UserError("--num_train_epochs: the stream does not tell its size: give --max_train_steps")
+    return max(1, arguments.num_train_epochs * examples // total_batch)
 
 
 def refuse_used_folder(output_dir: Path) -> None:

@@ -22,8 +22,6 @@ from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, parse_arguments, run_command
-from scripts.evaluation.results import command_line, package_versions, write_results
-from scripts.training.checkpointing import checkpoints
 
 
 # Name -> (use_dynamic_positional_queries, use_high_resolution_cross_attention).
@@ -39,12 +37,23 @@ VARIANTS = {
 class AblationArguments:
     """Train and evaluate a recipe with and without DFPQ and HRCA."""
 
-    train_recipe: str | None = field(default=None, metadata={"help": "Recipe of scripts/train.py."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset of both commands."})
-    output_dir: str | None = field(default=None, metadata={"help": "A folder per variant and seed goes here."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for means and spreads."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of every variant."})
-    train_flags: str = field(default="", metadata={"help": "Further flags of scripts/train.py, in one string."})
+    train_recipe: str | None = field(
+        default=None, metadata={"help": "Recipe of scripts/train.py, such as faseg-mobilenetv2-camvid."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset that all runs are trained and evaluated on."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder that gets a folder for each run."})
+    output_file: str | None = field(
+        default=None, metadata={"help": "JSON file for the mean IoU of each run, their means and standard deviations."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each variant is trained once with each."}
+    )
+    train_flags: str = field(
+        default="",
+        metadata={"help": "Further flags of scripts/train.py, all in one string: '--max_train_steps 1000'."},
+    )
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -80,6 +89,8 @@ def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str,
     Raises:
         UserError: one of the two commands failed, what it printed stands above; or the folder is of other flags.
     """
+    from scripts.training.checkpointing import checkpoints
+
     folder = Path(arguments.output_dir or "") / run_name(variant, seed)
     results = folder / "results.json"
     check_flags(folder / "ablation.json", arguments)
@@ -135,6 +146,8 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
         if not getattr(arguments, name):
             raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
     check_folder("--output_dir", Path(str(arguments.output_dir)))
+    from scripts.evaluation.results import command_line, package_versions, write_results
+
     scores: dict[str, dict[int, float]] = {variant: {} for variant in VARIANTS}
     results: dict[str, Any] = {}
     for seed in arguments.seeds:

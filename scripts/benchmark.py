@@ -1,8 +1,9 @@
 """Times FASeg against transformers' models and against plain code, weighs their memory, and compares with the floor.
 
 `python scripts/benchmark.py` measures what the project must show (about 12 minutes on two quiet cores); `--only`
-names parts, `--scaling` and `--training_memory` add theirs. Every part is printed, and merged into the results file
-as soon as it is measured. All models have random weights; what is compared is cost.
+names parts, `--scaling` and `--training_memory` measure other things in their place, or beside the parts of `--only`.
+Every part is printed, and merged into the results file as soon as it is measured. All models have random weights; what
+is compared is cost. `--startup` only prints what it costs to ask each command for its help.
 """
 
 from __future__ import annotations
@@ -20,13 +21,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
-from scripts.benchmarking.contestants import check_contestant
-from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, measure_part
-from scripts.benchmarking.plots import draw
-from scripts.benchmarking.report import merge, part_table
-from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
+from scripts.benchmarking.names import check_contestant
+from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort
+from scripts.benchmarking.startup import startup_table
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, parse_arguments, run_command
 
@@ -37,24 +34,60 @@ class BenchmarkArguments:
 
     only: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Parts to measure. Default: {', '.join(MUST_SHOW)}. Further ones: {', '.join(FURTHER)}."},
+        metadata={
+            "help": f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}."
+        },
     )
     contestants: list[str] = field(
         default_factory=list,
-        metadata={"help": "In place of the parts' own, such as 'FASeg fused bf16' 'HF Mask2Former'."},
+        metadata={
+            "help": "Models to compare in place of those of each part, each name in quotes: 'FASeg fused bf16' "
+            "'HF Mask2Former'."
+        },
     )
-    scaling: bool = field(default=False, metadata={"help": "Cost against width, queries, classes and batch."})
-    training_memory: bool = field(default=False, metadata={"help": "What the recipes' training fits into."})
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; cuda where there is one."})
-    repetitions: int = field(default=9, metadata={"help": "Rounds of a part, after one that does not count."})
-    seconds_per_part: float = field(default=60.0, metadata={"help": "No new round after this, but at least three."})
-    memory: bool = field(default=True, metadata={"help": "Peak memory, in a process per contestant."})
-    quick: bool = field(default=False, metadata={"help": "Tiny models and images: shows that it works, no more."})
+    scaling: bool = field(
+        default=False,
+        metadata={"help": "Measure how the cost grows with image width, queries, classes and batch size."},
+    )
+    training_memory: bool = field(
+        default=False,
+        metadata={"help": "Measure how much memory training by the recipes needs, and on which GPU it fits."},
+    )
+    startup: bool = field(
+        default=False,
+        metadata={
+            "help": "Print the CPU seconds of --help and of a wrong flag of each command, and measure no model."
+        },
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Device to measure on: cpu or cuda; by default cuda where there is one."}
+    )
+    repetitions: int = field(
+        default=9, metadata={"help": "Rounds in which the models of a part take turns, after one that does not count."}
+    )
+    seconds_per_part: float = field(
+        default=60.0,
+        metadata={"help": "Seconds after which a part begins no new round; three rounds are always measured."},
+    )
+    memory: bool = field(
+        default=True, metadata={"help": "Also measure the peak memory of each model, in a process of its own."}
+    )
+    quick: bool = field(
+        default=False,
+        metadata={
+            "help": "Use tiny models and images: shows in seconds that everything runs; the figures mean nothing."
+        },
+    )
     output_file: str | None = field(
-        default=None, metadata={"help": "Results file; by default results/benchmark-<device>.json, none with --quick."}
+        default=None,
+        metadata={"help": "JSON file for the results; by default results/benchmark-DEVICE.json, with --quick none."},
     )
     plot_file: str | None = field(
-        default=None, metadata={"help": "Plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png."}
+        default=None,
+        metadata={
+            "help": "PNG file for the plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png, with "
+            "--quick none."
+        },
     )
 
 
@@ -74,9 +107,11 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
         check_contestant(name)
     check_at_least(arguments, 1, "repetitions")
     check_at_least(arguments, 0, "seconds_per_part")
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.device not in ("cpu", "cuda"):
+    if arguments.device not in (None, "cpu", "cuda"):
         raise UserError(f"--device {arguments.device}: choose cpu or cuda")
+    import torch
+
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here")
     if not arguments.quick:
@@ -94,6 +129,9 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
 
 def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Callable[[], dict[str, Any]]]:
     """Name -> what measures it. `--scaling` and `--training_memory` alone leave out the default parts."""
+    from scripts.benchmarking.comparing import measure_part
+    from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
+
     alone = arguments.scaling or arguments.training_memory
     names = arguments.only or ([] if alone else list(MUST_SHOW))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -109,6 +147,9 @@ def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Cal
 def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """Measures, prints and stores; returns name -> record of this run's parts."""
     check_arguments(arguments)
+    from scripts.benchmarking.plots import draw
+    from scripts.benchmarking.report import merge, part_table
+
     effort = Effort(
         str(arguments.device),
         arguments.repetitions,
@@ -131,7 +172,11 @@ def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    benchmark(parse_arguments(BenchmarkArguments))
+    arguments = parse_arguments(BenchmarkArguments)
+    if arguments.startup:
+        print(startup_table())
+    else:
+        benchmark(arguments)
 
 
 if __name__ == "__main__":

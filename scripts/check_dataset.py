@@ -24,33 +24,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
-
-import datasets
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
-from scripts.data.palette import load_palette
-from scripts.data.sources import (
-    IGNORE_INDEX,
-    dataset_classes,
-    load_split,
-    number_of_examples,
-    readable,
-)
-from scripts.dataset_check.cost import Cost, RecipeCost
-from scripts.dataset_check.counts import SplitCounts
-from scripts.dataset_check.diagnosis import diagnose, in_order
-from scripts.dataset_check.finding import Evidence, Finding
-from scripts.dataset_check.label_rule import LabelRule, read_names
-from scripts.dataset_check.report import as_json, as_text
-from scripts.dataset_check.report_page import write_report
-from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
-from scripts.dataset_check.similarity import SeenImages
-from scripts.drawing.visualization import parse_palette
-from scripts.models.loading import build_config
 from scripts.training.arguments import TrainArguments, check_values
+
+
+if TYPE_CHECKING:
+    import datasets
+
+    from scripts.dataset_check.counts import SplitCounts
+    from scripts.dataset_check.finding import Finding
+    from scripts.dataset_check.label_rule import LabelRule
+    from scripts.dataset_check.sample import SampleFacts
 
 
 # As `load_split` and `datasets` say that a split does not exist.
@@ -59,11 +46,18 @@ NO_SUCH_SPLIT = re.compile(r"Bad split|[Uu]nknown split|the folder holds|no --(t
 
 @dataclass
 class CheckArguments(TrainArguments):
-    """Check the data set that train.py would be given: its flags, or its recipe, and these."""
+    """Check a data set before training on it. Takes all flags and recipes of train.py, and the flags --report, --json
+    and --max_samples."""
 
-    report: str | None = field(default=None, metadata={"help": "HTML page with findings, classes and overlays."})
-    json: str | None = field(default=None, metadata={"help": "JSON file with all that was found, for machines."})
-    max_samples: int | None = field(default=None, metadata={"help": "Look at so many samples of each split."})
+    report: str | None = field(
+        default=None, metadata={"help": "HTML file for a page with the findings, the classes and sample images."}
+    )
+    json: str | None = field(
+        default=None, metadata={"help": "JSON file for all that was found, to be read by programs."}
+    )
+    max_samples: int | None = field(
+        default=None, metadata={"help": "How many samples of each split are looked at; by default all."}
+    )
 
 
 def check_arguments(arguments: CheckArguments) -> None:
@@ -86,6 +80,9 @@ def open_splits(arguments: CheckArguments) -> tuple[dict[str, datasets.IterableD
     Raises:
         UserError: neither can be read.
     """
+    from scripts.data.sources import load_split
+    from scripts.dataset_check.sample import SEGMENTS_COLUMN
+
     opened, failed = {}, {}
     for split in dict.fromkeys((arguments.eval_split_name, arguments.train_split_name)):
         try:
@@ -99,6 +96,8 @@ def open_splits(arguments: CheckArguments) -> tuple[dict[str, datasets.IterableD
 
 def split_not_read(split: str, reason: str) -> Finding:
     """A note where there is no such split, an error where it is there but wrong."""
+    from scripts.dataset_check.finding import Finding
+
     if NO_SUCH_SPLIT.search(reason):
         return Finding("note", "split-not-read", (split,), reason, "name another split, or go without")
     return Finding("error", "split-not-read", (split,), reason, "put right what it says")
@@ -112,6 +111,11 @@ def read_classes(
     Raises:
         UserError: a file or `--class_map` that cannot be read.
     """
+    from scripts.data.sources import IGNORE_INDEX, dataset_classes
+    from scripts.dataset_check.finding import Finding
+    from scripts.dataset_check.label_rule import read_names
+    from scripts.models.loading import build_config
+
     names = read_names(arguments)
     if names is None:
         names = dataset_classes(arguments, data)
@@ -140,6 +144,11 @@ def facts_of_split(
     data: datasets.IterableDataset, split: str, arguments: CheckArguments, rule: LabelRule, total: int | None
 ) -> Iterator[tuple[dict[str, Any], SampleFacts]]:
     """Undecoded rows and what they show, in order, under a progress bar; threads decode."""
+    from tqdm import tqdm
+
+    from scripts.data.sources import readable
+    from scripts.dataset_check.sample import inspect
+
     workers = max(1, arguments.dataloader_num_workers)
     waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
     rows = islice(readable(data), arguments.max_samples)
@@ -170,6 +179,10 @@ def count_splits(
     Args:
         keep: gets the rows of the training split, or of the only one, that show no fault.
     """
+    from scripts.data.sources import number_of_examples
+    from scripts.dataset_check.counts import SplitCounts
+    from scripts.dataset_check.similarity import SeenImages
+
     splits: dict[str, SplitCounts] = {}
     seen = SeenImages()
     for number, (split, data) in enumerate(opened.items()):
@@ -195,6 +208,15 @@ def count_splits(
 def check(arguments: CheckArguments) -> int:
     """Checks, prints and writes what the arguments ask for; returns the exit code."""
     check_arguments(arguments)
+    from scripts.data.palette import load_palette
+    from scripts.data.sources import IGNORE_INDEX, number_of_examples
+    from scripts.dataset_check.cost import Cost, RecipeCost
+    from scripts.dataset_check.diagnosis import diagnose, in_order
+    from scripts.dataset_check.finding import Evidence
+    from scripts.dataset_check.label_rule import LabelRule
+    from scripts.dataset_check.report import as_json, as_text
+    from scripts.dataset_check.report_page import write_report
+    from scripts.drawing.visualization import parse_palette
 
     # ---- classes
     opened, findings = open_splits(arguments)

@@ -51,9 +51,7 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     win."""
 
     recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
-    eval_split_name: str = field(
-        default="validation", metadata={"help": "Split of the dataset that is evaluated on."}
-    )
+    eval_split_name: str = field(default="validation", metadata={"help": "Split of the dataset that is evaluated on."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file that the results are written to."})
     report: str | None = field(
         default=None,
@@ -67,15 +65,15 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     protocol: str = field(
         default=NATIVE,
         metadata={
-            "help": f"Benchmark whose image sizes and label rules are used: {', '.join(PROTOCOLS)}. With {NATIVE} they "
-            "are those stored with the checkpoint."
+            "help": f"Benchmark whose image sizes and label rules are used: {', '.join(PROTOCOLS)}. With {NATIVE} "
+            "they are those stored with the checkpoint."
         },
     )
     label_ids: str = field(
         default="auto",
         metadata={
-            "help": "Which ids the label maps hold: raw (the dataset's own, of Cityscapes or COCO-Stuff), train (those "
-            "of the benchmark), reduced (classes already start at 0), or auto, which looks into the first maps."
+            "help": "Which ids the label maps hold: raw (the dataset's own, of Cityscapes or COCO-Stuff), train "
+            "(those of the benchmark), reduced (classes already start at 0), or auto, which looks into the first maps."
         },
     )
     eval_shortest_edge: int | None = field(
@@ -96,8 +94,8 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     tta_shortest_edges: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Pixels of the shorter sides that --tta averages over; by default 0.5, 0.75, 1, 1.25, 1.5 and 1.75 "
-            "times the single size. ADE20K's released Swin-L figure used 256 384 512 640 768 896 and "
+            "help": "Pixels of the shorter sides that --tta averages over; by default 0.5, 0.75, 1, 1.25, 1.5 and "
+            "1.75 times the single size. ADE20K's released Swin-L figure used 256 384 512 640 768 896 and "
             "--tta_longest_edge 3584, at a single size of 640 too."
         },
     )
@@ -109,7 +107,8 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
         },
     )
     sliding_window: bool = field(
-        default=False, metadata={"help": "Read each image through overlapping square windows and average their scores."}
+        default=False,
+        metadata={"help": "Read each image through overlapping square windows and average their scores."},
     )
     crop_size: int | None = field(
         default=None, metadata={"help": "Side of a window in pixels; by default the protocol's."}

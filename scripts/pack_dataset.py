@@ -21,15 +21,11 @@ import random
 import shutil
 from dataclasses import dataclass, field
 
-import datasets
 import yaml
-from tqdm import tqdm
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
-from scripts.data.folders import check_map_mode, matched_pairs
-from scripts.data.sources import dataset_classes
 
 
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
@@ -39,15 +35,35 @@ FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 class PackArguments:
     """Pack images and label maps into parquet shards."""
 
-    train_images: str | None = field(default=None, metadata={"help": "Folder of training images."})
-    train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of validation images."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    id2label: str | None = field(
-        default=None, metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the images.'}
+    train_images: str | None = field(
+        default=None, metadata={"action": ReadPath, "help": "Folder of the training images."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "New folder for the dataset."})
-    shard_megabytes: int = field(default=256, metadata={"help": "Size that shards do not pass by much."})
+    train_masks: str | None = field(
+        default=None,
+        metadata={
+            "action": ReadPath,
+            "help": "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
+        },
+    )
+    eval_images: str | None = field(
+        default=None, metadata={"action": ReadPath, "help": "Folder of the validation images."}
+    )
+    eval_masks: str | None = field(
+        default=None,
+        metadata={"action": ReadPath, "help": "Folder of the validation label maps, named as their images are."},
+    )
+    id2label: str | None = field(
+        default=None,
+        metadata={
+            "action": ReadPath,
+            "help": 'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json '
+            "beside the images.",
+        },
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the dataset; it must be new or empty."})
+    shard_megabytes: int = field(
+        default=256, metadata={"help": "Most megabytes that one parquet file holds, give or take an image."}
+    )
 
 
 def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list[tuple[str, str, str]]]:
@@ -60,6 +76,10 @@ def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list
 
 def write_shard(file: Path, pairs: list[tuple[str, str, str]]) -> int:
     """Writes one parquet file with the bytes of the images and maps as they are; returns how many bytes."""
+    import datasets
+
+    from scripts.data.folders import check_map_mode
+
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
     )
@@ -100,15 +120,23 @@ def pack(arguments: PackArguments) -> None:
     check_folder("--output_dir", final)
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--output_dir {final} is not empty: name a new folder")
-    splits = {}
+    folders = {}
     for split, kind in (("train", "train"), ("validation", "eval")):
         images, masks = getattr(arguments, f"{kind}_images"), getattr(arguments, f"{kind}_masks")
         if bool(images) != bool(masks):
             raise UserError(f"--{kind}_images and --{kind}_masks go together: give both")
         if images:
-            splits[split] = matched_pairs(f"--{kind}_images", images, f"--{kind}_masks", masks)
-    if not splits:
+            folders[split] = (f"--{kind}_images", images, f"--{kind}_masks", masks)
+    if not folders:
         raise UserError("nothing to pack: give --train_images and --train_masks")
+    import datasets
+    from tqdm import tqdm
+
+    from scripts.data.folders import matched_pairs
+    from scripts.data.sources import dataset_classes
+
+    datasets.disable_progress_bars()
+    splits = {split: matched_pairs(*given) for split, given in folders.items()}
     names = dataset_classes(
         DatasetArguments(
             id2label=arguments.id2label, train_images=arguments.train_images, eval_images=arguments.eval_images
@@ -144,7 +172,6 @@ def pack(arguments: PackArguments) -> None:
 
 def main() -> None:
     """Entry point."""
-    datasets.disable_progress_bars()
     pack(parse_arguments(PackArguments))
 
 

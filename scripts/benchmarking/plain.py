@@ -18,12 +18,12 @@ from modeling_faseg.mask_predictions_faseg import MaskProduct, mask_predictions
 from modeling_faseg.transformer_decoder_faseg import FASegTransformerDecoder
 from scripts.benchmarking.contestants import Case, faseg_config
 from scripts.benchmarking.measuring import Clock, Stages
+from scripts.benchmarking.names import PLAIN
 from scripts.benchmarking.workloads import random_batch
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 
 
-PLAIN = "plain implementation"
 PLAIN_FILE = PROJECT_ROOT / "tests" / "modeling_faseg" / "plain_reference.py"
 
 

@@ -18,8 +18,8 @@ class DatasetArguments:
         default=None,
         metadata={
             "action": ReadPath,
-            "help": "Dataset with a column of images and one of label maps: its name on the Hub, a folder (one written "
-            "by save_to_disk as well), or a parquet file or the URL of one.",
+            "help": "Dataset with a column of images and one of label maps: its name on the Hub, a folder (one "
+            "written by save_to_disk as well), or a parquet file or the URL of one.",
         },
     )
     dataset_config_name: str | None = field(

@@ -207,4 +207,3 @@ class MultiScale:
         return multi_scale_scores(
             self.model, self.processor, image, size, self.edges, device=self.device, windows=self.windows
         )
-

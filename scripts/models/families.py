@@ -76,7 +76,7 @@ FAMILIES = {
         processor={"size_divisor": 0},  # takes any size, and the reference adds no padding
         names="scripts.models.semask_names",
         released_pages={
-            "semask-fpn-tiny-ade20k": "https://github.com/Picsart-AI-Research/SeMask-Segmentation",  # "TBD" in its table
+            "semask-fpn-tiny-ade20k": "https://github.com/Picsart-AI-Research/SeMask-Segmentation",  # "TBD" there
             "semask-fpn-small-ade20k": _DRIVE + "1QhDG4SyGFtWL5kP9BbBoyPqTuFu7fH_y",
             "semask-fpn-base-ade20k": _DRIVE + "1PXCEhrrUy5TJC4dUp7YDQvaapnMzGT6C",
             "semask-fpn-large-ade20k": _DRIVE + "1u5flfAQCiQJbMZbZPIlGUGTYBz9Ca7rE",

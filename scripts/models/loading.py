@@ -163,9 +163,7 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
     name = arguments.model_name_or_path or arguments.config_name
     if name:
         try:
-            return AutoImageProcessor.from_pretrained(
-                name, trust_remote_code=arguments.trust_remote_code, **settings
-            )
+            return AutoImageProcessor.from_pretrained(name, trust_remote_code=arguments.trust_remote_code, **settings)
         except (OSError, ValueError) as error:
             if arguments.model_name_or_path:
                 raise UserError(f"--model_name_or_path {name}: no image processor: {error}") from error

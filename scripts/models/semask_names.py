@@ -63,14 +63,6 @@ def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Te
     return take_tensors(official, expected, {name: official_source(name) for name in expected})
 
 
-def convert_backbone(official: dict[str, Tensor], backbone: Any) -> dict[str, Tensor]:
-    """State dict of a `SeMaskSwinBackbone` of official names without the prefix `backbone.`, as SeMask's copy of
-    Mask2Former has them."""
-    expected = backbone.state_dict()
-    sources = {name: official_source(f"backbone.{name}") for name in expected}
-    return take_tensors({f"backbone.{name}": value for name, value in official.items()}, expected, sources)
-
-
 def _refuse_other_models(official: dict[str, Tensor]) -> None:
     if not official:
         raise ConversionError("the checkpoint holds no tensors")

@@ -58,8 +58,8 @@ class TrainArguments(ModelArguments, DatasetArguments):
         default=None,
         metadata={
             "action": ReadPath,
-            "help": "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such "
-            "as microsoft/resnet-50.",
+            "help": "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub "
+            "such as microsoft/resnet-50.",
         },
     )
 
@@ -98,15 +98,11 @@ class TrainArguments(ModelArguments, DatasetArguments):
     )
     eval_shortest_edge: int | None = field(
         default=None,
-        metadata={
-            "help": "Pixels of an image's shorter side when the model is evaluated; by default the crop's shorter side."
-        },
+        metadata={"help": "Pixels of an image's shorter side at evaluation; by default the shorter side of the crop."},
     )
     eval_longest_edge: int | None = field(
         default=None,
-        metadata={
-            "help": "Most pixels of an image's longer side when the model is evaluated; by default 4 times the shorter."
-        },
+        metadata={"help": "Most pixels of an image's longer side at evaluation; by default 4 times the shorter side."},
     )
 
     per_device_train_batch_size: int = field(

@@ -1,4 +1,4 @@
-"""Checks a data set before it is trained on: images, label maps, class names, splits; also what a recipe would need.
+"""Checks a dataset before it is trained on: images, label maps, class names, splits; also what a recipe would need.
 
 python scripts/check_dataset.py --dataset_name DATA --report check.html --json check.json
 
@@ -46,7 +46,7 @@ NO_SUCH_SPLIT = re.compile(r"Bad split|[Uu]nknown split|the folder holds|no --(t
 
 @dataclass
 class CheckArguments(TrainArguments):
-    """Check a data set before training on it. Takes all flags and recipes of train.py, and the flags --report, --json
+    """Check a dataset before training on it. Takes all flags and recipes of train.py, and the flags --report, --json
     and --max_samples."""
 
     report: str | None = field(

@@ -1,4 +1,4 @@
-"""The flags that name a data set."""
+"""The flags that name a dataset."""
 
 from __future__ import annotations
 

@@ -279,6 +279,22 @@ def with_batch_sizes(arguments: TrainArguments, num_processes: int) -> TrainArgu
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=steps)
 
 
+def planned_steps(arguments: TrainArguments, examples: int | None, total_batch: int) -> int:
+    """Optimiser steps of the run.
+
+    Args:
+        examples: of the training split, None if the stream does not tell.
+        total_batch: images per optimiser step.
+    """
+    if arguments.max_train_steps is not None:
+        return arguments.max_train_steps
+    if arguments.num_train_epochs is None:
+        raise UserError("no length: give --max_train_steps or --num_train_epochs")
+    if examples is None:
+        raise UserError("--num_train_epochs: the stream does not tell its size: give --max_train_steps")
+    return max(1, arguments.num_train_epochs * examples // total_batch)
+
+
 def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
     """What is kept beside the model: the settings without this machine's folders."""
     places = ("output_dir", "recipe", "resume_from_checkpoint")

@@ -31,7 +31,7 @@ from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamp
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.storage.atomic import recover
-from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, with_batch_sizes
+from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
 from scripts.training.averaging import average_of
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
@@ -179,18 +179,6 @@ def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tu
     return optimizer, scheduler
 
 
-def planned_steps(arguments: TrainArguments, data: datasets.IterableDataset, total_batch: int) -> int:
-    """Optimiser steps of the run."""
-    if arguments.max_train_steps is not None:
-        return arguments.max_train_steps
-    if arguments.num_train_epochs is None:
-        raise UserError("no length: give --max_train_steps or --num_train_epochs")
-    examples = number_of_examples(data, arguments.train_split_name)
-    if examples is None:
-        raise UserError("--num_train_epochs: the stream does not tell its size: give --max_train_steps")
-    return max(1, arguments.num_train_epochs * examples // total_batch)
-
-
 def refuse_used_folder(output_dir: Path) -> None:
     """Refuses to mix a new run's checkpoints with those of an earlier one.
 
@@ -227,8 +215,8 @@ def set_up(arguments: TrainArguments) -> Run:
     if id2label is None and not arguments.model_name_or_path:
         raise UserError("no class names: give --id2label, or put id2label.json beside the data")
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
-    max_steps = planned_steps(arguments, data, micro_batch * accelerator.gradient_accumulation_steps)
     examples = number_of_examples(data, arguments.train_split_name)
+    max_steps = planned_steps(arguments, examples, micro_batch * accelerator.gradient_accumulation_steps)
 
     # ---- model
     config = build_config(arguments, id2label)

@@ -22,6 +22,7 @@ from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, parse_arguments, run_command
+from scripts.evaluation.results import command_line, package_versions, write_results
 
 
 # Name -> (use_dynamic_positional_queries, use_high_resolution_cross_attention).
@@ -146,8 +147,6 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
         if not getattr(arguments, name):
             raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
     check_folder("--output_dir", Path(str(arguments.output_dir)))
-    from scripts.evaluation.results import command_line, package_versions, write_results
-
     scores: dict[str, dict[int, float]] = {variant: {} for variant in VARIANTS}
     results: dict[str, Any] = {}
     for seed in arguments.seeds:

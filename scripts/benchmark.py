@@ -23,6 +23,7 @@ from typing import Any
 
 from scripts.benchmarking.names import check_contestant
 from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort
+from scripts.benchmarking.report import merge, part_table
 from scripts.benchmarking.startup import startup_table
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, parse_arguments, run_command
@@ -148,7 +149,6 @@ def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """Measures, prints and stores; returns name -> record of this run's parts."""
     check_arguments(arguments)
     from scripts.benchmarking.plots import draw
-    from scripts.benchmarking.report import merge, part_table
 
     effort = Effort(
         str(arguments.device),

@@ -31,6 +31,15 @@ from scripts.evaluation.protocols import (
     check_label_ids,
     protocol_sizes,
 )
+from scripts.evaluation.results import (
+    build_results,
+    details_text,
+    in_percent,
+    project_commit,
+    results_table,
+    weights_sha256,
+    write_results,
+)
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
 
@@ -248,7 +257,6 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from scripts.evaluation.label_ids import label_rule
     from scripts.evaluation.lens import ProtocolLens
     from scripts.evaluation.mean_iou import scores_from_confusion
-    from scripts.evaluation.results import build_results, in_percent, project_commit, weights_sha256
     from scripts.evaluation.segment_size import SegmentSizeCounts
     from scripts.evaluation.split import evaluate_split
     from scripts.explaining.focus import FocusCounts
@@ -367,8 +375,6 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 def report(results: dict[str, Any], output_file: str | None) -> None:
     """Writes the results, if a file is named, and prints them."""
-    from scripts.evaluation.results import details_text, results_table, write_results
-
     if output_file:
         try:
             write_results(results, Path(output_file))

@@ -18,7 +18,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.benchmarking.report import benchmark_markdown
 from scripts.cli.parser import parse_arguments, run_command
+from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
+from scripts.sharing.papers import PAPERS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,8 +95,6 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
     Args:
         link: what stands before a model id in the address of its folder.
     """
-    from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
-
     lines = [
         "| model | backbone | data | parameters | mIoU published, single / multi-scale | mIoU measured | weights |",
         "|---|---|---|---|---|---|---|",
@@ -117,9 +118,6 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
 
 def catalogue_markdown(cards: Path, results: Path) -> str:
     """The whole of hub_cards/README.md."""
-    from scripts.sharing.cards import NOT_MEASURED
-    from scripts.sharing.papers import PAPERS
-
     sources = ", ".join(f"[{paper.family}]({paper.source})" for paper in PAPERS)
     return f"""# Models
 
@@ -147,8 +145,6 @@ def with_results(readme: str, table: str, begin: str = BEGIN, end: str = END) ->
 
 def with_all_tables(readme: str, folder: Path, cards: Path = ROOT / "hub_cards") -> str:
     """`readme` with the tables of results and models, and those of benchmarks and ablations, between their markers."""
-    from scripts.benchmarking.report import benchmark_markdown
-
     readme = with_results(readme, results_markdown(folder))
     if MODELS[0] in readme:
         readme = with_results(readme, models_markdown(cards, folder, "hub_cards/"), *MODELS)

@@ -56,8 +56,8 @@ class FlagsHelp(argparse.HelpFormatter):
         text = action.help or ""
         if action.option_strings and action.option_strings[0].startswith("--no_"):
             return f"The opposite of --{action.dest}."
-        default = action.default if action.default not in (None, [], False, argparse.SUPPRESS) else None
-        if default is None or not action.option_strings:
+        default = action.default
+        if default in (None, "", [], argparse.SUPPRESS) or default is False or not action.option_strings:
             return text
         return f"{text} [{' '.join(map(str, default)) if isinstance(default, list) else default}]"
 

@@ -109,7 +109,7 @@ class TrainArguments(ModelArguments, DatasetArguments):
         default=8, metadata={"help": "Images that one process takes at a time (a micro batch)."}
     )
     gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Micro batches whose gradients are summed before the weights are changed."}
+        default=1, metadata={"help": "Micro batches whose gradients make up one step of the optimiser."}
     )
     total_train_batch_size: int | None = field(
         default=None,
@@ -121,7 +121,8 @@ class TrainArguments(ModelArguments, DatasetArguments):
         default=None, metadata={"help": "How often the whole split is passed through, if its size is known."}
     )
     max_train_steps: int | None = field(
-        default=None, metadata={"help": "How many steps are trained; takes the place of --num_train_epochs."}
+        default=None,
+        metadata={"help": "How many steps of the optimiser are trained; takes the place of --num_train_epochs."},
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the head at its highest."})
     backbone_lr_multiplier: float = field(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
+from scripts.storage.atomic import sync, write_failure
 
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ def export_onnx(arguments: ExportArguments) -> Path:
     from scripts.models.loading import build_config, build_model, build_processor
     from scripts.onnx_export.kinds import kind_of
     from scripts.onnx_export.network import check_weights
-    from scripts.storage.atomic import sync, write_failure
 
     # ---- model
     config = build_config(arguments)

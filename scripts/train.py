@@ -25,8 +25,11 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments, run_command
+from scripts.storage.atomic import DISK_FULL, WRITE_ERRORS, write_failure, write_files_whole
 from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, saved_recipe
 from scripts.training.stopping import Stopped, command_to_go_on
 
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 
 def announce(run: Run) -> None:
     """Writes the effective recipe beside the checkpoints and prints the run in a table."""
-    import yaml
-
     from scripts.training.run import describe
 
     recipe = yaml.safe_dump(saved_recipe(run.arguments), sort_keys=False)
@@ -65,7 +66,6 @@ def finish(run: Run, weights: dict[str, Any] | None) -> None:
         weights: gathered from all processes where each holds a part; else the model's own are taken.
     """
     from scripts.models.loading import save_model_folder
-    from scripts.storage.atomic import WRITE_ERRORS, write_failure, write_files_whole
 
     try:
         write_files_whole(
@@ -86,11 +86,10 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
     Raises:
         Stopped: by a signal, after a checkpoint was written.
     """
-    check_arguments(arguments)
+    check_arguments(arguments)  # before the imports, which take seconds
     from accelerate import DistributedType
 
     from scripts.cli.processes import on_main
-    from scripts.storage.atomic import DISK_FULL
     from scripts.training.loop import loop
     from scripts.training.run import set_up
     from scripts.training.tracking import finish_trackers, start_trackers

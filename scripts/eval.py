@@ -2,7 +2,8 @@
 
 Runs alike as `python scripts/eval.py`, `python -m scripts.eval` and `accelerate launch scripts/eval.py`:
 `python scripts/eval.py --model_name_or_path outputs/model --dataset_name DATA --output_file results/model.json`.
-`--protocol ade20k` (and others) takes sizes and label rules from a benchmark; `--tta` and `--sliding_window` as well.
+`--protocol ade20k` evaluates with the image sizes and label rules of that benchmark; `--tta` averages over several
+sizes of each image and its mirror image, `--sliding_window` reads it through overlapping windows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The Space: a page on which visitors segment images, written as a folder or started on this machine.
 
 `python scripts/space.py --model_name_or_path outputs/demo/model` starts it on http://127.0.0.1:7860; `export_hub.py
---space` writes it ready to push. Its files are `hub_cards/space/` and what `write_space` puts beside them.
+--space` writes it as a folder that can be pushed to the Hub. Its files are those of `hub_cards/space/`, the drawing of
+overlays, and example images.
 """
 
 from __future__ import annotations

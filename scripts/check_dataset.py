@@ -2,10 +2,10 @@
 
 python scripts/check_dataset.py --dataset_name DATA --report check.html --json check.json
 
-streams the training and the validation split once and prints one line for each finding: its name, which stays the same
-from version to version, what was found, and how to mend it. It takes every flag of `scripts/train.py`, so that the data
-of a training command are checked by changing the name of the script; with a recipe it also estimates memory and time.
-Exit code 0: no error found; 1: at least one; 2: wrong usage.
+streams the training and the validation split once and prints one line for each finding: its name, which stays the
+same from version to version, what was found, and how to mend it. It takes every flag of `scripts/train.py`, so that
+the data of a training command are checked by changing the name of the script; with a recipe it also estimates memory
+and time. Exit code 0: no error found; 1: at least one; 2: wrong usage.
 Runs alike as `python -m scripts.check_dataset`.
 """
 

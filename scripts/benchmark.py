@@ -17,7 +17,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,69 +26,42 @@ from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort
 from scripts.benchmarking.report import merge, part_table
 from scripts.benchmarking.startup import startup_table
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, flag, parse_arguments, run_command
 
 
 @dataclass
 class BenchmarkArguments:
     """Time and weigh FASeg against other models; every part is merged into the results file."""
 
-    only: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}."
-        },
+    only: list[str] = flag(
+        [], f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}."
     )
-    contestants: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Models to compare in place of those of each part, each name in quotes: 'FASeg fused bf16' "
-            "'HF Mask2Former'."
-        },
+    contestants: list[str] = flag(
+        [],
+        "Models to compare in place of those of each part, each name in quotes: 'FASeg fused bf16' 'HF Mask2Former'.",
     )
-    scaling: bool = field(
-        default=False,
-        metadata={"help": "Measure how the cost grows with image width, queries, classes and batch size."},
+    scaling: bool = flag(False, "Measure how the cost grows with image width, queries, classes and batch size.")
+    training_memory: bool = flag(
+        False, "Measure how much memory training by the recipes needs, and on which GPU it fits."
     )
-    training_memory: bool = field(
-        default=False,
-        metadata={"help": "Measure how much memory training by the recipes needs, and on which GPU it fits."},
+    startup: bool = flag(
+        False, "Print the CPU seconds of --help and of a wrong flag of each command, and measure no model."
     )
-    startup: bool = field(
-        default=False,
-        metadata={
-            "help": "Print the CPU seconds of --help and of a wrong flag of each command, and measure no model."
-        },
+    device: str | None = flag(None, "Device to measure on: cpu or cuda; by default cuda where there is one.")
+    repetitions: int = flag(9, "Rounds in which the models of a part take turns, after one that does not count.")
+    seconds_per_part: float = flag(
+        60.0, "Seconds after which a part begins no new round; three rounds are always measured."
     )
-    device: str | None = field(
-        default=None, metadata={"help": "Device to measure on: cpu or cuda; by default cuda where there is one."}
+    memory: bool = flag(True, "Also measure the peak memory of each model, in a process of its own.")
+    quick: bool = flag(
+        False, "Use tiny models and images: shows in seconds that everything runs; the figures mean nothing."
     )
-    repetitions: int = field(
-        default=9, metadata={"help": "Rounds in which the models of a part take turns, after one that does not count."}
+    output_file: str | None = flag(
+        None, "JSON file for the results; by default results/benchmark-DEVICE.json, with --quick none."
     )
-    seconds_per_part: float = field(
-        default=60.0,
-        metadata={"help": "Seconds after which a part begins no new round; three rounds are always measured."},
-    )
-    memory: bool = field(
-        default=True, metadata={"help": "Also measure the peak memory of each model, in a process of its own."}
-    )
-    quick: bool = field(
-        default=False,
-        metadata={
-            "help": "Use tiny models and images: shows in seconds that everything runs; the figures mean nothing."
-        },
-    )
-    output_file: str | None = field(
-        default=None,
-        metadata={"help": "JSON file for the results; by default results/benchmark-DEVICE.json, with --quick none."},
-    )
-    plot_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "PNG file for the plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png, with "
-            "--quick none."
-        },
+    plot_file: str | None = flag(
+        None,
+        "PNG file for the plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png, with --quick none.",
     )
 
 
@@ -120,12 +93,12 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
         results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
         arguments.output_file = arguments.output_file or str(results)
         arguments.plot_file = arguments.plot_file or str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
-    for flag in ("output_file", "plot_file"):
-        file = getattr(arguments, flag)
+    for name in ("output_file", "plot_file"):
+        file = getattr(arguments, name)
         if file and Path(file).is_dir():
-            raise UserError(f"--{flag} {file} is a folder: name a file")
+            raise UserError(f"--{name} {file} is a folder: name a file")
         if file:
-            check_folder(f"--{flag}", Path(file).parent)
+            check_folder(f"--{name}", Path(file).parent)
 
 
 def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -23,12 +23,12 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.training.arguments import TrainArguments, check_values
 
 
@@ -50,15 +50,9 @@ class CheckArguments(TrainArguments):
     """Check a dataset before training on it. Takes all flags and recipes of train.py, and the flags --report, --json
     and --max_samples."""
 
-    report: str | None = field(
-        default=None, metadata={"help": "HTML file for a page with the findings, the classes and sample images."}
-    )
-    json: str | None = field(
-        default=None, metadata={"help": "JSON file for all that was found, to be read by programs."}
-    )
-    max_samples: int | None = field(
-        default=None, metadata={"help": "How many samples of each split are looked at; by default all."}
-    )
+    report: str | None = flag(None, "HTML file for a page with the findings, the classes and sample images.")
+    json: str | None = flag(None, "JSON file for all that was found, to be read by programs.")
+    max_samples: int | None = flag(None, "How many samples of each split are looked at; by default all.")
 
 
 def check_arguments(arguments: CheckArguments) -> None:

@@ -16,12 +16,12 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, ReadPath, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
 from scripts.models.families import FAMILIES, family_of
 
 
@@ -35,36 +35,26 @@ HUB_CARDS = PROJECT_ROOT / "hub_cards"
 class ConvertArguments:
     """Convert an official FASeg, SeMask-FPN or QLSeg checkpoint to a folder that from_pretrained loads."""
 
-    output_dir: str = field(
-        default="", metadata={"help": "Folder to write; it must be new or empty, or see --overwrite."}
+    output_dir: str = flag("", "Folder to write; it must be new or empty, or see --overwrite.")
+    checkpoint: str | None = flag(
+        None,
+        "Official checkpoint: a .pth, .pkl or .safetensors file. Without it the released file of --model_id is "
+        "fetched.",
+        action=ReadPath,
     )
-    checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "Official checkpoint: a .pth, .pkl or .safetensors file. Without it the released file of "
-            "--model_id is fetched.",
-        },
+    model_id: str | None = flag(None, f"Released model: one of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}.")
+    config: str | None = flag(
+        None, "config.json of the checkpoint's architecture, in place of --model_id.", action=ReadPath
     )
-    model_id: str | None = field(
-        default=None, metadata={"help": f"Released model: one of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}."}
+    url: str | None = flag(
+        None,
+        "URL to fetch the checkpoint from in place of the release's; one that ends with / is a folder that holds "
+        "the release's files.",
     )
-    config: str | None = field(
-        default=None,
-        metadata={"action": ReadPath, "help": "config.json of the checkpoint's architecture, in place of --model_id."},
+    download_dir: str | None = flag(
+        None, "Folder that keeps fetched files; by default torch.hub's folder of checkpoints."
     )
-    url: str | None = field(
-        default=None,
-        metadata={
-            "help": "URL to fetch the checkpoint from in place of the release's; one that ends with / is a folder "
-            "that holds the release's files."
-        },
-    )
-    download_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps fetched files; by default torch.hub's folder of checkpoints."},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace what --output_dir holds."})
+    overwrite: bool = flag(False, "Replace what --output_dir holds.")
 
 
 def main() -> None:

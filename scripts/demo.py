@@ -19,10 +19,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scripts.cli.parser import parse_arguments, run_command
+from scripts.cli.parser import flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.train import TrainArguments, train
@@ -61,17 +61,11 @@ print(json.dumps(names))
 class DemoArguments:
     """Generate data, train, evaluate, save, segment an image, and write a report."""
 
-    output_dir: str = field(
-        default="outputs/demo", metadata={"help": "Folder for all that the demo makes; what it holds is replaced."}
-    )
-    max_train_steps: int | None = field(
-        default=None, metadata={"help": "How many steps are trained, in place of the recipe's number."}
-    )
-    train_samples: int = field(default=400, metadata={"help": "How many images are generated to train on."})
-    validation_samples: int = field(default=60, metadata={"help": "How many images are generated to evaluate on."})
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the data, the initial weights, the order and the points of the loss."}
-    )
+    output_dir: str = flag("outputs/demo", "Folder for all that the demo makes; what it holds is replaced.")
+    max_train_steps: int | None = flag(None, "How many steps are trained, in place of the recipe's number.")
+    train_samples: int = flag(400, "How many images are generated to train on.")
+    validation_samples: int = flag(60, "How many images are generated to evaluate on.")
+    seed: int = flag(0, "Seed of the data, the initial weights, the order and the points of the loss.")
 
 
 def validation_samples(data: DatasetArguments) -> list[tuple[Image.Image, np.ndarray]]:

@@ -17,11 +17,11 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
     LABEL_IDS,
@@ -60,96 +60,63 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     """Evaluate a checkpoint on a streamed split. A YAML recipe may give the values of flags; flags on the command line
     win."""
 
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
-    eval_split_name: str = field(default="validation", metadata={"help": "Split of the dataset that is evaluated on."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file that the results are written to."})
-    report: str | None = field(
-        default=None,
-        metadata={
-            "nargs": "?",
-            "const": DEFAULT_REPORT,
-            "help": "Also write a page about the errors (worst images, confused classes, calibration) into this "
-            f"folder, or as this .html file; without a value into {DEFAULT_REPORT}.",
-        },
+    recipe: str | None = flag(None, "YAML file with values of these flags.")
+    eval_split_name: str = flag("validation", "Split of the dataset that is evaluated on.")
+    output_file: str | None = flag(None, "JSON file that the results are written to.")
+    report: str | None = flag(
+        None,
+        "Also write a page about the errors (worst images, confused classes, calibration) into this "
+        f"folder, or as this .html file; without a value into {DEFAULT_REPORT}.",
+        nargs="?",
+        const=DEFAULT_REPORT,
     )
-    protocol: str = field(
-        default=NATIVE,
-        metadata={
-            "help": f"Benchmark whose image sizes and label rules are used: {', '.join(PROTOCOLS)}. With {NATIVE} "
-            "they are those stored with the checkpoint."
-        },
+    protocol: str = flag(
+        NATIVE,
+        f"Benchmark whose image sizes and label rules are used: {', '.join(PROTOCOLS)}. With {NATIVE} "
+        "they are those stored with the checkpoint.",
     )
-    label_ids: str = field(
-        default="auto",
-        metadata={
-            "help": "Which ids the label maps hold: raw (the dataset's own, of Cityscapes or COCO-Stuff), train "
-            "(those of the benchmark), reduced (classes already start at 0), or auto, which looks into the first maps."
-        },
+    label_ids: str = flag(
+        "auto",
+        "Which ids the label maps hold: raw (the dataset's own, of Cityscapes or COCO-Stuff), train (those of the "
+        "benchmark), reduced (classes already start at 0), or auto, which looks into the first maps.",
     )
-    eval_shortest_edge: int | None = field(
-        default=None,
-        metadata={"help": "Pixels of an image's shorter side in the model's input, in place of the protocol's."},
+    eval_shortest_edge: int | None = flag(
+        None, "Pixels of an image's shorter side in the model's input, in place of the protocol's."
     )
-    eval_longest_edge: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most pixels of the longer side in the model's input; by default by the protocol's ratio, else 4 "
-            "times the shorter side."
-        },
+    eval_longest_edge: int | None = flag(
+        None,
+        "Most pixels of the longer side in the model's input; by default by the protocol's ratio, else 4 times "
+        "the shorter side.",
     )
-    tta: bool = field(
-        default=False,
-        metadata={"help": "Average the scores over several sizes of each image and its mirror image (ms+flip)."},
+    tta: bool = flag(False, "Average the scores over several sizes of each image and its mirror image (ms+flip).")
+    tta_shortest_edges: list[int] | None = flag(
+        None,
+        "Pixels of the shorter sides that --tta averages over; by default 0.5, 0.75, 1, 1.25, 1.5 and 1.75 times "
+        "the single size. ADE20K's released Swin-L figure used 256 384 512 640 768 896 and --tta_longest_edge "
+        "3584, at a single size of 640 too.",
     )
-    tta_shortest_edges: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Pixels of the shorter sides that --tta averages over; by default 0.5, 0.75, 1, 1.25, 1.5 and "
-            "1.75 times the single size. ADE20K's released Swin-L figure used 256 384 512 640 768 896 and "
-            "--tta_longest_edge 3584, at a single size of 640 too."
-        },
+    tta_longest_edge: int | None = flag(
+        None,
+        "Most pixels of the longer side under --tta; by default the protocol's, else 7 times the single size; "
+        "with --sliding_window there is no limit.",
     )
-    tta_longest_edge: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most pixels of the longer side under --tta; by default the protocol's, else 7 times the single "
-            "size; with --sliding_window there is no limit."
-        },
+    sliding_window: bool = flag(False, "Read each image through overlapping square windows and average their scores.")
+    crop_size: int | None = flag(None, "Side of a window in pixels; by default the protocol's.")
+    stride: int | None = flag(None, "Pixels from one window to the next; by default the protocol's.")
+    protocol_lens: bool = flag(
+        False, "Also report which mean IoU the same weights get under habits of other evaluation scripts."
     )
-    sliding_window: bool = field(
-        default=False,
-        metadata={"help": "Read each image through overlapping square windows and average their scores."},
+    focus: bool = flag(False, "Also report how much each decoder layer looks where its segments turn out to be.")
+    extended_metrics: bool = flag(
+        True, "Also report boundary IoU, mean IoU by segment size, and an interval for the mean IoU."
     )
-    crop_size: int | None = field(
-        default=None, metadata={"help": "Side of a window in pixels; by default the protocol's."}
+    bootstrap_samples: int = flag(1000, "How often the images are resampled for the interval of the mean IoU.")
+    seed: int = flag(0, "Seed of the resampling.")
+    mixed_precision: str | None = flag(
+        None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
     )
-    stride: int | None = field(
-        default=None, metadata={"help": "Pixels from one window to the next; by default the protocol's."}
-    )
-    protocol_lens: bool = field(
-        default=False,
-        metadata={"help": "Also report which mean IoU the same weights get under habits of other evaluation scripts."},
-    )
-    focus: bool = field(
-        default=False,
-        metadata={"help": "Also report how much each decoder layer looks where its segments turn out to be."},
-    )
-    extended_metrics: bool = field(
-        default=True,
-        metadata={"help": "Also report boundary IoU, mean IoU by segment size, and an interval for the mean IoU."},
-    )
-    bootstrap_samples: int = field(
-        default=1000, metadata={"help": "How often the images are resampled for the interval of the mean IoU."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the resampling."})
-    mixed_precision: str | None = field(
-        default=None,
-        metadata={"help": "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."},
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "How many samples are evaluated at most; by default the whole split."}
-    )
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode images."})
+    max_eval_samples: int | None = flag(None, "How many samples are evaluated at most; by default the whole split.")
+    dataloader_num_workers: int = flag(1, "Processes that decode images.")
 
 
 def report_file(name: str) -> Path:

@@ -14,10 +14,10 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
 
 
@@ -25,23 +25,15 @@ from scripts.models.arguments import ModelArguments
 class ExplainArguments(ModelArguments):
     """Show where a model's queries looked in images."""
 
-    images: list[str] = field(
-        default_factory=list,
-        metadata={"action": ReadPath, "help": "Images to explain, and folders of images; the same as IMAGES."},
+    images: list[str] = flag([], "Images to explain, and folders of images; the same as IMAGES.", action=ReadPath)
+    output_dir: str = flag("outputs/explain", "Folder that gets the page and its images.")
+    compare: str | None = flag(
+        None,
+        "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model.",
+        action=ReadPath,
     )
-    output_dir: str = field(default="outputs/explain", metadata={"help": "Folder that gets the page and its images."})
-    compare: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside "
-            "the model.",
-        },
-    )
-    max_segments: int = field(
-        default=6, metadata={"help": "How many segments of each image are shown, the largest ones."}
-    )
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
+    max_segments: int = flag(6, "How many segments of each image are shown, the largest ones.")
+    recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
 def check_arguments(arguments: ExplainArguments) -> None:

@@ -18,11 +18,11 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_folder, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
 
 
@@ -34,53 +34,33 @@ if TYPE_CHECKING:
 class ExportArguments:
     """Write a checkpoint as a model repository, and push it to the Hub."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"action": ReadPath, "help": "Folder of the checkpoint, or its name on the Hub (user/name)."},
+    model_name_or_path: str | None = flag(
+        None, "Folder of the checkpoint, or its name on the Hub (user/name).", action=ReadPath
     )
-    model_id: str | None = field(
-        default=None,
-        metadata={"help": "Name of the folder in hub_cards/ that holds the facts for the model card."},
+    model_id: str | None = flag(None, "Name of the folder in hub_cards/ that holds the facts for the model card.")
+    card: str | None = flag(
+        None,
+        "card.yaml with the facts of a model of your own; those in hub_cards/ show what it holds.",
+        action=ReadPath,
     )
-    card: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "card.yaml with the facts of a model of your own; those in hub_cards/ show what it holds.",
-        },
+    results: str | None = flag(
+        None,
+        "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'.",
+        action=ReadPath,
     )
-    results: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'.",
-        },
+    output_dir: str | None = flag(None, "Folder to write; an earlier export in it is replaced.")
+    sample_images: list[str] = flag(
+        [], "Images that the card shows beside their segmentation by the model.", action=ReadPath
     )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder to write; an earlier export in it is replaced."}
-    )
-    sample_images: list[str] = field(
-        default_factory=list,
-        metadata={"action": ReadPath, "help": "Images that the card shows beside their segmentation by the model."},
-    )
-    max_shard_size: str = field(
-        default="5GB", metadata={"help": "Size above which the weights are split into several files, such as 500MB."}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Write the folder and check that it loads; upload nothing."}
-    )
-    push: bool = field(
-        default=False, metadata={"help": "Write the folder, upload it, and check that it loads from the Hub."}
-    )
-    repo_id: str | None = field(default=None, metadata={"help": "Name of the repository on the Hub: USER/NAME."})
-    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
-    revision: str | None = field(default=None, metadata={"help": "Tag that the upload gets, such as v1.0."})
-    space: bool = field(
-        default=False,
-        metadata={
-            "help": "Also write a demo page for visitors into OUTPUT_DIR-space, and with --push upload it as the "
-            "Space USER/NAME."
-        },
+    max_shard_size: str = flag("5GB", "Size above which the weights are split into several files, such as 500MB.")
+    dry_run: bool = flag(False, "Write the folder and check that it loads; upload nothing.")
+    push: bool = flag(False, "Write the folder, upload it, and check that it loads from the Hub.")
+    repo_id: str | None = flag(None, "Name of the repository on the Hub: USER/NAME.")
+    private: bool = flag(False, "Make a new repository private.")
+    revision: str | None = flag(None, "Tag that the upload gets, such as v1.0.")
+    space: bool = flag(
+        False,
+        "Also write a demo page for visitors into OUTPUT_DIR-space, and with --push upload it as the Space USER/NAME.",
     )
 
 
@@ -95,9 +75,9 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError("--push needs --repo_id USER/NAME")
     if arguments.space and not arguments.repo_id:
         raise UserError("--space needs --repo_id USER/NAME: the demo names the model that it shows")
-    for flag in ("private", "revision"):
-        if getattr(arguments, flag) and not arguments.push:
-            raise UserError(f"--{flag} needs --push")
+    for name in ("private", "revision"):
+        if getattr(arguments, name) and not arguments.push:
+            raise UserError(f"--{name} needs --push")
     check_folder("--output_dir", Path(str(arguments.output_dir)))
     if arguments.repo_id:
         from huggingface_hub.errors import HFValidationError

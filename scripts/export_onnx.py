@@ -19,11 +19,11 @@ import contextlib
 import importlib.util
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
 from scripts.storage.atomic import sync, write_failure
 
@@ -47,39 +47,27 @@ class ExportArguments(ModelArguments):
     size (a multiple of 4) gives its labels. A QLSeg file takes batches of windows, or with --config_overrides
     use_windows=false images whose sides are multiples of its patch. The file's metadata says what it takes."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder that gets model.onnx."})
-    height: int | None = field(
-        default=None,
-        metadata={
-            "help": "Height in pixels of the only size that the file takes, one image at a time; needs --width."
-        },
+    output_dir: str | None = flag(None, "Folder that gets model.onnx.")
+    height: int | None = flag(
+        None, "Height in pixels of the only size that the file takes, one image at a time; needs --width."
     )
-    width: int | None = field(
-        default=None,
-        metadata={"help": "Width in pixels of the only size that the file takes; without both it takes any size."},
+    width: int | None = flag(
+        None, "Width in pixels of the only size that the file takes; without both it takes any size."
     )
-    precision: str = field(default="fp32", metadata={"help": "Precision of the weights: fp32 or fp16."})
-    with_processing: bool = field(
-        default=False,
-        metadata={
-            "help": "Put the processing of images and results into the file: an 8-bit image (H, W, 3) goes in, a "
-            "label map (H, W) comes out."
-        },
+    precision: str = flag("fp32", "Precision of the weights: fp32 or fp16.")
+    with_processing: bool = flag(
+        False,
+        "Put the processing of images and results into the file: an 8-bit image (H, W, 3) goes in, a label map "
+        "(H, W) comes out.",
     )
-    int8: bool = field(
-        default=False, metadata={"help": "Store the weights of matrix products in 8 bits, quantised by onnxruntime."}
+    int8: bool = flag(False, "Store the weights of matrix products in 8 bits, quantised by onnxruntime.")
+    least_agreement: float = flag(
+        0.95,
+        "Least share of pixels, from 0 to 1, that must get the model's own label where --precision fp16, --int8 "
+        "or --with_processing makes small differences.",
     )
-    least_agreement: float = field(
-        default=0.95,
-        metadata={
-            "help": "Least share of pixels, from 0 to 1, that must get the model's own label where --precision fp16, "
-            "--int8 or --with_processing makes small differences."
-        },
-    )
-    timing_runs: int = field(
-        default=5, metadata={"help": "How many runs the comparison of speeds takes; 0 leaves it out."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the random images that file and model are compared on."})
+    timing_runs: int = flag(5, "How many runs the comparison of speeds takes; 0 leaves it out.")
+    seed: int = flag(0, "Seed of the random images that file and model are compared on.")
 
 
 def check_arguments(arguments: ExportArguments) -> None:

@@ -19,12 +19,12 @@ if not __package__:  # started as a file: import the project from its root, neve
 import json
 import random
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import yaml
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 
 
@@ -35,35 +35,24 @@ FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 class PackArguments:
     """Pack images and label maps into parquet shards."""
 
-    train_images: str | None = field(
-        default=None, metadata={"action": ReadPath, "help": "Folder of the training images."}
+    train_images: str | None = flag(None, "Folder of the training images.", action=ReadPath)
+    train_masks: str | None = flag(
+        None,
+        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
+        action=ReadPath,
     )
-    train_masks: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
-        },
+    eval_images: str | None = flag(None, "Folder of the validation images.", action=ReadPath)
+    eval_masks: str | None = flag(
+        None, "Folder of the validation label maps, named as their images are.", action=ReadPath
     )
-    eval_images: str | None = field(
-        default=None, metadata={"action": ReadPath, "help": "Folder of the validation images."}
+    id2label: str | None = flag(
+        None,
+        'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
+        "images.",
+        action=ReadPath,
     )
-    eval_masks: str | None = field(
-        default=None,
-        metadata={"action": ReadPath, "help": "Folder of the validation label maps, named as their images are."},
-    )
-    id2label: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": 'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json '
-            "beside the images.",
-        },
-    )
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for the dataset; it must be new or empty."})
-    shard_megabytes: int = field(
-        default=256, metadata={"help": "Most megabytes that one parquet file holds, give or take an image."}
-    )
+    output_dir: str | None = flag(None, "Folder for the dataset; it must be new or empty.")
+    shard_megabytes: int = flag(256, "Most megabytes that one parquet file holds, give or take an image.")
 
 
 def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list[tuple[str, str, str]]]:

@@ -17,11 +17,11 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
 
@@ -34,29 +34,21 @@ if TYPE_CHECKING:
 class PredictArguments(ModelArguments, DatasetArguments):
     """Segment images, the images in folders, or a dataset, whose labels are not read."""
 
-    images: list[str] = field(
-        default_factory=list,
-        metadata={"action": ReadPath, "help": "Images to segment, and folders of images; the same as IMAGES."},
+    images: list[str] = flag([], "Images to segment, and folders of images; the same as IMAGES.", action=ReadPath)
+    output_dir: str | None = flag(None, "Folder that gets label maps and overlays.")
+    split_name: str = flag("test", "Split of --dataset_name that is segmented.")
+    rows_per_shard: int = flag(
+        256, "Label maps in one parquet file; a stopped run repeats at most so many when it goes on."
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Folder that gets label maps and overlays."})
-    split_name: str = field(default="test", metadata={"help": "Split of --dataset_name that is segmented."})
-    rows_per_shard: int = field(
-        default=256,
-        metadata={"help": "Label maps in one parquet file; a stopped run repeats at most so many when it goes on."},
+    score_maps: bool = flag(
+        False, "Also write a column of PNGs that show the winning class's share of the scores per pixel."
     )
-    score_maps: bool = field(
-        default=False,
-        metadata={"help": "Also write a column of PNGs that show the winning class's share of the scores per pixel."},
+    overlays: int = flag(0, "How many images of the dataset are also drawn with their labels and a legend.")
+    dataloader_num_workers: int = flag(1, "Processes that decode a dataset's images.")
+    mixed_precision: str | None = flag(
+        None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
     )
-    overlays: int = field(
-        default=0, metadata={"help": "How many images of the dataset are also drawn with their labels and a legend."}
-    )
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode a dataset's images."})
-    mixed_precision: str | None = field(
-        default=None,
-        metadata={"help": "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."},
-    )
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
+    recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
 def predict_images(images: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator) -> int:

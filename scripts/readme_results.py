@@ -15,11 +15,11 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.benchmarking.report import benchmark_markdown
-from scripts.cli.parser import parse_arguments, run_command
+from scripts.cli.parser import flag, parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
 from scripts.sharing.papers import PAPERS
 
@@ -180,9 +180,7 @@ def stale_lines(file: Path, wanted: str) -> list[str]:
 class ReadmeArguments:
     """Write the tables of README.md and hub_cards/README.md."""
 
-    check: bool = field(
-        default=False, metadata={"help": "Write nothing; leave with exit code 1 if a page is not up to date."}
-    )
+    check: bool = flag(False, "Write nothing; leave with exit code 1 if a page is not up to date.")
 
 
 def main() -> int:

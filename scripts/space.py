@@ -21,10 +21,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, ReadPath, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -42,11 +42,10 @@ GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 class SpaceArguments:
     """Start the page on which visitors segment images, on this machine."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"action": ReadPath, "help": "Folder of an exported model, or its name on the Hub (user/name)."},
+    model_name_or_path: str | None = flag(
+        None, "Folder of an exported model, or its name on the Hub (user/name).", action=ReadPath
     )
-    port: int = field(default=7860, metadata={"help": "Port on which the page is served, at 127.0.0.1."})
+    port: int = flag(7860, "Port on which the page is served, at 127.0.0.1.")
 
 
 def write_space(output_dir: Path, model_id: str) -> None:

@@ -91,13 +91,21 @@ def project_path(name: str) -> str:
 class ReadPath(argparse.Action):
     """The action of a flag that names what is read, one path or several: each is kept as its `project_path`.
 
-    Written into the metadata of a dataclass's field: `metadata={"action": ReadPath, "help": ...}`.
+    Given to a field of a dataclass: `flag(None, "...", action=ReadPath)`.
     """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         setattr(namespace, self.dest, list(map(project_path, values)) if self.nargs else project_path(values))
+
+
+def flag(default: Any, help_text: str, **settings: Any) -> Any:
+    """A field of a dataclass that is a flag: its default, what `--help` says, and settings of `add_argument`."""
+    metadata = {"help": help_text, **settings}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from scripts.cli.parser import ReadPath
+from scripts.cli.parser import ReadPath, flag
 
 
 @dataclass
 class ModelArguments:
     """The flags that name a model, shared by the commands."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"action": ReadPath, "help": "Folder of the checkpoint, or its name on the Hub (user/name)."},
+    model_name_or_path: str | None = flag(
+        None, "Folder of the checkpoint, or its name on the Hub (user/name).", action=ReadPath
     )
-    config_name: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "Folder or name on the Hub of a config.json: a model of this architecture, with new weights.",
-        },
+    config_name: str | None = flag(
+        None,
+        "Folder or name on the Hub of a config.json: a model of this architecture, with new weights.",
+        action=ReadPath,
     )
-    model_type: str = field(
-        default="faseg",
-        metadata={
-            "help": "Type of the model that is built, with its default configuration, where neither "
-            "--model_name_or_path nor --config_name is given: faseg, semask or qlseg."
-        },
+    model_type: str = flag(
+        "faseg",
+        "Type of the model that is built, with its default configuration, where neither --model_name_or_path nor "
+        "--config_name is given: faseg, semask or qlseg.",
     )
-    config_overrides: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Fields of the configuration to change, as key=value; a dot reaches into a nested configuration: "
-            "num_queries=50 backbone_config.depths=[2,2,2,2].",
-            "action": "extend",
-        },
+    config_overrides: list[str] = flag(
+        [],
+        "Fields of the configuration to change, as key=value; a dot reaches into a nested configuration: "
+        "num_queries=50 backbone_config.depths=[2,2,2,2].",
+        action="extend",
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Allow the Python code that comes with the checkpoint to run."}
-    )
+    trust_remote_code: bool = flag(False, "Allow the Python code that comes with the checkpoint to run.")

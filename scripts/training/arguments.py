@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from scripts.cli.parser import (
     ReadPath,
     check_at_least,
     check_folder,
+    flag,
     shipped_recipes,
 )
 from scripts.data.arguments import DatasetArguments
@@ -43,166 +44,99 @@ class TrainArguments(ModelArguments, DatasetArguments):
     """Train a segmentation model on a streamed dataset. A YAML recipe may give the values of flags; flags on the
     command line win."""
 
-    recipe: str | None = field(
-        default=None,
-        metadata={"help": f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}."},
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder that gets the checkpoints, the log and the trained model."}
-    )
-    train_split_name: str = field(default="train", metadata={"help": "Split of the dataset that is trained on."})
-    eval_split_name: str = field(
-        default="validation", metadata={"help": "Split of the dataset that --eval_steps evaluates on."}
-    )
-    backbone_weights: str | None = field(
-        default=None,
-        metadata={
-            "action": ReadPath,
-            "help": "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub "
-            "such as microsoft/resnet-50.",
-        },
+    recipe: str | None = flag(None, f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}.")
+    output_dir: str | None = flag(None, "Folder that gets the checkpoints, the log and the trained model.")
+    train_split_name: str = flag("train", "Split of the dataset that is trained on.")
+    eval_split_name: str = flag("validation", "Split of the dataset that --eval_steps evaluates on.")
+    backbone_weights: str | None = flag(
+        None,
+        "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
+        "microsoft/resnet-50.",
+        action=ReadPath,
     )
 
-    crop_height: int = field(default=512, metadata={"help": "Height of the training crops in pixels."})
-    crop_width: int = field(default=512, metadata={"help": "Width of the training crops in pixels."})
-    crop_max_class_share: float = field(
-        default=1.0,
-        metadata={
-            "help": "Largest share of a crop that one class may cover: otherwise another crop is drawn, up to ten "
-            "times. 1 accepts every crop."
-        },
+    crop_height: int = flag(512, "Height of the training crops in pixels.")
+    crop_width: int = flag(512, "Width of the training crops in pixels.")
+    crop_max_class_share: float = flag(
+        1.0,
+        "Largest share of a crop that one class may cover: otherwise another crop is drawn, up to ten times. 1 "
+        "accepts every crop.",
     )
-    shortest_edges: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Lengths in pixels to which the shorter side of an image is resized, one drawn at random; by "
-            "default 16 lengths from 0.5 to 2 times the crop's shorter side."
-        },
+    shortest_edges: list[int] | None = flag(
+        None,
+        "Lengths in pixels to which the shorter side of an image is resized, one drawn at random; by default 16 "
+        "lengths from 0.5 to 2 times the crop's shorter side.",
     )
-    longest_edge: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most pixels that the longer side of a resized image may have; by default 4 times the crop's."
-        },
+    longest_edge: int | None = flag(
+        None, "Most pixels that the longer side of a resized image may have; by default 4 times the crop's."
     )
-    scale_range: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Two factors, LOW HIGH, between which the one that an image's own size is multiplied by is drawn, "
-            "in place of --shortest_edges: 0.5 2.0."
-        },
+    scale_range: list[float] | None = flag(
+        None,
+        "Two factors, LOW HIGH, between which the one that an image's own size is multiplied by is drawn, in "
+        "place of --shortest_edges: 0.5 2.0.",
     )
-    color_jitter: bool = field(
-        default=True,
-        metadata={"help": "Change brightness, contrast, saturation and hue of the training images at random."},
+    color_jitter: bool = flag(
+        True, "Change brightness, contrast, saturation and hue of the training images at random."
     )
-    eval_shortest_edge: int | None = field(
-        default=None,
-        metadata={"help": "Pixels of an image's shorter side at evaluation; by default the shorter side of the crop."},
+    eval_shortest_edge: int | None = flag(
+        None, "Pixels of an image's shorter side at evaluation; by default the shorter side of the crop."
     )
-    eval_longest_edge: int | None = field(
-        default=None,
-        metadata={"help": "Most pixels of an image's longer side at evaluation; by default 4 times the shorter side."},
+    eval_longest_edge: int | None = flag(
+        None, "Most pixels of an image's longer side at evaluation; by default 4 times the shorter side."
     )
 
-    per_device_train_batch_size: int = field(
-        default=8, metadata={"help": "Images that one process takes at a time (a micro batch)."}
+    per_device_train_batch_size: int = flag(8, "Images that one process takes at a time (a micro batch).")
+    gradient_accumulation_steps: int = flag(1, "Micro batches whose gradients make up one step of the optimiser.")
+    total_train_batch_size: int | None = flag(
+        None, "Images per step over all processes and micro batches; sets --gradient_accumulation_steps to fit."
     )
-    gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Micro batches whose gradients make up one step of the optimiser."}
+    num_train_epochs: int | None = flag(None, "How often the whole split is passed through, if its size is known.")
+    max_train_steps: int | None = flag(
+        None, "How many steps of the optimiser are trained; takes the place of --num_train_epochs."
     )
-    total_train_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Images per step over all processes and micro batches; sets --gradient_accumulation_steps to fit."
-        },
+    learning_rate: float = flag(1e-4, "Learning rate of the head at its highest.")
+    backbone_lr_multiplier: float = flag(0.1, "Multiplier of the backbone's learning rate.")
+    freeze_backbone: bool = flag(False, "Leave the backbone as it is, the statistics of its batch norms included.")
+    weight_decay: float = flag(0.05, "Weight decay of AdamW; norms, embeddings and position tables have none.")
+    adam_beta1: float = flag(0.9, "First beta of AdamW.")
+    adam_beta2: float = flag(0.999, "Second beta of AdamW.")
+    adam_epsilon: float = flag(1e-8, "Epsilon of AdamW.")
+    max_grad_norm: float = flag(0.01, "L2 norm to which all gradients together are clipped; 0 clips nothing.")
+    lr_scheduler_type: str = flag("poly", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
+    lr_power: float = flag(0.9, "Exponent of the poly schedule, (1 - step / steps) to this power.")
+    num_warmup_steps: int = flag(0, "Steps over which the learning rate grows from zero at the start.")
+    mixed_precision: str | None = flag(
+        None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
     )
-    num_train_epochs: int | None = field(
-        default=None, metadata={"help": "How often the whole split is passed through, if its size is known."}
+    ema_decay: float | None = flag(
+        None,
+        "Evaluate and save an exponential moving average of the weights in their place, with this decay per step: "
+        "0.999.",
     )
-    max_train_steps: int | None = field(
-        default=None,
-        metadata={"help": "How many steps of the optimiser are trained; takes the place of --num_train_epochs."},
+    gradient_checkpointing: bool = flag(
+        False, "Save memory: compute activations again in the backward pass instead of keeping them."
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the head at its highest."})
-    backbone_lr_multiplier: float = field(
-        default=0.1, metadata={"help": "Multiplier of the backbone's learning rate."}
-    )
-    freeze_backbone: bool = field(
-        default=False,
-        metadata={"help": "Leave the backbone as it is, the statistics of its batch norms included."},
-    )
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay of AdamW; norms, embeddings and position tables have none."}
-    )
-    adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "Second beta of AdamW."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
-    max_grad_norm: float = field(
-        default=0.01, metadata={"help": "L2 norm to which all gradients together are clipped; 0 clips nothing."}
-    )
-    lr_scheduler_type: str = field(
-        default="poly", metadata={"help": f"Schedule of the learning rate: {', '.join(SCHEDULES)}."}
-    )
-    lr_power: float = field(
-        default=0.9, metadata={"help": "Exponent of the poly schedule, (1 - step / steps) to this power."}
-    )
-    num_warmup_steps: int = field(
-        default=0, metadata={"help": "Steps over which the learning rate grows from zero at the start."}
-    )
-    mixed_precision: str | None = field(
-        default=None,
-        metadata={"help": "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."},
-    )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluate and save an exponential moving average of the weights in their place, with this decay "
-            "per step: 0.999."
-        },
-    )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Save memory: compute activations again in the backward pass instead of keeping them."},
-    )
-    torch_compile: bool = field(
-        default=False, metadata={"help": "Compile the network, without the loss, by torch.compile."}
-    )
-    seed: int = field(
-        default=0,
-        metadata={"help": "Seed of initial weights, order of samples, augmentation and the points of the loss."},
-    )
+    torch_compile: bool = flag(False, "Compile the network, without the loss, by torch.compile.")
+    seed: int = flag(0, "Seed of initial weights, order of samples, augmentation and the points of the loss.")
 
-    shuffle_buffer_size: int = field(
-        default=512, metadata={"help": "Samples of the stream among which the next one is drawn at random."}
+    shuffle_buffer_size: int = flag(512, "Samples of the stream among which the next one is drawn at random.")
+    dataloader_num_workers: int = flag(1, "Processes that decode and augment images beside each training process.")
+    logging_steps: int = flag(10, "Steps between two lines of train_log.jsonl.")
+    report_to: list[str] = flag(
+        ["none"], f"Trackers that show the run, one or several: {', '.join(TRACKERS)}; or none."
     )
-    dataloader_num_workers: int = field(
-        default=1, metadata={"help": "Processes that decode and augment images beside each training process."}
+    num_tracked_images: int | None = flag(
+        None,
+        "Validation images that are drawn with their predictions at each evaluation; by default 4 with a tracker, "
+        "else 0.",
     )
-    logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of train_log.jsonl."})
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": f"Trackers that show the run, one or several: {', '.join(TRACKERS)}; or none."},
+    eval_steps: int | None = flag(None, "Steps between two evaluations; without it the model is not evaluated.")
+    checkpointing_steps: int | None = flag(
+        None, "Steps between two checkpoints; without it none is written on the way."
     )
-    num_tracked_images: int | None = field(
-        default=None,
-        metadata={
-            "help": "Validation images that are drawn with their predictions at each evaluation; by default 4 with a "
-            "tracker, else 0."
-        },
-    )
-    eval_steps: int | None = field(
-        default=None, metadata={"help": "Steps between two evaluations; without it the model is not evaluated."}
-    )
-    checkpointing_steps: int | None = field(
-        default=None, metadata={"help": "Steps between two checkpoints; without it none is written on the way."}
-    )
-    checkpoints_total_limit: int | None = field(
-        default=2, metadata={"help": "How many checkpoints are kept, the newest ones."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint to go on from: its folder, or 'latest' for the newest in --output_dir."},
+    checkpoints_total_limit: int | None = flag(2, "How many checkpoints are kept, the newest ones.")
+    resume_from_checkpoint: str | None = flag(
+        None, "Checkpoint to go on from: its folder, or 'latest' for the newest in --output_dir."
     )
 
 

@@ -17,14 +17,13 @@ if not __package__:  # started as a file: import the project from its root, neve
 import json
 import statistics
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, check_folder, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.storage.atomic import atomic_file
-from scripts.training.checkpointing import checkpoints
 
 
 # Name -> (use_dynamic_positional_queries, use_high_resolution_cross_attention).
@@ -40,12 +39,14 @@ VARIANTS = {
 class AblationArguments:
     """Train and evaluate a recipe with and without DFPQ and HRCA."""
 
-    train_recipe: str | None = field(default=None, metadata={"help": "Recipe of scripts/train.py."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset of both commands."})
-    output_dir: str | None = field(default=None, metadata={"help": "A folder per variant and seed goes here."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for means and spreads."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of every variant."})
-    train_flags: str = field(default="", metadata={"help": "Further flags of scripts/train.py, in one string."})
+    train_recipe: str | None = flag(None, "Recipe of scripts/train.py, such as faseg-mobilenetv2-camvid.")
+    dataset_name: str | None = flag(None, "Dataset that all runs are trained and evaluated on.")
+    output_dir: str | None = flag(None, "Folder that gets a folder for each run.")
+    output_file: str | None = flag(
+        None, "JSON file for the mean IoU of each run, their means and standard deviations."
+    )
+    seeds: list[int] = flag([0, 1, 2], "Seeds; each variant is trained once with each.")
+    train_flags: str = flag("", "Further flags of scripts/train.py, all in one string: '--max_train_steps 1000'.")
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -81,6 +82,8 @@ def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str,
     Raises:
         UserError: one of the two commands failed, what it printed stands above; or the folder is of other flags.
     """
+    from scripts.training.checkpointing import checkpoints
+
     folder = Path(arguments.output_dir or "") / run_name(variant, seed)
     results = folder / "results.json"
     check_flags(folder / "ablation.json", arguments)

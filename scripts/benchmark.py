@@ -1,8 +1,9 @@
 """Times FASeg against transformers' models and against plain code, weighs their memory, and compares with the floor.
 
 `python scripts/benchmark.py` measures what the project must show (about 12 minutes on two quiet cores); `--only`
-names parts, `--scaling` and `--training_memory` add theirs. Every part is printed, and merged into the results file
-as soon as it is measured. All models have random weights; what is compared is cost.
+names parts, `--scaling` and `--training_memory` measure other things in their place, or beside the parts of `--only`.
+Every part is printed, and merged into the results file as soon as it is measured. All models have random weights; what
+is compared is cost. `--startup` only prints what it costs to ask each command for its help.
 """
 
 from __future__ import annotations
@@ -16,45 +17,51 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
-from scripts.benchmarking.contestants import check_contestant
-from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, measure_part
-from scripts.benchmarking.plots import draw
-from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
+from scripts.benchmarking.names import check_contestant
+from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort
+from scripts.benchmarking.startup import startup_table
 from scripts.benchmarking.tables import merge, part_table
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, flag, parse_arguments, run_command
 
 
 @dataclass
 class BenchmarkArguments:
     """Time and weigh FASeg against other models; every part is merged into the results file."""
 
-    only: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"Parts to measure. Default: {', '.join(MUST_SHOW)}. Further ones: {', '.join(FURTHER)}."},
+    only: list[str] = flag(
+        [], f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}."
     )
-    contestants: list[str] = field(
-        default_factory=list,
-        metadata={"help": "In place of the parts' own, such as 'FASeg fused bf16' 'HF Mask2Former'."},
+    contestants: list[str] = flag(
+        [],
+        "Models to compare in place of those of each part, each name in quotes: 'FASeg fused bf16' 'HF Mask2Former'.",
     )
-    scaling: bool = field(default=False, metadata={"help": "Cost against width, queries, classes and batch."})
-    training_memory: bool = field(default=False, metadata={"help": "What the recipes' training fits into."})
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; cuda where there is one."})
-    repetitions: int = field(default=9, metadata={"help": "Rounds of a part, after one that does not count."})
-    seconds_per_part: float = field(default=60.0, metadata={"help": "No new round after this, but at least three."})
-    memory: bool = field(default=True, metadata={"help": "Peak memory, in a process per contestant."})
-    quick: bool = field(default=False, metadata={"help": "Tiny models and images: shows that it works, no more."})
-    output_file: str | None = field(
-        default=None, metadata={"help": "Results file; by default results/benchmark-<device>.json, none with --quick."}
+    scaling: bool = flag(False, "Measure how the cost grows with image width, queries, classes and batch size.")
+    training_memory: bool = flag(
+        False, "Measure how much memory training by the recipes needs, and on which GPU it fits."
     )
-    plot_file: str | None = field(
-        default=None, metadata={"help": "Plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png."}
+    startup: bool = flag(
+        False, "Print the CPU seconds of --help and of a wrong flag of each command, and measure no model."
+    )
+    device: str | None = flag(None, "Device to measure on: cpu or cuda; by default cuda where there is one.")
+    repetitions: int = flag(9, "Rounds in which the models of a part take turns, after one that does not count.")
+    seconds_per_part: float = flag(
+        60.0, "Seconds after which a part begins no new round; three rounds are always measured."
+    )
+    memory: bool = flag(True, "Also measure the peak memory of each model, in a process of its own.")
+    quick: bool = flag(
+        False, "Use tiny models and images: shows in seconds that everything runs; the figures mean nothing."
+    )
+    output_file: str | None = flag(
+        None, "JSON file for the results; by default results/benchmark-DEVICE.json, with --quick none."
+    )
+    plot_file: str | None = flag(
+        None,
+        "PNG file for the plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png, with --quick none.",
     )
 
 
@@ -74,9 +81,11 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
         check_contestant(name)
     check_at_least(arguments, 1, "repetitions")
     check_at_least(arguments, 0, "seconds_per_part")
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.device not in ("cpu", "cuda"):
+    if arguments.device not in (None, "cpu", "cuda"):
         raise UserError(f"--device {arguments.device}: choose cpu or cuda")
+    import torch
+
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here")
     if not arguments.quick:
@@ -84,16 +93,19 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
         results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
         arguments.output_file = arguments.output_file or str(results)
         arguments.plot_file = arguments.plot_file or str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
-    for flag in ("output_file", "plot_file"):
-        file = getattr(arguments, flag)
+    for name in ("output_file", "plot_file"):
+        file = getattr(arguments, name)
         if file and Path(file).is_dir():
-            raise UserError(f"--{flag} {file} is a folder: name a file")
+            raise UserError(f"--{name} {file} is a folder: name a file")
         if file:
-            check_folder(f"--{flag}", Path(file).parent)
+            check_folder(f"--{name}", Path(file).parent)
 
 
 def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Callable[[], dict[str, Any]]]:
     """Name -> what measures it. `--scaling` and `--training_memory` alone leave out the default parts."""
+    from scripts.benchmarking.comparing import measure_part
+    from scripts.benchmarking.scaling import measure_scaling, measure_training_memory
+
     alone = arguments.scaling or arguments.training_memory
     names = arguments.only or ([] if alone else list(MUST_SHOW))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -109,6 +121,8 @@ def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Cal
 def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """Measures, prints and stores; returns name -> record of this run's parts."""
     check_arguments(arguments)
+    from scripts.benchmarking.plots import draw
+
     effort = Effort(
         str(arguments.device),
         arguments.repetitions,
@@ -131,7 +145,11 @@ def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    benchmark(parse_arguments(BenchmarkArguments))
+    arguments = parse_arguments(BenchmarkArguments)
+    if arguments.startup:
+        print(startup_table())
+    else:
+        benchmark(arguments)
 
 
 if __name__ == "__main__":

@@ -1,92 +1,82 @@
-"""Official FASeg, SeMask-FPN or QLSeg checkpoint -> a folder that `from_pretrained` loads.
+"""Turns an official FASeg, SeMask-FPN or QLSeg checkpoint into a folder that `from_pretrained` loads.
 
 python scripts/convert_checkpoint.py --checkpoint ade_faseg_r50.pth --model_id faseg-resnet50-ade20k --output_dir DIR
 python scripts/convert_checkpoint.py --model_id faseg-resnet50-ade20k --output_dir DIR      (fetches the released file)
 python scripts/convert_checkpoint.py --checkpoint mine.safetensors --config config.json --output_dir DIR
 """
 
-import os
+from __future__ import annotations
+
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
+
+
+if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-
-if __package__ in (None, ""):  # Run as `python scripts/convert_checkpoint.py`, perhaps not installed.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig
-
-from image_processing import FASegImageProcessor
-from modeling_faseg import FASegForUniversalSegmentation, QLSegForSemanticSegmentation, SeMaskForSemanticSegmentation
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, parse_arguments, run_command
-from scripts.models import qlseg_names, semask_names
-from scripts.models.checkpoint_files import download, read_checkpoint
-from scripts.models.loading import save_model_folder
-from scripts.models.parameter_names import ConversionError, convert_state_dict, official_parameter_names
-from scripts.storage.atomic import atomic_folder
-from scripts.storage.digests import sha256
+from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
+from scripts.models.families import FAMILIES, family_of
 
 
-_RELEASE = "https://github.com/ziplab/FASeg/releases/download/V1/"
-RELEASED_FILES = {
-    "faseg-resnet50-ade20k": _RELEASE + "ade_faseg_r50.pth",
-    "faseg-swin-tiny-ade20k": _RELEASE + "ade_faseg_swin_ti.pth",
-    "faseg-swin-base-ade20k-640": _RELEASE + "ade_faseg_swin_b.pth",
-    "faseg-swin-large-ade20k-640": _RELEASE + "ade_faseg_swin_l.pth",
-    "faseg-resnet50-cityscapes": _RELEASE + "cityscapes_faseg_r50.pth",
-}
+RELEASED_FILES = {name: url for family in FAMILIES.values() for name, url in family.released_files.items()}
 # Files that have to be fetched by hand, and where.
-RELEASED_PAGES = {**semask_names.RELEASED_PAGES, **qlseg_names.RELEASED_PAGES}
-# Model class and converter of each kind of configuration.
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "faseg": (FASegForUniversalSegmentation, convert_state_dict),
-    "qlseg": (QLSegForSemanticSegmentation, qlseg_names.convert_state_dict),
-    "semask": (SeMaskForSemanticSegmentation, semask_names.convert_state_dict),
-}
+RELEASED_PAGES = {name: page for family in FAMILIES.values() for name, page in family.released_pages.items()}
 HUB_CARDS = PROJECT_ROOT / "hub_cards"
 
 
 @dataclass
 class ConvertArguments:
-    """Convert an official FASeg or SeMask-FPN checkpoint to a from_pretrained folder."""
+    """Convert an official FASeg, SeMask-FPN or QLSeg checkpoint to a folder that from_pretrained loads."""
 
-    output_dir: str = field(default="", metadata={"help": "Folder to write; must not hold anything yet."})
-    checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "Official file: .pth, .pkl or .safetensors. Without it the release is fetched."},
+    output_dir: str = flag("", "Folder to write; it must be new or empty, or see --overwrite.")
+    checkpoint: str | None = flag(
+        None,
+        "Official checkpoint: a .pth, .pkl or .safetensors file. Without it the released file of --model_id is "
+        "fetched.",
+        action=ReadPath,
     )
-    model_id: str | None = field(
-        default=None, metadata={"help": f"One of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}."}
+    model_id: str | None = flag(None, f"Released model: one of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}.")
+    config: str | None = flag(
+        None, "config.json of the checkpoint's architecture, in place of --model_id.", action=ReadPath
     )
-    config: str | None = field(default=None, metadata={"help": "config.json of another architecture."})
-    url: str | None = field(
-        default=None,
-        metadata={"help": "Fetch this URL instead of the release; with a / at its end, a mirror's folder."},
+    url: str | None = flag(
+        None,
+        "URL to fetch the checkpoint from in place of the release's; one that ends with / is a folder that holds "
+        "the release's files.",
     )
-    download_dir: str | None = field(
-        default=None, metadata={"help": "Where fetched files are kept; torch.hub's folder of checkpoints by default."}
+    download_dir: str | None = flag(
+        None, "Folder that keeps fetched files; by default torch.hub's folder of checkpoints."
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace what --output_dir holds."})
+    overwrite: bool = flag(False, "Replace what --output_dir holds.")
 
 
 def main() -> None:
     # --- arguments ---------------------------------------------------------------------------------------------------
     arguments = parse_arguments(ConvertArguments)
     output_dir = _checked_output(arguments)
-    config, processor = _config_and_processor(arguments)
+    config_file = checked_config_file(arguments)
+    from safetensors import SafetensorError
+    from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+
+    from scripts.models.checkpoint_files import read_checkpoint
+    from scripts.storage.digests import sha256
+
+    config, processor = config_and_processor(config_file)
 
     # --- weights -----------------------------------------------------------------------------------------------------
     try:
         checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else _fetch(arguments)
         if checkpoint.is_file():
             print(f"sha256 {sha256(checkpoint)}  {checkpoint}")
-        model_class, convert = FAMILIES[config.model_type]
-        state_dict = convert(read_checkpoint(checkpoint), config)
+        names = import_module(family_of(config).names)
+        state_dict = names.convert_state_dict(read_checkpoint(checkpoint), config)
+        model_class: Any = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING[type(config)]
         model = model_class(config)
     except ValueError as error:  # a ConversionError, or a config that its own checks let pass and the model does not
         raise UserError(str(error)) from error
@@ -107,6 +97,9 @@ def main() -> None:
 
 def write_folder(model: Any, processor: Any, output_dir: Path, overwrite: bool = False) -> None:
     """Write model, processor and code to `output_dir` atomically."""
+    from scripts.models.loading import save_model_folder
+    from scripts.storage.atomic import atomic_folder
+
     with atomic_folder(output_dir, manifest=False) as partial:
         save_model_folder(model, processor, partial)
         if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
@@ -124,7 +117,7 @@ def _checked_output(arguments: ConvertArguments) -> Path:
     return output_dir
 
 
-def _config_and_processor(arguments: ConvertArguments) -> tuple[Any, Any]:
+def checked_config_file(arguments: ConvertArguments) -> Path:
     if (arguments.model_id is None) == (arguments.config is None):
         raise UserError("give either --model_id or --config")
     if arguments.model_id is not None:
@@ -143,6 +136,16 @@ def _config_and_processor(arguments: ConvertArguments) -> tuple[Any, Any]:
         config_file = Path(arguments.config or "")
         if not config_file.is_file():
             raise UserError(f"--config {config_file}: no such file")
+    return config_file
+
+
+def config_and_processor(config_file: Path) -> tuple[Any, Any]:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    import modeling_faseg  # noqa: F401 - registers the configurations and models
+    from image_processing import FASegImageProcessor
+
     try:
         config = AutoConfig.from_pretrained(config_file)
     except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
@@ -164,11 +167,12 @@ def _fetch(arguments: ConvertArguments) -> Path:
     url = arguments.url or released
     if url.endswith("/"):
         url += released.rsplit("/", 1)[-1]
-    folder = Path(arguments.download_dir) if arguments.download_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    from torch.hub import get_dir
+
+    from scripts.models.checkpoint_files import download
+
+    folder = Path(arguments.download_dir) if arguments.download_dir else Path(get_dir()) / "checkpoints"
     return download(url, folder)
-
-
-__all__ = ["ConversionError", "convert_state_dict", "official_parameter_names", "write_folder"]
 
 
 if __name__ == "__main__":

@@ -19,23 +19,18 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-from transformers import set_seed
-
-from scripts.cli.parser import parse_arguments, run_command
+from scripts.cli.parser import flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
-from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import decode_image, decode_label
-from scripts.data.synthetic_shapes import write_dataset
-from scripts.demo_report import write_report
-from scripts.drawing.visualization import with_legend
 from scripts.eval import EvaluateArguments, evaluate
-from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
 from scripts.train import TrainArguments, train
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 
 MARGIN = 3.0
@@ -66,15 +61,19 @@ print(json.dumps(names))
 class DemoArguments:
     """Generate data, train, evaluate, save, segment an image, and write a report."""
 
-    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder that is written anew."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "In place of the recipe's."})
-    train_samples: int = field(default=400, metadata={"help": "Images to train on."})
-    validation_samples: int = field(default=60, metadata={"help": "Images to evaluate on."})
-    seed: int = field(default=0, metadata={"help": "Of data, weights, order and loss points."})
+    output_dir: str = flag("outputs/demo", "Folder for all that the demo makes; what it holds is replaced.")
+    max_train_steps: int | None = flag(None, "How many steps are trained, in place of the recipe's number.")
+    train_samples: int = flag(400, "How many images are generated to train on.")
+    validation_samples: int = flag(60, "How many images are generated to evaluate on.")
+    seed: int = flag(0, "Seed of the data, the initial weights, the order and the points of the loss.")
 
 
-def validation_samples(data: LabelledDataset) -> list[tuple[Image.Image, np.ndarray]]:
+def validation_samples(data: Any) -> list[tuple[Image.Image, np.ndarray]]:
     """All (image, label map) pairs of the validation split."""
+    from PIL import Image
+
+    from scripts.data.samples import decode_image, decode_label
+
     return [
         (
             Image.fromarray(decode_image(row["image"], row["image_id"]).permute(1, 2, 0).numpy()),
@@ -86,6 +85,10 @@ def validation_samples(data: LabelledDataset) -> list[tuple[Image.Image, np.ndar
 
 def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels: int) -> tuple[int, float]:
     """The class that, given to every pixel, reaches the highest mIoU, and that mIoU."""
+    import numpy as np
+
+    from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
+
     scores = []
     for label in range(num_labels):
         counts = sum(confusion_matrix(np.full_like(truth, label), truth, 256) for _, truth in samples)
@@ -96,6 +99,9 @@ def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels:
 
 def segment_elsewhere(model: Path, image_file: Path, id2label: dict[int, str]) -> np.ndarray:
     """Label map that `pipeline("image-segmentation")` gives in a process that cannot import the project."""
+    import numpy as np
+    from PIL import Image
+
     label2id = {name: index for index, name in id2label.items()}
     with tempfile.TemporaryDirectory() as folder:
         places = [str(model.resolve()), str(image_file.resolve()), folder]
@@ -113,6 +119,13 @@ def segment_elsewhere(model: Path, image_file: Path, id2label: dict[int, str]) -
 
 def run_demo(arguments: DemoArguments) -> int:
     """The whole demo; returns the exit code."""
+    from transformers import set_seed
+
+    from scripts.data.labelled_dataset import LabelledDataset
+    from scripts.data.synthetic_shapes import write_dataset
+    from scripts.demo_report import write_report
+    from scripts.drawing.visualization import with_legend
+
     started = time.perf_counter()
     output_dir = Path(arguments.output_dir)
     shutil.rmtree(output_dir, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 Runs alike as `python scripts/eval.py`, `python -m scripts.eval` and `accelerate launch scripts/eval.py`:
 `python scripts/eval.py --model_name_or_path outputs/model --dataset_name DATA --output_file results/model.json`.
-`--protocol ade20k` (and others) takes sizes and label rules from a benchmark; `--tta` and `--sliding_window` as well.
+`--protocol ade20k` evaluates with the image sizes and label rules of that benchmark; `--tta` averages over several
+sizes of each image and its mirror image, `--sliding_window` reads it through overlapping windows.
 """
 
 from __future__ import annotations
@@ -16,24 +17,12 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-from accelerate import Accelerator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
-from scripts.cli.processes import build_accelerator
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
-from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import BadSamples
-from scripts.data.sources import check_ignored_id
-from scripts.error_report.report import DEFAULT_FOLDER, ErrorReport, report_file
-from scripts.evaluation.bootstrap import BootstrapCounts
-from scripts.evaluation.boundary import BoundaryCounts
-from scripts.evaluation.lens import ProtocolLens
-from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.protocols import (
     LABEL_IDS,
     NATIVE,
@@ -41,7 +30,6 @@ from scripts.evaluation.protocols import (
     EvaluationSizes,
     check_classes,
     check_label_ids,
-    label_rule,
     protocol_sizes,
 )
 from scripts.evaluation.results import (
@@ -53,78 +41,88 @@ from scripts.evaluation.results import (
     weights_sha256,
     write_results,
 )
-from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.evaluation.split import evaluate_split
-from scripts.explaining.focus import FocusCounts
-from scripts.inference.predictors import SOFTMAX_MODELS, MultiScale, SingleScale
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
+from scripts.models.families import family_of
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+
+    from scripts.error_report.report import ErrorReport
+
+
+DEFAULT_REPORT = "outputs/report"
 
 
 @dataclass
 class EvaluateArguments(ModelArguments, DatasetArguments):
-    """Evaluate a checkpoint on a streamed split; a YAML recipe gives defaults, flags win."""
+    """Evaluate a checkpoint on a streamed split. A YAML recipe may give the values of flags; flags on the command line
+    win."""
 
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
-    eval_split_name: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    report: str | None = field(
-        default=None,
-        metadata={
-            "nargs": "?",
-            "const": DEFAULT_FOLDER,
-            "help": "Also write a page about the errors: worst images, confusions, calibration; into this folder, "
-            f"or as this .html file ({DEFAULT_FOLDER} without a value).",
-        },
+    recipe: str | None = flag(None, "YAML file with values of these flags.")
+    eval_split_name: str = flag("validation", "Split of the dataset that is evaluated on.")
+    output_file: str | None = flag(None, "JSON file that the results are written to.")
+    report: str | None = flag(
+        None,
+        "Also write a page about the errors (worst images, confused classes, calibration) into this "
+        f"folder, or as this .html file; without a value into {DEFAULT_REPORT}.",
+        nargs="?",
+        const=DEFAULT_REPORT,
     )
-    protocol: str = field(
-        default=NATIVE,
-        metadata={"help": f"{', '.join(PROTOCOLS)}, or {NATIVE}: the size and label rule stored with the checkpoint."},
+    protocol: str = flag(
+        NATIVE,
+        f"Benchmark whose image sizes and label rules are used: {', '.join(PROTOCOLS)}. With {NATIVE} "
+        "they are those stored with the checkpoint.",
     )
-    label_ids: str = field(
-        default="auto",
-        metadata={
-            "help": "What maps hold: raw ids of Cityscapes or COCO-Stuff, train ids as the protocol has them, classes "
-            "reduced to start at 0 already, or auto: look."
-        },
+    label_ids: str = flag(
+        "auto",
+        "Which ids the label maps hold: raw (the dataset's own, of Cityscapes or COCO-Stuff), train (those of the "
+        "benchmark), reduced (classes already start at 0), or auto, which looks into the first maps.",
     )
-    eval_shortest_edge: int | None = field(
-        default=None, metadata={"help": "Shorter side fed to the model, in place of the protocol's."}
+    eval_shortest_edge: int | None = flag(
+        None, "Pixels of an image's shorter side in the model's input, in place of the protocol's."
     )
-    eval_longest_edge: int | None = field(
-        default=None, metadata={"help": "Bound of the longer side; by the protocol's ratio, else 4."}
+    eval_longest_edge: int | None = flag(
+        None,
+        "Most pixels of the longer side in the model's input; by default by the protocol's ratio, else 4 times "
+        "the shorter side.",
     )
-    tta: bool = field(default=False, metadata={"help": "Average over sizes and mirror images (ms+flip)."})
-    tta_shortest_edges: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Sizes of --tta; by default 0.5 to 1.75 times the single size in 6 steps. ADE20K's released "
-            "Swin-L figure used 256 384 512 640 768 896 and --tta_longest_edge 3584, at a single size of 640 too."
-        },
+    tta: bool = flag(False, "Average the scores over several sizes of each image and its mirror image (ms+flip).")
+    tta_shortest_edges: list[int] | None = flag(
+        None,
+        "Pixels of the shorter sides that --tta averages over; by default 0.5, 0.75, 1, 1.25, 1.5 and 1.75 times "
+        "the single size. ADE20K's released Swin-L figure used 256 384 512 640 768 896 and --tta_longest_edge "
+        "3584, at a single size of 640 too.",
     )
-    tta_longest_edge: int | None = field(
-        default=None,
-        metadata={"help": "Bound of --tta; by default the protocol's, else 7 times the size; none with windows."},
+    tta_longest_edge: int | None = flag(
+        None,
+        "Most pixels of the longer side under --tta; by default the protocol's, else 7 times the single size; "
+        "with --sliding_window there is no limit.",
     )
-    sliding_window: bool = field(default=False, metadata={"help": "Read images through overlapping windows."})
-    crop_size: int | None = field(default=None, metadata={"help": "Side of a window; by default the protocol's."})
-    stride: int | None = field(default=None, metadata={"help": "Step of windows; by default the protocol's."})
-    protocol_lens: bool = field(
-        default=False, metadata={"help": "Also what the same weights get under habits of other evaluation scripts."}
+    sliding_window: bool = flag(False, "Read each image through overlapping square windows and average their scores.")
+    crop_size: int | None = flag(None, "Side of a window in pixels; by default the protocol's.")
+    stride: int | None = flag(None, "Pixels from one window to the next; by default the protocol's.")
+    protocol_lens: bool = flag(
+        False, "Also report which mean IoU the same weights get under habits of other evaluation scripts."
     )
-    focus: bool = field(
-        default=False, metadata={"help": "Also how much each decoder layer looks where its segments turn out to be."}
+    focus: bool = flag(False, "Also report how much each decoder layer looks where its segments turn out to be.")
+    extended_metrics: bool = flag(
+        True, "Also report boundary IoU, mean IoU by segment size, and an interval for the mean IoU."
     )
-    extended_metrics: bool = field(
-        default=True, metadata={"help": "Boundary IoU, mean IoU by segment size, interval over images."}
+    bootstrap_samples: int = flag(1000, "How often the images are resampled for the interval of the mean IoU.")
+    seed: int = flag(0, "Seed of the resampling.")
+    mixed_precision: str | None = flag(
+        None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
     )
-    bootstrap_samples: int = field(default=1000, metadata={"help": "Resampled splits behind the interval."})
-    seed: int = field(default=0, metadata={"help": "Of the resampling."})
-    mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
-    )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Stop after so many samples."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode."})
+    max_eval_samples: int | None = flag(None, "How many samples are evaluated at most; by default the whole split.")
+    dataloader_num_workers: int = flag(1, "Processes that decode images.")
+
+
+def report_file(name: str) -> Path:
+    """The page that `--report` means: itself if it ends in .html, else in the folder of that name."""
+    path = Path(name)
+    return path if path.suffix.lower() in (".html", ".htm") else path / "report.html"
 
 
 def check_arguments(arguments: EvaluateArguments) -> None:
@@ -204,9 +202,11 @@ def build_predictor(
     arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, accelerator: Accelerator
 ) -> Callable[..., Any]:
     """Image -> label map, by the flags."""
+    from scripts.inference.predictors import MultiScale, SingleScale
+
     if arguments.tta:
         protocol = PROTOCOLS.get(arguments.protocol)
-        of_image = model.config.model_type in SOFTMAX_MODELS or (protocol is not None and protocol.views_of_image)
+        of_image = family_of(model.config).views_of_image or (protocol is not None and protocol.views_of_image)
         base = None if of_image else sizes.base
         return MultiScale(model, processor, accelerator.device, base, sizes.views, sizes.windows)
     return SingleScale(model, processor, accelerator.device, sizes.windows)
@@ -215,6 +215,21 @@ def build_predictor(
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluates, prints the table and writes the results file; returns its content, {} off the main process."""
     check_arguments(arguments)
+    from scripts.cli.processes import build_accelerator
+    from scripts.data.labelled_dataset import LabelledDataset
+    from scripts.data.samples import BadSamples
+    from scripts.data.sources import check_ignored_id
+    from scripts.error_report.report import ErrorReport
+    from scripts.evaluation.bootstrap import BootstrapCounts
+    from scripts.evaluation.boundary import BoundaryCounts
+    from scripts.evaluation.label_ids import label_rule
+    from scripts.evaluation.lens import ProtocolLens
+    from scripts.evaluation.mean_iou import scores_from_confusion
+    from scripts.evaluation.segment_size import SegmentSizeCounts
+    from scripts.evaluation.split import evaluate_split
+    from scripts.explaining.focus import FocusCounts
+    from scripts.models.loading import build_config, build_model, build_processor
+
     accelerator = build_accelerator(arguments.mixed_precision)
 
     # ---- model
@@ -223,7 +238,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if getattr(config, "use_windows", False):  # QLSeg reads images through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
-    if arguments.protocol_lens and config.model_type in ("qlseg", "semask"):
+    if arguments.protocol_lens and not family_of(config).masks_of_images:
         raise UserError(
             f"--protocol_lens: one of its habits resizes masks of queries, which {config.model_type} gives none of "
             "whole images: leave it out"
@@ -295,7 +310,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         details["protocol_lens"] = in_percent(counters["lens"].rows())
     if arguments.focus:
         details["focus_consistency"] = in_percent(counters["focus"].scores())
-    checkpoint = Path(project_path(arguments.model_name_or_path or ""))
+    checkpoint = Path(arguments.model_name_or_path or "")
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         results = build_results(

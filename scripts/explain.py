@@ -14,93 +14,26 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import re
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from PIL import Image
-from tqdm import tqdm
+from dataclasses import dataclass, replace
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
-from scripts.data.images import find_images, output_names, read_image
-from scripts.drawing.visualization import model_palette, with_legend
-from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
-from scripts.explaining.focus_page import (
-    Explained,
-    Model,
-    class_names,
-    image_section,
-    queries_kind,
-    write_focus_page,
-)
-from scripts.explaining.images import path_sheet, windows_image
-from scripts.explaining.paths import counterpart, focus_path
-from scripts.inference.predictors import label_array
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
 
 
 @dataclass
 class ExplainArguments(ModelArguments):
     """Show where a model's queries looked in images."""
 
-    images: list[str] = field(default_factory=list, metadata={"help": "Images and folders; the same as IMAGES."})
-    output_dir: str = field(default="outputs/explain", metadata={"help": "Where the page and its images go."})
-    compare: str | None = field(
-        default=None, metadata={"help": "Another checkpoint of the same classes, shown beside the model."}
+    images: list[str] = flag([], "Images to explain, and folders of images; the same as IMAGES.", action=ReadPath)
+    output_dir: str = flag("outputs/explain", "Folder that gets the page and its images.")
+    compare: str | None = flag(
+        None,
+        "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model.",
+        action=ReadPath,
     )
-    max_segments: int = field(default=6, metadata={"help": "Segments shown per image, the largest ones."})
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
-
-
-class Explainer:
-    """A model that tells its focus, and what is counted of it."""
-
-    def __init__(self, arguments: ModelArguments, device: Any) -> None:
-        config = build_config(arguments)
-        self.model = build_model(arguments, config, new_classes=False).to(device).eval()
-        check_tells_focus(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
-        self.processor = build_processor(arguments, config)
-        self.device = device
-        self.name = Path(project_path(arguments.model_name_or_path or "")).resolve().name
-        self.counts = FocusCounts(self.model, self.processor, device)
-
-    def look(self, image: Image.Image) -> Look:
-        """The focus in one image, counted."""
-        seen = look(self.model, self.processor, image, self.device, every_prediction=True)
-        self.counts.count(seen)
-        return seen
-
-    def explain(self, image: Image.Image, seen: Look, count: int) -> Explained:
-        """The prediction, and the paths of the largest segments."""
-        labels = self.processor.post_process_semantic_segmentation(
-            seen.outputs, target_sizes=[(image.height, image.width)], input_sizes=[seen.input_size]
-        )[0]
-        paths = [focus_path(seen, segment, self.model.config) for segment in seen.segments[:count]]
-        return Explained(seen, label_array(labels), paths)
-
-    def described(self, names_kind: bool) -> Model:
-        """For the page; with the kind of its queries where two models are told apart."""
-        config = self.model.config
-        title = f"{self.name}, {queries_kind(config)}" if names_kind else self.name
-        return Model(title, config, model_palette(config), self.counts.scores())
-
-
-def write_images(folder: Path, name: str, image: Image.Image, explained: Explained, model: Model) -> None:
-    """The prediction, each path and HRCA's windows as PNGs."""
-    names = class_names(model.config)
-    with_legend(image, explained.labels, names, model.palette).save(folder / f"{name}_prediction.png")
-    for number, path in enumerate(explained.paths, 1):
-        label = model.name(path.segment.label)
-        title = f"{model.title}: where query {path.segment.query} looked, which decides this segment as {label}"
-        sheet = path_sheet(image, path, explained.seen, title, model.levels)
-        sheet.save(folder / f"{name}_segment{number}_{re.sub(r'[^A-Za-z0-9]+', '-', label)}.png")
-    for step in explained.paths[0].steps if explained.paths else ():
-        if step.windows:
-            drawing = windows_image(image, step, explained.seen, 640)
-            drawing.save(folder / f"{name}_windows_layer{step.number}.png")
+    max_segments: int = flag(6, "How many segments of each image are shown, the largest ones.")
+    recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
 def check_arguments(arguments: ExplainArguments) -> None:
@@ -114,6 +47,15 @@ def check_arguments(arguments: ExplainArguments) -> None:
 def explain(arguments: ExplainArguments) -> int:
     """Writes the page; returns 1 if an image named could not be read."""
     check_arguments(arguments)
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    from scripts.data.images import find_images, output_names, read_image
+    from scripts.explaining.explainer import Explainer, write_images
+    from scripts.explaining.focus_page import class_names, image_section, write_focus_page
+    from scripts.explaining.paths import counterpart, focus_path
+
     images = find_images(arguments.images)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     first, second = Explainer(arguments, device), None

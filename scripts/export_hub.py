@@ -17,58 +17,49 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import dataclass, field
-
-import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers.utils.hub import convert_file_size_to_int
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_folder, parse_arguments, project_path, run_command
+from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
-from scripts.sharing.cards import card_file, read_card, read_results
-from scripts.sharing.clean_load import load_back
-from scripts.sharing.hub import push
-from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks, repository_files
-from scripts.sharing.repository import (
-    Export,
-    check_code_knows,
-    check_finite,
-    check_measured_on,
-    check_output,
-    write_repository,
-)
-from scripts.space import write_space
 
 
-# Message, kind of repository, and the files that it may hold.
-OF_SPACE = ("Upload demo", "space", SPACE_ALLOWED)
+if TYPE_CHECKING:
+    from scripts.sharing.repository import Export
 
 
 @dataclass
 class ExportArguments:
     """Write a checkpoint as a model repository, and push it to the Hub."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint folder or Hub id."})
-    model_id: str | None = field(default=None, metadata={"help": "Which of hub_cards/ the card's facts are from."})
-    card: str | None = field(default=None, metadata={"help": "card.yaml of a model of your own; see hub_cards/."})
-    results: str | None = field(
-        default=None, metadata={"help": "File of scripts/eval.py; without it the card says 'not measured'."}
+    model_name_or_path: str | None = flag(
+        None, "Folder of the checkpoint, or its name on the Hub (user/name).", action=ReadPath
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Folder to write; an earlier export is replaced."})
-    sample_images: list[str] = field(
-        default_factory=list, metadata={"help": "Images that the card shows beside what the model makes of them."}
+    model_id: str | None = flag(None, "Name of the folder in hub_cards/ that holds the facts for the model card.")
+    card: str | None = flag(
+        None,
+        "card.yaml with the facts of a model of your own; those in hub_cards/ show what it holds.",
+        action=ReadPath,
     )
-    max_shard_size: str = field(default="5GB", metadata={"help": "Weights above this are split."})
-    dry_run: bool = field(default=False, metadata={"help": "Write the folder and load it back; upload nothing."})
-    push: bool = field(default=False, metadata={"help": "Write the folder, upload it and load it back."})
-    repo_id: str | None = field(default=None, metadata={"help": "USER/NAME on the Hub."})
-    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
-    revision: str | None = field(default=None, metadata={"help": "Tag for the commit, such as v1.0."})
-    space: bool = field(
-        default=False, metadata={"help": "Also the demo: in OUTPUT_DIR-space, and on the Hub as the Space USER/NAME."}
+    results: str | None = flag(
+        None,
+        "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'.",
+        action=ReadPath,
+    )
+    output_dir: str | None = flag(None, "Folder to write; an earlier export in it is replaced.")
+    sample_images: list[str] = flag(
+        [], "Images that the card shows beside their segmentation by the model.", action=ReadPath
+    )
+    max_shard_size: str = flag("5GB", "Size above which the weights are split into several files, such as 500MB.")
+    dry_run: bool = flag(False, "Write the folder and check that it loads; upload nothing.")
+    push: bool = flag(False, "Write the folder, upload it, and check that it loads from the Hub.")
+    repo_id: str | None = flag(None, "Name of the repository on the Hub: USER/NAME.")
+    private: bool = flag(False, "Make a new repository private.")
+    revision: str | None = flag(None, "Tag that the upload gets, such as v1.0.")
+    space: bool = flag(
+        False,
+        "Also write a demo page for visitors into OUTPUT_DIR-space, and with --push upload it as the Space USER/NAME.",
     )
 
 
@@ -83,21 +74,26 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError("--push needs --repo_id USER/NAME")
     if arguments.space and not arguments.repo_id:
         raise UserError("--space needs --repo_id USER/NAME: the demo names the model that it shows")
-    for flag in ("private", "revision"):
-        if getattr(arguments, flag) and not arguments.push:
-            raise UserError(f"--{flag} needs --push")
+    for name in ("private", "revision"):
+        if getattr(arguments, name) and not arguments.push:
+            raise UserError(f"--{name} needs --push")
+    check_folder("--output_dir", Path(str(arguments.output_dir)))
     if arguments.repo_id:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
         try:
             validate_repo_id(arguments.repo_id)
         except HFValidationError as error:
             raise UserError(f"--repo_id {arguments.repo_id}: {error}") from error
         if "/" not in arguments.repo_id:
             raise UserError(f"--repo_id {arguments.repo_id}: write USER/NAME")
+    from transformers.utils.hub import convert_file_size_to_int
+
     try:
         convert_file_size_to_int(arguments.max_shard_size)
     except ValueError as error:
         raise UserError(f"--max_shard_size {arguments.max_shard_size}: write a number and MB or GB") from error
-    check_folder("--output_dir", Path(str(arguments.output_dir)))
 
 
 def load_export(arguments: ExportArguments) -> Export:
@@ -106,9 +102,13 @@ def load_export(arguments: ExportArguments) -> Export:
     Raises:
         UserError: it is no whole checkpoint, or the figures are of another.
     """
-    checkpoint = project_path(str(arguments.model_name_or_path))
+    from scripts.models.loading import build_config, build_model, build_processor
+    from scripts.sharing.cards import card_file, read_card, read_results
+    from scripts.sharing.repository import Export, check_code_knows, check_finite, check_measured_on
+
+    checkpoint = str(arguments.model_name_or_path)
     facts = read_card(Path(arguments.card) if arguments.card else card_file(str(arguments.model_id)))
-    results = read_results(Path(project_path(arguments.results))) if arguments.results else None
+    results = read_results(Path(arguments.results)) if arguments.results else None
     named = ModelArguments(model_name_or_path=checkpoint)
     config = build_config(named)
     if not arguments.card and not str(arguments.model_id).startswith(f"{config.model_type}-"):
@@ -140,6 +140,9 @@ def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
     Raises:
         UserError: something else is there.
     """
+    from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks, repository_files
+    from scripts.space import write_space
+
     space = folder.with_name(f"{folder.name}-space")
     if space.exists():
         repository_files(space, SPACE_ALLOWED)
@@ -153,8 +156,15 @@ def main() -> None:
     # ---- arguments, checkpoint, figures ----
     arguments = parse_arguments(ExportArguments)
     check_arguments(arguments)
+    import torch
+
+    from scripts.sharing.clean_load import load_back
+    from scripts.sharing.hub import push
+    from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks
+    from scripts.sharing.repository import check_output, write_repository
+
     folder = Path(str(arguments.output_dir))
-    check_output(folder, project_path(str(arguments.model_name_or_path)))
+    check_output(folder, str(arguments.model_name_or_path))
     export = load_export(arguments)
     if export.results is None:
         print("no --results: the card says 'not measured'; scripts/eval.py --output_file FILE writes them")
@@ -181,7 +191,8 @@ def main() -> None:
     pushed = push(folder, names, repo_id, arguments.private, arguments.revision, f"Upload {arguments.model_id}")
     print(f"{pushed.url}: {'commit' if pushed.changed else 'nothing to change, already at commit'} {pushed.commit}")
     if space:
-        demo = push(space, check_leaks(space, SPACE_ALLOWED), repo_id, arguments.private, None, *OF_SPACE)
+        files = check_leaks(space, SPACE_ALLOWED)
+        demo = push(space, files, repo_id, arguments.private, None, "Upload demo", "space", SPACE_ALLOWED)
         print(f"{demo.url}: {'commit' if demo.changed else 'nothing to change, already at commit'} {demo.commit}")
     try:
         difference = load_back(repo_id, pushed.commit, export.model, export.processor)

@@ -18,13 +18,11 @@ if not __package__:  # started as a file: import the project from its root, neve
 import contextlib
 import importlib.util
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
 from scripts.models.loading import build_config, build_model, build_processor
 from scripts.storage.atomic import atomic_file, write_failure
@@ -43,25 +41,33 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass
 class ExportArguments(ModelArguments):
-    """Write a checkpoint as one ONNX file and compare it with the model. A dynamic file takes heights and widths from
-    a least side on, in steps of 32: 64 for SeMask-FPN, 256 for the released FASeg models, of which HRCA reads two
-    windows at least. Images between the steps are padded, which SeMask-FPN alone does not do: a static file of their
-    size (in steps of 4) has its labels. A QLSeg file takes batches of windows, or with --config_overrides
-    use_windows=false rectangles in steps of its patch. The file's metadata states it."""
+    """Write a checkpoint as one ONNX file and compare it with the model. Without --height and --width the file takes
+    images of any height and width that are multiples of 32, from 256 on for the released FASeg models and from 64 on
+    for SeMask-FPN. Images of other sizes are padded; SeMask-FPN itself does not pad, so only a file for their very
+    size (a multiple of 4) gives its labels. A QLSeg file takes batches of windows, or with --config_overrides
+    use_windows=false images whose sides are multiples of its patch. The file's metadata says what it takes."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder that gets model.onnx."})
-    height: int | None = field(default=None, metadata={"help": "Static height; with --width, and a batch of one."})
-    width: int | None = field(default=None, metadata={"help": "Static width; left out, any size and batch."})
-    precision: str = field(default="fp32", metadata={"help": "Of the weights: fp32 or fp16."})
-    with_processing: bool = field(
-        default=False, metadata={"help": "Pre- and post-processing in the graph: uint8 (H, W, 3) to labels (H, W)."}
+    output_dir: str | None = flag(None, "Folder that gets model.onnx.")
+    height: int | None = flag(
+        None, "Height in pixels of the only size that the file takes, one image at a time; needs --width."
     )
-    int8: bool = field(default=False, metadata={"help": "Weights of matrix products in 8 bits, by onnxruntime."})
-    least_agreement: float = field(
-        default=0.95, metadata={"help": "Share of equal labels that fp16, int8 and processing in the graph must keep."}
+    width: int | None = flag(
+        None, "Width in pixels of the only size that the file takes; without both it takes any size."
     )
-    timing_runs: int = field(default=5, metadata={"help": "Runs behind the speed figure; 0 for none."})
-    seed: int = field(default=0, metadata={"help": "Of the images that are compared."})
+    precision: str = flag("fp32", "Precision of the weights: fp32 or fp16.")
+    with_processing: bool = flag(
+        False,
+        "Put the processing of images and results into the file: an 8-bit image (H, W, 3) goes in, a label map "
+        "(H, W) comes out.",
+    )
+    int8: bool = flag(False, "Store the weights of matrix products in 8 bits, quantised by onnxruntime.")
+    least_agreement: float = flag(
+        0.95,
+        "Least share of pixels, from 0 to 1, that must get the model's own label where --precision fp16, --int8 "
+        "or --with_processing makes small differences.",
+    )
+    timing_runs: int = flag(5, "How many runs the comparison of speeds takes; 0 leaves it out.")
+    seed: int = flag(0, "Seed of the random images that file and model are compared on.")
 
 
 def check_arguments(arguments: ExportArguments) -> None:
@@ -139,6 +145,7 @@ def build_graph(
 ) -> onnx.ModelProto:
     """The graph that the arguments ask for, with its metadata."""
     import onnx
+    import torch
 
     from scripts.onnx_export.metadata import describe, license_of
     from scripts.onnx_export.network import export_network, in_eight_bits
@@ -155,7 +162,7 @@ def build_graph(
         graph = with_processing(graph, kind, processor)
     if arguments.int8:
         graph = in_eight_bits(graph)
-    name = project_path(arguments.model_name_or_path or "")
+    name = arguments.model_name_or_path or ""
     facts = {
         "model_id": Path(name).resolve().name if Path(name).exists() else name,
         "license": license_of(name, model.config),
@@ -214,6 +221,8 @@ def measured_speed(
     arguments: ExportArguments, kind: Kind, model: Any, processor: Any, session: Any, size: Size | None
 ) -> str:
     """A line on the time of onnxruntime against eager, on the largest input of the check."""
+    import torch
+
     from scripts.onnx_export import checking
     from scripts.onnx_export.network import IMAGE, INPUT
 

@@ -18,18 +18,13 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import datasets
 import yaml
-from tqdm import tqdm
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
-from scripts.data.class_names import classes_file, read_class_names
-from scripts.data.folders import check_map_mode, matched_pairs
-from scripts.storage.atomic import atomic_folder
 
 
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
@@ -39,15 +34,24 @@ FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 class PackArguments:
     """Pack images and label maps into parquet shards."""
 
-    train_images: str | None = field(default=None, metadata={"help": "Folder of training images."})
-    train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of validation images."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    id2label: str | None = field(
-        default=None, metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the images.'}
+    train_images: str | None = flag(None, "Folder of the training images.", action=ReadPath)
+    train_masks: str | None = flag(
+        None,
+        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
+        action=ReadPath,
     )
-    output_dir: str | None = field(default=None, metadata={"help": "New folder for the dataset."})
-    shard_megabytes: int = field(default=256, metadata={"help": "Size that shards do not pass by much."})
+    eval_images: str | None = flag(None, "Folder of the validation images.", action=ReadPath)
+    eval_masks: str | None = flag(
+        None, "Folder of the validation label maps, named as their images are.", action=ReadPath
+    )
+    id2label: str | None = flag(
+        None,
+        'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
+        "images.",
+        action=ReadPath,
+    )
+    output_dir: str | None = flag(None, "Folder for the dataset; it must be new or empty.")
+    shard_megabytes: int = flag(256, "Most megabytes that one parquet file holds, give or take an image.")
 
 
 def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list[tuple[str, str, str]]]:
@@ -60,6 +64,10 @@ def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list
 
 def write_shard(file: Path, pairs: list[tuple[str, str, str]]) -> int:
     """Writes one parquet file with the bytes of the images and maps as they are; returns how many bytes."""
+    import datasets
+
+    from scripts.data.folders import check_map_mode
+
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
     )
@@ -100,15 +108,24 @@ def pack(arguments: PackArguments) -> None:
     check_folder("--output_dir", final)
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--output_dir {final} is not empty: name a new folder")
-    splits = {}
+    folders = {}
     for split, kind in (("train", "train"), ("validation", "eval")):
         images, masks = getattr(arguments, f"{kind}_images"), getattr(arguments, f"{kind}_masks")
         if bool(images) != bool(masks):
             raise UserError(f"--{kind}_images and --{kind}_masks go together: give both")
         if images:
-            splits[split] = matched_pairs(f"--{kind}_images", images, f"--{kind}_masks", masks)
-    if not splits:
+            folders[split] = (f"--{kind}_images", images, f"--{kind}_masks", masks)
+    if not folders:
         raise UserError("nothing to pack: give --train_images and --train_masks")
+    import datasets
+    from tqdm import tqdm
+
+    from scripts.data.class_names import classes_file, read_class_names
+    from scripts.data.folders import matched_pairs
+    from scripts.storage.atomic import atomic_folder
+
+    datasets.disable_progress_bars()
+    splits = {split: matched_pairs(*given) for split, given in folders.items()}
     names_file = classes_file(
         DatasetArguments(
             id2label=arguments.id2label, train_images=arguments.train_images, eval_images=arguments.eval_images
@@ -141,7 +158,6 @@ def pack(arguments: PackArguments) -> None:
 
 def main() -> None:
     """Entry point."""
-    datasets.disable_progress_bars()
     pack(parse_arguments(PackArguments))
 
 

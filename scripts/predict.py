@@ -17,48 +17,49 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
-
-from accelerate import Accelerator
-from PIL import Image
-from tqdm import tqdm
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, parse_arguments, project_path, run_command
-from scripts.cli.processes import build_accelerator
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
-from scripts.data.images import find_images, output_names, read_image
-from scripts.data.labelled_dataset import LabelledDataset
-from scripts.drawing.visualization import label_image, model_palette, with_legend
-from scripts.inference.predictors import SingleScale
-from scripts.inference.shards import ShardFolder
-from scripts.inference.stream import Prediction, model_sha256
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass
 class PredictArguments(ModelArguments, DatasetArguments):
-    """Segment images, the images of folders, or a dataset; its labels, if it has any, are not read."""
+    """Segment images, the images in folders, or a dataset, whose labels are not read."""
 
-    images: list[str] = field(default_factory=list, metadata={"help": "Images and folders; the same as IMAGES."})
-    output_dir: str | None = field(default=None, metadata={"help": "Where label maps and overlays go."})
-    split_name: str = field(default="test", metadata={"help": "Split of --dataset_name."})
-    rows_per_shard: int = field(default=256, metadata={"help": "Rows per parquet file: what a stop can cost."})
-    score_maps: bool = field(
-        default=False, metadata={"help": "Also a column of PNGs with the winning class's share of the scores."}
+    images: list[str] = flag([], "Images to segment, and folders of images; the same as IMAGES.", action=ReadPath)
+    output_dir: str | None = flag(None, "Folder that gets label maps and overlays.")
+    split_name: str = flag("test", "Split of --dataset_name that is segmented.")
+    rows_per_shard: int = flag(
+        256, "Label maps in one parquet file; a stopped run repeats at most so many when it goes on."
     )
-    overlays: int = field(default=0, metadata={"help": "Overlays with a legend for so many rows of the dataset."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode a dataset's images."})
-    mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
+    score_maps: bool = flag(
+        False, "Also write a column of PNGs that show the winning class's share of the scores per pixel."
     )
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with values of these flags."})
+    overlays: int = flag(0, "How many images of the dataset are also drawn with their labels and a legend.")
+    dataloader_num_workers: int = flag(1, "Processes that decode a dataset's images.")
+    mixed_precision: str | None = flag(
+        None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
+    )
+    recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
 def predict_images(images: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator) -> int:
     """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
+    from PIL import Image
+    from tqdm import tqdm
+
+    from scripts.data.images import output_names, read_image
+    from scripts.drawing.visualization import label_image, model_palette, with_legend
+    from scripts.inference.predictors import SingleScale
+
     segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     palette = model_palette(model.config)
@@ -90,6 +91,10 @@ def predict_dataset(
     arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Accelerator
 ) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
+    from scripts.data.labelled_dataset import LabelledDataset
+    from scripts.inference.shards import ShardFolder
+    from scripts.inference.stream import Prediction, model_sha256
+
     data = LabelledDataset(arguments, arguments.split_name, with_labels=False)
     named = re.match(r"\w+", arguments.split_name)  # without a slice, which names of files cannot hold
     made_by = {
@@ -115,7 +120,7 @@ def predict_dataset(
 
 def published_name(name: str | None) -> str:
     """A Hub id as it is, a folder or file without the place where this machine keeps it."""
-    path = Path(project_path(name or ""))
+    path = Path(name or "")
     return path.resolve().name if path.exists() else str(name)
 
 
@@ -135,6 +140,10 @@ def check_arguments(arguments: PredictArguments) -> None:
 def predict(arguments: PredictArguments) -> int:
     """Segments what the arguments name; returns 1 if an image named could not be read."""
     check_arguments(arguments)
+    from scripts.cli.processes import build_accelerator
+    from scripts.data.images import find_images
+    from scripts.models.loading import build_config, build_model, build_processor
+
     images = [] if arguments.dataset_name else find_images(arguments.images)
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)

@@ -1,7 +1,8 @@
 """The Space: a page on which visitors segment images, written as a folder or started on this machine.
 
 `python scripts/space.py --model_name_or_path outputs/demo/model` starts it on http://127.0.0.1:7860; `export_hub.py
---space` writes it ready to push. Its files are `hub_cards/space/` and what `write_space` puts beside them.
+--space` writes it as a folder that can be pushed to the Hub. Its files are those of `hub_cards/space/`, the drawing of
+overlays, and example images.
 """
 
 from __future__ import annotations
@@ -20,17 +21,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
-
-import numpy as np
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from dataclasses import dataclass
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, parse_arguments, project_path, run_command
-from scripts.data.synthetic_shapes import draw_sample
-from scripts.data.synthetic_street import draw_street
-from scripts.storage.atomic import atomic_folder
+from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -46,12 +40,12 @@ GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 
 @dataclass
 class SpaceArguments:
-    """Start the Space on this machine."""
+    """Start the page on which visitors segment images, on this machine."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder of an exported model, or Hub name."}
+    model_name_or_path: str | None = flag(
+        None, "Folder of an exported model, or its name on the Hub (user/name).", action=ReadPath
     )
-    port: int = field(default=7860, metadata={"help": "Port on 127.0.0.1."})
+    port: int = flag(7860, "Port on which the page is served, at 127.0.0.1.")
 
 
 def write_space(output_dir: Path, model_id: str) -> None:
@@ -62,6 +56,12 @@ def write_space(output_dir: Path, model_id: str) -> None:
     Raises:
         UserError: `output_dir` cannot be written.
     """
+    import numpy as np
+
+    from scripts.data.synthetic_shapes import draw_sample
+    from scripts.data.synthetic_street import draw_street
+    from scripts.storage.atomic import atomic_folder
+
     readme = (SPACE / "README.md").read_text(encoding="utf-8")
     # A JSON string is a YAML string, whatever the name holds.
     values = {"title": json.dumps(f"FASeg {Path(model_id).name}"), "model_id": json.dumps(model_id)}
@@ -90,11 +90,14 @@ def checked_model(name: str | None) -> str:
     """
     if not name:
         raise UserError("no model: give --model_name_or_path, a folder or a name on the Hub")
-    path = Path(project_path(name))
+    path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"--model_name_or_path {name}: no config.json there: name an exported model's folder")
         return str(path.resolve())
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(name)
     except HFValidationError as error:

@@ -23,26 +23,29 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from accelerate import DistributedType, PartialState
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.cli.processes import on_main
 from scripts.models.loading import save_model_folder
 from scripts.storage.atomic import DISK_FULL, WRITE_ERRORS, atomic_file, atomic_files, write_failure
-from scripts.training.arguments import TrainArguments, saved_recipe
+from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, saved_recipe
 from scripts.training.checkpointing import checkpoints
 from scripts.training.loop import loop
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, command_to_go_on
-from scripts.training.tracking import check_trackers, finish_trackers, start_trackers
+
+
+if TYPE_CHECKING:
+    from scripts.training.run import Run
 
 
 def announce(run: Run) -> None:
     """Writes the effective recipe beside the checkpoints and prints the run in a table."""
+
     recipe = yaml.safe_dump(saved_recipe(run.arguments), sort_keys=False)
     try:
         with atomic_file(run.output_dir / "recipe.yaml") as file:
@@ -54,6 +57,7 @@ def announce(run: Run) -> None:
 
 def kept_checkpoint(run: Run) -> str:
     """How to go on after a failure."""
+
     kept = checkpoints(run.output_dir)
     return f"; {kept[-1]} is kept: go on with --resume_from_checkpoint latest" if kept else ""
 
@@ -64,6 +68,7 @@ def finish(run: Run, weights: dict[str, Any] | None) -> None:
     Args:
         weights: gathered from all processes where each holds a part; else the model's own are taken.
     """
+
     try:
         # There may have been more shards.
         with atomic_files(run.output_dir, last="config.json", replaced="model*.safetensors*") as folder:
@@ -80,6 +85,11 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
     Raises:
         Stopped: by a signal, after a checkpoint was written.
     """
+    check_arguments(arguments)  # before the imports, which take seconds
+    from accelerate import DistributedType
+
+    from scripts.training.tracking import finish_trackers, start_trackers
+
     run = set_up(arguments)
     on_main(run.accelerator, lambda: announce(run))
     recipe = saved_recipe(arguments)
@@ -103,6 +113,8 @@ def main() -> int:
     try:
         train(parse_arguments(TrainArguments))
     except Stopped as stopped:
+        from accelerate import PartialState
+
         state = PartialState()
         if state.is_main_process:
             print(f"{stopped}; to go on:\n{command_to_go_on(state.num_processes)}", file=sys.stderr)

@@ -18,15 +18,11 @@ from transformers.models.segformer import SegformerForSemanticSegmentation, Segf
 
 import modeling_faseg  # noqa: F401 - registers the models
 from image_processing import FASegImageProcessor
+from scripts.benchmarking.names import FASEG, MASK2FORMER
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 
 
-FASEG = "FASeg"
-MASK2FORMER = "HF Mask2Former"
-# After "FASeg" any of these words: what is done to the model once it is built.
-VARIANT_WORDS = ("fused", "bf16", "fp16", "compiled", "kernels")
-CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
 BACKBONES = {"ResNet-50": "faseg-resnet50-ade20k", "Swin-T": "faseg-swin-tiny-ade20k"}
 
 # `--quick`: everything runs, nothing takes long, no figure means anything.
@@ -75,21 +71,6 @@ class Case:
         """Type of weights and pixel values."""
         words = self.contestant.split()
         return torch.bfloat16 if "bf16" in words else torch.float16 if "fp16" in words else torch.float32
-
-
-def check_contestant(name: str) -> None:
-    """Refuses names that are none of the contestants'.
-
-    Raises:
-        UserError: names it.
-    """
-    first, *words = name.split() or [""]
-    known = name in (MASK2FORMER, *CONTEXT) or (first == FASEG and all(word in VARIANT_WORDS for word in words))
-    if not known:
-        raise UserError(
-            f"--contestants {name!r}: choose {MASK2FORMER!r}, {CONTEXT[0]!r}, {CONTEXT[1]!r} or {FASEG!r} followed by "
-            f"any of {', '.join(VARIANT_WORDS)}"
-        )
 
 
 def faseg_config(case: Case) -> Any:

@@ -10,12 +10,12 @@ from PIL import Image
 
 from scripts.benchmarking.contestants import Case, build_processor
 from scripts.benchmarking.measuring import Clock, Stages
+from scripts.benchmarking.names import EVALUATE
 from scripts.benchmarking.workloads import random_batch
 from scripts.data.sources import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix
 
 
-EVALUATE = "evaluate's algorithm"
 SHORTEST_EDGE = 512  # of the network input, so that the processor has to resize
 
 

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForUniversalSegmentation
 
-from scripts.benchmarking.contestants import FASEG, Case, faseg_config, watched_modules
+from scripts.benchmarking.contestants import Case, faseg_config, watched_modules
 from scripts.benchmarking.measuring import in_child
+from scripts.benchmarking.names import FASEG
 
 
 CORNERS, POINTS, LEVELS = 4, 4, 3  # of a bilinear sample; per head and level; of the deformable encoder

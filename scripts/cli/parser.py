@@ -5,20 +5,33 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import json
+import logging
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import datasets
 import yaml
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
-from transformers import HfArgumentParser
-from transformers.utils import logging
 
 from scripts.cli.errors import UserError
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+else:
+    # A help text or a wrong flag is answered in a moment: this one file of transformers needs nothing of the rest,
+    # whose import takes seconds.
+    _transformers = importlib.util.find_spec("transformers")
+    _spec = importlib.util.spec_from_file_location(
+        "hf_argparser", Path(_transformers.submodule_search_locations[0]) / "hf_argparser.py"
+    )
+    _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+    HfArgumentParser = _module.HfArgumentParser
 
 
 Arguments = TypeVar("Arguments")
@@ -43,8 +56,8 @@ class FlagsHelp(argparse.HelpFormatter):
         text = action.help or ""
         if action.option_strings and action.option_strings[0].startswith("--no_"):
             return f"The opposite of --{action.dest}."
-        default = action.default if action.default not in (None, [], False, argparse.SUPPRESS) else None
-        if default is None or not action.option_strings:
+        default = action.default
+        if default in (None, "", [], argparse.SUPPRESS) or default is False or not action.option_strings:
             return text
         return f"{text} [{' '.join(map(str, default)) if isinstance(default, list) else default}]"
 
@@ -73,6 +86,26 @@ def project_path(name: str) -> str:
     """`name` as it stands if it exists, else the same path below the project, else `name` (a Hub id, perhaps)."""
     below_project = PROJECT_ROOT / name
     return str(below_project) if not Path(name).exists() and below_project.exists() else name
+
+
+class ReadPath(argparse.Action):
+    """The action of a flag that names what is read, one path or several: each is kept as its `project_path`.
+
+    Given to a field of a dataclass: `flag(None, "...", action=ReadPath)`.
+    """
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, list(map(project_path, values)) if self.nargs else project_path(values))
+
+
+def flag(default: Any, help_text: str, **settings: Any) -> Any:
+    """A field of a dataclass that is a flag: its default, what `--help` says, and settings of `add_argument`."""
+    metadata = {"help": help_text, **settings}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
@@ -124,7 +157,7 @@ def parse_arguments(
     Args:
         arguments_class: dataclass whose field `recipe`, if it has one, is also the optional first positional argument.
         argv: command line without the program's name; `sys.argv[1:]` by default.
-        positional: name of a list field -> help text: filled from positional arguments.
+        positional: name of a list field -> help text: filled from positional arguments, which are paths.
     Raises:
         UserError: unknown flag or recipe key, or a value of the wrong type.
     """
@@ -140,7 +173,7 @@ def parse_arguments(
         formatter_class=FlagsHelp,
     )
     for name, help_text in positional.items():
-        parser.add_argument(f"positional_{name}", metavar=name.upper(), nargs="*", help=help_text)
+        parser.add_argument(f"positional_{name}", metavar=name.upper(), nargs="*", type=project_path, help=help_text)
     if takes_recipe:
         parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="the same as --recipe")
     namespace = parser.parse_intermixed_args(argv)
@@ -210,14 +243,29 @@ def check_folder(flag: str, folder: Path) -> None:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and leaves with its exit code; user errors become one line and exit code 2."""
     # Both libraries report a bad checkpoint or file in lines of their own before the one that counts.
-    logging.set_verbosity_error()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    for library, level in (("transformers", "error"), ("datasets", "critical")):
+        os.environ[f"{library.upper()}_VERBOSITY"] = level  # for when it is imported
+        logging.getLogger(library).setLevel(level.upper())  # where it is already
     try:
         sys.exit(main() or 0)
-    except (UserError, StrictDataclassError) as error:
-        ours = error.__cause__ if isinstance(error, StrictDataclassClassValidationError) else None
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(ours or error).split())}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def user_message(error: Exception) -> str | None:
+    """What a user can put right, in one line; None where that is nothing."""
+    if not isinstance(error, UserError):
+        from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
+
+        if not isinstance(error, StrictDataclassError):
+            return None
+        if isinstance(error, StrictDataclassClassValidationError) and error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
+    return " ".join(str(error).split())

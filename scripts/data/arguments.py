@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from scripts.cli.parser import ReadPath, flag
 
 
 @dataclass
 class DatasetArguments:
     """The flags that name a dataset, shared by the commands."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Hub dataset, folder (also of save_to_disk), or parquet file or URL: images, label maps."},
+    dataset_name: str | None = flag(
+        None,
+        "Dataset with a column of images and one of label maps: its name on the Hub, a folder (one written by "
+        "save_to_disk as well), or a parquet file or the URL of one.",
+        action=ReadPath,
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
-    train_images: str | None = field(
-        default=None, metadata={"help": "Folder of training images, in place of --dataset_name."}
+    dataset_config_name: str | None = flag(None, "Name of the dataset's configuration, if it has several.")
+    dataset_revision: str | None = flag(None, "Branch, tag or commit of a dataset on the Hub; by default the newest.")
+    train_images: str | None = flag(
+        None, "Folder of the training images, in place of --dataset_name.", action=ReadPath
     )
-    train_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of images to evaluate on."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their label PNGs, of equal stems."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the label maps, one id per pixel."})
-    do_reduce_labels: bool = field(
-        default=False, metadata={"help": "Label 0 means ignored and the classes start at 1 (ADE20K)."}
+    train_masks: str | None = flag(
+        None,
+        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
+        action=ReadPath,
     )
-    streaming: bool = field(default=True, metadata={"help": "Stream instead of downloading and converting first."})
-    id2label: str | None = field(
-        default=None,
-        metadata={"help": 'JSON file {"0": "name", ...}; else id2label.json beside the data, else ClassLabel.'},
+    eval_images: str | None = flag(
+        None, "Folder of the images to evaluate on, in place of --dataset_name.", action=ReadPath
     )
-    class_map: str | None = field(
-        default=None, metadata={"help": "YAML file that merges, renames and ignores classes: road: [road, lane]"}
+    eval_masks: str | None = flag(
+        None, "Folder of the label maps to evaluate on, named as their images are.", action=ReadPath
     )
-    max_bad_samples: int | None = field(
-        default=None, metadata={"help": "Unreadable samples to skip before stopping; by default 1%% of the samples."}
+    image_column_name: str = flag("image", "Column of the dataset that holds the images.")
+    label_column_name: str = flag("label", "Column of the dataset that holds the label maps, one class id per pixel.")
+    do_reduce_labels: bool = flag(
+        False, "Ignore label 0 and count the classes from label 1 on, as ADE20K's label maps need it."
+    )
+    streaming: bool = flag(True, "Stream instead of downloading and converting the whole dataset first.")
+    id2label: str | None = flag(
+        None,
+        'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
+        "data, or the names that the dataset itself holds.",
+        action=ReadPath,
+    )
+    class_map: str | None = flag(
+        None, "YAML file that merges, renames or ignores classes, a line for each: road: [road, lane]", action=ReadPath
+    )
+    max_bad_samples: int | None = flag(
+        None, "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."
     )

@@ -13,17 +13,8 @@ from scripts.error_report.counts import CalibrationCounts, DistanceCounts, size_
 from scripts.error_report.images import ImageRanking
 from scripts.error_report.page import Findings, report_html
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.inference.predictors import SOFTMAX_MODELS
+from scripts.models.families import family_of
 from scripts.storage.atomic import atomic_file
-
-
-DEFAULT_FOLDER = "outputs/report"
-
-
-def report_file(name: str) -> Path:
-    """The page that `--report` means: itself if it ends in .html, else in the folder of that name."""
-    path = Path(name)
-    return path if path.suffix.lower() in (".html", ".htm") else path / "report.html"
 
 
 class ErrorReport:
@@ -64,7 +55,7 @@ class ErrorReport:
             distances=self.distances.totals,
             sizes=size_groups(self.sizes),
             calibration=self.calibration.scores(),
-            softmax=config.model_type in SOFTMAX_MODELS,
+            softmax=family_of(config).softmax_scores,
             worst=worst,
             best=best,
         )

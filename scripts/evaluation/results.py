@@ -12,9 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.storage.atomic import atomic_file
 from scripts.storage.digests import sha256
@@ -39,6 +36,9 @@ def weights_sha256(name: str) -> str | None:
     """
     folder = Path(name)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # most figures are of a folder, and this takes a second
+        from huggingface_hub.errors import HFValidationError
+
         try:
             folder = Path(snapshot_download(name, allow_patterns="*.safetensors", local_files_only=True))
         except (HFValidationError, OSError):  # neither a folder nor in the cache

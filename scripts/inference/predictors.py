@@ -15,10 +15,8 @@ from image_processing.post_processing import resize
 from image_processing.preprocessing import network_size
 from scripts.inference.confidence import confidence_of, labels_and_confidence
 from scripts.inference.sliding_window import Windows
+from scripts.models.families import family_of
 
-
-# Models whose class scores, averaged over windows as they are, become probabilities before sizes are averaged.
-SOFTMAX_MODELS = ("qlseg", "semask")
 
 # ---- from an image to class scores ---------------------------------------------------------------------------------
 
@@ -49,7 +47,7 @@ def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], targe
 
 def comparable_scores(model: Any, scores: Tensor) -> Tensor:
     """Class scores `(K, H, W)` as multi-scale evaluation averages them: of some models their softmax."""
-    return scores.softmax(dim=0) if model.config.model_type in SOFTMAX_MODELS else scores
+    return scores.softmax(dim=0) if family_of(model.config).softmax_scores else scores
 
 
 def semantic_labels(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]) -> Tensor:
@@ -159,7 +157,7 @@ class SingleScale:
         """The same label map, and its confidence, see `confidence.py`."""
         if self.windows is None:
             inputs = processed_inputs(self.processor, image, self.device)
-            size, softmax = (image.height, image.width), self.model.config.model_type in SOFTMAX_MODELS
+            size, softmax = (image.height, image.width), family_of(self.model.config).softmax_scores
             labels, confidence = labels_and_confidence(self.model, self.processor, inputs, size, softmax)
             return label_array(labels), confidence.cpu().numpy()
         scores = self.scores_through_windows(image, self.windows)
@@ -209,6 +207,3 @@ class MultiScale:
         return multi_scale_scores(
             self.model, self.processor, image, size, self.edges, device=self.device, windows=self.windows
         )
-
-
-# ---- from a split to counts -----------------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-from torch import Tensor
 
-from modeling_faseg.windows_qlseg import window_starts
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Windows:
         Args:
             scores_of: crop -> its `(K, h, w)` scores; called on one crop at a time.
         """
+        # The protocols of benchmarks name their windows, and --help names the protocols: it must not wait for torch.
+        import torch
+
+        from modeling_faseg.windows_qlseg import window_starts
+
         total = torch.zeros(())
         for top in window_starts(image.height, self.crop, self.stride):
             for left in window_starts(image.width, self.crop, self.stride):

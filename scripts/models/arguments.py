@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from scripts.cli.parser import ReadPath, flag
 
 
 @dataclass
 class ModelArguments:
     """The flags that name a model, shared by the commands."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint folder or Hub id."})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a config.json: its architecture, new weights."}
+    model_name_or_path: str | None = flag(
+        None, "Folder of the checkpoint, or its name on the Hub (user/name).", action=ReadPath
     )
-    model_type: str = field(default="faseg", metadata={"help": "Configuration used when neither of the two is given."})
-    config_overrides: list[str] = field(
-        default_factory=list,
-        metadata={"help": "key=value of any configuration field; dots reach into it.", "action": "extend"},
+    config_name: str | None = flag(
+        None,
+        "Folder or name on the Hub of a config.json: a model of this architecture, with new weights.",
+        action=ReadPath,
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    model_type: str = flag(
+        "faseg",
+        "Type of the model that is built, with its default configuration, where neither --model_name_or_path nor "
+        "--config_name is given: faseg, semask or qlseg.",
+    )
+    config_overrides: list[str] = flag(
+        [],
+        "Fields of the configuration to change, as key=value; a dot reaches into a nested configuration: "
+        "num_queries=50 backbone_config.depths=[2,2,2,2].",
+        action="extend",
+    )
+    trust_remote_code: bool = flag(False, "Allow the Python code that comes with the checkpoint to run.")

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.models.parameter_names import ConversionError, Source, official_source
 
 
@@ -51,7 +50,7 @@ def weight_files(name: str) -> list[Path]:
     Raises:
         UserError: there are none, or the Hub is out of reach.
     """
-    path = Path(project_path(name))
+    path = Path(name)
     if path.is_file():
         return [path]
     if path.is_dir():

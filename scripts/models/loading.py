@@ -22,8 +22,9 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - registers the models
 from scripts.cli.errors import UserError
-from scripts.cli.parser import parse_overrides, project_path
+from scripts.cli.parser import parse_overrides
 from scripts.models.arguments import ModelArguments
+from scripts.models.families import family_of
 
 
 # What changes with the classes.
@@ -43,7 +44,7 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
     name = arguments.model_name_or_path or arguments.config_name
     if name:
         try:
-            base = AutoConfig.from_pretrained(project_path(name), trust_remote_code=arguments.trust_remote_code)
+            base = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             flag = "--model_name_or_path" if arguments.model_name_or_path else "--config_name"
             raise UserError(f"{flag} {name}: {error}") from error
@@ -105,7 +106,7 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
             return AutoModelForUniversalSegmentation.from_config(config)
         except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise UserError(f"model: {error}") from error
-    name = project_path(arguments.model_name_or_path)
+    name = arguments.model_name_or_path
     try:
         model, info = AutoModelForUniversalSegmentation.from_pretrained(
             name,
@@ -162,14 +163,11 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
     name = arguments.model_name_or_path or arguments.config_name
     if name:
         try:
-            return AutoImageProcessor.from_pretrained(
-                project_path(name), trust_remote_code=arguments.trust_remote_code, **settings
-            )
+            return AutoImageProcessor.from_pretrained(name, trust_remote_code=arguments.trust_remote_code, **settings)
         except (OSError, ValueError) as error:
             if arguments.model_name_or_path:
                 raise UserError(f"--model_name_or_path {name}: no image processor: {error}") from error
-    if config.model_type == "semask":  # takes any size, and the reference adds no padding
-        settings.setdefault("size_divisor", 0)
+    settings = {**family_of(config).processor, **settings}
     processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
     return processor_classes["torchvision"](task=getattr(config, "task", "semantic"), **settings)
 

@@ -9,15 +9,6 @@ from torch import Tensor
 from scripts.models.parameter_names import ConversionError, Source, listed, same_size, take_tensors
 
 
-# Google Drive asks before it gives out files of this size, and Baidu wants an account: they are fetched by hand.
-RELEASED_PAGES = {
-    "qlseg-vit-base-ade20k": "https://drive.google.com/file/d/1-KjATwROIYVhYLg36Phd_n_-LsJXyg_N/view",
-    "qlseg-vit-large-ade20k-640": "https://drive.google.com/file/d/1WI8UdcuJyHOdLLq_Ylh7hUMifm8B_21F/view",
-    "qlseg-vit-large-coco-stuff10k": "https://pan.baidu.com/s/1IDYFNfko-UPwaAPRykRtlQ?pwd=u2jl",
-    "qlseg-vit-large-pascal-context59": "https://pan.baidu.com/s/1IDYFNfko-UPwaAPRykRtlQ?pwd=u2jl",
-    "qlseg-vit-large-pascal-context60": "https://pan.baidu.com/s/1IDYFNfko-UPwaAPRykRtlQ?pwd=u2jl",
-}
-
 # This project's name -> the official one; a rule replaces the start of a name. `{\1+1}` is computed: the official
 # names count levels and fusions from 1.
 _BLOCK = r"model\.backbone\.blocks\.(\d+)\."

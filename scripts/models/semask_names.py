@@ -10,23 +10,6 @@ from scripts.models.parameter_names import ConversionError, Source, listed, same
 from scripts.models.parameter_names import official_source as swin_source
 
 
-# Google Drive asks before it gives out files of this size: they are fetched by hand.
-_DRIVE = "https://drive.google.com/file/d/"
-RELEASED_PAGES = {
-    "semask-fpn-tiny-ade20k": "https://github.com/Picsart-AI-Research/SeMask-Segmentation",  # "TBD" in its table
-    "semask-fpn-small-ade20k": _DRIVE + "1QhDG4SyGFtWL5kP9BbBoyPqTuFu7fH_y",
-    "semask-fpn-base-ade20k": _DRIVE + "1PXCEhrrUy5TJC4dUp7YDQvaapnMzGT6C",
-    "semask-fpn-large-ade20k": _DRIVE + "1u5flfAQCiQJbMZbZPIlGUGTYBz9Ca7rE",
-    "semask-fpn-tiny-cityscapes": _DRIVE + "1_JBOJQSUVes-CWs075XyPnuNfG5psELr",
-    "semask-fpn-small-cityscapes": _DRIVE + "1WyT207dZmdwETBUR6aeiqOVfQdUIV_fN",
-    "semask-fpn-base-cityscapes": _DRIVE + "1-LzVB6XzD7IR0zzE5qmE0EM4ZTv429b4",
-    "semask-fpn-large-cityscapes": _DRIVE + "1R9DDCmucQ_a_6ZkMGufEZCzJ-_qVMqCB",
-    "semask-fpn-tiny-coco-stuff10k": _DRIVE + "1qhXsJ8H64JPI_DW7CNzhxpHSEG2sKaIl",
-    "semask-fpn-small-coco-stuff10k": _DRIVE + "1ddXSMQu5ClkbLNMyQdyT0ATaOr86vIkL",
-    "semask-fpn-base-coco-stuff10k": _DRIVE + "1pGWI7U9bZJoe4ZaDx7ktWELx-uVN7rL0",
-    "semask-fpn-large-coco-stuff10k": _DRIVE + "1F6B9x9pX-SYEth7hdtxeNUeQ3XncOH7G",
-}
-
 _SEMANTIC_LAYER = r"backbone\.encoder\.layers\.(\d+)\.semantic_layer\."
 _SEMANTIC_BLOCK = _SEMANTIC_LAYER + r"blocks\.(\d+)\."
 _RULES = (
@@ -78,14 +61,6 @@ def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Te
     with torch.device("meta"):
         expected = SeMaskForSemanticSegmentation(config).state_dict()
     return take_tensors(official, expected, {name: official_source(name) for name in expected})
-
-
-def convert_backbone(official: dict[str, Tensor], backbone: Any) -> dict[str, Tensor]:
-    """State dict of a `SeMaskSwinBackbone` of official names without the prefix `backbone.`, as SeMask's copy of
-    Mask2Former has them."""
-    expected = backbone.state_dict()
-    sources = {name: official_source(f"backbone.{name}") for name in expected}
-    return take_tensors({f"backbone.{name}": value for name, value in official.items()}, expected, sources)
 
 
 def _refuse_other_models(official: dict[str, Tensor]) -> None:

@@ -6,14 +6,17 @@ import json
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.papers import paper_of
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
 
 
 HUB_CARDS = PROJECT_ROOT / "hub_cards"
@@ -200,6 +203,8 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
 
 def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
     """The figures as the Hub's `model-index` holds them; one that was not measured is left out."""
+    from huggingface_hub import EvalResult
+
     revision = results.get("dataset_revision") or {}
     return [
         EvalResult(
@@ -290,6 +295,8 @@ def model_card(
         samples: `image`, `input` and `caption` of each sample image.
         files: names beside the card, which it refers to.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     published, paper = published_figures(model_id), paper_of(model_type)
     data = ModelCardData(
         license=facts.license,

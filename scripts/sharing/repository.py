@@ -20,6 +20,7 @@ from scripts.drawing.sheets import side_by_side
 from scripts.drawing.visualization import model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
+from scripts.models.families import family_of
 from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import repository_files, write_scrubbed_recipe
@@ -167,7 +168,7 @@ def fill(export: Export, folder: Path) -> ModelCard:
     samples = write_samples(export, folder)
     backbone = getattr(export.model.config, "backbone_config", None)
     files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    timm = getattr(backbone, "model_type", "") == "timm_backbone" or export.model.config.model_type == "qlseg"
+    timm = getattr(backbone, "model_type", "") == "timm_backbone" or family_of(export.model.config).needs_timm
     card = model_card(
         export.model_id,
         export.repo_id,

@@ -2,104 +2,142 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import check_at_least, check_folder, project_path, shipped_recipes
+from scripts.cli.parser import (
+    ReadPath,
+    check_at_least,
+    check_folder,
+    flag,
+    shipped_recipes,
+)
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
-from scripts.training.optimization import SCHEDULES
-from scripts.training.tracking import check_trackers
+
+
+# The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step.
+SCHEDULES = (
+    "poly",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+)
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass
 class TrainArguments(ModelArguments, DatasetArguments):
-    """Train a segmentation model on a streamed dataset; a YAML recipe gives defaults, flags win."""
+    """Train a segmentation model on a streamed dataset. A YAML recipe may give the values of flags; flags on the
+    command line win."""
 
-    recipe: str | None = field(
-        default=None, metadata={"help": f"YAML file, or one of {', '.join(shipped_recipes())}."}
-    )
-    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints, log and model go."})
-    train_split_name: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split_name: str = field(default="validation", metadata={"help": "Split of --eval_steps."})
-    backbone_weights: str | None = field(
-        default=None,
-        metadata={"help": "Pretrained backbone: safetensors file, folder, or Hub id such as microsoft/resnet-50."},
-    )
-
-    crop_height: int = field(default=512, metadata={"help": "Height of the training crops."})
-    crop_width: int = field(default=512, metadata={"help": "Width of the training crops."})
-    crop_max_class_share: float = field(
-        default=1.0,
-        metadata={"help": "Draw a crop anew, up to ten times, while one class covers this share of it; 1: never."},
-    )
-    shortest_edges: list[int] | None = field(
-        default=None,
-        metadata={"help": "Shorter sides to choose from; by default 0.5 to 2 times the crop's in 16 steps."},
-    )
-    longest_edge: int | None = field(default=None, metadata={"help": "Bound of the longer side; by default 4 crops."})
-    scale_range: list[float] | None = field(
-        default=None, metadata={"help": "LOW HIGH: factor on the image's own size, in place of --shortest_edges."}
-    )
-    color_jitter: bool = field(default=True, metadata={"help": "SSD's colour distortion."})
-    eval_shortest_edge: int | None = field(
-        default=None, metadata={"help": "Shorter side at evaluation; by default the crop's shorter side."}
-    )
-    eval_longest_edge: int | None = field(
-        default=None, metadata={"help": "Bound of the longer side at evaluation; by default 4 times the shorter."}
+    recipe: str | None = flag(None, f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}.")
+    output_dir: str | None = flag(None, "Folder that gets the checkpoints, the log and the trained model.")
+    train_split_name: str = flag("train", "Split of the dataset that is trained on.")
+    eval_split_name: str = flag("validation", "Split of the dataset that --eval_steps evaluates on.")
+    backbone_weights: str | None = flag(
+        None,
+        "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
+        "microsoft/resnet-50.",
+        action=ReadPath,
     )
 
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Batch per process and micro step."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro steps per optimiser step."})
-    total_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Batch over processes and micro steps: sets --gradient_accumulation_steps."}
+    crop_height: int = flag(512, "Height of the training crops in pixels.")
+    crop_width: int = flag(512, "Width of the training crops in pixels.")
+    crop_max_class_share: float = flag(
+        1.0,
+        "Largest share of a crop that one class may cover: otherwise another crop is drawn, up to ten times. 1 "
+        "accepts every crop.",
     )
-    num_train_epochs: int | None = field(
-        default=None, metadata={"help": "Passes over the split, if its size is known."}
+    shortest_edges: list[int] | None = flag(
+        None,
+        "Lengths in pixels to which the shorter side of an image is resized, one drawn at random; by default 16 "
+        "lengths from 0.5 to 2 times the crop's shorter side.",
     )
-    max_train_steps: int | None = field(default=None, metadata={"help": "Optimiser steps; wins over epochs."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of the head."})
-    backbone_lr_multiplier: float = field(default=0.1, metadata={"help": "Times this for the backbone."})
-    freeze_backbone: bool = field(
-        default=False, metadata={"help": "Do not train the backbone; its batch norms keep their statistics."}
+    longest_edge: int | None = flag(
+        None, "Most pixels that the longer side of a resized image may have; by default 4 times the crop's."
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Not of norms, embeddings and position tables."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "Second beta of AdamW."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
-    max_grad_norm: float = field(default=0.01, metadata={"help": "L2 norm that gradients are clipped to; 0 for none."})
-    lr_scheduler_type: str = field(default="poly", metadata={"help": "poly, or a name of transformers.get_scheduler."})
-    lr_power: float = field(default=0.9, metadata={"help": "Power of the poly schedule."})
-    num_warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up."})
-    mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; else accelerate's setting."}
+    scale_range: list[float] | None = flag(
+        None,
+        "Two factors, LOW HIGH, between which the one that an image's own size is multiplied by is drawn, in "
+        "place of --shortest_edges: 0.5 2.0.",
     )
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Evaluate and save a moving average of the weights, of this decay per step."}
+    color_jitter: bool = flag(
+        True, "Change brightness, contrast, saturation and hue of the training images at random."
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations twice instead of keeping them."}
+    eval_shortest_edge: int | None = flag(
+        None, "Pixels of an image's shorter side at evaluation; by default the shorter side of the crop."
     )
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the network, without the loss."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation and loss points."})
+    eval_longest_edge: int | None = flag(
+        None, "Most pixels of an image's longer side at evaluation; by default 4 times the shorter side."
+    )
 
-    shuffle_buffer_size: int = field(default=512, metadata={"help": "Rows that the stream is shuffled within."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that decode and augment."})
-    logging_steps: int = field(default=10, metadata={"help": "Steps between lines of train_log.jsonl."})
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "Trackers, several if you like: trackio, tensorboard, wandb; none."},
+    per_device_train_batch_size: int = flag(8, "Images that one process takes at a time (a micro batch).")
+    gradient_accumulation_steps: int = flag(1, "Micro batches whose gradients make up one step of the optimiser.")
+    total_train_batch_size: int | None = flag(
+        None, "Images per step over all processes and micro batches; sets --gradient_accumulation_steps to fit."
     )
-    num_tracked_images: int | None = field(
-        default=None,
-        metadata={"help": "Validation images drawn at each evaluation; by default 4 with a tracker, else 0."},
+    num_train_epochs: int | None = flag(None, "How often the whole split is passed through, if its size is known.")
+    max_train_steps: int | None = flag(
+        None, "How many steps of the optimiser are trained; takes the place of --num_train_epochs."
     )
-    eval_steps: int | None = field(default=None, metadata={"help": "Steps between evaluations; none by default."})
-    checkpointing_steps: int | None = field(default=None, metadata={"help": "Steps between checkpoints."})
-    checkpoints_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints that are kept."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'latest' or a checkpoint's folder."})
+    learning_rate: float = flag(1e-4, "Learning rate of the head at its highest.")
+    backbone_lr_multiplier: float = flag(0.1, "Multiplier of the backbone's learning rate.")
+    freeze_backbone: bool = flag(False, "Leave the backbone as it is, the statistics of its batch norms included.")
+    weight_decay: float = flag(0.05, "Weight decay of AdamW; norms, embeddings and position tables have none.")
+    adam_beta1: float = flag(0.9, "First beta of AdamW.")
+    adam_beta2: float = flag(0.999, "Second beta of AdamW.")
+    adam_epsilon: float = flag(1e-8, "Epsilon of AdamW.")
+    max_grad_norm: float = flag(0.01, "L2 norm to which all gradients together are clipped; 0 clips nothing.")
+    lr_scheduler_type: str = flag("poly", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
+    lr_power: float = flag(0.9, "Exponent of the poly schedule, (1 - step / steps) to this power.")
+    num_warmup_steps: int = flag(0, "Steps over which the learning rate grows from zero at the start.")
+    mixed_precision: str | None = flag(
+        None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
+    )
+    ema_decay: float | None = flag(
+        None,
+        "Evaluate and save an exponential moving average of the weights in their place, with this decay per step: "
+        "0.999.",
+    )
+    gradient_checkpointing: bool = flag(
+        False, "Save memory: compute activations again in the backward pass instead of keeping them."
+    )
+    torch_compile: bool = flag(False, "Compile the network, without the loss, by torch.compile.")
+    seed: int = flag(0, "Seed of initial weights, order of samples, augmentation and the points of the loss.")
+
+    shuffle_buffer_size: int = flag(512, "Samples of the stream among which the next one is drawn at random.")
+    dataloader_num_workers: int = flag(1, "Processes that decode and augment images beside each training process.")
+    logging_steps: int = flag(10, "Steps between two lines of train_log.jsonl.")
+    report_to: list[str] = flag(
+        ["none"], f"Trackers that show the run, one or several: {', '.join(TRACKERS)}; or none."
+    )
+    num_tracked_images: int | None = flag(
+        None,
+        "Validation images that are drawn with their predictions at each evaluation; by default 4 with a tracker, "
+        "else 0.",
+    )
+    eval_steps: int | None = flag(None, "Steps between two evaluations; without it the model is not evaluated.")
+    checkpointing_steps: int | None = flag(
+        None, "Steps between two checkpoints; without it none is written on the way."
+    )
+    checkpoints_total_limit: int | None = flag(2, "How many checkpoints are kept, the newest ones.")
+    resume_from_checkpoint: str | None = flag(
+        None, "Checkpoint to go on from: its folder, or 'latest' for the newest in --output_dir."
+    )
 
 
 def check_arguments(arguments: TrainArguments) -> None:
@@ -136,6 +174,24 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(f"--seed {arguments.seed}: give less than {2**31}")
     if arguments.lr_scheduler_type not in SCHEDULES:
         raise UserError(f"--lr_scheduler_type {arguments.lr_scheduler_type!r}: give one of {', '.join(SCHEDULES)}")
+
+
+def check_trackers(report_to: Sequence[str]) -> list[str]:
+    """The trackers of `--report_to`, without `none` and repetitions.
+
+    Raises:
+        UserError: one that is unknown, or whose package is not installed.
+    """
+    names = [name for name in dict.fromkeys(report_to) if name != "none"]
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"give {', '.join(TRACKERS)} or none"
+            raise UserError(f"--report_to {name}: unknown tracker: {hint}")
+        package = importlib.util.find_spec(name)
+        if package is None or package.origin is None:  # a folder of that name, which wandb leaves, is no package
+            raise UserError(f"--report_to {name}: not installed: pip install {name}")
+    return names
 
 
 def with_batch_sizes(arguments: TrainArguments, num_processes: int) -> TrainArguments:
@@ -178,16 +234,7 @@ def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
     """What is kept beside the model: the settings without this machine's folders."""
     places = ("output_dir", "recipe", "resume_from_checkpoint")
     recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
-    folders = ("train_images", "train_masks", "eval_images", "eval_masks")
-    for key in (
-        "backbone_weights",
-        "class_map",
-        "config_name",
-        "dataset_name",
-        "id2label",
-        "model_name_or_path",
-        *folders,
-    ):
-        if key in recipe and Path(project_path(recipe[key])).exists():
-            recipe[key] = Path(recipe[key]).resolve().name
+    for each in fields(arguments):
+        if each.name in recipe and each.metadata.get("action") is ReadPath and Path(recipe[each.name]).exists():
+            recipe[each.name] = Path(recipe[each.name]).resolve().name
     return recipe

@@ -10,7 +10,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import project_path
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.storage.digests import sha256
 from scripts.training.arguments import TrainArguments
@@ -69,8 +68,8 @@ def training_settings(
         arguments: with the batch sizes that are in use.
     """
     flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in FREE}
-    if arguments.class_map and Path(project_path(arguments.class_map)).is_file():
-        flags["--class_map"] = sha256(Path(project_path(arguments.class_map)))
+    if arguments.class_map and Path(arguments.class_map).is_file():
+        flags["--class_map"] = sha256(Path(arguments.class_map))
     flags["--max_train_steps"] = max_steps
     flags["--mixed_precision"] = accelerator.mixed_precision
     model = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from scripts.cli.errors import UserError
+from scripts.models.families import family_of
 
 
 NORM_LAYERS = (
@@ -21,9 +22,6 @@ NORM_LAYERS = (
     nn.RMSNorm,
 )
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
-ALL_HEAD_DECAYS = ("qlseg", "semask")
-# "reduce_lr_on_plateau" needs a figure at every step.
-SCHEDULES = ("poly", *(kind.value for kind in SchedulerType if kind != SchedulerType.REDUCE_ON_PLATEAU))
 
 
 def build_parameter_groups(
@@ -33,7 +31,7 @@ def build_parameter_groups(
 
     Norms, `nn.Embedding`s (queries and level embedding of the transformer decoder) and position tables do not decay;
     biases and the pixel decoder's level embedding, a bare parameter, do. Frozen parameters are left out.
-    Of a model whose configuration's type is in `ALL_HEAD_DECAYS` all else decays, the head's norms included.
+    Of a family whose `whole_head_decays` the head's norms decay too.
 
     Returns:
         Groups for `torch.optim.AdamW` with `params`, `lr`, `weight_decay`, `name` and `parameter_names`; empty ones
@@ -44,7 +42,7 @@ def build_parameter_groups(
         for suffix, decay in (("", weight_decay), ("_no_decay", 0.0)):
             name = part + suffix
             groups[name] = {"name": name, "params": [], "parameter_names": [], "lr": rate, "weight_decay": decay}
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    whole_head_decays = family_of(getattr(model, "config", None)).whole_head_decays
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -54,7 +52,7 @@ def build_parameter_groups(
             full_name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             part = "backbone" if "backbone" in full_name.split(".") else "head"
             spared = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or parameter_name in POSITION_TABLES
-            if model_type in ALL_HEAD_DECAYS:
+            if whole_head_decays:
                 spared = spared and part == "backbone"
             group = groups[part + ("_no_decay" if spared else "")]
             group["params"].append(parameter)

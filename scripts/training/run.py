@@ -24,13 +24,13 @@ from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamp
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.storage.atomic import recover
-from scripts.training.arguments import TrainArguments, check_arguments, planned_steps, with_batch_sizes
+from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
 from scripts.training.averaging import average_of
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import build_parameter_groups, build_scheduler
-from scripts.training.tracking import TrackedImages, check_trackers
+from scripts.training.tracking import TrackedImages
 
 
 NUM_TRACKED_IMAGES = 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,26 +25,7 @@ from scripts.inference.predictors import SingleScale
 from scripts.storage.atomic import atomic_file
 
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
 PROJECT = "faseg"
-
-
-def check_trackers(report_to: Sequence[str]) -> list[str]:
-    """The trackers of `--report_to`, without `none` and repetitions.
-
-    Raises:
-        UserError: one that is unknown, or whose package is not installed.
-    """
-    names = [name for name in dict.fromkeys(report_to) if name != "none"]
-    for name in names:
-        if name not in TRACKERS:
-            close = difflib.get_close_matches(name, TRACKERS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"give {', '.join(TRACKERS)} or none"
-            raise UserError(f"--report_to {name}: unknown tracker: {hint}")
-        package = importlib.util.find_spec(name)
-        if package is None or package.origin is None:  # a folder of that name, which wandb leaves, is no package
-            raise UserError(f"--report_to {name}: not installed: pip install {name}")
-    return names
 
 
 def start_trackers(

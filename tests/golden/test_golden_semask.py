@@ -20,9 +20,10 @@ from configuration import SeMaskConfig, SeMaskSwinConfig
 from image_processing import FASegImageProcessor
 from modeling_faseg import SeMaskForSemanticSegmentation, SeMaskSwinBackbone
 from modeling_faseg.loss_semask import resized, semantic_map_loss, sum_semantic_maps
+from modeling_faseg.windows_qlseg import window_starts
 from scripts.inference.predictors import comparable_scores
-from scripts.inference.sliding_window import window_starts
-from scripts.models.semask_names import convert_backbone, convert_state_dict, official_source
+from scripts.models.semask_names import convert_state_dict, official_source
+from semask_backbones import convert_backbone
 
 
 pytestmark = pytest.mark.golden

@@ -9,9 +9,10 @@ from transformers import AutoConfig, AutoImageProcessor
 from modeling_faseg import QLSegForSemanticSegmentation
 from scripts.cli.parser import parse_arguments
 from scripts.convert_checkpoint import HUB_CARDS
+from scripts.models.families import FAMILIES
 from scripts.models.loading import build_config
 from scripts.models.parameter_names import ConversionError
-from scripts.models.qlseg_names import RELEASED_PAGES, convert_state_dict, official_parameter_names
+from scripts.models.qlseg_names import convert_state_dict, official_parameter_names
 from scripts.training.arguments import TrainArguments, check_arguments
 from scripts.training.optimization import build_parameter_groups
 
@@ -52,7 +53,7 @@ def official_tensors(keys):
 
 def test_every_released_model_has_a_card():
     found = {file.parent.name for file in HUB_CARDS.glob("qlseg-*/config.json")}
-    assert set(RELEASED) == set(RELEASED_PAGES) == found
+    assert set(RELEASED) == set(FAMILIES["qlseg"].released_pages) == found
 
 
 def test_parameters_and_names(released, shared):

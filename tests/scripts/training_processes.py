@@ -28,7 +28,12 @@ from scripts.train import TrainArguments, train
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["scripts.train", "scripts.eval", "scripts.predict", "pytest"])
+# The commands, and what they import once their flags are checked.
+SERVER.set_forkserver_preload(
+    ["scripts.train", "scripts.training.loop", "scripts.training.run", "scripts.training.tracking", "scripts.eval"]
+    + ["scripts.error_report.report", "scripts.evaluation.lens", "scripts.evaluation.label_ids"]
+    + ["scripts.predict", "scripts.inference.stream", "pytest"]
+)
 TIMED = ("images_per_second", "data_wait_seconds", "data_wait_share", "peak_memory_gib")
 # Logs, evaluations and checkpoints fall on different steps; samples are dropped, averaged and accumulated.
 FLAGS = [

@@ -1,12 +1,24 @@
 """Recipes and flags: who wins, and what is refused."""
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
+from transformers import SchedulerType
 
+from scripts.benchmarking import startup
 from scripts.cli.errors import UserError
-from scripts.cli.parser import parse_arguments, parse_overrides, run_command, shipped_recipes
-from scripts.training.arguments import TrainArguments
+from scripts.cli.parser import (
+    PROJECT_ROOT,
+    ReadPath,
+    parse_arguments,
+    parse_overrides,
+    run_command,
+    shipped_recipes,
+)
+from scripts.training.arguments import SCHEDULES, TrainArguments
 
 
 @dataclass
@@ -91,10 +103,10 @@ def test_help_is_one_line_per_flag_with_its_default_and_the_recipes(capsys):
     assert left.value.code == 0 and max(map(len, out.splitlines())) <= 112
     assert out.startswith("usage: ") and "[RECIPE] [--flag value ...]\n" in out
     for line in (
-        "--crop_height N Height of the training crops. [512]",
+        "--crop_height N Height of the training crops in pixels. [512]",
         "--streaming Stream instead",
         "--no_streaming The opposite of --streaming.",
-        "--report_to TEXT ... Trackers",
+        "--report_to TEXT ... Trackers that show the run",
         "by default 1% of the samples.",
     ):
         assert line in " ".join(out.split()), line
@@ -119,3 +131,63 @@ def test_exit_code_of_a_command():
     with pytest.raises(SystemExit) as left:
         run_command(lambda: 1)
     assert left.value.code == 1
+
+
+# ---- paths
+
+
+@dataclass
+class Paths:
+    """For the tests."""
+
+    recipe: str | None = None
+    dataset_name: str | None = field(default=None, metadata={"action": ReadPath})
+    images: list[str] = field(default_factory=list, metadata={"action": ReadPath})
+    output_dir: str | None = None
+
+
+def test_paths_to_read_are_found_below_the_project_too(tmp_path, monkeypatch):
+    """Where the working directory has none such; names of nothing, on the Hub for instance, stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    flags = ["--dataset_name", "docs", "--images", "README.md", "LICENSE", "user/name", "--output_dir", "docs"]
+    arguments = parse_arguments(Paths, flags)
+    assert arguments.dataset_name == str(PROJECT_ROOT / "docs") and arguments.output_dir == "docs"
+    assert arguments.images == ["README.md", str(PROJECT_ROOT / "LICENSE"), "user/name"]
+    assert parse_arguments(Paths, ["LICENSE"], images="images").images == [str(PROJECT_ROOT / "LICENSE")]
+    (tmp_path / "recipe.yaml").write_text("dataset_name: docs\nimages: [LICENSE, docs]\n")
+    arguments = parse_arguments(Paths, ["recipe.yaml"])
+    assert arguments.dataset_name == str(PROJECT_ROOT / "docs")
+    assert arguments.images == [str(PROJECT_ROOT / "LICENSE"), str(PROJECT_ROOT / "docs")]
+
+
+# ---- start-up
+
+
+def test_commands_import_nothing_heavy_before_their_flags_are_checked():
+    """`scripts/benchmark.py --startup` measures what this keeps low."""
+    names = [f"scripts.{name.removesuffix('.py')}" for name in startup.command_files()]
+    assert "scripts.train" in names and len(names) >= 14
+    heavy = ("torch", "transformers", "datasets", "huggingface_hub", "numpy", "PIL", "accelerate")
+    program = (
+        f"import importlib, json, sys\nfound = {{}}\nfor name in {names}:\n    importlib.import_module(name)\n"
+        f"    found[name] = [library for library in {heavy} if library in sys.modules]\n    if found[name]: break\n"
+        "print(json.dumps(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT_ROOT, check=True
+    )
+    found = json.loads(done.stdout)
+    assert list(found) == names and not any(found.values()), found
+
+
+def test_startup_table_has_a_row_per_command(monkeypatch):
+    monkeypatch.setattr(startup, "cpu_seconds", lambda name, flags: 0.25)
+    table = startup.startup_table().splitlines()
+    assert [line.split()[0] for line in table[1:]] == startup.command_files()
+    assert all(line.split()[1:] == ["0.25", "0.25"] for line in table[1:])
+
+
+def test_schedules_are_those_of_transformers():
+    """Named apart from it, so that a wrong name is answered before its import."""
+    assert set(SCHEDULES) == {"poly", *(kind.value for kind in SchedulerType)} - {"reduce_lr_on_plateau"}

@@ -31,8 +31,7 @@ from scripts.error_report.counts import (
     size_groups,
 )
 from scripts.error_report.images import WRONG_COLOUR, ImageRanking, error_map
-from scripts.error_report.report import DEFAULT_FOLDER, report_file
-from scripts.eval import EvaluateArguments, build_predictor
+from scripts.eval import DEFAULT_REPORT, EvaluateArguments, build_predictor, report_file
 from scripts.evaluation.protocols import EvaluationSizes
 from scripts.evaluation.segment_size import SegmentSizeCounts
 from scripts.inference.confidence import confidence_of, labels_and_confidence
@@ -509,8 +508,8 @@ def test_where_the_report_goes(command, shapes_model, shapes, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     flags = ["--dataloader_num_workers", 0, "--extended_metrics", "false", "--report"]
     assert command(eval_command, *given, *flags)[0] == 0
-    assert "missed segments" in (tmp_path / DEFAULT_FOLDER / "report.html").read_text()
-    assert [file.name for file in (tmp_path / DEFAULT_FOLDER).iterdir()] == ["report.html"]
+    assert "missed segments" in (tmp_path / DEFAULT_REPORT / "report.html").read_text()
+    assert [file.name for file in (tmp_path / DEFAULT_REPORT).iterdir()] == ["report.html"]
     (tmp_path / "recipe.yaml").touch()
     code, _, errors = command(eval_command, *given, "--report", "recipe.yaml")
     assert code == 2 and "--report recipe.yaml: recipe.yaml is a file: name another folder" in errors[-1]

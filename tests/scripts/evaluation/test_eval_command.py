@@ -59,7 +59,7 @@ def test_the_command_and_the_weights_are_recorded_without_the_machine(monkeypatc
     assert command_line() == "python eval.py"
     folder = weights_sha256(str(shapes_model))
     assert len(folder) == 64
-    monkeypatch.setattr("scripts.evaluation.results.snapshot_download", lambda *names, **settings: str(shapes_model))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *names, **settings: str(shapes_model))
     assert weights_sha256("somebody/model") == folder
     monkeypatch.undo()
     assert weights_sha256("somebody/no-such-model") is None

@@ -8,21 +8,14 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from image_processing.preprocessing import network_size
+from modeling_faseg.windows_qlseg import window_starts
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import RowFormat
-from scripts.evaluation.protocols import (
-    PROTOCOLS,
-    check_classes,
-    check_label_ids,
-    label_rule,
-    peeked_ids,
-    protocol_sizes,
-    raw_id_table,
-    recognised_ids,
-)
-from scripts.inference.sliding_window import Windows, window_starts
+from scripts.evaluation.label_ids import label_rule, peeked_ids, raw_id_table, recognised_ids
+from scripts.evaluation.protocols import PROTOCOLS, check_classes, check_label_ids, protocol_sizes
+from scripts.inference.sliding_window import Windows
 
 
 # Sizes and bounds of multi-scale evaluation, from the released configurations.

@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSe
 
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import explain as explain_command
+from scripts.cli.errors import UserError
 from scripts.data.synthetic_shapes import draw_sample
 from scripts.drawing.charts import Line, layer_chart
+from scripts.explaining import explainer
 from scripts.explaining.focus import Look, Segment, look
 from scripts.explaining.images import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_image, over_image
 from scripts.explaining.paths import Step, counterpart, focus_path
@@ -174,9 +176,9 @@ def test_a_chart_breaks_where_a_layer_did_not_look():
 def test_a_model_without_focus_is_refused(monkeypatch):
     """A model whose forward knows no focus is refused by name."""
     arguments = SimpleNamespace(model_name_or_path="other")
-    monkeypatch.setattr(explain_command, "build_config", lambda arguments: None)
+    monkeypatch.setattr(explainer, "build_config", lambda arguments: None)
     other = torch.nn.Linear(1, 1)
     other.config = SimpleNamespace(model_type="other")
-    monkeypatch.setattr(explain_command, "build_model", lambda *args, **kwargs: other)
-    with pytest.raises(explain_command.UserError, match="a model of type 'other' has no focus"):
-        explain_command.Explainer(arguments, "cpu")
+    monkeypatch.setattr(explainer, "build_model", lambda *args, **kwargs: other)
+    with pytest.raises(UserError, match="a model of type 'other' has no focus"):
+        explainer.Explainer(arguments, "cpu")

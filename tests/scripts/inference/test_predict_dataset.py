@@ -20,6 +20,7 @@ from scripts import predict as predict_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.data.arguments import DatasetArguments
+from scripts.data.images import output_names
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import ShardFolder
@@ -238,7 +239,7 @@ def test_a_damaged_state_file_is_one_line(flags, tmp_path, command, content):
 
 def test_names_of_outputs_never_collide():
     images = [Path(name) for name in ("a.png", "x/a_png.jpg", "x/a.png", "a_3.png", "y/a.png", "z/a.png")]
-    names = predict_command.output_names(images)
+    names = output_names(images)
     assert len(set(names)) == len(names) and names[:2] == ["a", "a_png"]
 
 

@@ -348,7 +348,7 @@ def test_an_interrupted_write_leaves_nothing(files, tmp_path, monkeypatch, comma
         (folder / "config.json").write_text("{}")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(convert_checkpoint, "save_model_folder", stop)
+    monkeypatch.setattr("scripts.models.loading.save_model_folder", stop)
     flags = ["--checkpoint", files / "model.pth", "--config", files / "config.json", "--output_dir", tmp_path / "out"]
     code, _, errors = command(convert_checkpoint, *flags)
     assert (code, len(errors)) == (2, 1)
@@ -505,10 +505,9 @@ def test_command_offline(server, files, tmp_path, monkeypatch, command):
 
 def test_processor_of_a_bare_config_agrees_with_it(tmp_path):
     """Without a preprocessor file beside `--config` the folder's processor reads labels as the model counts them."""
-    from scripts.convert_checkpoint import ConvertArguments, _config_and_processor
+    from scripts.convert_checkpoint import config_and_processor
 
     content = {"model_type": "faseg", "task": "instance", "num_labels": 3, "ignore_value": 200}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    flags = {"config": str(tmp_path / "config.json"), "checkpoint": "x.pth"}
-    _, processor = _config_and_processor(ConvertArguments(**flags))
+    _, processor = config_and_processor(tmp_path / "config.json")
     assert (processor.task, processor.num_labels, processor.ignore_index) == ("instance", 3, 200)

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 from scripts import export_hub
 from scripts.cli.errors import UserError
+from scripts.sharing import clean_load
 from scripts.sharing import hub as sharing_hub
 from scripts.sharing.leaks import check_leaks
 
@@ -62,7 +63,7 @@ def export(command, checkpoint, tmp_path, monkeypatch):
 
     def run(*flags, real_load=False, source=checkpoint, output_dir=tmp_path / "export"):
         if not real_load:  # a process of several seconds
-            monkeypatch.setattr(export_hub, "load_back", lambda *_: 0.0)
+            monkeypatch.setattr(clean_load, "load_back", lambda *_: 0.0)
         named = ["--model_name_or_path", source, "--model_id", MODEL_ID, "--output_dir", output_dir]
         return command(export_hub, *named, *flags)
 
@@ -329,7 +330,7 @@ def test_code_older_than_the_configuration(export, copy, tmp_path):
 @pytest.mark.slow
 def test_a_repository_whose_code_is_older_than_its_configuration(export, copy, tmp_path, hub, monkeypatch):
     """Pushed well and then spoilt, as by somebody else's commit: seen when it is loaded back."""
-    push = export_hub.push
+    push = sharing_hub.push
 
     def pushed_and_spoilt(*arguments):
         result = push(*arguments)
@@ -340,9 +341,9 @@ def test_a_repository_whose_code_is_older_than_its_configuration(export, copy, t
         files["transformer_decoder_faseg.py"] = code.encode()
         return result
 
-    load_back = export_hub.load_back
-    monkeypatch.setattr(export_hub, "push", pushed_and_spoilt)
-    monkeypatch.setattr(export_hub, "load_back", lambda name, *rest: load_back(name, *rest) if name == NAME else 0.0)
+    load_back = clean_load.load_back
+    monkeypatch.setattr(sharing_hub, "push", pushed_and_spoilt)
+    monkeypatch.setattr(clean_load, "load_back", lambda name, *rest: load_back(name, *rest) if name == NAME else 0.0)
     message = error_of(export(*PUSH, real_load=True))
     assert "pushed as commit" in message and "loads back with other logits: they differ by" in message
 

@@ -13,8 +13,8 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.drawing.sheets import PANEL_SIZE, strip
 from scripts.drawing.visualization import class_colour
-from scripts.training.arguments import TrainArguments
-from scripts.training.tracking import check_trackers, log_images, tracked_run_id
+from scripts.training.arguments import TrainArguments, check_trackers
+from scripts.training.tracking import log_images, tracked_run_id
 
 
 def train_here(recipe, data, folder, *flags):
@@ -124,7 +124,7 @@ def test_a_run_that_breaks_off_sends_its_last_figures(tiny_recipe, shapes, tmp_p
         log_images(run.accelerator, {"images/a": Image.new("RGB", (6, 2))}, 1)
         raise UserError("loss is nan")
 
-    monkeypatch.setattr(train_command, "loop", broken_off)
+    monkeypatch.setattr("scripts.training.loop.loop", broken_off)
     with pytest.raises(UserError, match="loss is nan"):
         train_here(tiny_recipe, shapes, tmp_path, "--max_train_steps", 1, "--report_to", "tensorboard")
     read = events.EventAccumulator(str(tmp_path / "faseg")).Reload()

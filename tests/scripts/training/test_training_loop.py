@@ -312,7 +312,7 @@ def with_an_infinite_term(arguments, world, rank):
         if len(seen) == 6 and rank == world - 1:
             losses["loss_dice_1"] = losses["loss_dice_1"] * float("inf")
 
-    def prepared(arguments, original=train_command.set_up):
+    def prepared(arguments, original=run.set_up):
         runs.append(original(arguments))
         runs[0].network.criterion.register_forward_hook(spoil)
         return runs[0]
@@ -322,7 +322,7 @@ def with_an_infinite_term(arguments, world, rank):
             seen.append(batch["names"])
             yield batch
 
-    run.good_batches, train_command.set_up = batches, prepared
+    run.good_batches, run.set_up = batches, prepared
     with pytest.raises(UserError) as stopped:
         train(arguments)
     start, _, end = str(stopped.value).partition(", samples ")

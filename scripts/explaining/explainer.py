@@ -1,0 +1,66 @@
+"""A model asked where its queries looked, and the answer as images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from scripts.drawing.visualization import model_palette, with_legend
+from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
+from scripts.explaining.focus_page import Explained, Model, class_names, queries_kind
+from scripts.explaining.images import path_sheet, windows_image
+from scripts.explaining.paths import focus_path
+from scripts.inference.predictors import label_array
+from scripts.models.arguments import ModelArguments
+from scripts.models.loading import build_config, build_model, build_processor
+
+
+class Explainer:
+    """A model that tells its focus, and what is counted of it."""
+
+    def __init__(self, arguments: ModelArguments, device: Any) -> None:
+        config = build_config(arguments)
+        self.model = build_model(arguments, config, new_classes=False).to(device).eval()
+        check_tells_focus(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
+        self.processor = build_processor(arguments, config)
+        self.device = device
+        self.name = Path(arguments.model_name_or_path or "").resolve().name
+        self.counts = FocusCounts(self.model, self.processor, device)
+
+    def look(self, image: Image.Image) -> Look:
+        """The focus in one image, counted."""
+        seen = look(self.model, self.processor, image, self.device, every_prediction=True)
+        self.counts.count(seen)
+        return seen
+
+    def explain(self, image: Image.Image, seen: Look, count: int) -> Explained:
+        """The prediction, and the paths of the largest segments."""
+        labels = self.processor.post_process_semantic_segmentation(
+            seen.outputs, target_sizes=[(image.height, image.width)], input_sizes=[seen.input_size]
+        )[0]
+        paths = [focus_path(seen, segment, self.model.config) for segment in seen.segments[:count]]
+        return Explained(seen, label_array(labels), paths)
+
+    def described(self, names_kind: bool) -> Model:
+        """For the page; with the kind of its queries where two models are told apart."""
+        config = self.model.config
+        title = f"{self.name}, {queries_kind(config)}" if names_kind else self.name
+        return Model(title, config, model_palette(config), self.counts.scores())
+
+
+def write_images(folder: Path, name: str, image: Image.Image, explained: Explained, model: Model) -> None:
+    """The prediction, each path and HRCA's windows as PNGs."""
+    names = class_names(model.config)
+    with_legend(image, explained.labels, names, model.palette).save(folder / f"{name}_prediction.png")
+    for number, path in enumerate(explained.paths, 1):
+        label = model.name(path.segment.label)
+        title = f"{model.title}: where query {path.segment.query} looked, which decides this segment as {label}"
+        sheet = path_sheet(image, path, explained.seen, title, model.levels)
+        sheet.save(folder / f"{name}_segment{number}_{re.sub(r'[^A-Za-z0-9]+', '-', label)}.png")
+    for step in explained.paths[0].steps if explained.paths else ():
+        if step.windows:
+            drawing = windows_image(image, step, explained.seen, 640)
+            drawing.save(folder / f"{name}_windows_layer{step.number}.png")

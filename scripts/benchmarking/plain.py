@@ -135,7 +135,7 @@ class DecoderWork:
     def predictions(self, features: list[Tensor], positions: list[Tensor], mask_features: Tensor) -> list:
         """Normalised queries and masks of every prediction, by the case's contestant."""
         if self.case.contestant == PLAIN:
-            weights = dict(self.decoder.named_parameters())
+            weights: dict[str, Tensor] = dict(self.decoder.named_parameters())
             return plain_reference.decode(weights, self.config, features, positions, mask_features)
         output = self.decoder(features, positions, mask_features, output_all_masks=True)
         return list(zip(output.intermediate_states, output.masks_queries_logits))

@@ -32,11 +32,12 @@ WORKSPACE = 1.15  # the loss, and what kernels and the allocator need, as a fact
 
 @dataclass
 class Cost:
-    """What came out.
+    """What a recipe needs on this machine.
 
     Args:
         facts: name -> text, for the report.
-        numbers: the same for JSON; seconds, bytes.
+        numbers: the same for JSON, in seconds and bytes.
+        findings: what the recipe cannot do with this dataset or machine.
     """
 
     facts: dict[str, str] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """The main job on generated data, end to end: stream, train, evaluate, save, segment through `pipeline`, report.
 
-`python scripts/demo.py` leaves in `outputs/demo`: `data/` (parquet shards), `model/` (a folder for the Hub),
+`python scripts/demo.py` leaves in `outputs/demo`: `dataset/` (parquet shards), `model/` (a folder for the Hub),
 `results.json`, `example.png`, `prediction.png` and `report.html`. Exit code 1 if the validation mIoU is below three
 times that of the best constant map.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import html
 import json
 import shutil
 import subprocess
@@ -23,22 +24,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from transformers import set_seed
 
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
-from scripts.data.samples import decode_image, decode_label
+from scripts.data.samples import decode_label
 from scripts.data.sources import load_classes, load_split
-from scripts.data.synthetic_shapes import write_dataset
-from scripts.demo_report import write_report
-from scripts.drawing.visualization import with_legend
+from scripts.data.synthetic_scenes import CAR, draw_sample, write_dataset
+from scripts.drawing.charts import curve
+from scripts.drawing.page import class_cell, facts_table, figure, row, write_page
+from scripts.drawing.sheets import explained_strip, stacked
+from scripts.drawing.visualization import colour_map, with_legend
+from scripts.error_report.charts import STYLE as BARS_STYLE
+from scripts.error_report.charts import class_bars
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
+from scripts.explain import ExplainArguments, Explainer
+from scripts.explaining.focus import Look
+from scripts.explaining.focus_page import STYLE as FOCUS_STYLE
+from scripts.explaining.focus_page import Explained, Model, segment_block
+from scripts.explaining.images import path_sheet
+from scripts.explaining.paths import FocusPath, focus_path
+from scripts.readme_results import readme_image_digest
 from scripts.train import TrainArguments, train
+from scripts.training.curves import read_log
 
 
 MARGIN = 3.0
+EXAMPLE = 7  # with the seed, the scene to show
+EXAMPLE_SIZE = (296, 394)  # three of them side by side are as wide as README's image
 
 # Hides an editable installation of the project, so that all code comes from the model's folder.
 PIPELINE_PROGRAM = """
@@ -71,24 +88,21 @@ class DemoArguments:
     train_samples: int = field(default=400, metadata={"help": "Images to train on."})
     validation_samples: int = field(default=60, metadata={"help": "Images to evaluate on."})
     seed: int = field(default=0, metadata={"help": "Of data, weights, order and loss points."})
+    readme_image: str | None = field(
+        default=None, metadata={"help": "PNG file that README shows, docs/demo.png: the example and one focus path."}
+    )
 
 
-def validation_samples(data: DatasetArguments) -> list[tuple[Image.Image, np.ndarray]]:
-    """All (image, label map) pairs of the validation split."""
-    return [
-        (
-            Image.fromarray(decode_image(row["image"], row["image_id"]).permute(1, 2, 0).numpy()),
-            decode_label(row["label"], row["image_id"]).numpy(),
-        )
-        for row in load_split(data, "validation")
-    ]
+def validation_maps(data: DatasetArguments) -> list[np.ndarray]:
+    """All label maps of the validation split."""
+    return [decode_label(row["label"], row["image_id"]).numpy() for row in load_split(data, "validation")]
 
 
-def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels: int) -> tuple[int, float]:
+def best_constant_map(truths: list[np.ndarray], num_labels: int) -> tuple[int, float]:
     """The class that, given to every pixel, reaches the highest mIoU, and that mIoU."""
     scores = []
     for label in range(num_labels):
-        counts = sum(confusion_matrix(np.full_like(truth, label), truth, 256) for _, truth in samples)
+        counts = sum(confusion_matrix(np.full_like(truth, label), truth, 256) for truth in truths)
         scores.append(scores_from_confusion(valid_part(np.asarray(counts), num_labels))["mean_iou"])
     best = int(np.argmax(scores))
     return best, scores[best]
@@ -111,6 +125,82 @@ def segment_elsewhere(model: Path, image_file: Path, id2label: dict[int, str]) -
     return labels
 
 
+# ---- what is left to look at ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene that no split holds: its image, true and predicted label map, and the path of one query's focus."""
+
+    image: Image.Image
+    truth: np.ndarray
+    labels: np.ndarray
+    seen: Look
+    path: FocusPath
+    model: Model
+
+
+def explained_example(model_dir: Path, image: Image.Image, truth: np.ndarray, labels: np.ndarray) -> Example:
+    """Follows the query of the largest car, or of the smallest segment if the model finds no car."""
+    explainer = Explainer(ExplainArguments(model_name_or_path=str(model_dir)), torch.device("cpu"))
+    seen = explainer.look(image)
+    segment = next((each for each in seen.segments if each.label == CAR), seen.segments[-1])
+    model = explainer.described(names_kind=False)
+    return Example(image, truth, labels, seen, focus_path(seen, segment, model.config), model)
+
+
+def write_report(
+    file: Path, facts: dict[str, str], results: dict[str, Any], log: list[dict[str, Any]], example: Example
+) -> None:
+    """Writes the page.
+
+    Args:
+        facts: what stands at the top, name -> text.
+        results: of `scripts.evaluation.results.build_results`.
+        log: lines of `train_log.jsonl`.
+    """
+    model, palette = example.model, example.model.palette
+    maps = [Image.fromarray(colour_map(labels, palette)) for labels in (example.truth, example.labels)]
+    captions = ("image", "truth", "prediction, through pipeline()")
+    panels = row(figure(panel, caption) for panel, caption in zip((example.image, *maps), captions, strict=True))
+    key = " ".join(class_cell(index, name, palette) for index, name in model.config.id2label.items())
+    losses = [(entry["step"], entry["loss_per_prediction"]) for entry in log if "loss_per_prediction" in entry]
+    bars = [(name, row["iou"] or 0.0, f"accuracy {row['accuracy']} %") for name, row in results["per_class"].items()]
+    explained = Explained(example.seen, example.labels, [example.path])
+    body = f"""<p>A small FASeg, trained from scratch on a stream of generated images and evaluated on others.</p>
+<div class="summary"><div>{facts_table(facts)}</div><div><h3>IoU per class, %</h3>{class_bars(bars, "IoU per class")}
+</div></div>
+<h2>A scene it has never seen</h2>{panels}<p>{key}</p>
+<h2>Where the query behind one {html.escape(model.name(example.path.segment.label))} looked</h2>
+<p>The prediction is put together from queries, each with a class and a mask. A query looks at the image in one decoder
+layer after the other, from coarse to fine, and where it looked tells it where to look next (DFPQ); the finest level is
+read only in a few windows, those that the queries looked at most (HRCA, blue). Bright: where it looked. White outline:
+the mask it has in the end.</p>
+{segment_block(example.image, example.path, explained, model, "")}
+<h2>Loss by step, mean of the decoder's predictions</h2>{curve(losses, "training loss by step")}"""
+    style = ".summary { display: flex; flex-wrap: wrap; gap: 1rem 4rem; } .summary h3 { margin-top: 0; }"
+    write_page(file, "FASeg demo", body, BARS_STYLE + FOCUS_STYLE + style)
+
+
+def write_readme_image(file: Path, example: Example) -> None:
+    """Image, truth and prediction above a focus path; the file tells which sources drew it."""
+    strip = explained_strip(example.image, example.truth, example.labels, example.model.config)
+    titles = Image.new("RGB", (strip.width, 24), "white")
+    for index, title in enumerate(("image", "truth", "prediction")):
+        place = (index * strip.width // 3 + 2, 3)
+        ImageDraw.Draw(titles).text(place, title, fill="black", font=ImageFont.load_default(15))
+    name, levels = example.model.name(example.path.segment.label), example.model.levels
+    title = f"where the query behind a {name} looked, layer by layer (blue: HRCA's windows, white: its final mask)"
+    width = (strip.width - 8) // levels - 8
+    sheet = stacked([titles, strip, path_sheet(example.image, example.path, example.seen, title, levels, width)])
+    digest = PngInfo()
+    digest.add_text("sources", readme_image_digest())
+    sheet.save(file, pnginfo=digest, optimize=True)
+
+
+# ---- the demo -------------------------------------------------------------------------------------------------------
+
+
 def run_demo(arguments: DemoArguments) -> int:
     """The whole demo; returns the exit code."""
     started = time.perf_counter()
@@ -126,8 +216,7 @@ def run_demo(arguments: DemoArguments) -> int:
     write_dataset(data_dir, sizes, seed=arguments.seed)
     data = DatasetArguments(dataset_name=str(data_dir))
     id2label = load_classes(data) or {}
-    samples = validation_samples(data)
-    constant, constant_miou = best_constant_map(samples, len(id2label))
+    constant, constant_miou = best_constant_map(validation_maps(data), len(id2label))
 
     # ---- train
     print(f"[2/5] training FASeg on the stream, model in {model_dir}")
@@ -143,21 +232,24 @@ def run_demo(arguments: DemoArguments) -> int:
 
     # ---- use
     print("[4/5] segmenting an image through pipeline() in a process that cannot import the project")
-    image, truth = samples[0]
+    image, label_map = draw_sample(np.random.default_rng([arguments.seed, EXAMPLE]), EXAMPLE_SIZE)
     image.save(output_dir / "example.png")
     labels = segment_elsewhere(model_dir, output_dir / "example.png", id2label)
-    with_legend(image, labels, id2label).save(output_dir / "prediction.png")
+    example = explained_example(model_dir, image, np.asarray(label_map), labels)
+    with_legend(image, labels, id2label, example.model.palette).save(output_dir / "prediction.png")
 
     # ---- report
     seconds = time.perf_counter() - started
-    facts: dict[str, Any] = {
+    facts = {
         "validation mIoU": f"{results['mean_iou']:.1f}",
         "best constant map": f"{100 * constant_miou:.1f} ({id2label[constant]} everywhere)",
         "times the constant map": f"{results['mean_iou'] / (100 * constant_miou):.1f}",
         "parameters": f"{results['parameters'] / 1e6:.2f} M",
         "seconds": f"{seconds:.0f}",
     }
-    write_report(output_dir, facts, results, model_dir / "train_log.jsonl", (image, truth, labels), id2label)
+    write_report(output_dir / "report.html", facts, results, read_log(model_dir / "train_log.jsonl"), example)
+    if arguments.readme_image:
+        write_readme_image(Path(arguments.readme_image), example)
     print(f"[5/5] report in {output_dir / 'report.html'}")
     for name, text in facts.items():
         print(f"{name:<24}{text}")

@@ -1,7 +1,8 @@
 """Writes README's tables and the catalogue of models from `results/` and `hub_cards/`.
 
 `python scripts/readme_results.py` writes README.md and hub_cards/README.md; `--check` writes nothing and exits with 1
-where one of them is not what it would write: after a change of results or cards, or a figure edited by hand.
+where one of them is not what it would write, after a change of results or cards, or a figure edited by hand, and where
+README's image was made by another demo than this one.
 """
 
 from __future__ import annotations
@@ -18,15 +19,26 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+
 from scripts.benchmarking.report import benchmark_markdown
 from scripts.cli.parser import parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
 from scripts.sharing.papers import PAPERS
+from scripts.storage.digests import files_sha256
 
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MODELS = "<!-- models:begin -->", "<!-- models:end -->"
+README_IMAGE = "docs/demo.png"
+README_IMAGE_SOURCES = (
+    "scripts/demo.py",
+    "scripts/recipes/demo.yaml",
+    "scripts/data/synthetic_scenes.py",
+    "scripts/drawing/sheets.py",
+    "scripts/explaining/images.py",
+)
 BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin; the rest is the device
 
 
@@ -169,6 +181,17 @@ def generated_pages(root: Path) -> dict[Path, str]:
     }
 
 
+def readme_image_digest(root: Path = ROOT) -> str:
+    """Of the sources that decide what README's image shows; the demo writes it into the image's file."""
+    return str(files_sha256(root / name for name in README_IMAGE_SOURCES))
+
+
+def readme_image_is_stale(root: Path) -> bool:
+    """Whether README's image is none of the demo's, or other sources made it."""
+    with Image.open(root / README_IMAGE) as image:
+        return image.info.get("sources") != readme_image_digest(root)
+
+
 def stale_lines(file: Path, wanted: str) -> list[str]:
     """Lines that a page has and should not, and the other way round."""
     found = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -198,6 +221,9 @@ def main() -> int:
                 sep="\n",
             )
             code = 1
+    if arguments.check and readme_image_is_stale(ROOT):
+        print(f"{README_IMAGE} is not of this demo: run python scripts/demo.py --readme_image {README_IMAGE}")
+        code = 1
     return code
 
 

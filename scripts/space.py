@@ -28,8 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, parse_arguments, project_path, run_command
-from scripts.data.synthetic_shapes import draw_sample
-from scripts.data.synthetic_street import draw_street
+from scripts.data.synthetic_scenes import draw_sample
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -66,9 +65,7 @@ def write_space(output_dir: Path, model_id: str) -> None:
     values = {"title": json.dumps(f"FASeg {Path(model_id).name}"), "model_id": json.dumps(model_id)}
     for name, value in {**values, "sdk_version": GRADIO_VERSION}.items():
         readme = readme.replace(f"{{{{{name}}}}}", value)
-    examples = {"street.jpg": draw_street(np.random.default_rng(3))}
-    for index in (0, 1):
-        examples[f"shapes-{index + 1}.jpg"] = draw_sample(np.random.default_rng([0, 7, index]))[0]
+    examples = {f"road-{index}.jpg": draw_sample(np.random.default_rng(index), (480, 640))[0] for index in (1, 2, 3)}
     try:
         (output_dir / "examples").mkdir(parents=True, exist_ok=True)
         (output_dir / "README.md").write_text(readme, encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.data.synthetic_shapes import write_dataset
+from scripts.data.synthetic_scenes import write_dataset
 
 
 ROOT = Path(__file__).parents[2]

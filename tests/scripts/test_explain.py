@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSe
 
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import explain as explain_command
-from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_scenes import draw_sample
 from scripts.drawing.charts import Line, layer_chart
 from scripts.explaining.focus import Look, Segment, look
 from scripts.explaining.images import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_image, over_image

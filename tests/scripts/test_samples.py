@@ -12,7 +12,7 @@ from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.samples import BadSample, BadSamples, check_labels, decode_label, decode_sample
 from scripts.data.sources import load_split
-from scripts.data.synthetic_shapes import encoded
+from scripts.data.synthetic_scenes import encoded
 
 
 @pytest.mark.parametrize(

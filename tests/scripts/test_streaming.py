@@ -18,7 +18,7 @@ from scripts.data.augmentation import training_augmentation
 from scripts.data.loading import good_batches, worker_loader
 from scripts.data.sources import load_split
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples, collate, read_ahead, shuffled_rows
-from scripts.data.synthetic_shapes import encoded, write_dataset
+from scripts.data.synthetic_scenes import encoded, write_dataset
 
 
 ROOT = Path(__file__).parents[2]

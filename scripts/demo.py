@@ -14,6 +14,13 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    # Ctrl-C is one line also while the imports below take their seconds.
+    sys.excepthook = lambda kind, *others: (
+        print("demo.py: interrupted", file=sys.stderr)
+        if kind is KeyboardInterrupt
+        else sys.__excepthook__(kind, *others)
+    )
+
 import html
 import json
 import shutil
@@ -51,6 +58,7 @@ from scripts.explaining.paths import FocusPath, focus_path
 from scripts.readme_results import readme_image_digest
 from scripts.train import TrainArguments, train
 from scripts.training.curves import read_log
+from scripts.training.stopping import Stopped
 
 
 MARGIN = 3.0
@@ -261,7 +269,11 @@ def run_demo(arguments: DemoArguments) -> int:
 
 def main() -> int:
     """Entry point."""
-    return run_demo(parse_arguments(DemoArguments))
+    try:
+        return run_demo(parse_arguments(DemoArguments))
+    except Stopped as stopped:  # by Ctrl-C in training, which ends with its step
+        print("demo.py: interrupted", file=sys.stderr)
+        return 128 + stopped.signal_number
 
 
 if __name__ == "__main__":

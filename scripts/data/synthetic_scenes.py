@@ -266,13 +266,12 @@ class Scene:
 
     def finished(self) -> tuple[Image.Image, Image.Image]:
         """The image and its label map at their size."""
-        image = np.asarray(self.image.reduce(SUPERSAMPLING), dtype=np.float32)
-        grain = self.rng.normal(0, 2.5, size=(*image.shape[:2], 1))
         middle = SUPERSAMPLING // 2
         label = np.array(self.label)[middle::SUPERSAMPLING, middle::SUPERSAMPLING]
         if self.rng.random() < 0.3:  # the edges of some maps belong to no class, as in real ones
-            edge = np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(3))) != label
-            label[edge] = 255
+            label[np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(3))) != label] = 255
+        image = np.asarray(self.image.reduce(SUPERSAMPLING), dtype=np.float32)
+        grain = self.rng.normal(0, 2.5, size=(*label.shape, 1))
         return Image.fromarray((image + grain).clip(0, 255).astype(np.uint8)), Image.fromarray(label)
 
 

@@ -19,26 +19,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from scripts.benchmarking.report import benchmark_markdown
 from scripts.cli.parser import parse_arguments, run_command
+from scripts.error_report.demo_page import README_IMAGE, readme_image_is_stale
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
 from scripts.sharing.papers import PAPERS
-from scripts.storage.digests import files_sha256
 
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MODELS = "<!-- models:begin -->", "<!-- models:end -->"
-README_IMAGE = "docs/demo.png"
-README_IMAGE_SOURCES = (
-    "scripts/demo.py",
-    "scripts/recipes/demo.yaml",
-    "scripts/data/synthetic_scenes.py",
-    "scripts/drawing/sheets.py",
-    "scripts/explaining/images.py",
-)
 BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin; the rest is the device
 
 
@@ -179,17 +169,6 @@ def generated_pages(root: Path) -> dict[Path, str]:
         readme: with_all_tables(readme.read_text(encoding="utf-8"), results, cards),
         cards / "README.md": catalogue_markdown(cards, results),
     }
-
-
-def readme_image_digest(root: Path = ROOT) -> str:
-    """Of the sources that decide what README's image shows; the demo writes it into the image's file."""
-    return str(files_sha256(root / name for name in README_IMAGE_SOURCES))
-
-
-def readme_image_is_stale(root: Path) -> bool:
-    """Whether README's image is none of the demo's, or other sources made it."""
-    with Image.open(root / README_IMAGE) as image:
-        return image.info.get("sources") != readme_image_digest(root)
 
 
 def stale_lines(file: Path, wanted: str) -> list[str]:

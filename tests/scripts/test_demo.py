@@ -14,6 +14,7 @@ from PIL import Image
 
 from scripts import demo, readme_results
 from scripts.data.synthetic_scenes import CLASSES, ROAD, SKY, TERRAIN, draw_sample
+from scripts.error_report.demo_page import README_IMAGE, README_IMAGE_SOURCES, write_readme_image, write_report
 from space_models import write_tiny_model
 
 
@@ -64,7 +65,7 @@ def example(tmp_path_factory):
 def test_the_report_shows_curve_bars_images_and_focus(example, tmp_path):
     results = {"per_class": {"sky": {"iou": 91.5, "accuracy": 95.0}, "car": {"iou": None, "accuracy": None}}}
     log = [{"step": 10, "loss_per_prediction": 3.0}, {"step": 20, "loss_per_prediction": 1.0}]
-    demo.write_report(tmp_path / "report.html", {"validation mIoU": "88.8"}, results, log, example)
+    write_report(tmp_path / "report.html", {"validation mIoU": "88.8"}, results, log, example)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in (
         "88.8",
@@ -82,17 +83,17 @@ def test_the_report_shows_curve_bars_images_and_focus(example, tmp_path):
 
 
 def test_readmes_image_is_stale_after_any_change_of_its_sources(example, tmp_path, monkeypatch, command):
-    for name in ("README.md", "results", "hub_cards", *readme_results.README_IMAGE_SOURCES):
+    for name in ("README.md", "results", "hub_cards", *README_IMAGE_SOURCES):
         source, copy = ROOT / name, tmp_path / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, copy) if source.is_dir() else shutil.copyfile(source, copy)
     monkeypatch.setattr(readme_results, "ROOT", tmp_path)
-    file = tmp_path / readme_results.README_IMAGE
+    file = tmp_path / README_IMAGE
     file.parent.mkdir()
     command(readme_results)
-    demo.write_readme_image(file, example)
+    write_readme_image(file, example)
     assert command(readme_results, "--check")[:2] == (0, "")
-    for name in readme_results.README_IMAGE_SOURCES:
+    for name in README_IMAGE_SOURCES:
         text = (tmp_path / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text + "# changed\n", encoding="utf-8")
         code, out, _ = command(readme_results, "--check")

@@ -36,6 +36,11 @@ README_IMAGE_SOURCES = (
     "scripts/error_report/demo_page.py",
     "scripts/explaining/images.py",
 )
+STYLE = """
+.summary { display: flex; flex-wrap: wrap; gap: 1rem 4rem; } .summary > :last-child { flex: 0 1 27rem; }
+.summary h3 { margin-top: 0; } .row img { image-rendering: auto; } .legend { display: flex; flex-wrap: wrap; gap: 1rem; }
+.key svg { display: inline; width: 30px; }
+"""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,16 @@ def write_report(
     maps = [Image.fromarray(colour_map(labels, palette)) for labels in (example.truth, example.labels)]
     captions = ("image", "truth", "prediction, through pipeline()")
     panels = row(figure(panel, caption) for panel, caption in zip((example.image, *maps), captions, strict=True))
-    key = " ".join(class_cell(index, name, palette) for index, name in model.config.id2label.items())
+    key = "".join(f"<span>{class_cell(*item, palette)}</span>" for item in model.config.id2label.items())
     losses = [(entry["step"], entry["loss_per_prediction"]) for entry in log if "loss_per_prediction" in entry]
     bars = [(name, row["iou"] or 0.0, f"accuracy {row['accuracy']} %") for name, row in results["per_class"].items()]
     body = f"""<p>A small FASeg, trained from scratch on a stream of generated images and evaluated on others.</p>
 <div class="summary"><div>{facts_table(facts)}</div><div><h3>IoU per class, %</h3>{class_bars(bars, "IoU per class")}
 </div></div>
-<h2>A scene it has never seen</h2>{panels}<p>{key}</p>
+<h2>A scene it has never seen</h2>{panels}<p class='legend'>{key}</p>
 {focus_section(example, example.path) if example.path else ""}
 <h2>Loss by step, mean of the decoder's predictions</h2>{curve(losses, "training loss by step")}"""
-    style = ".summary { display: flex; flex-wrap: wrap; gap: 1rem 4rem; } .summary h3 { margin-top: 0; }"
-    write_page(file, "FASeg demo", body, BARS_STYLE + FOCUS_STYLE + style)
+    write_page(file, "FASeg demo", body, BARS_STYLE + FOCUS_STYLE + STYLE)
 
 
 def focus_section(example: Example, path: FocusPath) -> str:

@@ -38,8 +38,8 @@ README_IMAGE_SOURCES = (
 )
 STYLE = """
 .summary { display: flex; flex-wrap: wrap; gap: 1rem 4rem; } .summary > :last-child { flex: 0 1 27rem; }
-.summary h3 { margin-top: 0; } .row img { image-rendering: auto; } .legend { display: flex; flex-wrap: wrap; gap: 1rem; }
-.key svg { display: inline; width: 30px; }
+.summary h3 { margin-top: 0; } .row img { image-rendering: auto; }
+.legend { display: flex; flex-wrap: wrap; gap: 1rem; } .key svg { display: inline; width: 30px; }
 """
 
 

@@ -1,7 +1,7 @@
 """The main job on generated data, end to end: stream, train, evaluate, save, segment through `pipeline`, report.
 
-`python scripts/demo.py` leaves in `outputs/demo`: `data/` (parquet shards), `model/` (a folder for the Hub),
-`results.json`, `example.png`, `prediction.png` and `report.html`. Exit code 1 if the validation mIoU is below three
+`python scripts/demo.py` leaves in `outputs/demo`: `dataset/` (parquet shards), `model/` (a folder for the Hub),
+`results.json`, `example.png`, `prediction.png` and `report.html`. Exit code 1 if the validation mIoU is below ten
 times that of the best constant map.
 """
 
@@ -14,26 +14,38 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    # Ctrl-C is one line also while the imports below take their seconds.
+    sys.excepthook = lambda kind, *others: (
+        print("demo.py: interrupted", file=sys.stderr)
+        if kind is KeyboardInterrupt
+        else sys.__excepthook__(kind, *others)
+    )
+
 import json
 import shutil
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scripts.cli.parser import flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.eval import EvaluateArguments, evaluate
+from scripts.explain import ExplainArguments
 from scripts.train import TrainArguments, train
+from scripts.training.stopping import Stopped
 
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from scripts.data.labelled_dataset import LabelledDataset
+    from scripts.error_report.demo_page import Example
 
-MARGIN = 3.0
+
+MARGIN = 10.0
 
 # Hides an editable installation of the project, so that all code comes from the model's folder.
 PIPELINE_PROGRAM = """
@@ -66,24 +78,19 @@ class DemoArguments:
     train_samples: int = flag(400, "How many images are generated to train on.")
     validation_samples: int = flag(60, "How many images are generated to evaluate on.")
     seed: int = flag(0, "Seed of the data, the initial weights, the order and the points of the loss.")
+    readme_image: str | None = flag(
+        None, "PNG file for the image that README shows, docs/demo.png: an example and where one query looked."
+    )
 
 
-def validation_samples(data: Any) -> list[tuple[Image.Image, np.ndarray]]:
-    """All (image, label map) pairs of the validation split."""
-    from PIL import Image
+def label_maps(data: LabelledDataset) -> list[np.ndarray]:
+    """All label maps of a split."""
+    from scripts.data.samples import decode_label
 
-    from scripts.data.samples import decode_image, decode_label
-
-    return [
-        (
-            Image.fromarray(decode_image(row["image"], row["image_id"]).permute(1, 2, 0).numpy()),
-            decode_label(row["label"], row["image_id"]).numpy(),
-        )
-        for row in data.stream
-    ]
+    return [decode_label(row["label"], row["image_id"]).numpy() for row in data.stream]
 
 
-def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels: int) -> tuple[int, float]:
+def best_constant_map(truths: list[np.ndarray], num_labels: int) -> tuple[int, float]:
     """The class that, given to every pixel, reaches the highest mIoU, and that mIoU."""
     import numpy as np
 
@@ -91,7 +98,7 @@ def best_constant_map(samples: list[tuple[Image.Image, np.ndarray]], num_labels:
 
     scores = []
     for label in range(num_labels):
-        counts = sum(confusion_matrix(np.full_like(truth, label), truth, 256) for _, truth in samples)
+        counts = sum(confusion_matrix(np.full_like(truth, label), truth, 256) for truth in truths)
         scores.append(scores_from_confusion(valid_part(np.asarray(counts), num_labels))["mean_iou"])
     best = int(np.argmax(scores))
     return best, scores[best]
@@ -117,14 +124,33 @@ def segment_elsewhere(model: Path, image_file: Path, id2label: dict[int, str]) -
     return labels
 
 
+def explained_example(model_dir: Path, image: Image.Image, truth: np.ndarray, labels: np.ndarray) -> Example:
+    """Follows the query of the largest car, or of the smallest segment if the model finds no car."""
+    import torch
+
+    from scripts.data.synthetic_scenes import CAR
+    from scripts.error_report.demo_page import Example
+    from scripts.explaining.explainer import Explainer
+    from scripts.explaining.paths import focus_path
+
+    explainer = Explainer(ExplainArguments(model_name_or_path=str(model_dir)), torch.device("cpu"))
+    seen = explainer.look(image)
+    cars = [segment for segment in seen.segments if segment.label == CAR]
+    model = explainer.described(names_kind=False)
+    path = focus_path(seen, (cars or seen.segments[::-1])[0], model.config) if seen.segments else None
+    return Example(image, truth, labels, seen, path, model)
+
+
 def run_demo(arguments: DemoArguments) -> int:
     """The whole demo; returns the exit code."""
+    import numpy as np
     from transformers import set_seed
 
     from scripts.data.labelled_dataset import LabelledDataset
-    from scripts.data.synthetic_shapes import write_dataset
-    from scripts.demo_report import write_report
+    from scripts.data.synthetic_scenes import draw_sample, write_dataset
     from scripts.drawing.visualization import with_legend
+    from scripts.error_report.demo_page import EXAMPLE_SEED, EXAMPLE_SIZE, write_readme_image, write_report
+    from scripts.training.curves import read_log
 
     started = time.perf_counter()
     output_dir = Path(arguments.output_dir)
@@ -139,8 +165,7 @@ def run_demo(arguments: DemoArguments) -> int:
     write_dataset(data_dir, sizes, seed=arguments.seed)
     data = LabelledDataset(DatasetArguments(dataset_name=str(data_dir)), "validation")
     id2label = data.id2label or {}
-    samples = validation_samples(data)
-    constant, constant_miou = best_constant_map(samples, len(id2label))
+    constant, constant_miou = best_constant_map(label_maps(data), len(id2label))
 
     # ---- train
     print(f"[2/5] training FASeg on the stream, model in {model_dir}")
@@ -156,21 +181,24 @@ def run_demo(arguments: DemoArguments) -> int:
 
     # ---- use
     print("[4/5] segmenting an image through pipeline() in a process that cannot import the project")
-    image, truth = samples[0]
+    image, label_map = draw_sample(np.random.default_rng([arguments.seed, EXAMPLE_SEED]), EXAMPLE_SIZE)
     image.save(output_dir / "example.png")
     labels = segment_elsewhere(model_dir, output_dir / "example.png", id2label)
-    with_legend(image, labels, id2label).save(output_dir / "prediction.png")
+    example = explained_example(model_dir, image, np.asarray(label_map), labels)
+    with_legend(image, labels, id2label, example.model.palette).save(output_dir / "prediction.png")
 
     # ---- report
     seconds = time.perf_counter() - started
-    facts: dict[str, Any] = {
+    facts = {
         "validation mIoU": f"{results['mean_iou']:.1f}",
         "best constant map": f"{100 * constant_miou:.1f} ({id2label[constant]} everywhere)",
         "times the constant map": f"{results['mean_iou'] / (100 * constant_miou):.1f}",
         "parameters": f"{results['parameters'] / 1e6:.2f} M",
         "seconds": f"{seconds:.0f}",
     }
-    write_report(output_dir, facts, results, model_dir / "train_log.jsonl", (image, truth, labels), id2label)
+    write_report(output_dir / "report.html", facts, results, read_log(model_dir / "train_log.jsonl"), example)
+    if arguments.readme_image:
+        write_readme_image(Path(arguments.readme_image), example)
     print(f"[5/5] report in {output_dir / 'report.html'}")
     for name, text in facts.items():
         print(f"{name:<24}{text}")
@@ -182,7 +210,11 @@ def run_demo(arguments: DemoArguments) -> int:
 
 def main() -> int:
     """Entry point."""
-    return run_demo(parse_arguments(DemoArguments))
+    try:
+        return run_demo(parse_arguments(DemoArguments))
+    except Stopped as stopped:  # by Ctrl-C in training, which ends with its step
+        print("demo.py: interrupted", file=sys.stderr)
+        return 128 + stopped.signal_number
 
 
 if __name__ == "__main__":

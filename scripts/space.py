@@ -58,8 +58,7 @@ def write_space(output_dir: Path, model_id: str) -> None:
     """
     import numpy as np
 
-    from scripts.data.synthetic_shapes import draw_sample
-    from scripts.data.synthetic_street import draw_street
+    from scripts.data.synthetic_scenes import draw_sample
     from scripts.storage.atomic import atomic_folder
 
     readme = (SPACE / "README.md").read_text(encoding="utf-8")
@@ -67,9 +66,7 @@ def write_space(output_dir: Path, model_id: str) -> None:
     values = {"title": json.dumps(f"FASeg {Path(model_id).name}"), "model_id": json.dumps(model_id)}
     for name, value in {**values, "sdk_version": GRADIO_VERSION}.items():
         readme = readme.replace(f"{{{{{name}}}}}", value)
-    examples = {"street.jpg": draw_street(np.random.default_rng(3))}
-    for index in (0, 1):
-        examples[f"shapes-{index + 1}.jpg"] = draw_sample(np.random.default_rng([0, 7, index]))[0]
+    examples = {f"road-{index}.jpg": draw_sample(np.random.default_rng(index), (480, 640))[0] for index in (1, 2, 3)}
     try:
         with atomic_folder(output_dir, manifest=False) as partial:
             (partial / "examples").mkdir()

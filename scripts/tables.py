@@ -18,12 +18,12 @@ import difflib
 import json
 import re
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.benchmarking.tables import benchmark_markdown
 from scripts.cli.errors import UserError
-from scripts.cli.parser import parse_arguments, run_command
+from scripts.cli.parser import flag, parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
 from scripts.sharing.papers import PAPERS
 from scripts.storage.atomic import atomic_file
@@ -229,12 +229,14 @@ def stale_lines(file: Path, wanted: str) -> list[str]:
 class TablesArguments:
     """Write the tables of README.md, docs/*.md and hub_cards/README.md from results/ and hub_cards/."""
 
-    check: bool = field(default=False, metadata={"help": "Write nothing; exit with 1 where a page is stale."})
+    check: bool = flag(False, "Write nothing; leave with exit code 1 if a page or README's image is not up to date.")
 
 
 def main() -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(TablesArguments)
+    from scripts.error_report.demo_page import README_IMAGE, readme_image_is_stale
+
     code = 0
     for file, wanted in generated_pages(ROOT).items():
         if not arguments.check:
@@ -248,6 +250,9 @@ def main() -> int:
                 sep="\n",
             )
             code = 1
+    if arguments.check and readme_image_is_stale(ROOT):
+        print(f"{README_IMAGE} is not of this demo: run python scripts/demo.py --readme_image {README_IMAGE}")
+        code = 1
     return code
 
 

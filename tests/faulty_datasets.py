@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from scripts.data.synthetic_shapes import encoded, texture
+from scripts.data.synthetic_scenes import encoded
 
 
 NAMES = ["building", "road", "sky", "tree", "pavement", "car"]
@@ -74,6 +75,17 @@ class Copy:
         rows = list(self.splits[split])
         rows[number] = replace(rows[number], **changes)
         return replace(self, splits={**self.splits, split: rows})
+
+
+def texture(rng: np.random.Generator) -> Image.Image:
+    """Smooth colours under stripes."""
+    coarse = rng.integers(40, 216, size=(4, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((160, 128), Image.Resampling.BICUBIC)
+    pixels = np.asarray(smooth, dtype=np.float32)
+    rows, columns = np.mgrid[:128, :160]
+    angle, period = rng.uniform(0, math.pi), rng.uniform(6, 24)
+    stripes = np.sin((rows * math.sin(angle) + columns * math.cos(angle)) * 2 * math.pi / period)
+    return Image.fromarray((pixels + 18 * stripes[..., None]).clip(0, 255).astype(np.uint8))
 
 
 def street(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:

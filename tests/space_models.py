@@ -9,7 +9,7 @@ from tiny_models import tiny_config
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
-from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_scenes import draw_sample
 from scripts.inference.predictors import SingleScale
 
 

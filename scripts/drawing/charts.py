@@ -101,7 +101,7 @@ def curve(points: Sequence[tuple[float, float]], label: str, width: int = 640, h
     for share in (0.0, 0.5, 1.0):
         y = place(0, highest * share).split(",")[1]
         lines.append(f'<line x1="{left}" x2="{width - 10}" y1="{y}" y2="{y}" stroke="#8884"/>')
-        lines.append(f'<text x="{left - 6}" y="{y}" text-anchor="end" dy="4">{highest * share:.0f}</text>')
+        lines.append(f'<text x="{left - 6}" y="{y}" text-anchor="end" dy="4">{highest * share:.3g}</text>')
     path = " ".join(place(x, y) for x, y in points)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}" font-size="12" '

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_scenes import draw_sample
 
 
 ROOT = Path(__file__).parents[2]

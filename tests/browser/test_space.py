@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - and the models
-from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_scenes import draw_sample
 from scripts.drawing.visualization import overlay
 from scripts.inference.predictors import SingleScale
 from scripts.space import write_space

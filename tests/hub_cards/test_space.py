@@ -65,9 +65,9 @@ def test_the_folder_is_ready_to_push(folder):
     assert files == [
         "README.md",
         "app.py",
-        "examples/shapes-1.jpg",
-        "examples/shapes-2.jpg",
-        "examples/street.jpg",
+        "examples/road-1.jpg",
+        "examples/road-2.jpg",
+        "examples/road-3.jpg",
         "requirements.txt",
         "segment.py",
         "visualization.py",
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_every_task_where_the_project_is_not_installed(folder, panoptic_folder, tmp_path):
-    image_file = folder / "examples" / "shapes-1.jpg"
+    image_file = folder / "examples" / "road-1.jpg"
     tasks = run_clean(
         SEGMENT_ELSEWHERE, [str(folder), str(panoptic_folder), str(image_file), str(tmp_path)], tmp_path
     ).split()

@@ -13,7 +13,7 @@ from configuration import FASegConfig
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
-from scripts.data.synthetic_shapes import write_dataset
+from scripts.data.synthetic_scenes import write_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def test_evaluation_writes_what_it_prints(trained, shapes, tmp_path, command):
     assert code == 0 and f"{results['mean_iou']:.2f}" in out
     assert results["images"] == 3 and results["split"] == "validation"
     assert len(results["weights_sha256"]) == 64 and results["checkpoint"] == trained.name
-    assert list(results["per_class"]) == ["background", "disc", "square", "triangle", "ring", "cross"]
+    assert list(results["per_class"]) == ["sky", "terrain", "road", "tree", "house", "car"]
     present = [row["iou"] for row in results["per_class"].values() if row["iou"] is not None]
     assert results["mean_iou"] == pytest.approx(np.mean(present), abs=0.01)
     code, out, _ = command(eval_command, *flags, "--tta", "--tta_shortest_edges", 32, 64, "--max_eval_samples", 1)

@@ -12,7 +12,7 @@ from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_label, decode_sample
-from scripts.data.synthetic_shapes import encoded
+from scripts.data.synthetic_scenes import encoded
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from image_processing import FASegImageProcessor
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.streaming import collate, read_ahead, shuffled_rows
-from scripts.data.synthetic_shapes import encoded, write_dataset
+from scripts.data.synthetic_scenes import encoded, write_dataset
 
 
 ROOT = Path(__file__).parents[3]

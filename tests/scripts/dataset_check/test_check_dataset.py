@@ -16,7 +16,7 @@ from scripts import check_dataset
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.samples import RowFormat, decode_sample
-from scripts.data.synthetic_shapes import encoded
+from scripts.data.synthetic_scenes import encoded
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule

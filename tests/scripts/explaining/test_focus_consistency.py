@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from scripts import eval as evaluate_command
 from scripts.cli.errors import UserError
-from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_scenes import draw_sample
 from scripts.explaining.focus import FocusCounts, Segment, focus_shares, look, predicted_segments
 from space_models import write_tiny_model
 

@@ -99,9 +99,9 @@ OWN = {
         "max_grad_norm": 1.0, "lr_scheduler_type": "poly", "lr_power": 0.9, "seed": 0, "do_reduce_labels": False,
     },
     "demo": {
-        "crop_height": 128, "crop_width": 128, "scale_range": [0.8, 1.25], "color_jitter": False,
-        "eval_shortest_edge": 128, "eval_longest_edge": 512, "per_device_train_batch_size": 8,
-        "max_train_steps": 400, "learning_rate": 0.001, "backbone_lr_multiplier": 1.0, "weight_decay": 0.05,
+        "crop_height": 128, "crop_width": 128, "scale_range": [1.1, 1.8], "color_jitter": False,
+        "eval_shortest_edge": 192, "eval_longest_edge": 768, "per_device_train_batch_size": 8,
+        "max_train_steps": 240, "learning_rate": 0.001, "backbone_lr_multiplier": 1.0, "weight_decay": 0.05,
         "max_grad_norm": 1.0, "lr_scheduler_type": "poly", "lr_power": 0.9, "seed": 0, "do_reduce_labels": False,
     },
 }  # fmt: skip

@@ -8,7 +8,7 @@ from tiny_folder import write_model_folder
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.data.collator import SegmentationCollator
-from scripts.data.synthetic_shapes import draw_sample
+from scripts.data.synthetic_scenes import draw_sample
 
 
 peft = pytest.importorskip("peft")

@@ -129,9 +129,10 @@ class Scene:
         """Two ridges, the farther one bluer, and the plain."""
         for distance, height in ((0.62, 0.17), (0.38, 0.09)):
             steps = np.linspace(0, self.width, 40)
-            waves = sum(
+            parts = [
                 self.rng.uniform(0.3, 1) / k * np.sin(k * steps * 3 + self.rng.uniform(0, 6.3)) for k in (1, 2, 3, 5)
-            )
+            ]
+            waves = np.sum(parts, axis=0)
             ridge = self.horizon - height * (0.55 + 0.3 * waves)
             colour = self.far(mixed(self.pick(((92, 126, 96),)), (84, 104, 150), distance), distance)
             outline = [*zip(steps, ridge, strict=True), (self.width, self.horizon + 0.02), (0.0, self.horizon + 0.02)]
@@ -158,7 +159,8 @@ class Scene:
             ways = np.linspace(0, 1, 24)
             left = [(self.on_road(way, -spread), self.ground(way)) for way in ways]
             right = [(self.on_road(way, spread), self.ground(way)) for way in ways[::-1]]
-            self.shaded([*left, *right], *(tuple(np.array(colour) * self.light) for colour in colours), ROAD)
+            upper, lower = (tuple(np.array(colour) * self.light) for colour in colours)
+            self.shaded([*left, *right], upper, lower, ROAD)
         way = 0.02
         while way < 1:  # dashes in the middle, by perspective longer when near
             end = min(1.0, way * 1.32)
@@ -312,6 +314,6 @@ def write_dataset(folder: Path, sizes: dict[str, int], shards: int = 2, seed: in
         for shard in range(shards):
             file = folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
             data.shard(shards, shard, contiguous=True).to_parquet(file)
-    for file, values in (("id2label.json", CLASSES), ("palette.json", PALETTE)):
+    for name, values in (("id2label.json", CLASSES), ("palette.json", PALETTE)):
         by_id = {str(index): value for index, value in enumerate(values)}
-        (folder / file).write_text(json.dumps(by_id, indent=2) + "\n", encoding="utf-8")
+        (folder / name).write_text(json.dumps(by_id, indent=2) + "\n", encoding="utf-8")

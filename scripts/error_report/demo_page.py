@@ -73,7 +73,7 @@ def write_report(
     maps = [Image.fromarray(colour_map(labels, palette)) for labels in (example.truth, example.labels)]
     captions = ("image", "truth", "prediction, through pipeline()")
     panels = row(figure(panel, caption) for panel, caption in zip((example.image, *maps), captions, strict=True))
-    key = "".join(f"<span>{class_cell(*item, palette)}</span>" for item in model.config.id2label.items())
+    key = "".join(f"<span>{class_cell(index, name, palette)}</span>" for index, name in model.config.id2label.items())
     losses = [(entry["step"], entry["loss_per_prediction"]) for entry in log if "loss_per_prediction" in entry]
     bars = [(name, row["iou"] or 0.0, f"accuracy {row['accuracy']} %") for name, row in results["per_class"].items()]
     body = f"""<p>A small FASeg, trained from scratch on a stream of generated images and evaluated on others.</p>

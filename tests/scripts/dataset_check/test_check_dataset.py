@@ -17,6 +17,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.samples import RowFormat, decode_sample
 from scripts.data.synthetic_scenes import encoded
+from scripts.dataset_check import cost  # before `light_runs` replaces what it imports
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
@@ -393,7 +394,7 @@ def test_a_recipe_is_weighed_and_timed(doctor, tiny_recipe):
 
 
 def test_a_recipe_too_large_for_the_machine(doctor, tiny_recipe, monkeypatch):
-    monkeypatch.setattr("scripts.dataset_check.cost.RecipeCost._free_bytes", lambda self: 1000)
+    monkeypatch.setattr(cost.RecipeCost, "_free_bytes", lambda self: 1000)
     _, result, _ = doctor(generated(), "--recipe", tiny_recipe, "--max_train_steps", "10")
     assert named(result, "warning") == {"does-not-fit"}
     assert "seconds_per_step" not in result["recipe"]

@@ -3,7 +3,6 @@
 Notation: B batch, Q queries, K classes, C channels, H and W of the (padded) image.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,7 +21,6 @@ from .configuration_faseg import FASegConfig
 from .deformable_attention import FASegDeformableSelfAttention
 from .dfpq_faseg import FASegFocusQueries
 from .forms_faseg import image_form
-from .fusion_faseg import Replaced, fuse_batch_norms, restore
 from .loss_faseg import FASegLoss
 from .loss_semask import label_maps_of_masks, semantic_map_loss
 from .mask_predictions_faseg import MaskProducts
@@ -134,44 +132,6 @@ class FASegPreTrainedModel(SegmentationPreTrainedModel):
 
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        if self.is_fused:
-            raise ValueError("the model is fused for inference: call unfuse() before save_pretrained")
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether the backbone's batch norms are folded into its convolutions."""
-        return bool(getattr(self.base_model, "_replaced", ()))
-
-    def fuse_for_inference(self) -> "FASegPreTrainedModel":
-        """Fold the backbone's batch norms into its convolutions: the same predictions to float noise, a little sooner.
-
-        `unfuse` undoes it; training and saving need that first. The folded weights are kept beside the others.
-
-        Raises:
-            ValueError: in training mode.
-        """
-        if self.training:
-            raise ValueError("the model is in training mode, in which batch norms learn: call eval() first")
-        if not self.is_fused:
-            model = cast(FASegModel, self.base_model)
-            model._replaced = fuse_batch_norms(model.backbone)
-        return self
-
-    def unfuse(self) -> "FASegPreTrainedModel":
-        """Undo `fuse_for_inference`."""
-        model = cast(FASegModel, self.base_model)
-        restore(model._replaced)
-        model._replaced = []
-        return self
-
-    def train(self, mode: bool = True) -> "FASegPreTrainedModel":
-        if mode and self.is_fused:
-            raise ValueError("the model is fused for inference: call unfuse() before train()")
-        super().train(mode)
-        return self
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         gain = self.config.init_xavier_std
@@ -223,7 +183,6 @@ class FASegModel(FASegPreTrainedModel):
         self.backbone = build_backbone(config)
         self.pixel_decoder = FASegPixelDecoder(config, list(cast(Any, self.backbone).channels))
         self.transformer_decoder = FASegTransformerDecoder(config)
-        self._replaced: list[Replaced] = []
         self.post_init()
 
     def train(self, mode: bool = True) -> "FASegModel":

@@ -38,7 +38,7 @@ class BenchmarkArguments:
     )
     contestants: list[str] = flag(
         [],
-        "Models to compare in place of those of each part, each name in quotes: 'FASeg fused bf16' 'HF Mask2Former'.",
+        "Models to compare in place of those of each part, each name in quotes: 'FASeg bf16' 'HF Mask2Former'.",
     )
     scaling: bool = flag(False, "Measure how the cost grows with image width, queries, classes and batch size.")
     training_memory: bool = flag(

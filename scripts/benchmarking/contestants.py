@@ -126,10 +126,6 @@ def segformer_config(case: Case) -> SegformerConfig:
 def as_variant(model: Any, contestant: str) -> nn.Module:
     """`model` with the switch of its name thrown."""
     words = contestant.split()
-    if "fused" in words:
-        if not hasattr(model, "fuse_for_inference"):
-            raise UserError("the model has no fuse_for_inference()")
-        model.fuse_for_inference()
     if "compiled" in words:
         model.compile()
     if "kernels" in words:

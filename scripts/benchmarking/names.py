@@ -8,7 +8,7 @@ from scripts.cli.errors import UserError
 FASEG = "FASeg"
 MASK2FORMER = "HF Mask2Former"
 # After "FASeg" any of these words: what is done to the model once it is built.
-VARIANT_WORDS = ("fused", "bf16", "fp16", "compiled", "kernels")
+VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels")
 CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
 PLAIN = "plain implementation"
 EVALUATE = "evaluate's algorithm"

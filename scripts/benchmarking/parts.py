@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scripts.benchmarking.contestants import Case
 
 
-FUSED, FUSED_BF16 = "FASeg fused", "FASeg fused bf16"
+BF16 = "FASeg bf16"
 TASKS = {
     "inference": "image to label map",
     "post-processing": "post-processing alone",
@@ -56,8 +56,8 @@ class Part:
 SMALL: dict[str, Any] = {"height": 512, "width": 512, "classes": 150}
 LARGE: dict[str, Any] = {"height": 1024, "width": 2048, "classes": 19}
 SWIN: dict[str, Any] = {"backbone": "Swin-T"}
-EXACT = (FASEG, FUSED, MASK2FORMER)
-PRECISIONS = (*EXACT[:-1], FUSED_BF16, MASK2FORMER)
+EXACT = (FASEG, MASK2FORMER)
+PRECISIONS = (FASEG, BF16, MASK2FORMER)
 PLAIN_SETTING = {**SMALL, "batch": 2}
 
 MUST_SHOW = {
@@ -65,9 +65,9 @@ MUST_SHOW = {
         "inference",
         SMALL,
         PRECISIONS,
-        targets=(Target(FUSED, 2.5, 0.35), Target(FUSED_BF16, 3.0)),
+        targets=(Target(FASEG, 2.5, 0.35), Target(BF16, 3.0)),
     ),
-    "resnet50-1024x2048": Part("inference", LARGE, EXACT, targets=(Target(FUSED, 3.0, 0.5),)),
+    "resnet50-1024x2048": Part("inference", LARGE, EXACT, targets=(Target(FASEG, 3.0, 0.5),)),
     "swin-tiny-512": Part("inference", {**SMALL, **SWIN}, PRECISIONS),
     "post-processing": Part(
         "post-processing",
@@ -88,12 +88,12 @@ FURTHER = {
     "resnet50-512-batch8": Part("inference", {**SMALL, "batch": 8}, PRECISIONS),
     "resnet50-512-batch16": Part("inference", {**SMALL, "batch": 16}, PRECISIONS),
     "resnet50-1024x2048-batch8": Part("inference", {**LARGE, "batch": 8}, EXACT),
-    "compiled-512": Part("inference", SMALL, (FASEG, "FASeg compiled", "FASeg fused compiled", MASK2FORMER)),
-    "context-512": Part("inference", SMALL, (FUSED, MASK2FORMER, *CONTEXT)),
-    "context-1024x2048": Part("inference", LARGE, (FUSED, MASK2FORMER, *CONTEXT)),
+    "compiled-512": Part("inference", SMALL, (FASEG, "FASeg compiled", MASK2FORMER)),
+    "context-512": Part("inference", SMALL, (FASEG, MASK2FORMER, *CONTEXT)),
+    "context-1024x2048": Part("inference", LARGE, (FASEG, MASK2FORMER, *CONTEXT)),
 }
 PARTS = {**MUST_SHOW, **FURTHER}
-ON_CUDA = ("FASeg bf16", "FASeg fp16", "FASeg compiled", "FASeg fused bf16 compiled", "FASeg kernels")
+ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels")
 
 
 @dataclass

@@ -106,7 +106,7 @@ def test_hrca_reads_the_windows_that_all_queries_together_looked_at_most(size, o
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("mode", ["inference", "training", "fused", "mask_padding", "bfloat16"])
+@pytest.mark.parametrize("mode", ["inference", "training", "mask_padding", "bfloat16"])
 def test_looking_changes_no_logit(implementation, mode):
     """Bit for bit, with the same random numbers in training."""
     model = tiny_model(mask_padding=mode == "mask_padding", dropout=0.2)
@@ -115,8 +115,6 @@ def test_looking_changes_no_logit(implementation, mode):
     pixel_mask[0, :, 50:] = 0
     if mode == "training":
         model.train()
-    if mode == "fused":
-        model.fuse_for_inference()
     if mode == "bfloat16":
         model, images = model.bfloat16(), images.bfloat16()
     outputs = []

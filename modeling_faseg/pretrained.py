@@ -105,7 +105,7 @@ def check_pixel_mask(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
         )
 
 
-def shared_fields(outputs: ModelOutput, output_class: type) -> dict[str, Any]:
+def shared_fields(outputs: ModelOutput, output_class: Any) -> dict[str, Any]:
     """The fields of a model's outputs that those of its class with a head have too."""
     return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
 

@@ -9,6 +9,13 @@ def require(config: PreTrainedConfig, name: str, condition: bool, fix: str) -> N
         raise ValueError(f"{name}={getattr(config, name)!r}: {fix}")
 
 
+def require_counts(config: PreTrainedConfig, config_class: type, but: tuple[str, ...]) -> None:
+    """Check that the whole numbers that `config_class` declares are at least 1, all `but` these."""
+    for name, kind in config_class.__annotations__.items():
+        if kind is int and name not in but:
+            require(config, name, getattr(config, name) >= 1, "set it to at least 1")
+
+
 def require_classes(config: PreTrainedConfig, ignore_value: int) -> None:
     """Check that the classes are numbered without a gap and that none of them is ignored."""
     id2label = config.id2label or {}

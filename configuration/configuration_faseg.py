@@ -11,91 +11,62 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks import require, require_classes
+from .checks import require, require_classes, require_counts
 from .configuration_semask import with_semantic_classes
 
 
 @strict
 class FASegConfig(PreTrainedConfig):
-    r"""
-    Configuration of `FASegModel` and `FASegForUniversalSegmentation` ("Dynamic Focus-aware Positional Queries for
+    """Configuration of `FASegModel` and `FASegForUniversalSegmentation` ("Dynamic Focus-aware Positional Queries for
     Semantic Segmentation", CVPR 2023).
 
     Args:
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to Swin-S):
-            Configuration of a backbone with four feature maps of strides 4, 8, 16 and 32.
-        feature_size (`int`, *optional*, defaults to 256):
-            Channels of the pixel decoder's maps and positional encodings; equal to `hidden_dim` (Mask2Former).
-        mask_feature_size (`int`, *optional*, defaults to 256):
-            Channels of the stride-4 map that mask embeddings are multiplied with (Mask2Former).
-        hidden_dim (`int`, *optional*, defaults to 256):
-            Width of the transformer decoder (Mask2Former).
-        encoder_layers (`int`, *optional*, defaults to 6):
-            Deformable encoder layers of the pixel decoder (Mask2Former).
-        encoder_feedforward_dim (`int`, *optional*, defaults to 1024):
-            Feed-forward width of the deformable encoder (Mask2Former).
-        decoder_layers (`int`, *optional*, defaults to 13):
-            Layers of the transformer decoder, their true number (reference: DEC_LAYERS = 14 counts predictions).
-        dim_feedforward (`int`, *optional*, defaults to 2048):
-            Feed-forward width of the transformer decoder (Mask2Former).
-        num_attention_heads (`int`, *optional*, defaults to 8):
-            Heads of every attention (Mask2Former).
-        num_queries (`int`, *optional*, defaults to 100):
-            Queries, that is the largest number of segments in an image (Mask2Former).
-        dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of attention weights, residual branches and feed-forwards (reference: 0).
-        enforce_input_projection (`bool`, *optional*, defaults to `False`):
-            Whether each decoder level gets a 1x1 convolution (Mask2Former).
-        positional_encoding_type (`str`, *optional*, defaults to `"conditional"`):
-            The paper's K_p: `"conditional"` (depthwise 3x3 convolution of the features), `"sine"` or `"learned"`.
-        use_dynamic_positional_queries (`bool`, *optional*, defaults to `True`):
-            DFPQ (paper Sec. 3.2); `False` keeps Mask2Former's learned positional queries.
-        use_high_resolution_cross_attention (`bool`, *optional*, defaults to `True`):
-            HRCA (paper Sec. 3.3); `False` attends to the three coarse levels only.
-        high_resolution_reduction (`int`, *optional*, defaults to 32):
-            Omega: HRCA keeps one window in so many (reference: a constructor default).
-        high_resolution_min_windows (`int`, *optional*, defaults to 0):
-            Windows that HRCA keeps at least; the reference keeps none on images of fewer than
+        backbone_config: Backbone with four feature maps of strides 4, 8, 16 and 32; Swin-S if left out.
+        feature_size: Channels of the pixel decoder's maps and positional encodings; equal to `hidden_dim`
+            (Mask2Former).
+        mask_feature_size: Channels of the stride-4 map that mask embeddings are multiplied with (Mask2Former).
+        hidden_dim: Width of the transformer decoder (Mask2Former).
+        encoder_layers: Deformable encoder layers of the pixel decoder (Mask2Former).
+        encoder_feedforward_dim: Feed-forward width of the deformable encoder (Mask2Former).
+        decoder_layers: Layers of the transformer decoder, their true number (reference: DEC_LAYERS = 14 counts
+            predictions).
+        dim_feedforward: Feed-forward width of the transformer decoder (Mask2Former).
+        num_attention_heads: Heads of every attention (Mask2Former).
+        num_queries: Queries, that is the largest number of segments in an image (Mask2Former).
+        dropout: Dropout of attention weights, residual branches and feed-forwards (reference: 0).
+        enforce_input_projection: Whether each decoder level gets a 1x1 convolution (Mask2Former).
+        positional_encoding_type: The paper's K_p: `"conditional"` (depthwise 3x3 convolution of the features),
+            `"sine"` or `"learned"`.
+        use_dynamic_positional_queries: DFPQ (paper Sec. 3.2); `False` keeps Mask2Former's learned positional queries.
+        use_high_resolution_cross_attention: HRCA (paper Sec. 3.3); `False` attends to the three coarse levels only.
+        high_resolution_reduction: Omega; HRCA keeps one window in so many (reference: a constructor default).
+        high_resolution_min_windows: Windows that HRCA keeps at least; the reference keeps none on images of fewer than
             `high_resolution_reduction` coarse tokens.
-        attention_mask_threshold (`float`, *optional*, defaults to 0.15):
-            Mask probability below which a query may not attend to a position (reference; Mask2Former has 0.5).
-        mask_padding (`bool`, *optional*, defaults to `False`):
-            Whether `pixel_mask` keeps padding out of attention, DFPQ and HRCA; the reference treats padding as image.
-        ignore_value (`int`, *optional*, defaults to 255):
-            Label id that belongs to no class (Mask2Former).
-        exclude_ignored_pixels (`bool`, *optional*, defaults to `False`):
-            Whether the loss draws no points on unlabelled and padded pixels; the reference teaches them as outside
-            every mask. For `task="instance"`, where uncovered means background, only padding is left out.
-        task (`str`, *optional*, defaults to `"semantic"`):
-            What the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
-        no_object_weight (`float`, *optional*, defaults to 0.1):
-            Weight of the no-object class in the classification loss (Mask2Former).
-        class_weight (`float`, *optional*, defaults to 2.0):
-            Weight of the classification term in loss and matching (Mask2Former).
-        mask_weight (`float`, *optional*, defaults to 5.0):
-            Weight of the binary cross-entropy of masks in loss and matching (Mask2Former).
-        dice_weight (`float`, *optional*, defaults to 5.0):
-            Weight of the dice term in loss and matching (Mask2Former).
-        train_num_points (`int`, *optional*, defaults to 12544):
-            Points per mask that loss and matching look at (Mask2Former: 112 x 112).
-        oversample_ratio (`float`, *optional*, defaults to 3.0):
-            Candidates drawn per kept point when uncertain points are sought (Mask2Former).
-        importance_sample_ratio (`float`, *optional*, defaults to 0.75):
-            Share of the points taken where the prediction is least certain (Mask2Former).
-        use_auxiliary_loss (`bool`, *optional*, defaults to `True`):
-            Whether every decoder layer's prediction is trained (Mask2Former).
-        output_auxiliary_logits (`bool`, *optional*):
-            Whether the predictions of all decoder layers are returned (Mask2Former).
-        auxiliary_semantic_weight (`float`, *optional*, defaults to 0.4):
-            Weight of the loss on a backbone's own semantic maps, where it returns some (SeMask).
-        freeze_backbone_batch_norm (`bool`, *optional*, defaults to `False`):
-            Whether the backbone's batch norms are constants (reference: ADE20K ResNets; Cityscapes trains them).
-        timm_backbone_kwargs (`dict`, *optional*):
-            What a timm backbone's constructor needs beyond its own configuration, `{"pad_type": "same"}` for instance.
-        init_std (`float`, *optional*, defaults to 0.02):
-            Standard deviation for modules without an initialisation of their own (Mask2Former).
-        init_xavier_std (`float`, *optional*, defaults to 1.0):
-            Gain of the Xavier initialisation (Mask2Former).
+        attention_mask_threshold: Mask probability below which a query may not attend to a position (reference;
+            Mask2Former has 0.5).
+        mask_padding: Whether `pixel_mask` keeps padding out of attention, DFPQ and HRCA; the reference treats padding
+            as image.
+        ignore_value: Label id that belongs to no class (Mask2Former).
+        exclude_ignored_pixels: Whether the loss draws no points on unlabelled and padded pixels; the reference teaches
+            them as outside every mask. For `task="instance"`, where uncovered means background, only padding is left
+            out.
+        task: What the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
+        no_object_weight: Weight of the no-object class in the classification loss (Mask2Former).
+        class_weight: Weight of the classification term in loss and matching (Mask2Former).
+        mask_weight: Weight of the binary cross-entropy of masks in loss and matching (Mask2Former).
+        dice_weight: Weight of the dice term in loss and matching (Mask2Former).
+        train_num_points: Points per mask that loss and matching look at (Mask2Former: 112 x 112).
+        oversample_ratio: Candidates drawn per kept point when uncertain points are sought (Mask2Former).
+        importance_sample_ratio: Share of the points taken where the prediction is least certain (Mask2Former).
+        use_auxiliary_loss: Whether every decoder layer's prediction is trained (Mask2Former).
+        output_auxiliary_logits: Whether the predictions of all decoder layers are returned (Mask2Former).
+        auxiliary_semantic_weight: Weight of the loss on a backbone's own semantic maps, if it returns some (SeMask).
+        freeze_backbone_batch_norm: Whether the backbone's batch norms are constants (reference: ADE20K ResNets;
+            Cityscapes trains them).
+        timm_backbone_kwargs: What a timm backbone's constructor needs beyond its own configuration, for instance
+            `{"pad_type": "same"}`.
+        init_std: Standard deviation for modules without an initialisation of their own (Mask2Former).
+        init_xavier_std: Gain of the Xavier initialisation (Mask2Former).
     """
 
     model_type = "faseg"
@@ -168,20 +139,7 @@ class FASegConfig(PreTrainedConfig):
                 constructor runs it again because assigning a field does not.
         """
         super().validate_architecture()
-        for name in (
-            "feature_size",
-            "mask_feature_size",
-            "hidden_dim",
-            "encoder_layers",
-            "encoder_feedforward_dim",
-            "decoder_layers",
-            "dim_feedforward",
-            "num_attention_heads",
-            "num_queries",
-            "high_resolution_reduction",
-            "train_num_points",
-        ):
-            require(self, name, getattr(self, name) >= 1, "set it to at least 1")
+        require_counts(self, FASegConfig, but=("high_resolution_min_windows", "ignore_value"))
         for name in (
             "no_object_weight",
             "class_weight",
@@ -196,42 +154,21 @@ class FASegConfig(PreTrainedConfig):
             require(self, name, 0 <= getattr(self, name) <= 1, "set it between 0 and 1")
         require(self, "high_resolution_min_windows", self.high_resolution_min_windows >= 0, "set it to 0 or more")
         require(self, "oversample_ratio", 1 <= self.oversample_ratio < math.inf, "set it to 1 or more")
-        require(
-            self,
-            "feature_size",
-            self.feature_size == self.hidden_dim,
-            f"set it to hidden_dim={self.hidden_dim}: the pixel decoder's positional encodings enter the "
-            "transformer decoder as they are",
-        )
+        fix = f"set it to hidden_dim={self.hidden_dim}: the pixel decoder's positional encodings enter the "
+        fix += "transformer decoder as they are"
+        require(self, "feature_size", self.feature_size == self.hidden_dim, fix)
         require(self, "feature_size", self.feature_size % 32 == 0, "set it to a multiple of 32 (group norm)")
-        require(
-            self,
-            "num_attention_heads",
-            self.hidden_dim % self.num_attention_heads == 0,
-            f"set it to a divisor of hidden_dim={self.hidden_dim}",
-        )
-        if not self.use_high_resolution_cross_attention:
-            require(
-                self,
-                "high_resolution_min_windows",
-                self.high_resolution_min_windows == 0,
-                "set it to 0: use_high_resolution_cross_attention=False keeps no windows",
-            )
-        if self.timm_backbone_kwargs:
-            backbone_type = getattr(self.backbone_config, "model_type", None)
-            require(
-                self,
-                "timm_backbone_kwargs",
-                backbone_type == "timm_backbone",
-                f"set it to None: backbone_config is of type {backbone_type!r}, not 'timm_backbone'",
-            )
-        semantic_classes = getattr(self.backbone_config, "num_semantic_classes", None)
-        require(
-            self,
-            "backbone_config",
-            semantic_classes is None or semantic_classes >= len(self.id2label or {}),
-            f"set its num_semantic_classes={semantic_classes} to {len(self.id2label or {})}, the number of labels",
-        )
+        divides = self.hidden_dim % self.num_attention_heads == 0
+        require(self, "num_attention_heads", divides, f"set it to a divisor of hidden_dim={self.hidden_dim}")
+        windows_are_read = self.use_high_resolution_cross_attention or self.high_resolution_min_windows == 0
+        fix = "set it to 0: use_high_resolution_cross_attention=False keeps no windows"
+        require(self, "high_resolution_min_windows", windows_are_read, fix)
+        kind = getattr(self.backbone_config, "model_type", None)
+        fix = f"set it to None: backbone_config is of type {kind!r}, not 'timm_backbone'"
+        require(self, "timm_backbone_kwargs", not self.timm_backbone_kwargs or kind == "timm_backbone", fix)
+        maps, classes = getattr(self.backbone_config, "num_semantic_classes", None), len(self.id2label or {})
+        fix = f"set its num_semantic_classes={maps} to {classes}, the number of labels"
+        require(self, "backbone_config", maps is None or maps >= classes, fix)
         require_classes(self, self.ignore_value)
 
     @property

@@ -10,77 +10,47 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .checks import require, require_classes
+from .checks import require, require_classes, require_counts
 
 
 @strict
 class QLSegConfig(PreTrainedConfig):
-    r"""
-    Configuration of `QLSegModel` and `QLSegForSemanticSegmentation`.
+    """Configuration of `QLSegModel` and `QLSegForSemanticSegmentation`.
 
     Args:
-        image_size (`int`, *optional*, defaults to 512):
-            Side of the square window that the position embeddings are made for, in pixels (reference: the crop).
-        window_stride (`int`, *optional*, defaults to 341):
-            Step between windows at inference, in pixels (reference: two thirds of the window).
-        use_windows (`bool`, *optional*, defaults to `True`):
-            Whether images of other sizes are read through windows at inference (reference). `False` reads them whole
-            on their own grid, with resized position embeddings.
-        patch_size (`int`, *optional*, defaults to 16):
-            Side of a patch of the vision transformer.
-        num_channels (`int`, *optional*, defaults to 3):
-            Channels of an image.
-        hidden_size (`int`, *optional*, defaults to 768):
-            Width of the vision transformer and of the multi-level encoder (768 for ViT-B, 1024 for ViT-L).
-        num_hidden_layers (`int`, *optional*, defaults to 12):
-            Blocks of the vision transformer (12, 24).
-        num_attention_heads (`int`, *optional*, defaults to 12):
-            Heads of the vision transformer (12, 16).
-        mlp_ratio (`int`, *optional*, defaults to 4):
-            Feed-forward width of the vision transformer, in widths.
-        drop_path_rate (`float`, *optional*, defaults to 0.1):
-            Stochastic depth of the last block's feed-forward; it grows linearly from 0 (reference: 0.1, ViT-L 0.3; the
-            attention branch is never dropped).
-        out_indices (`list[int]`, *optional*, defaults to `[5, 7, 11]`):
-            Blocks, from 0, whose outputs are the levels, shallow to deep (ViT-L: 7, 15, 23).
-        encoder_layers (`int`, *optional*, defaults to 6):
-            Deformable encoder layers over the levels.
-        encoder_attention_heads (`int`, *optional*, defaults to 8):
-            Heads of deformable attention.
-        encoder_feedforward_dim (`int`, *optional*, defaults to 1024):
-            Feed-forward width of the deformable encoder.
-        hidden_dim (`int`, *optional*, defaults to 384):
-            Width of the queries (reference: half of `hidden_size`).
-        decoder_attention_heads (`int`, *optional*, defaults to 12):
-            Heads of the decoder's attention (12, ViT-L 16).
-        decoder_stages (`int`, *optional*, defaults to 3):
-            Times that the queries are decoded and predict; each has its own layers.
-        decoder_layers (`int`, *optional*, defaults to 3):
-            Layers per stage and level.
-        fusion_chunks (`int`, *optional*, defaults to 10):
-            Groups of classes that query fusion pools. Where the classes make fewer groups, the missing ones are zero.
-        attention_mask_threshold (`float`, *optional*, defaults to 0.4):
-            Mask probability below which a query may not attend to a position in the next stage.
-        dropout (`float`, *optional*, defaults to 0.1):
-            Dropout of the decoder's attention weights, feed-forwards and residual branches.
-        ignore_value (`int`, *optional*, defaults to 255):
-            Label id that belongs to no class; such pixels count as outside every mask.
-        task (`str`, *optional*, defaults to `"semantic"`):
-            The only one.
-        no_object_weight (`float`, *optional*, defaults to 0.1):
-            Weight of classes that the image does not show in the classification loss.
-        class_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the classification term.
-        mask_weight (`float`, *optional*, defaults to 20.0):
-            Weight of the focal term of the masks.
-        dice_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the dice term of the masks.
-        use_auxiliary_loss (`bool`, *optional*, defaults to `True`):
-            Whether every stage's prediction is trained.
-        output_auxiliary_logits (`bool`, *optional*):
-            Whether the predictions of all stages are returned.
-        init_std (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the truncated normal that linear layers start from, sampling offsets included.
+        image_size: Side of the square window that position embeddings are made for, in pixels (reference: the crop).
+        window_stride: Step between windows at inference, in pixels (reference: two thirds of the window).
+        use_windows: Whether images of other sizes are read through windows at inference (reference). `False` reads
+            them whole on their own grid, with resized position embeddings.
+        patch_size: Side of a patch of the vision transformer.
+        num_channels: Channels of an image.
+        hidden_size: Width of the vision transformer and of the multi-level encoder (768 for ViT-B, 1024 for ViT-L).
+        num_hidden_layers: Blocks of the vision transformer (12, 24).
+        num_attention_heads: Heads of the vision transformer (12, 16).
+        mlp_ratio: Feed-forward width of the vision transformer, in widths.
+        drop_path_rate: Stochastic depth of the last block's feed-forward; it grows linearly from 0 (reference: 0.1,
+            ViT-L 0.3; the attention branch is never dropped).
+        out_indices: Blocks, from 0, whose outputs are the levels, shallow to deep (ViT-L: 7, 15, 23).
+        encoder_layers: Deformable encoder layers over the levels.
+        encoder_attention_heads: Heads of deformable attention.
+        encoder_feedforward_dim: Feed-forward width of the deformable encoder.
+        hidden_dim: Width of the queries (reference: half of `hidden_size`).
+        decoder_attention_heads: Heads of the decoder's attention (12, ViT-L 16).
+        decoder_stages: Times that the queries are decoded and predict; each has its own layers.
+        decoder_layers: Layers per stage and level.
+        fusion_chunks: Groups of classes that query fusion pools. Where the classes make fewer groups, the missing ones
+            are zero.
+        attention_mask_threshold: Mask probability below which a query may not attend to a position in the next stage.
+        dropout: Dropout of the decoder's attention weights, feed-forwards and residual branches.
+        ignore_value: Label id that belongs to no class; such pixels count as outside every mask.
+        task: The only one.
+        no_object_weight: Weight of classes that the image does not show in the classification loss.
+        class_weight: Weight of the classification term.
+        mask_weight: Weight of the focal term of the masks.
+        dice_weight: Weight of the dice term of the masks.
+        use_auxiliary_loss: Whether every stage's prediction is trained.
+        output_auxiliary_logits: Whether the predictions of all stages are returned.
+        init_std: Standard deviation of the truncated normal that linear layers start from, sampling offsets included.
     """
 
     model_type = "qlseg"
@@ -124,24 +94,7 @@ class QLSegConfig(PreTrainedConfig):
                 constructor runs it again because assigning a field does not.
         """
         super().validate_architecture()
-        for name in (
-            "image_size",
-            "window_stride",
-            "patch_size",
-            "num_channels",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "encoder_layers",
-            "encoder_attention_heads",
-            "encoder_feedforward_dim",
-            "hidden_dim",
-            "decoder_attention_heads",
-            "decoder_stages",
-            "decoder_layers",
-            "fusion_chunks",
-        ):
-            require(self, name, getattr(self, name) >= 1, "set it to at least 1")
+        require_counts(self, QLSegConfig, but=("ignore_value",))
         for name in ("mlp_ratio", "no_object_weight", "class_weight", "mask_weight", "dice_weight", "init_std"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
         for name in ("dropout", "drop_path_rate", "attention_mask_threshold"):

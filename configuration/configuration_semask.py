@@ -21,27 +21,20 @@ ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 @strict
 class SeMaskSwinConfig(SwinConfig):
-    r"""
-    Configuration of `SeMaskSwinBackbone`: a Swin Transformer with a semantic layer at the end of each stage.
+    """Configuration of `SeMaskSwinBackbone`: a Swin Transformer with a semantic layer at the end of each stage.
 
     The fields of transformers' `SwinConfig` hold, with all four stages as `out_features` by default.
 
     Args:
-        drop_path_rate (`float`, *optional*, defaults to 0.3):
-            Stochastic depth of the last block; it grows linearly from 0 (reference).
-        num_semantic_classes (`int`, *optional*):
-            Channels of the semantic maps. Left out, a model around the backbone sets its own number of labels, and a
-            backbone alone takes `num_labels`.
-        semantic_window_size (`int`, *optional*):
-            Side of the windows of semantic attention; `window_size` if left out (reference).
-        num_semantic_blocks (`list[int]`, *optional*, defaults to `[1, 1, 1, 1]`):
-            Semantic attention blocks per stage (reference: one each).
-        global_semantic_stages (`list[int]`, *optional*, defaults to `[]`):
-            Stages, counted from 0, whose semantic attention sees the whole map instead of windows. Reference: 2 and 3
-            in the T, S and L models of ADE20K and COCO-Stuff, none in the others. It changes no weights, so a
-            checkpoint cannot tell.
-        semantic_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout of what semantic attention adds (reference).
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 (reference).
+        num_semantic_classes: Channels of the semantic maps. Left out, a model around the backbone sets its own number
+            of labels, and a backbone alone takes `num_labels`.
+        semantic_window_size: Side of the windows of semantic attention; `window_size` if left out (reference).
+        num_semantic_blocks: Semantic attention blocks per stage (reference: one each).
+        global_semantic_stages: Stages, counted from 0, whose semantic attention sees the whole map instead of windows.
+            Reference: 2 and 3 in the T, S and L models of ADE20K and COCO-Stuff, none in the others. It changes no
+            weights, so a checkpoint cannot tell.
+        semantic_dropout: Dropout of what semantic attention adds (reference).
     """
 
     model_type = "semask_swin"
@@ -86,26 +79,19 @@ class SeMaskSwinConfig(SwinConfig):
 
 @strict
 class SeMaskConfig(PreTrainedConfig):
-    r"""
-    Configuration of `SeMaskForSemanticSegmentation`: SeMask-FPN.
+    """Configuration of `SeMaskForSemanticSegmentation`: SeMask-FPN.
 
     Args:
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to SeMask Swin-T):
-            Configuration of the backbone; its `num_semantic_classes` is set to the number of labels where it is left
-            out.
-        decoder_hidden_size (`int`, *optional*, defaults to 256):
-            Channels of the Semantic-FPN decoder (reference).
-        decoder_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout of whole channels before the classifier (reference).
-        auxiliary_loss_weight (`float`, *optional*, defaults to 0.4):
-            Weight of the loss on the summed semantic maps (reference).
-        ohem_min_kept (`int`, *optional*):
-            Pixels per image that the loss on the logits keeps, the hardest of the batch; all if left out (reference:
-            100000 in ADE20K-L and in COCO-Stuff models).
-        ignore_value (`int`, *optional*, defaults to 255):
-            Label id that belongs to no class; such pixels add nothing to the loss but count in its mean (reference).
-        init_std (`float`, *optional*, defaults to 0.02):
-            Standard deviation for modules without an initialisation of their own.
+        backbone_config: Configuration of the backbone, SeMask Swin-T if left out; its `num_semantic_classes`, if left
+            out, is set to the number of labels.
+        decoder_hidden_size: Channels of the Semantic-FPN decoder (reference).
+        decoder_dropout: Dropout of whole channels before the classifier (reference).
+        auxiliary_loss_weight: Weight of the loss on the summed semantic maps (reference).
+        ohem_min_kept: Pixels per image that the loss on the logits keeps, the hardest of the batch; all if left out
+            (reference: 100000 in ADE20K-L and in COCO-Stuff models).
+        ignore_value: Label id that belongs to no class; such pixels add nothing to the loss but count in its mean
+            (reference).
+        init_std: Standard deviation for modules without an initialisation of their own.
     """
 
     model_type = "semask"

@@ -126,21 +126,13 @@ def panoptic_segments(
         won, mask = winner == query, probs[query] >= mask_threshold
         segment = won & mask
         won_area, mask_area = int(won.sum()), int(mask.sum())
-        if won_area == 0 or mask_area == 0 or not bool(segment.any()):
-            continue
-        if won_area / mask_area < overlap_mask_area_threshold:
-            continue
+        if not bool(segment.any()) or won_area / mask_area < overlap_mask_area_threshold:
+            continue  # a segment without pixels comes first: its mask may be empty too
         if label in fused:
             segmentation[segment] = fused[label]
             continue
-        segments.append(
-            {
-                "id": len(segments) + 1,
-                "label_id": label,
-                "was_fused": label in label_ids_to_fuse,
-                "score": round(scores[query].item(), 6),
-            }
-        )
+        segment_info = {"id": len(segments) + 1, "label_id": label, "was_fused": label in label_ids_to_fuse}
+        segments.append(segment_info | {"score": round(scores[query].item(), 6)})
         segmentation[segment] = len(segments)
         if label in label_ids_to_fuse:
             fused[label] = len(segments)
@@ -297,10 +289,8 @@ class FASegPostProcessing:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
-        for class_logits, mask_logits, input_size, target_size in self._images(outputs, target_sizes, input_sizes):
-            masks, scores, labels = instance_segments(
-                class_logits, mask_logits, input_size, target_size, threshold, mask_threshold, max_detections, stuff
-            )
+        for image in self._images(outputs, target_sizes, input_sizes):
+            masks, scores, labels = instance_segments(*image, threshold, mask_threshold, max_detections, stuff)
             segments = [
                 {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
                 for index, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
@@ -347,16 +337,9 @@ class FASegPostProcessing:
             logger.warning_once("label_ids_to_fuse is not set: no segments are fused, each query stays one segment")
         stuff = set(label_ids_to_fuse or ())
         results = []
-        for class_logits, mask_logits, input_size, target_size in self._images(outputs, target_sizes, input_sizes):
+        for image in self._images(outputs, target_sizes, input_sizes):
             segmentation, segments = panoptic_segments(
-                class_logits,
-                mask_logits,
-                input_size,
-                target_size,
-                threshold,
-                mask_threshold,
-                overlap_mask_area_threshold,
-                stuff,
+                *image, threshold, mask_threshold, overlap_mask_area_threshold, stuff
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results

@@ -39,23 +39,17 @@ DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 class FASegImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
-    task (`str`, *optional*, defaults to `"semantic"`):
-        What the model was trained for: `"semantic"`, `"instance"` or `"panoptic"`. Decides which `post_process_*`
+    """Settings of the processor, beside those of transformers; `FASegImageProcessorBase` has their defaults.
+
+    task: What the model was trained for: `"semantic"`, `"instance"` or `"panoptic"`. Decides which `post_process_*`
         methods there are, and so what `pipeline("image-segmentation")` answers.
-    do_reduce_labels (`bool`, *optional*, defaults to `False`):
-        Label maps store class ids one too high and 0 for unlabelled pixels (ADE20K): 0 becomes `ignore_index`, the
-        others go down by one.
-    ignore_index (`int`, *optional*, defaults to 255):
-        The id of unlabelled pixels in label maps; they belong to no mask.
-    num_labels (`int`, *optional*):
-        Number of classes. If set, label maps are checked against it.
-    label_ids_to_fuse (`list[int]`, *optional*):
-        The "stuff" classes of a panoptic model, which have one segment per image.
-    size_divisor (`int`, *optional*, defaults to 32):
-        Images are padded to a multiple of this; 0 for no such rule.
-    pad_size (`dict[str, int]`, *optional*):
-        Fixed `{"height", "width"}` to pad every image to, so that batches of any images have one size. Images
+    do_reduce_labels: Label maps store class ids one too high and 0 for unlabelled pixels (ADE20K): 0 becomes
+        `ignore_index`, the others go down by one.
+    ignore_index: The id of unlabelled pixels in label maps; they belong to no mask.
+    num_labels: Number of classes. If set, label maps are checked against it.
+    label_ids_to_fuse: The "stuff" classes of a panoptic model, which have one segment per image.
+    size_divisor: Images are padded to a multiple of this; 0 for no such rule.
+    pad_size: Fixed `{"height", "width"}` to pad every image to, so that batches of any images have one size. Images
         that would be larger are resized to fit inside. Left out, a batch is padded to its largest image.
     """
 

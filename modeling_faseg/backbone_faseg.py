@@ -75,15 +75,10 @@ def batch_norms(backbone: nn.Module) -> list[nn.Module]:
     return [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def input_channels(backbone: Any) -> int:
-    """Channels of the images that a backbone takes."""
-    return getattr(backbone.config, "num_channels", 3)
-
-
 def check_strides(backbone: PreTrainedModel) -> None:
     """Raise a `ValueError` unless a forward of a small image gives four maps of strides 4, 8, 16 and 32."""
     kind = backbone.config.model_type
-    channels = input_channels(backbone)
+    channels = getattr(backbone.config, "num_channels", 3)  # of the images that it takes
     reference = next(backbone.parameters())
     was_training = backbone.training
     backbone.eval()

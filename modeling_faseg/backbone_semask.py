@@ -2,27 +2,26 @@
 
 Notation: B batch, H and W of a stage's map, C its channels, K classes, W' windows of L tokens each, N heads.
 
-The module names are those of transformers' Swin, so that ImageNet weights fit. The code is this project's own: the
-reference drops paths on both branches, never shrinks a window to a small map, and has no norm after the last stage.
+The module names are those of transformers' Swin, so that ImageNet weights fit, and so is the attention. The rest is
+this project's own: the reference drops paths on both branches, never shrinks a window to a small map, and has no norm
+after the last stage.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import AutoBackbone
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.swin.modeling_swin import SwinAttention, SwinPreTrainedModel, SwinRelativePositionBias
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import eager_attention_forward
 from .configuration_semask import SeMaskSwinConfig
 from .pretrained import init_as_torch
 
@@ -100,79 +99,6 @@ class SeMaskDropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-class SeMaskRelativePositionBias(nn.Module):
-    """A learned score per head for every offset between two tokens of a window."""
-
-    relative_position_index: Tensor
-
-    def __init__(self, num_heads: int, side: int):
-        super().__init__()
-        self.side = side
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", self.computed_index(), persistent=False)
-
-    def computed_index(self) -> Tensor:
-        """`(L * L,)` rows of the table: by row offset first, then by column offset."""
-        positions = torch.arange(self.side)
-        rows, columns = (axis.flatten() for axis in torch.meshgrid(positions, positions, indexing="ij"))
-        down = rows[:, None] - rows + self.side - 1
-        right = columns[:, None] - columns + self.side - 1
-        return (down * (2 * self.side - 1) + right).flatten()
-
-    def forward(self) -> Tensor:
-        """`(1, N, L, L)`."""
-        tokens = self.side**2
-        bias = self.relative_position_bias_table[self.relative_position_index].view(tokens, tokens, -1)
-        return bias.permute(2, 0, 1)[None]
-
-
-class SeMaskSwinAttention(nn.Module):
-    """Multi-head attention inside windows."""
-
-    def __init__(self, config: SeMaskSwinConfig, channels: int, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = channels // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = nn.Linear(channels, channels, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(channels, channels, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(channels, channels, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(channels, channels)
-        self.relative_position_bias = SeMaskRelativePositionBias(num_heads, config.window_size)
-
-    def forward(self, windows: Tensor, blocked: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """
-        Args:
-            windows: `(B * W', L, C)`.
-            blocked: `(B * W', L, L)`, 0 or a score so low that a key is not attended to.
-        Returns:
-            `(B * W', L, C)`, and with eager attention the weights `(B * W', N, L, L)`.
-        """
-        count, tokens, channels = windows.shape
-        query, key, value = (
-            project(windows).view(count, tokens, -1, self.head_dim).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        scores = self.relative_position_bias()
-        if blocked is not None:
-            scores = scores + blocked[:, None]
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            cast(str, self.config._attn_implementation), eager_attention_forward
-        )
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            scores.to(query.dtype),
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-        )
-        return self.o_proj(output.reshape(count, tokens, channels)), weights
-
-
 class SeMaskSwinMLP(nn.Module):
     """The feed-forward branch of a block."""
 
@@ -194,7 +120,7 @@ class SeMaskSwinBlock(GradientCheckpointingLayer):
         super().__init__()
         self.side, self.shift = config.window_size, shift
         self.layernorm_before = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.attention = SeMaskSwinAttention(config, channels, num_heads)
+        self.attention = SwinAttention(config, channels, num_heads, config.window_size)
         self.layernorm_after = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.mlp = SeMaskSwinMLP(config, channels)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -207,7 +133,7 @@ class SeMaskSwinBlock(GradientCheckpointingLayer):
         blocked = None
         if self.shift:
             branch = branch.roll((-self.shift, -self.shift), dims=(1, 2))
-            blocked = self._blocked_by_shift(windows, maps.device)
+            blocked = self._blocked_by_shift(windows, maps)
         update, _ = self.attention(windows.split(branch), blocked)
         branch = windows.join(self.dropout(update))
         if self.shift:
@@ -215,11 +141,11 @@ class SeMaskSwinBlock(GradientCheckpointingLayer):
         maps = maps + self.drop_path(windows.crop(branch))
         return maps + self.drop_path(self.mlp(self.layernorm_after(maps)))
 
-    def _blocked_by_shift(self, windows: SeMaskWindows, device: torch.device) -> Tensor:
+    def _blocked_by_shift(self, windows: SeMaskWindows, maps: Tensor) -> Tensor:
         """`(B * W', L, L)` scores that keep apart tokens which the shift has carried around the border."""
-        rows, columns = (self._region(length, device) for length in (windows.padded_height, windows.padded_width))
+        rows, columns = (self._region(length, maps.device) for length in (windows.padded_height, windows.padded_width))
         tokens = windows.split((3 * rows[:, None] + columns)[None, :, :, None])[:, :, 0]
-        blocked = BLOCKED * (tokens[:, None] != tokens[:, :, None]).float()
+        blocked = BLOCKED * (tokens[:, None] != tokens[:, :, None]).to(maps.dtype)
         return blocked[None].expand(windows.batch, -1, -1, -1).flatten(0, 1)
 
     def _region(self, length: int, device: torch.device) -> Tensor:
@@ -228,7 +154,7 @@ class SeMaskSwinBlock(GradientCheckpointingLayer):
         return (positions >= length - self.side).long() + (positions >= length - self.shift).long()
 
 
-class SeMaskSemanticAttention(nn.Module):
+class SeMaskSemanticBlock(nn.Module):
     """Attention between tokens that look alike to a classifier, added with a learned weight (SeMask Sec. 3.2).
 
     One head without scale or position: `softmax(S T^T) V`, where `S` and `T` are class scores of the tokens. `gamma`,
@@ -263,7 +189,7 @@ class SeMaskSemanticLayer(GradientCheckpointingLayer):
         super().__init__()
         self.side = None if is_global else config.semantic_window_size or config.window_size
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.blocks = nn.ModuleList(SeMaskSemanticAttention(config, channels, num_classes) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(SeMaskSemanticBlock(config, channels, num_classes) for _ in range(num_blocks))
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, H, W, C)` -> the same, and the semantic map `(B, H, W, K)` of the last block.
@@ -379,18 +305,12 @@ class SeMaskSwinEncoder(nn.Module):
         return stage_maps, semantic_maps
 
 
-class SeMaskSwinPreTrainedModel(PreTrainedModel):
+class SeMaskSwinPreTrainedModel(SwinPreTrainedModel):
     """Loading, saving and the reference's initialisation."""
 
     config: SeMaskSwinConfig
-    base_model_prefix = "swin"
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["SeMaskSwinBlock", "SeMaskSemanticLayer"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _can_record_outputs = {"attentions": OutputRecorder(SeMaskSwinAttention, index=1)}
+    _can_record_outputs = {"attentions": OutputRecorder(SwinAttention, index=1)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -398,10 +318,10 @@ class SeMaskSwinPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, SeMaskRelativePositionBias):
+        elif isinstance(module, SwinRelativePositionBias):
+            super()._init_weights(module)
             init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
-            init.copy_(module.relative_position_index, module.computed_index())
-        elif isinstance(module, SeMaskSemanticAttention):
+        elif isinstance(module, SeMaskSemanticBlock):
             init.zeros_(module.gamma)
         elif isinstance(module, nn.Conv2d):
             init_as_torch(module)

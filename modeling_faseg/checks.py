@@ -1,3 +1,3 @@
 """Bridge to the configuration package; an export writes the real file in its place."""
 
-from configuration.checks import require, require_classes  # noqa: F401
+from configuration.checks import require, require_classes, require_counts  # noqa: F401

@@ -71,51 +71,39 @@ class FASegLoss(nn.Module):
         Raises:
             ValueError: for labels that do not fit each other or the classes, or a matching cost that is not finite.
         """
-        # fp32 island, as in the reference.
-        with torch.autocast(masks.device.type, enabled=False):
+        device = masks.device
+        with torch.autocast(device.type, enabled=False):  # fp32 island, as in the reference
             class_logits = [each.float() for each in class_logits]
-            return self._losses(masks, class_logits, mask_labels, class_labels, pixel_mask)
+            mask_labels = [each.to(device, torch.float32, non_blocking=True) for each in mask_labels]
+            class_labels = [each.to(device, torch.long, non_blocking=True) for each in class_labels]
+            check_targets(mask_labels, class_labels, self.num_labels)
+            num_masks = count_masks(class_labels, device)
+            valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
+
+            matchings: list[Matching] = []
+            points: list[Tensor] = []
+            count = len(class_logits)
+            at_once = count if waits_for(device) else 1
+            for first in range(0, count, at_once):
+                chosen = range(first, min(first + at_once, count))
+                found = self.matcher(masks, chosen, class_logits, mask_labels, class_labels, valid)
+                found = [_to_device(matching, device) for matching in found]
+                points += [self._points(masks, *each, valid) for each in zip(chosen, found)]
+                matchings += found
+            logits = masks.of_queries(range(count), [_queries(matching) for matching in matchings])
+            losses: dict[str, Tensor] = {}
+            for index, matching in enumerate(matchings):
+                terms = {
+                    "loss_cross_entropy": self._class_loss(class_logits[index], class_labels, matching),
+                    **self._mask_losses(logits[index], points[index], mask_labels, matching, num_masks),
+                }
+                suffix = "" if index == 0 else f"_{index - 1}"
+                losses.update({name + suffix: value for name, value in terms.items()})
+            return losses
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """The scalar to minimise: every term with the weight of its kind."""
         return weighted_sum(losses, self.weights)
-
-    def _losses(
-        self,
-        masks: MaskProducts,
-        class_logits: list[Tensor],
-        mask_labels: list[Tensor],
-        class_labels: list[Tensor],
-        pixel_mask: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """`forward`, in float32."""
-        device = masks.device
-        mask_labels = [each.to(device, torch.float32, non_blocking=True) for each in mask_labels]
-        class_labels = [each.to(device, torch.long, non_blocking=True) for each in class_labels]
-        check_targets(mask_labels, class_labels, self.num_labels)
-        num_masks = count_masks(class_labels, device)
-        valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
-
-        matchings: list[Matching] = []
-        points: list[Tensor] = []
-        count = len(class_logits)
-        at_once = count if waits_for(device) else 1
-        for first in range(0, count, at_once):
-            chosen = range(first, min(first + at_once, count))
-            found = self.matcher(masks, chosen, class_logits, mask_labels, class_labels, valid)
-            found = [_to_device(matching, device) for matching in found]
-            points += [self._points(masks, *each, valid) for each in zip(chosen, found)]
-            matchings += found
-        logits = masks.of_queries(range(count), [_queries(matching) for matching in matchings])
-        losses: dict[str, Tensor] = {}
-        for index, matching in enumerate(matchings):
-            terms = {
-                "loss_cross_entropy": self._class_loss(class_logits[index], class_labels, matching),
-                **self._mask_losses(logits[index], points[index], mask_labels, matching, num_masks),
-            }
-            suffix = "" if index == 0 else f"_{index - 1}"
-            losses.update({name + suffix: value for name, value in terms.items()})
-        return losses
 
     def _class_loss(self, class_logits: Tensor, class_labels: list[Tensor], matching: Matching) -> Tensor:
         """Cross-entropy of all queries, of which those without a target are no object."""

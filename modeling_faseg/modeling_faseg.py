@@ -33,6 +33,7 @@ from .pretrained import (
     check_labels,
     init_as_torch,
     selected_states,
+    shared_fields,
 )
 from .transformer_decoder_faseg import FASegMLP, FASegTransformerDecoder, FASegTransformerDecoderLayer
 
@@ -205,13 +206,9 @@ class FASegModel(FASegPreTrainedModel):
         output_mask_embeddings: bool = False,
         **kwargs: Any,
     ) -> FASegModelOutput:
-        """
+        """Arguments are those of `FASegForUniversalSegmentation`, but for labels, and these.
+
         Args:
-            pixel_values: `(B, 3, H, W)` normalised images; H and W multiples of 32.
-            pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding; read with `config.mask_padding`.
-            output_focus: whether to return where the queries looked.
-            output_hidden_states: whether to return the maps and queries of every stage.
-            output_auxiliary_logits: whether to return the masks of every layer.
             output_attentions: read by `capture_outputs`, which records self-attention weights (eager attention).
             output_mask_embeddings: whether to return the mask embeddings of every layer.
         Raises:
@@ -340,23 +337,14 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
                 labels = label_maps_of_masks(mask_labels or [], class_labels or [], size, ignored, pixel_values.device)
                 loss_dict["loss_semantic"] = semantic_map_loss(outputs.semantic_maps, labels, ignored)
             loss = self.criterion.weighted_sum(loss_dict)
+        shared = shared_fields(outputs, FASegForUniversalSegmentationOutput)
+        shared["masks_queries_logits"] = outputs.masks_queries_logits[-1]
         return FASegForUniversalSegmentationOutput(
             loss=loss,
             class_queries_logits=class_logits[-1],
-            masks_queries_logits=outputs.masks_queries_logits[-1],
             auxiliary_logits=auxiliary_logits,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
-            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
-            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            focus_maps=outputs.focus_maps,
-            positional_queries=outputs.positional_queries,
-            hrca_windows=outputs.hrca_windows,
             loss_dict=loss_dict,
+            **shared,
         )
 
 

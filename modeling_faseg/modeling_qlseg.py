@@ -29,6 +29,7 @@ from .pretrained import (
     check_pixel_mask,
     init_as_torch,
     selected_states,
+    shared_fields,
 )
 from .windows_qlseg import class_scores, sliding_scores
 
@@ -258,21 +259,15 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             auxiliary = earlier if train_auxiliary else None
             loss_dict = self.criterion(masks[-1], class_logits, mask_labels, class_labels, auxiliary)
             loss = self.criterion.weighted_sum(loss_dict)
+        shared = shared_fields(outputs, QLSegForSemanticSegmentationOutput)
+        shared["masks_queries_logits"] = masks[-1]
         return QLSegForSemanticSegmentationOutput(
             loss=loss,
             semantic_scores=None if self.training else class_scores(class_logits, masks[-1], size),
             class_queries_logits=class_logits,
-            masks_queries_logits=masks[-1],
             auxiliary_logits=earlier if output_auxiliary_logits else None,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
-            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
-            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
             loss_dict=loss_dict,
+            **shared,
         )
 
     def _sliding_scores(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:

@@ -29,7 +29,6 @@ from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
-    from .attention import eager_attention_forward  # noqa: F401
     from .checks import require  # noqa: F401
 
 

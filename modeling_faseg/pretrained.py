@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 
 logger = logging.get_logger(__name__)
@@ -103,6 +103,11 @@ def check_pixel_mask(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
             f"pixel_mask is of shape {tuple(pixel_mask.shape)}, need {(batch_size, height, width)}: "
             "one value per pixel"
         )
+
+
+def shared_fields(outputs: ModelOutput, output_class: Any) -> dict[str, Any]:
+    """The fields of a model's outputs that those of its class with a head have too."""
+    return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
 
 
 def selected_states(

@@ -29,6 +29,15 @@ from scripts.models.parameter_names import ConversionError, Source, official_sou
 
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What an error of the Hub means; the first that fits, for some are of several kinds.
+HUB_ERRORS: dict[type[Exception], str] = {
+    GatedRepoError: "accept its terms on the Hub and log in (hf auth login)",
+    RepositoryNotFoundError: "no such file, folder or model on the Hub",
+    LocalEntryNotFoundError: "no such file or folder, not in the Hub's cache, and the Hub is out of reach",
+    OfflineModeIsEnabled: "no such file or folder, not in the Hub's cache, and the Hub is out of reach",
+    EntryNotFoundError: f"the model on the Hub has no {WHOLE}",
+    HFValidationError: "no such file or folder, and no name of the Hub",
+}
 # What a classification checkpoint has and a backbone has not (timm's and transformers' names).
 CLASSIFICATION_HEAD = re.compile(r"^(conv_head|bn2|classifier|head|fc|pooler|layernorm|norm)\.")
 # What a backbone has and a classification checkpoint may lack: output norms, semantic layers and batch counters.
@@ -68,22 +77,9 @@ def weight_files(name: str) -> list[Path]:
         except EntryNotFoundError:
             index = Path(hf_hub_download(name, INDEX))
             return [Path(hf_hub_download(name, shard)) for shard in shards(index)]
-    except GatedRepoError as error:
-        raise UserError(
-            f"--backbone_weights {name}: accept its terms on the Hub and log in (hf auth login)"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"--backbone_weights {name}: no such file, folder or model on the Hub") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"--backbone_weights {name}: no such file or folder, not in the Hub's cache, and the Hub is out of reach"
-        ) from error
-    except EntryNotFoundError as error:
-        raise UserError(f"--backbone_weights {name}: the model on the Hub has no {WHOLE}") from error
-    except HFValidationError as error:
-        raise UserError(f"--backbone_weights {name}: no such file or folder, and no name of the Hub") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"--backbone_weights {name}: {error}") from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = next((words for kind, words in HUB_ERRORS.items() if isinstance(error, kind)), error)
+        raise UserError(f"--backbone_weights {name}: {reason}") from error
 
 
 def shards(index: Path) -> list[str]:

@@ -2,14 +2,18 @@
 
 Every parameter of this project's model has one official source: a whole tensor, or a third of a packed query-key-value
 tensor. The rules below read from this project's name to the official one; a rule replaces the start of a name and what
-follows (`weight`, `bias`, `running_mean`, ...) stays.
+follows (`weight`, `bias`, `running_mean`, ...) stays. Its group `third`, if any, is the `q`, `k` or `v` of a packed
+tensor. `{\\1+2}` and `{\\1-1}` are computed: the two sides count from different numbers.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from modeling_faseg import FASegForUniversalSegmentation
 
 
 class ConversionError(ValueError):
@@ -23,27 +27,28 @@ class Source(NamedTuple):
     third: int | None = None
 
 
-_HEAD_RULES = (
+_ENCODER_LAYER = r"model\.pixel_decoder\.layers\.(\d+)\."
+_OFFICIAL_ENCODER_LAYER = r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1."
+_DECODER_LAYER = r"model\.transformer_decoder\.layers\.(\d+)\."
+_OFFICIAL_CROSS = r"sem_seg_head.predictor.transformer_cross_attention_layers.\1."
+_OFFICIAL_SELF = r"sem_seg_head.predictor.transformer_self_attention_layers.\1."
+_OFFICIAL_FEED_FORWARD = r"sem_seg_head.predictor.transformer_ffn_layers.\1."
+_RESNET_LAYER = r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\."
+# transformers renamed Swin's modules in the 5.x series: both spellings are read.
+_SWIN = r"model\.backbone\.(?:swin\.)?"
+_SWIN_BLOCK = _SWIN + r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+_OFFICIAL_SWIN_BLOCK = r"backbone.layers.\1.blocks.\2."
+
+_RULES = (
+    # FASeg's head
     (r"model\.pixel_decoder\.input_projections\.(\d+)\.conv\.", r"sem_seg_head.pixel_decoder.input_proj.\1.0."),
     (r"model\.pixel_decoder\.input_projections\.(\d+)\.norm\.", r"sem_seg_head.pixel_decoder.input_proj.\1.1."),
     (r"model\.pixel_decoder\.position_encodings\.", r"sem_seg_head.pixel_decoder.pos_linear."),
     (r"model\.pixel_decoder\.level_embed", r"sem_seg_head.pixel_decoder.transformer.level_embed"),
-    (
-        r"model\.pixel_decoder\.layers\.(\d+)\.self_attn\.",
-        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.self_attn.",
-    ),
-    (
-        r"model\.pixel_decoder\.layers\.(\d+)\.self_attn_layer_norm\.",
-        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm1.",
-    ),
-    (
-        r"model\.pixel_decoder\.layers\.(\d+)\.final_layer_norm\.",
-        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm2.",
-    ),
-    (
-        r"model\.pixel_decoder\.layers\.(\d+)\.fc([12])\.",
-        r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.linear\2.",
-    ),
+    (_ENCODER_LAYER + r"self_attn\.", _OFFICIAL_ENCODER_LAYER + r"self_attn."),
+    (_ENCODER_LAYER + r"self_attn_layer_norm\.", _OFFICIAL_ENCODER_LAYER + r"norm1."),
+    (_ENCODER_LAYER + r"final_layer_norm\.", _OFFICIAL_ENCODER_LAYER + r"norm2."),
+    (_ENCODER_LAYER + r"fc([12])\.", _OFFICIAL_ENCODER_LAYER + r"linear\2."),
     (r"model\.pixel_decoder\.lateral_projection\.(?:conv\.)?", r"sem_seg_head.pixel_decoder.adapter_1."),
     (r"model\.pixel_decoder\.output_projection\.(?:conv\.)?", r"sem_seg_head.pixel_decoder.layer_1."),
     (r"model\.pixel_decoder\.mask_projection\.", r"sem_seg_head.pixel_decoder.mask_features."),
@@ -51,102 +56,50 @@ _HEAD_RULES = (
     (r"model\.transformer_decoder\.queries_embedder\.", r"sem_seg_head.predictor.query_embed."),
     (r"model\.transformer_decoder\.level_embed\.", r"sem_seg_head.predictor.level_embed."),
     (r"model\.transformer_decoder\.input_projections\.", r"sem_seg_head.predictor.input_proj."),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.cross_attn\.o_proj\.",
-        r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn.out_proj.",
-    ),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.cross_attn_layer_norm\.",
-        r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.norm.",
-    ),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.self_attn\.o_proj\.",
-        r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn.out_proj.",
-    ),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.self_attn_layer_norm\.",
-        r"sem_seg_head.predictor.transformer_self_attention_layers.\1.norm.",
-    ),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.fc([12])\.",
-        r"sem_seg_head.predictor.transformer_ffn_layers.\1.linear\2.",
-    ),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.final_layer_norm\.",
-        r"sem_seg_head.predictor.transformer_ffn_layers.\1.norm.",
-    ),
+    (_DECODER_LAYER + r"cross_attn\.(?P<third>[qkv])_proj\.", _OFFICIAL_CROSS + r"multihead_attn.in_proj_"),
+    (_DECODER_LAYER + r"cross_attn\.o_proj\.", _OFFICIAL_CROSS + r"multihead_attn.out_proj."),
+    (_DECODER_LAYER + r"cross_attn_layer_norm\.", _OFFICIAL_CROSS + r"norm."),
+    (_DECODER_LAYER + r"self_attn\.(?P<third>[qkv])_proj\.", _OFFICIAL_SELF + r"self_attn.in_proj_"),
+    (_DECODER_LAYER + r"self_attn\.o_proj\.", _OFFICIAL_SELF + r"self_attn.out_proj."),
+    (_DECODER_LAYER + r"self_attn_layer_norm\.", _OFFICIAL_SELF + r"norm."),
+    (_DECODER_LAYER + r"fc([12])\.", _OFFICIAL_FEED_FORWARD + r"linear\2."),
+    (_DECODER_LAYER + r"final_layer_norm\.", _OFFICIAL_FEED_FORWARD + r"norm."),
     (r"model\.transformer_decoder\.layernorm\.", r"sem_seg_head.predictor.decoder_norm."),
     (r"model\.transformer_decoder\.focus_queries\.fc1\.", r"sem_seg_head.predictor.adapt_pos2d.0."),
     (r"model\.transformer_decoder\.focus_queries\.fc2\.", r"sem_seg_head.predictor.adapt_pos2d.2."),
     (r"model\.transformer_decoder\.mask_embedder\.", r"sem_seg_head.predictor.mask_embed."),
     (r"class_predictor\.", r"sem_seg_head.predictor.class_embed."),
     (r"criterion\.", r"criterion."),
-)
-
-_RESNET_RULES = (
+    # ResNet
     (r"model\.backbone\.embedder\.embedder\.convolution\.", r"backbone.stem.conv1."),
     (r"model\.backbone\.embedder\.embedder\.normalization\.", r"backbone.stem.conv1.norm."),
+    (_RESNET_LAYER + r"shortcut\.convolution\.", r"backbone.res{\1+2}.\2.shortcut."),
+    (_RESNET_LAYER + r"shortcut\.normalization\.", r"backbone.res{\1+2}.\2.shortcut.norm."),
+    (_RESNET_LAYER + r"layer\.(\d+)\.convolution\.", r"backbone.res{\1+2}.\2.conv{\3+1}."),
+    (_RESNET_LAYER + r"layer\.(\d+)\.normalization\.", r"backbone.res{\1+2}.\2.conv{\3+1}.norm."),
+    # Swin
+    (_SWIN + r"embeddings\.patch_embeddings\.projection\.", r"backbone.patch_embed.proj."),
+    (_SWIN + r"embeddings\.norm\.", r"backbone.patch_embed.norm."),
+    (_SWIN_BLOCK + r"layernorm_before\.", _OFFICIAL_SWIN_BLOCK + r"norm1."),
+    (_SWIN_BLOCK + r"layernorm_after\.", _OFFICIAL_SWIN_BLOCK + r"norm2."),
+    (_SWIN_BLOCK + r"attention\.(?:self\.|relative_position_bias\.)(?=relative_)", _OFFICIAL_SWIN_BLOCK + r"attn."),
     (
-        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution\.",
-        r"backbone.res{\1+2}.\2.shortcut.",
+        _SWIN_BLOCK + r"attention\.(?:self\.)?(?P<third>[qkv])(?:_proj|uery|ey|alue)\.",
+        _OFFICIAL_SWIN_BLOCK + r"attn.qkv.",
     ),
-    (
-        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization\.",
-        r"backbone.res{\1+2}.\2.shortcut.norm.",
-    ),
-    (
-        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.convolution\.",
-        r"backbone.res{\1+2}.\2.conv{\3+1}.",
-    ),
-    (
-        r"model\.backbone\.encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.normalization\.",
-        r"backbone.res{\1+2}.\2.conv{\3+1}.norm.",
-    ),
-)
-
-# transformers renamed Swin's modules in the 5.x series: both spellings are read.
-_SWIN_BLOCK = r"model\.backbone\.(?:swin\.)?encoder\.layers\.(\d+)\.blocks\.(\d+)\."
-_SWIN_RULES = (
-    (r"model\.backbone\.(?:swin\.)?embeddings\.patch_embeddings\.projection\.", r"backbone.patch_embed.proj."),
-    (r"model\.backbone\.(?:swin\.)?embeddings\.norm\.", r"backbone.patch_embed.norm."),
-    (_SWIN_BLOCK + r"layernorm_before\.", r"backbone.layers.\1.blocks.\2.norm1."),
-    (_SWIN_BLOCK + r"layernorm_after\.", r"backbone.layers.\1.blocks.\2.norm2."),
-    (
-        _SWIN_BLOCK + r"attention\.(?:self\.|relative_position_bias\.)(?=relative_)",
-        r"backbone.layers.\1.blocks.\2.attn.",
-    ),
-    (_SWIN_BLOCK + r"attention\.(?:o_proj|output\.dense)\.", r"backbone.layers.\1.blocks.\2.attn.proj."),
-    (_SWIN_BLOCK + r"(?:mlp\.fc1|intermediate\.dense)\.", r"backbone.layers.\1.blocks.\2.mlp.fc1."),
-    (_SWIN_BLOCK + r"(?:mlp\.fc2|output\.dense)\.", r"backbone.layers.\1.blocks.\2.mlp.fc2."),
-    (
-        r"model\.backbone\.(?:swin\.)?encoder\.layers\.(\d+)\.downsample\.",
-        r"backbone.layers.\1.downsample.",
-    ),
+    (_SWIN_BLOCK + r"attention\.(?:o_proj|output\.dense)\.", _OFFICIAL_SWIN_BLOCK + r"attn.proj."),
+    (_SWIN_BLOCK + r"(?:mlp\.fc1|intermediate\.dense)\.", _OFFICIAL_SWIN_BLOCK + r"mlp.fc1."),
+    (_SWIN_BLOCK + r"(?:mlp\.fc2|output\.dense)\.", _OFFICIAL_SWIN_BLOCK + r"mlp.fc2."),
+    (_SWIN + r"encoder\.layers\.(\d+)\.downsample\.", r"backbone.layers.\1.downsample."),
     (r"model\.backbone\.hidden_states_norms\.stage(\d+)\.", r"backbone.norm{\1-1}."),
-)
-
-# (this project's name, the official packed tensor): `{q,k,v}_proj.weight` are the three thirds of one weight.
-_PACKED_RULES = (
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.cross_attn\.([qkv])_proj\.(weight|bias)",
-        r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn.in_proj_\3",
-    ),
-    (
-        r"model\.transformer_decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)",
-        r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn.in_proj_\3",
-    ),
-    (
-        r"model\.backbone\.(?:swin\.)?encoder\.layers\.(\d+\.blocks\.\d+)\.attention\."
-        r"(?:self\.)?(q|k|v)(?:_proj|uery|ey|alue)\.(weight|bias)",
-        r"backbone.layers.\1.attn.qkv.\3",
-    ),
 )
 
 # Official entries that carry no trained value: constants that the model computes, and the image normalisation, which
 # the processor does.
 _IGNORED = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked|pixel_mean|pixel_std)")
 
-# (official tensor, axis, amount to subtract, config field): read from a checkpoint, they must be what the config says.
+# (official tensor, axis, amount to subtract, config field), and (a layer of official tensors, config field): read from
+# a checkpoint, they must be what the config says.
 _SIZES = (
     ("sem_seg_head.predictor.class_embed.weight", 0, 1, "num_labels"),
     ("sem_seg_head.predictor.query_feat.weight", 1, 0, "hidden_dim"),
@@ -161,18 +114,26 @@ _DEPTHS = (
 )
 
 
+def source_by(rules: Iterable[tuple[str, str]], name: str) -> Source | None:
+    """The official tensor by the first rule that fits `name`, if any does."""
+    for pattern, template in rules:
+        if match := re.match(pattern, name):
+            shifted = re.sub(
+                r"\{\\(\d)([+-]\d)\}", lambda number: str(int(match[int(number[1])]) + int(number[2])), template
+            )
+            third = match.groupdict().get("third")
+            return Source(match.expand(shifted) + name[match.end() :], "qkv".index(third) if third else None)
+    return None
+
+
 def official_source(name: str) -> Source:
     """The official tensor that fills `name` of this project's model.
 
     Raises:
         ConversionError: where the official model has no such tensor.
     """
-    for pattern, template in _PACKED_RULES:
-        if match := re.fullmatch(pattern, name):
-            return Source(match.expand(template), "qkv".index(match.group(2)))
-    for pattern, template in (*_HEAD_RULES, *_RESNET_RULES, *_SWIN_RULES):
-        if match := re.match(pattern, name):
-            return Source(_expand(match, template) + name[match.end() :])
+    if source := source_by(_RULES, name):
+        return source
     raise ConversionError(
         f"{name} has no counterpart in an official checkpoint: these have a ResNet or Swin backbone, conditional "
         "positional encodings, DFPQ and HRCA; check the config"
@@ -184,7 +145,7 @@ def official_parameter_names(config: Any) -> dict[str, str]:
 
     Query, key and value projections share one official name.
     """
-    return {name: official_source(name).name for name in _expected(config)}
+    return {name: official_source(name).name for name in expected_tensors(FASegForUniversalSegmentation, config)}
 
 
 def convert_state_dict(official: dict[str, Tensor], config: Any, head_only: bool = False) -> dict[str, Tensor]:
@@ -198,10 +159,11 @@ def convert_state_dict(official: dict[str, Tensor], config: Any, head_only: bool
         ConversionError: for a checkpoint of another model, other sizes, missing or unexpected names.
     """
     _refuse_other_models(official)
-    _check_sizes(official, config)
-    expected = _expected(config)
+    check_sizes(official, config, _SIZES, _DEPTHS)
+    expected = expected_tensors(FASegForUniversalSegmentation, config)
     if head_only:
-        expected = {name: value for name, value in expected.items() if _is_head(name)}
+        beside = ("model.backbone.", "criterion.")
+        expected = {name: value for name, value in expected.items() if not name.startswith(beside)}
     return take_tensors(official, expected, {name: official_source(name) for name in expected})
 
 
@@ -255,24 +217,10 @@ def take_tensors(
     return converted
 
 
-def _expected(config: Any) -> dict[str, Tensor]:
-    """Names and (meta) tensors of the model's state dict."""
-    from modeling_faseg import FASegForUniversalSegmentation
-
+def expected_tensors(model_class: Any, config: Any) -> dict[str, Tensor]:
+    """Names and (meta) tensors of the state dict of the model that `config` describes."""
     with torch.device("meta"):
-        return FASegForUniversalSegmentation(config).state_dict()
-
-
-def _is_head(name: str) -> bool:
-    return not name.startswith(("model.backbone.", "criterion."))
-
-
-def _expand(match: re.Match[str], template: str) -> str:
-    r"""`match.expand` that also computes `{\1+2}` and `{\1-1}` (the two sides count stages from different numbers)."""
-    shifted = re.sub(
-        r"\{\\(\d)([+-]\d)\}", lambda number: str(int(match.group(int(number[1]))) + int(number[2])), template
-    )
-    return match.expand(shifted)
+        return model_class(config).state_dict()
 
 
 def _refuse_other_models(official: dict[str, Tensor]) -> None:
@@ -297,13 +245,18 @@ def _refuse_other_models(official: dict[str, Tensor]) -> None:
         )
 
 
-def _check_sizes(official: dict[str, Tensor], config: Any) -> None:
+def check_sizes(
+    official: dict[str, Tensor],
+    config: Any,
+    sizes: Iterable[tuple[str, int, int, str]],
+    depths: Iterable[tuple[str, str]],
+) -> None:
     """Compare sizes that have a name of their own before tensors are compared: the error then names the field."""
-    for name, axis, offset, field in _SIZES:
+    for name, axis, offset, field in sizes:
         value = official.get(name)
         if value is not None and value.ndim > axis:
             same_size(field, value.shape[axis] - offset, getattr(config, field))
-    for pattern, field in _DEPTHS:
+    for pattern, field in depths:
         indices = [int(match.group(1)) for name in official if (match := re.match(pattern, name))]
         same_size(field, max(indices, default=-1) + 1, getattr(config, field))
 

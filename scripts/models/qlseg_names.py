@@ -1,16 +1,23 @@
 """Official QLSeg state dicts as this project's, by name."""
 
-import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from scripts.models.parameter_names import ConversionError, Source, listed, same_size, take_tensors
+from modeling_faseg import QLSegForSemanticSegmentation
+from scripts.models.parameter_names import (
+    ConversionError,
+    Source,
+    check_sizes,
+    expected_tensors,
+    listed,
+    same_size,
+    source_by,
+    take_tensors,
+)
 
 
-# This project's name -> the official one; a rule replaces the start of a name. `{\1+1}` is computed: the official
-# names count levels and fusions from 1.
+# As in `parameter_names`; the official names count levels and fusions from 1.
 _BLOCK = r"model\.backbone\.blocks\.(\d+)\."
 _ENCODER = r"model\.encoder\.layers\.(\d+)\."
 _ATTENTION = r"model\.decoder\.stages\.(\d+)\.levels\.(\d+)\.(\d+)\."
@@ -33,6 +40,7 @@ _RULES = (
     (r"model\.decoder\.input_norms\.(\d+)\.", r"decode_head.proj_norm_{\1+1}."),
     (r"model\.decoder\.queries\.(\d+)\.", r"decode_head.query_{\1+1}."),
     (r"model\.decoder\.stages\.(\d+)\.fusion\.", r"decode_head.QFM_{\1+1}."),
+    (_ATTENTION + r"self_attn\.(?P<third>[qkv])_proj\.", _DECODER + "self_attn.in_proj_"),
     (_ATTENTION + r"self_attn\.o_proj\.", _DECODER + "self_attn.out_proj."),
     (_ATTENTION + r"self_attn_layer_norm\.", _DECODER + "norm1."),
     (_ATTENTION + r"cross_attn\.o_proj\.", _DECODER + "multihead_attn.proj."),
@@ -43,15 +51,12 @@ _RULES = (
     (r"class_predictor\.", r"decode_head.class_embed."),
     (r"criterion\.", r"decode_head.loss_decode.criterion."),
 )
-# The official tensor holds query, key and value one below the other.
-_PACKED = re.compile(_ATTENTION + r"self_attn\.([qkv])_proj\.(weight|bias)")
 
-# (official tensor, axis, config field): read from a checkpoint, they must be what the config says.
 _SIZES = (
-    ("decode_head.query_1.weight", 0, "num_labels"),
-    ("decode_head.query_1.weight", 1, "hidden_dim"),
-    ("backbone.patch_embed.projection.weight", 0, "hidden_size"),
-    ("decode_head.transformer.encoder.layers.0.linear1.weight", 0, "encoder_feedforward_dim"),
+    ("decode_head.query_1.weight", 0, 0, "num_labels"),
+    ("decode_head.query_1.weight", 1, 0, "hidden_dim"),
+    ("backbone.patch_embed.projection.weight", 0, 0, "hidden_size"),
+    ("decode_head.transformer.encoder.layers.0.linear1.weight", 0, 0, "encoder_feedforward_dim"),
 )
 _DEPTHS = (
     (r"backbone\.layers\.(\d+)\.", "num_hidden_layers"),
@@ -67,18 +72,14 @@ def official_source(name: str) -> Source:
     Raises:
         ConversionError: where the official model has no such tensor.
     """
-    if match := _PACKED.fullmatch(name):
-        official = _expand(match, _DECODER) + f"self_attn.in_proj_{match[5]}"
-        return Source(official, "qkv".index(match[4]))
-    for pattern, template in _RULES:
-        if match := re.match(pattern, name):
-            return Source(_expand(match, template) + name[match.end() :])
+    if source := source_by(_RULES, name):
+        return source
     raise ConversionError(f"{name} has no counterpart in an official QLSeg checkpoint: check the config")
 
 
 def official_parameter_names(config: Any) -> dict[str, str]:
     """`{this project's name: official name}` of every tensor of the model that `config` describes."""
-    return {name: official_source(name).name for name in _expected(config)}
+    return {name: official_source(name).name for name in expected_tensors(QLSegForSemanticSegmentation, config)}
 
 
 def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
@@ -91,39 +92,19 @@ def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Te
         ConversionError: for a checkpoint of another model, other sizes, missing or unexpected names.
     """
     _refuse_other_models(official)
-    for name, axis, field in _SIZES:
-        if name in official:
-            same_size(field, official[name].shape[axis], getattr(config, field))
-    for pattern, field in _DEPTHS:
-        indices = [int(match[1]) for name in official if (match := re.match(pattern, name))]
-        same_size(field, max(indices, default=-1) + 1, getattr(config, field))
+    check_sizes(official, config, _SIZES, _DEPTHS)
     if "backbone.pos_embed" in official:
         grid = round((official["backbone.pos_embed"].shape[1] - 1) ** 0.5)
         same_size("image_size", grid * config.patch_size, config.image_size)
-    expected = _expected(config)
+    expected = expected_tensors(QLSegForSemanticSegmentation, config)
     return take_tensors(official, expected, {name: official_source(name) for name in expected})
-
-
-def _expected(config: Any) -> dict[str, Tensor]:
-    """Names and (meta) tensors of the model's state dict."""
-    from modeling_faseg import QLSegForSemanticSegmentation
-
-    with torch.device("meta"):
-        return QLSegForSemanticSegmentation(config).state_dict()
-
-
-def _expand(match: re.Match[str], template: str) -> str:
-    r"""`match.expand` that also computes `{\1+1}`."""
-    counted = re.sub(r"\{\\(\d)\+1\}", lambda number: str(int(match.group(int(number[1]))) + 1), template)
-    return match.expand(counted)
 
 
 def _refuse_other_models(official: dict[str, Tensor]) -> None:
     if not official:
         raise ConversionError("the checkpoint holds no tensors")
     if not any(name.startswith("decode_head.QFM_1.") for name in official):
-        what = "no query fusion (decode_head.QFM_1)"
         raise ConversionError(
-            f"the checkpoint has {what}: a backbone alone, or another model than QLSeg; its names start "
-            f"{listed(sorted(official))}"
+            "the checkpoint has no query fusion (decode_head.QFM_1): a backbone alone, or another model than QLSeg; "
+            f"its names start {listed(sorted(official))}"
         )

@@ -3,22 +3,31 @@
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from scripts.models.parameter_names import ConversionError, Source, listed, same_size, take_tensors
+from modeling_faseg import SeMaskForSemanticSegmentation
+from scripts.models.parameter_names import (
+    ConversionError,
+    Source,
+    expected_tensors,
+    listed,
+    same_size,
+    source_by,
+    take_tensors,
+)
 from scripts.models.parameter_names import official_source as swin_source
 
 
 _SEMANTIC_LAYER = r"backbone\.encoder\.layers\.(\d+)\.semantic_layer\."
 _SEMANTIC_BLOCK = _SEMANTIC_LAYER + r"blocks\.(\d+)\."
+_OFFICIAL_BLOCK = r"backbone.layers.\1.semantic_layer.class_injection.\2."
 _RULES = (
     (_SEMANTIC_LAYER + r"norm\.", r"backbone.layers.\1.semantic_layer.norm1."),
-    (_SEMANTIC_BLOCK + r"query\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_cls_q."),
-    (_SEMANTIC_BLOCK + r"key\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_cls_k."),
-    (_SEMANTIC_BLOCK + r"value\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_v."),
-    (_SEMANTIC_BLOCK + r"output\.", r"backbone.layers.\1.semantic_layer.class_injection.\2.mlp_res."),
-    (_SEMANTIC_BLOCK + r"gamma", r"backbone.layers.\1.semantic_layer.class_injection.\2.gamma"),
+    (_SEMANTIC_BLOCK + r"query\.", _OFFICIAL_BLOCK + "mlp_cls_q."),
+    (_SEMANTIC_BLOCK + r"key\.", _OFFICIAL_BLOCK + "mlp_cls_k."),
+    (_SEMANTIC_BLOCK + r"value\.", _OFFICIAL_BLOCK + "mlp_v."),
+    (_SEMANTIC_BLOCK + r"output\.", _OFFICIAL_BLOCK + "mlp_res."),
+    (_SEMANTIC_BLOCK + r"gamma", _OFFICIAL_BLOCK + "gamma"),
     (r"decoder\.classifier\.", r"decode_head.conv_seg."),
 )
 _CONVOLUTION = re.compile(r"decoder\.stages\.(\d+)\.(\d+)\.(conv|norm)\.")
@@ -37,10 +46,7 @@ def official_source(name: str) -> Source:
         stage, step, part = match.groups()
         start = f"decode_head.scale_heads.{stage}.{2 * int(step)}.{_OFFICIAL_PART[part]}."
         return Source(start + name[match.end() :])
-    for pattern, template in _RULES:
-        if match := re.match(pattern, name):
-            return Source(match.expand(template) + name[match.end() :])
-    return swin_source(f"model.{name}")
+    return source_by(_RULES, name) or swin_source(f"model.{name}")
 
 
 def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
@@ -52,14 +58,11 @@ def convert_state_dict(official: dict[str, Tensor], config: Any) -> dict[str, Te
     Raises:
         ConversionError: for a checkpoint of another model, other sizes, missing or unexpected names.
     """
-    from modeling_faseg import SeMaskForSemanticSegmentation
-
     _refuse_other_models(official)
     same_size("num_labels", len(official["decode_head.conv_seg.weight"]), config.num_labels)
     # The released COCO-Stuff configurations say 150 here, which cannot have trained 171 classes.
     config.backbone_config.num_semantic_classes = len(official[_SEMANTIC_CLASSES])
-    with torch.device("meta"):
-        expected = SeMaskForSemanticSegmentation(config).state_dict()
+    expected = expected_tensors(SeMaskForSemanticSegmentation, config)
     return take_tensors(official, expected, {name: official_source(name) for name in expected})
 
 

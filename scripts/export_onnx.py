@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from scripts.cli.errors import UserError
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
 from scripts.storage.atomic import atomic_file, write_failure
 
 
@@ -91,6 +90,7 @@ def check_arguments(arguments: ExportArguments) -> None:
 def export_onnx(arguments: ExportArguments) -> Path:
     """Writes the file, or raises `UserError` and leaves none."""
     check_arguments(arguments)
+    from scripts.models.loading import build_config, build_model, build_processor
     from scripts.onnx_export.kinds import kind_of
     from scripts.onnx_export.network import check_weights
 

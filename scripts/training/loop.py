@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop, and the whole run around it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from accelerate import DistributedType
 from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
@@ -22,11 +24,21 @@ from scripts.cli.processes import on_main
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.models.loading import save_model_folder
-from scripts.storage.atomic import atomic_folder, write_errors_explained
-from scripts.training.checkpointing import save_checkpoint
+from scripts.storage.atomic import (
+    DISK_FULL,
+    WRITE_ERRORS,
+    atomic_file,
+    atomic_files,
+    atomic_folder,
+    write_errors_explained,
+    write_failure,
+)
+from scripts.training.arguments import TrainArguments, check_trackers, saved_recipe
+from scripts.training.checkpointing import checkpoints, save_checkpoint
 from scripts.training.log import TrainLog
-from scripts.training.run import Run
+from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, StopSignals
+from scripts.training.tracking import finish_trackers, start_trackers
 
 
 # -------------------------------------------------------------------------------------------------------------- step
@@ -223,3 +235,63 @@ def loop(run: Run) -> dict[str, Any]:
                 save(run, log)
     log.draw(at_once=True)
     return log.last
+
+
+# --------------------------------------------------------------------------------------------------------- whole run
+
+
+def announce(run: Run) -> None:
+    """Writes the effective recipe beside the checkpoints and prints the run in a table."""
+    recipe = yaml.safe_dump(saved_recipe(run.arguments), sort_keys=False)
+    try:
+        with atomic_file(run.output_dir / "recipe.yaml") as file:
+            file.write_text(recipe, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output_dir {run.output_dir}: {error}") from error
+    print(describe(run), flush=True)
+
+
+def kept_checkpoint(run: Run) -> str:
+    """How to go on after a failure."""
+    kept = checkpoints(run.output_dir)
+    return f"; {kept[-1]} is kept: go on with --resume_from_checkpoint latest" if kept else ""
+
+
+def finish(run: Run, weights: dict[str, Any] | None) -> None:
+    """Writes model and processor into the output folder, `config.json` last.
+
+    Args:
+        weights: gathered from all processes where each holds a part; else the model's own are taken.
+    """
+    try:
+        # There may have been more shards.
+        with atomic_files(run.output_dir, last="config.json", replaced="model*.safetensors*") as folder:
+            save_model_folder(run.result, run.processor, folder, weights)
+    except WRITE_ERRORS as error:
+        reason = write_failure(error, run.output_dir)
+        raise UserError(f"model not written: {reason}{kept_checkpoint(run)}") from error
+    print(f"model and processor saved in {run.output_dir}")
+
+
+def train(arguments: TrainArguments) -> dict[str, Any]:
+    """The whole run; returns the last line of the log.
+
+    Raises:
+        Stopped: by a signal, after a checkpoint was written.
+    """
+    run = set_up(arguments)
+    on_main(run.accelerator, lambda: announce(run))
+    recipe = saved_recipe(arguments)
+    start_trackers(run.accelerator, check_trackers(arguments.report_to), run.output_dir, run.progress.step, recipe)
+    try:
+        last = loop(run)
+    except Exception as error:
+        finish_trackers(run.accelerator)
+        if not isinstance(error, OSError) or error.errno not in DISK_FULL:
+            raise
+        raise UserError(f"{run.output_dir}: the disk is full{kept_checkpoint(run)}") from error
+    sharded = run.accelerator.distributed_type == DistributedType.FSDP
+    weights = run.accelerator.get_state_dict(run.model) if sharded else None
+    on_main(run.accelerator, lambda: finish(run, weights))
+    run.accelerator.end_training()
+    return last

@@ -21,7 +21,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 import json
 from dataclasses import dataclass
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.training.arguments import TrainArguments, check_values
 
@@ -88,7 +88,7 @@ def check(arguments: CheckArguments) -> int:
     # ---- report
     title = Path(arguments.dataset_name or arguments.train_images or arguments.eval_images or "").name
     print(as_text(title, evidence, findings, cost))
-    try:
+    with errors_explained("report not written", OSError):
         if arguments.json:
             content = json.dumps(as_json(title, evidence, findings, cost), indent=1, ensure_ascii=False)
             with atomic_file(Path(arguments.json)) as file:
@@ -97,8 +97,6 @@ def check(arguments: CheckArguments) -> int:
         if arguments.report:
             write_report(Path(arguments.report), title, evidence, findings, cost, parse_palette(palette))
             print(f"images and tables in {arguments.report}")
-    except OSError as error:
-        raise UserError(f"report not written: {error}") from error
     return int(any(finding.level == "error" for finding in findings))
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.sources import file_beside
 from scripts.drawing.visualization import parse_palette
@@ -37,8 +37,6 @@ def read_palette(file: Path) -> dict[str, str]:
     Raises:
         UserError: the file holds something that is no colour.
     """
-    try:
+    with errors_explained(str(file), OSError, ValueError):
         palette = parse_palette(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {error}") from error
     return {str(index): "#{:02x}{:02x}{:02x}".format(*colour) for index, colour in sorted(palette.items())}

@@ -12,7 +12,7 @@ import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
 from scripts.storage.retries import bound_stalls, with_retries
@@ -160,10 +160,8 @@ def open_source(
         )
     bound_stalls()
     place = f"--dataset_name {arguments.dataset_name}, split {split!r}"
-    try:
+    with errors_explained(place, *READING_ERRORS):
         data, files = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
-    except READING_ERRORS as error:
-        raise UserError(f"{place}: {error}") from error
     columns = data.column_names
     if columns is None:
         columns = list(next(readable(data), {}))

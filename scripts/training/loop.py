@@ -19,7 +19,7 @@ from accelerate import DistributedType
 from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
@@ -85,11 +85,9 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
         with accelerator.accumulate(run.model):
-            try:
+            where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
+            with errors_explained(where, ValueError):  # of the matcher, at logits that are not finite
                 outputs = run.model(**send_to_device(batch, accelerator.device))
-            except ValueError as error:  # of the matcher, at logits that are not finite
-                samples = ", ".join(step.names[-1])
-                raise UserError(f"step {run.progress.step + 1}, samples {samples}: {error}") from error
             accelerator.backward(outputs.loss)
         names_of_terms = ["loss", *outputs.loss_dict]
         losses.append(torch.stack([outputs.loss, *outputs.loss_dict.values()]).detach().float())
@@ -243,11 +241,11 @@ def loop(run: Run) -> dict[str, Any]:
 def announce(run: Run) -> None:
     """Writes the effective recipe beside the checkpoints and prints the run in a table."""
     recipe = yaml.safe_dump(saved_recipe(run.arguments), sort_keys=False)
-    try:
-        with atomic_file(run.output_dir / "recipe.yaml") as file:
-            file.write_text(recipe, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output_dir {run.output_dir}: {error}") from error
+    with (
+        errors_explained(f"--output_dir {run.output_dir}", OSError),
+        atomic_file(run.output_dir / "recipe.yaml") as file,
+    ):
+        file.write_text(recipe, encoding="utf-8")
     print(describe(run), flush=True)
 
 

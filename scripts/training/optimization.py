@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import errors_explained
 from scripts.models.families import family_of
 
 
@@ -72,12 +72,8 @@ def build_scheduler(
         UserError: a schedule that needs more settings than these.
     """
     if name != "poly":
-        try:
-            return get_scheduler(
-                name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=max_train_steps
-            )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--lr_scheduler_type {name}: {error}") from error
+        with errors_explained(f"--lr_scheduler_type {name}", TypeError, ValueError):
+            return get_scheduler(name, optimizer, num_warmup_steps, max_train_steps)
 
     def factor(step: int) -> float:
         warm_up = min(1.0, (step + 1) / (num_warmup_steps + 1))

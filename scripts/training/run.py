@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import build_accelerator, on_main
 from scripts.data.augmentation import training_augmentation
 from scripts.data.labelled_dataset import LabelledDataset
@@ -150,10 +150,8 @@ def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelera
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and not frozen:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if arguments.gradient_checkpointing:
-        try:
+        with errors_explained("--gradient_checkpointing", ValueError):
             model.gradient_checkpointing_enable()
-        except ValueError as error:
-            raise UserError(f"--gradient_checkpointing: {error}") from error
     return model
 
 

@@ -16,7 +16,7 @@ from accelerate.tracking import filter_trackers
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import errors_explained
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_sample, reduced_labels
 from scripts.data.sources import readable
@@ -50,7 +50,8 @@ def start_trackers(
     plain = {
         key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
     }
-    try:
+    # Each tracker raises its own kinds, at a missing login for instance.
+    with errors_explained(f"--report_to {' '.join(names)}", Exception):
         accelerator.init_trackers(
             PROJECT,
             config=None if first_step else plain,
@@ -60,8 +61,6 @@ def start_trackers(
                 "trackio": {"name": f"{output_dir.name}-{run_id}", "resume": "allow", "embed": False},
             },
         )
-    except Exception as error:  # each tracker raises its own kinds, at a missing login for instance
-        raise UserError(f"--report_to {' '.join(names)}: {error}") from error
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
@@ -73,14 +72,12 @@ def finish_trackers(accelerator: Accelerator) -> None:
 def tracked_run_id(output_dir: Path, first_step: int) -> str:
     """The id under which trackers know the run in `output_dir`: a new one for a new run."""
     file = output_dir / "tracking.json"
-    try:
+    with errors_explained(str(file), OSError, ValueError, KeyError):
         if first_step and file.is_file():
             return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
         run_id = uuid.uuid4().hex[:12]
         with atomic_file(file) as partial:
             partial.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: {error}") from error
     return run_id
 
 

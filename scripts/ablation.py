@@ -159,7 +159,6 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
     ablation(parse_arguments(AblationArguments))
 
 

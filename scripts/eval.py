@@ -18,7 +18,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
@@ -43,10 +43,6 @@ from scripts.evaluation.results import (
 )
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
-
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 DEFAULT_REPORT = "outputs/report"
@@ -196,7 +192,7 @@ def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, label_i
 
 
 def build_predictor(
-    arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, accelerator: Accelerator
+    arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, device: Any
 ) -> Callable[..., Any]:
     """Image -> label map, by the flags."""
     from scripts.inference.predictors import MultiScale, SingleScale
@@ -205,8 +201,8 @@ def build_predictor(
         protocol = PROTOCOLS.get(arguments.protocol)
         of_image = family_of(model.config).views_of_image or (protocol is not None and protocol.views_of_image)
         base = None if of_image else sizes.base
-        return MultiScale(model, processor, accelerator.device, base, sizes.views, sizes.windows)
-    return SingleScale(model, processor, accelerator.device, sizes.windows)
+        return MultiScale(model, processor, device, base, sizes.views, sizes.windows)
+    return SingleScale(model, processor, device, sizes.windows)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -269,7 +265,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         counters["lens"] = lens.ProtocolLens(model, lens_processor, accelerator.device, lens_alone)
     if arguments.focus:
         counters["focus"] = FocusCounts(model, lens_processor, accelerator.device)
-    predictor = build_predictor(arguments, model, processor, sizes, accelerator)
+    predictor = build_predictor(arguments, model, processor, sizes, accelerator.device)
     error_report = ErrorReport(num_labels, predictor, counters) if arguments.report else None
     bad_samples = BadSamples(arguments.max_bad_samples)
     started = time.perf_counter()
@@ -348,7 +344,6 @@ def report(results: dict[str, Any], output_file: str | None) -> None:
 
 
 def main() -> None:
-    """Entry point."""
     evaluate(parse_arguments(EvaluateArguments))
 
 

@@ -46,7 +46,6 @@ def explain(arguments: ExplainArguments) -> int:
     """Writes the page; returns 1 if an image named could not be read."""
     check_arguments(arguments)
     import torch
-    from PIL import Image
     from tqdm import tqdm
 
     from scripts.data.images import find_images, output_names, read_image
@@ -70,10 +69,8 @@ def explain(arguments: ExplainArguments) -> int:
     model = first.described(names_kind=second is not None)
     jobs = list(zip(images, output_names(images), strict=True))
     for path, name in tqdm(jobs, desc="explain", unit="image"):
-        try:
-            image = read_image(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
+        image = read_image(path)
+        if image is None:
             failed += 1
             continue
         explained = first.explain(image, first.look(image), arguments.max_segments)
@@ -95,7 +92,6 @@ def explain(arguments: ExplainArguments) -> int:
 
 
 def main() -> int:
-    """Entry point."""
     arguments = parse_arguments(ExplainArguments, images="images and folders of images")
     with errors_explained(f"--output_dir {arguments.output_dir}: not written", OSError):
         return explain(arguments)

@@ -144,7 +144,6 @@ def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Entry point."""
     # ---- arguments, checkpoint, figures ----
     arguments = parse_arguments(ExportArguments)
     check_arguments(arguments)

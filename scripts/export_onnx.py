@@ -251,7 +251,6 @@ def measured_speed(
 
 
 def main() -> None:
-    """Entry point."""
     export_onnx(parse_arguments(ExportArguments))
 
 

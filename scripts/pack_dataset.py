@@ -149,7 +149,6 @@ def pack(arguments: PackArguments) -> None:
 
 
 def main() -> None:
-    """Entry point."""
     pack(parse_arguments(PackArguments))
 
 

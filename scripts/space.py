@@ -115,7 +115,6 @@ def check_port(port: int) -> None:
 
 
 def main() -> int:
-    """Entry point."""
     arguments = parse_arguments(SpaceArguments)
     model_id = checked_model(arguments.model_name_or_path)
     check_port(arguments.port)

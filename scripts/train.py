@@ -39,7 +39,6 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Entry point."""
     try:
         train(parse_arguments(TrainArguments))
     except Stopped as stopped:

@@ -17,19 +17,9 @@ from scripts.models.arguments import ModelArguments
 
 # The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step.
 SCHEDULES = (
-    "poly",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-)
+    "poly", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+)  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 

@@ -98,13 +98,12 @@ def save_checkpoint(
                 publish(folder)
         except OSError as error:
             failure = write_failure(error, folder)
+        older = [path for path in checkpoints(output_dir) if step_of(path) < step]
         if failure is not None:
             shutil.rmtree(partial, ignore_errors=True)
-            kept = [path for path in checkpoints(output_dir) if step_of(path) < step]
-            advice = f"{kept[-1]} is kept: make room and go on with --resume_from_checkpoint latest" if kept else ""
+            advice = f"{older[-1]} is kept: make room and go on with --resume_from_checkpoint latest" if older else ""
             raise UserError(f"{folder} could not be written: {failure}; {advice or 'there is no older one'}")
         if total_limit is not None:
-            older = [path for path in checkpoints(output_dir) if step_of(path) < step]
             for path in older[: len(older) - max(0, total_limit - 1)]:
                 remove(path)
 

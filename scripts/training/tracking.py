@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def log_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step
             tracker.log_images({name: [image] for name, image in images.items()}, step=step)
 
 
+@dataclass
 class TrackedImages:
     """The first images of the validation split and what the model makes of them, step by step.
 
@@ -104,17 +106,12 @@ class TrackedImages:
     `output_dir/images/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        processor: Any,
-        data: LabelledDataset,
-        count: int,
-        folder: Path,
-    ) -> None:
-        self.accelerator, self.processor, self.data = accelerator, processor, data
-        self.count, self.folder = count, folder
-        self.samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
+    accelerator: Accelerator
+    processor: Any
+    data: LabelledDataset
+    count: int
+    folder: Path
+    samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
 
     def load(self, num_labels: int) -> list[tuple[str, Image.Image, np.ndarray]]:
         """`(name, image, label map of class ids)` of the first samples; unreadable ones are left out."""

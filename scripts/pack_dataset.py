@@ -120,11 +120,8 @@ def pack(arguments: PackArguments) -> None:
 
     datasets.disable_progress_bars()
     splits = {split: matched_pairs(*given) for split, given in folders.items()}
-    names_file = classes_file(
-        DatasetArguments(
-            id2label=arguments.id2label, train_images=arguments.train_images, eval_images=arguments.eval_images
-        )
-    )
+    named = {name: getattr(arguments, name) for name in ("id2label", "train_images", "eval_images")}
+    names_file = classes_file(DatasetArguments(**named))
     names = read_class_names(names_file) if names_file else None
 
     sizes = {}

@@ -322,7 +322,7 @@ def with_an_infinite_term(arguments, world, rank):
             seen.append(batch["names"])
             yield batch
 
-    run.good_batches, run.set_up = batches, prepared
+    run.good_batches, loop.set_up = batches, prepared
     with pytest.raises(UserError) as stopped:
         train(arguments)
     start, _, end = str(stopped.value).partition(", samples ")

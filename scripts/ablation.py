@@ -90,19 +90,13 @@ def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str,
     if not results.is_file():
         dynamic, high_resolution = VARIANTS[variant]
         data = ["--dataset_name", str(arguments.dataset_name)]
-        overrides = [
-            f"use_dynamic_positional_queries={dynamic}",
-            f"use_high_resolution_cross_attention={high_resolution}",
-        ]
-        train = [str(arguments.train_recipe), *data, "--output_dir", str(folder), "--seed", str(seed)]
-        evaluate = ["--model_name_or_path", str(folder), *data, "--output_file", str(results)]
+        train = ["train.py", str(arguments.train_recipe), *data, "--output_dir", str(folder), "--seed", str(seed)]
         if checkpoints(folder):  # of a run that was stopped
             train += ["--resume_from_checkpoint", "latest"]
-        commands = (
-            ["train.py", *train, "--config_overrides", *overrides, *arguments.train_flags.split()],
-            ["eval.py", *evaluate],
-        )
-        for script, *flags in commands:
+        train += ["--config_overrides", f"use_dynamic_positional_queries={dynamic}"]
+        train += [f"use_high_resolution_cross_attention={high_resolution}", *arguments.train_flags.split()]
+        evaluate = ["eval.py", "--model_name_or_path", str(folder), *data, "--output_file", str(results)]
+        for script, *flags in (train, evaluate):
             done = subprocess.run([sys.executable, str(PROJECT_ROOT / "scripts" / script), *flags], check=False)
             if done.returncode:
                 raise UserError(f"{script} of {folder.name} left with exit code {done.returncode}")
@@ -159,7 +153,6 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
     ablation(parse_arguments(AblationArguments))
 
 

@@ -21,8 +21,9 @@ if not __package__:  # started as a file: import the project from its root, neve
 import json
 from dataclasses import dataclass
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.storage.atomic import atomic_file
 from scripts.training.arguments import TrainArguments, check_values
 
 
@@ -51,59 +52,53 @@ def check(arguments: CheckArguments) -> int:
     """Checks, prints and writes what the arguments ask for; returns the exit code."""
     check_arguments(arguments)
     from scripts.data.sources import IGNORE_INDEX
+    from scripts.dataset_check import diagnosis, findings_page, splits, summary
     from scripts.dataset_check.cost import Cost, RecipeCost
-    from scripts.dataset_check.diagnosis import diagnose, in_order
     from scripts.dataset_check.finding import Evidence
-    from scripts.dataset_check.findings_page import write_report
     from scripts.dataset_check.label_rule import LabelRule
-    from scripts.dataset_check.splits import count_splits, open_splits, read_classes
-    from scripts.dataset_check.summary import as_json, as_text
     from scripts.drawing.visualization import parse_palette
-    from scripts.storage.atomic import atomic_file
 
     # ---- classes
-    opened, findings = open_splits(arguments)
+    opened, findings = splits.open_splits(arguments)
     data = next(iter(opened.values()))
-    names, name_of_255, of_names = read_classes(arguments, data)
+    names, name_of_255, of_names = splits.read_classes(arguments, data)
     findings += of_names
     table = data.class_map.table.numpy() if names and not of_names and data.class_map else None
-    rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
     palette = data.palette
+    rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
 
     # ---- recipe, whose own faults come before the long reading
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path
     recipe = RecipeCost(arguments, data.row_format, names) if has_model and names and not of_names else None
 
     # ---- samples
-    splits = count_splits(opened, arguments, rule, arguments.max_samples, recipe.keep if recipe else lambda row: None)
-    evidence = Evidence(splits, names, rule, arguments.train_split_name, arguments.eval_split_name, name_of_255)
-    findings += diagnose(evidence)
+    keep = recipe.keep if recipe else lambda row: None
+    counts = splits.count_splits(opened, arguments, rule, arguments.max_samples, keep)
+    evidence = Evidence(counts, names, rule, arguments.train_split_name, arguments.eval_split_name, name_of_255)
+    findings += diagnosis.diagnose(evidence)
     cost = Cost()
     if recipe:
         train = opened.get(arguments.train_split_name)
-        cost = recipe.estimate(splits, train.num_examples if train else None)
+        cost = recipe.estimate(counts, train.num_examples if train else None)
         findings += cost.findings
-    findings = in_order(findings)
+    findings = diagnosis.in_order(findings)
 
     # ---- report
     title = Path(arguments.dataset_name or arguments.train_images or arguments.eval_images or "").name
-    print(as_text(title, evidence, findings, cost))
-    try:
+    print(summary.as_text(title, evidence, findings, cost))
+    with errors_explained("report not written", OSError):
         if arguments.json:
-            content = json.dumps(as_json(title, evidence, findings, cost), indent=1, ensure_ascii=False)
+            content = json.dumps(summary.as_json(title, evidence, findings, cost), indent=1, ensure_ascii=False)
             with atomic_file(Path(arguments.json)) as file:
                 file.write_text(content + "\n", encoding="utf-8")
             print(f"all figures in {arguments.json}")
         if arguments.report:
-            write_report(Path(arguments.report), title, evidence, findings, cost, parse_palette(palette))
+            findings_page.write_report(Path(arguments.report), title, evidence, findings, cost, parse_palette(palette))
             print(f"images and tables in {arguments.report}")
-    except OSError as error:
-        raise UserError(f"report not written: {error}") from error
     return int(any(finding.level == "error" for finding in findings))
 
 
 def main() -> int:
-    """Entry point."""
     return check(parse_arguments(CheckArguments))
 
 

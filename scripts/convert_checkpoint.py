@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
+from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import PROJECT_ROOT, flag, parse_arguments, path_flag, run_command
 from scripts.models.families import FAMILIES, family_of
+from scripts.storage.atomic import atomic_folder
+from scripts.storage.digests import sha256
 
 
 RELEASED_FILES = {name: url for family in FAMILIES.values() for name, url in family.released_files.items()}
@@ -35,16 +37,12 @@ class ConvertArguments:
     """Convert an official FASeg, SeMask-FPN or QLSeg checkpoint to a folder that from_pretrained loads."""
 
     output_dir: str = flag("", "Folder to write; it must be new or empty, or see --overwrite.")
-    checkpoint: str | None = flag(
-        None,
+    checkpoint: str | None = path_flag(
         "Official checkpoint: a .pth, .pkl or .safetensors file. Without it the released file of --model_id is "
-        "fetched.",
-        action=ReadPath,
+        "fetched."
     )
     model_id: str | None = flag(None, f"Released model: one of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}.")
-    config: str | None = flag(
-        None, "config.json of the checkpoint's architecture, in place of --model_id.", action=ReadPath
-    )
+    config: str | None = path_flag("config.json of the checkpoint's architecture, in place of --model_id.")
     url: str | None = flag(
         None,
         "URL to fetch the checkpoint from in place of the release's; one that ends with / is a folder that holds "
@@ -64,8 +62,8 @@ def main() -> None:
     from safetensors import SafetensorError
     from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
+    from scripts.models import loading
     from scripts.models.checkpoint_files import read_checkpoint
-    from scripts.storage.digests import sha256
 
     config, processor = config_and_processor(config_file)
 
@@ -85,25 +83,15 @@ def main() -> None:
     model.load_state_dict(state_dict, strict=True)
 
     # --- folder ------------------------------------------------------------------------------------------------------
-    try:
-        write_folder(model, processor, output_dir, overwrite=arguments.overwrite)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {output_dir}: {error}") from error
+    explained = errors_explained(f"cannot write {output_dir}", OSError, SafetensorError)
+    with explained, atomic_folder(output_dir, manifest=False) as partial:
+        loading.save_model_folder(model, processor, partial)
+        if output_dir.exists() and any(output_dir.iterdir()) and not arguments.overwrite:
+            raise FileExistsError(f"{output_dir} is not empty")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{len(state_dict)} tensors ({parameters:,} parameters, {config.num_labels} classes) written to {output_dir}"
     )
-
-
-def write_folder(model: Any, processor: Any, output_dir: Path, overwrite: bool = False) -> None:
-    """Write model, processor and code to `output_dir` atomically."""
-    from scripts.models.loading import save_model_folder
-    from scripts.storage.atomic import atomic_folder
-
-    with atomic_folder(output_dir, manifest=False) as partial:
-        save_model_folder(model, processor, partial)
-        if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
-            raise FileExistsError(f"{output_dir} is not empty")
 
 
 def _checked_output(arguments: ConvertArguments) -> Path:
@@ -146,10 +134,8 @@ def config_and_processor(config_file: Path) -> tuple[Any, Any]:
     import modeling_faseg  # noqa: F401 - registers the configurations and models
     from image_processing import FASegImageProcessor
 
-    try:
+    with errors_explained(str(config_file), ValueError, OSError, KeyError, TypeError, StrictDataclassError):
         config = AutoConfig.from_pretrained(config_file)
-    except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{config_file}: {error}") from error
     if config.model_type not in FAMILIES:
         raise UserError(f"{config_file}: model_type is {config.model_type!r}, not one of {', '.join(FAMILIES)}")
     beside = config_file.with_name("preprocessor_config.json")

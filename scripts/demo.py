@@ -150,7 +150,7 @@ def run_demo(arguments: DemoArguments) -> int:
     from scripts.data.synthetic_scenes import draw_sample, write_dataset
     from scripts.drawing.visualization import with_legend
     from scripts.error_report.demo_page import EXAMPLE_SEED, EXAMPLE_SIZE, write_readme_image, write_report
-    from scripts.training.curves import read_log
+    from scripts.training.log import read_log
 
     started = time.perf_counter()
     output_dir = Path(arguments.output_dir)

@@ -18,9 +18,9 @@ if not __package__:  # started as a file: import the project from its root, neve
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
@@ -43,13 +43,6 @@ from scripts.evaluation.results import (
 )
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
-
-
-if TYPE_CHECKING:
-    import numpy as np
-    from accelerate import Accelerator
-
-    from scripts.error_report.report import ErrorReport
 
 
 DEFAULT_REPORT = "outputs/report"
@@ -199,7 +192,7 @@ def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, label_i
 
 
 def build_predictor(
-    arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, accelerator: Accelerator
+    arguments: EvaluateArguments, model: Any, processor: Any, sizes: EvaluationSizes, device: Any
 ) -> Callable[..., Any]:
     """Image -> label map, by the flags."""
     from scripts.inference.predictors import MultiScale, SingleScale
@@ -208,8 +201,8 @@ def build_predictor(
         protocol = PROTOCOLS.get(arguments.protocol)
         of_image = family_of(model.config).views_of_image or (protocol is not None and protocol.views_of_image)
         base = None if of_image else sizes.base
-        return MultiScale(model, processor, accelerator.device, base, sizes.views, sizes.windows)
-    return SingleScale(model, processor, accelerator.device, sizes.windows)
+        return MultiScale(model, processor, device, base, sizes.views, sizes.windows)
+    return SingleScale(model, processor, device, sizes.windows)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -220,12 +213,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from scripts.data.samples import BadSamples
     from scripts.data.sources import check_ignored_id
     from scripts.error_report.report import ErrorReport
-    from scripts.evaluation.bootstrap import BootstrapCounts
-    from scripts.evaluation.boundary import BoundaryCounts
+    from scripts.evaluation import bootstrap, boundary, lens, mean_iou, segment_size
     from scripts.evaluation.label_ids import label_rule
-    from scripts.evaluation.lens import ProtocolLens
-    from scripts.evaluation.mean_iou import scores_from_confusion
-    from scripts.evaluation.segment_size import SegmentSizeCounts
     from scripts.evaluation.split import evaluate_split
     from scripts.explaining.focus import FocusCounts
     from scripts.models.loading import build_config, build_model, build_processor
@@ -268,15 +257,15 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # ---- figures
     counters: dict[str, Any] = {}
     if arguments.extended_metrics:
-        counters["boundary"] = BoundaryCounts(num_labels)
-        counters["segment_sizes"] = SegmentSizeCounts(num_labels)
-        counters["interval"] = BootstrapCounts(num_labels, arguments.bootstrap_samples, arguments.seed)
+        counters["boundary"] = boundary.BoundaryCounts(num_labels)
+        counters["segment_sizes"] = segment_size.SegmentSizeCounts(num_labels)
+        counters["interval"] = bootstrap.BootstrapCounts(num_labels, arguments.bootstrap_samples, arguments.seed)
     if arguments.protocol_lens:
         lens_alone = arguments.tta or arguments.sliding_window
-        counters["lens"] = ProtocolLens(model, lens_processor, accelerator.device, lens_alone)
+        counters["lens"] = lens.ProtocolLens(model, lens_processor, accelerator.device, lens_alone)
     if arguments.focus:
         counters["focus"] = FocusCounts(model, lens_processor, accelerator.device)
-    predictor = build_predictor(arguments, model, processor, sizes, accelerator)
+    predictor = build_predictor(arguments, model, processor, sizes, accelerator.device)
     error_report = ErrorReport(num_labels, predictor, counters) if arguments.report else None
     bad_samples = BadSamples(arguments.max_bad_samples)
     started = time.perf_counter()
@@ -295,14 +284,14 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if error_report:
         error_report.gather(accelerator)
     seconds = time.perf_counter() - started
-    scores = scores_from_confusion(confusion)
+    scores = mean_iou.scores_from_confusion(confusion)
 
     # ---- results
     details: dict[str, Any] = {}
     if arguments.extended_metrics:
-        boundary = counters["boundary"].scores()
-        scores |= {key: boundary[key] for key in ("mean_boundary_iou", "per_category_boundary_iou")}
-        details["boundary_dilation_ratio"] = boundary["dilation_ratio"]
+        edges = counters["boundary"].scores()
+        scores |= {key: edges[key] for key in ("mean_boundary_iou", "per_category_boundary_iou")}
+        details["boundary_dilation_ratio"] = edges["dilation_ratio"]
         interval = counters["interval"].scores()
         details["interval"] = interval | in_percent({key: interval[key] for key in ("low", "high")})
         details["segment_sizes"] = in_percent(counters["segment_sizes"].scores())
@@ -334,7 +323,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         )
         report(results, arguments.output_file)
         if error_report:
-            write_report(error_report, arguments.report or "", results, confusion, model.config)
+            file = report_file(arguments.report or "")
+            with errors_explained(f"--report {arguments.report}", OSError):
+                error_report.write(file, results, confusion, model.config)
+            print(f"report in {file}")
     accelerator.end_training()
     return results
 
@@ -342,10 +334,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 def report(results: dict[str, Any], output_file: str | None) -> None:
     """Writes the results, if a file is named, and prints them."""
     if output_file:
-        try:
+        with errors_explained(f"--output_file {output_file}", OSError):
             write_results(results, Path(output_file))
-        except OSError as error:
-            raise UserError(f"--output_file {output_file}: {error}") from error
     print(results_table(results))
     if details := details_text(results):
         print(details)
@@ -353,20 +343,7 @@ def report(results: dict[str, Any], output_file: str | None) -> None:
         print(f"results in {output_file}")
 
 
-def write_report(
-    error_report: ErrorReport, name: str, results: dict[str, Any], confusion: np.ndarray, config: Any
-) -> None:
-    """Writes the page of `--report` and says where it is."""
-    file = report_file(name)
-    try:
-        error_report.write(file, results, confusion, config)
-    except OSError as error:
-        raise UserError(f"--report {name}: {error}") from error
-    print(f"report in {file}")
-
-
 def main() -> None:
-    """Entry point."""
     evaluate(parse_arguments(EvaluateArguments))
 
 

@@ -16,8 +16,8 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 from dataclasses import dataclass, replace
 
-from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.models.arguments import ModelArguments
 
 
@@ -27,10 +27,8 @@ class ExplainArguments(ModelArguments):
 
     images: list[str] = flag([], "Images to explain, and folders of images; the same as IMAGES.", action=ReadPath)
     output_dir: str = flag("outputs/explain", "Folder that gets the page and its images.")
-    compare: str | None = flag(
-        None,
-        "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model.",
-        action=ReadPath,
+    compare: str | None = path_flag(
+        "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model."
     )
     max_segments: int = flag(6, "How many segments of each image are shown, the largest ones.")
     recipe: str | None = flag(None, "YAML file with values of these flags.")
@@ -48,7 +46,6 @@ def explain(arguments: ExplainArguments) -> int:
     """Writes the page; returns 1 if an image named could not be read."""
     check_arguments(arguments)
     import torch
-    from PIL import Image
     from tqdm import tqdm
 
     from scripts.data.images import find_images, output_names, read_image
@@ -72,10 +69,8 @@ def explain(arguments: ExplainArguments) -> int:
     model = first.described(names_kind=second is not None)
     jobs = list(zip(images, output_names(images), strict=True))
     for path, name in tqdm(jobs, desc="explain", unit="image"):
-        try:
-            image = read_image(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
+        image = read_image(path)
+        if image is None:
             failed += 1
             continue
         explained = first.explain(image, first.look(image), arguments.max_segments)
@@ -97,12 +92,9 @@ def explain(arguments: ExplainArguments) -> int:
 
 
 def main() -> int:
-    """Entry point."""
     arguments = parse_arguments(ExplainArguments, images="images and folders of images")
-    try:
+    with errors_explained(f"--output_dir {arguments.output_dir}: not written", OSError):
         return explain(arguments)
-    except OSError as error:
-        raise UserError(f"--output_dir {arguments.output_dir}: not written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ if not __package__:  # started as a file: import the project from its root, neve
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, run_command
+from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.models.arguments import ModelArguments
 
 
@@ -33,19 +33,13 @@ if TYPE_CHECKING:
 class ExportArguments:
     """Write a checkpoint as a model repository, and push it to the Hub."""
 
-    model_name_or_path: str | None = flag(
-        None, "Folder of the checkpoint, or its name on the Hub (user/name).", action=ReadPath
-    )
+    model_name_or_path: str | None = path_flag("Folder of the checkpoint, or its name on the Hub (user/name).")
     model_id: str | None = flag(None, "Name of the folder in hub_cards/ that holds the facts for the model card.")
-    card: str | None = flag(
-        None,
-        "card.yaml with the facts of a model of your own; those in hub_cards/ show what it holds.",
-        action=ReadPath,
+    card: str | None = path_flag(
+        "card.yaml with the facts of a model of your own; those in hub_cards/ show what it holds."
     )
-    results: str | None = flag(
-        None,
-        "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'.",
-        action=ReadPath,
+    results: str | None = path_flag(
+        "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'."
     )
     output_dir: str | None = flag(None, "Folder to write; an earlier export in it is replaced.")
     sample_images: list[str] = flag(
@@ -82,10 +76,8 @@ def check_arguments(arguments: ExportArguments) -> None:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
 
-        try:
+        with errors_explained(f"--repo_id {arguments.repo_id}", HFValidationError):
             validate_repo_id(arguments.repo_id)
-        except HFValidationError as error:
-            raise UserError(f"--repo_id {arguments.repo_id}: {error}") from error
         if "/" not in arguments.repo_id:
             raise UserError(f"--repo_id {arguments.repo_id}: write USER/NAME")
     from transformers.utils.hub import convert_file_size_to_int
@@ -152,7 +144,6 @@ def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Entry point."""
     # ---- arguments, checkpoint, figures ----
     arguments = parse_arguments(ExportArguments)
     check_arguments(arguments)

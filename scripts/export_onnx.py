@@ -21,10 +21,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
 from scripts.storage.atomic import atomic_file, write_failure
 
 
@@ -91,6 +90,7 @@ def check_arguments(arguments: ExportArguments) -> None:
 def export_onnx(arguments: ExportArguments) -> Path:
     """Writes the file, or raises `UserError` and leaves none."""
     check_arguments(arguments)
+    from scripts.models.loading import build_config, build_model, build_processor
     from scripts.onnx_export.kinds import kind_of
     from scripts.onnx_export.network import check_weights
 
@@ -189,10 +189,8 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
     """
     from scripts.onnx_export import checking, decisions
 
-    try:
+    with errors_explained("onnxruntime cannot load the file", Exception):  # it has no common class of errors
         session = decisions.open_session(file)
-    except Exception as error:  # onnxruntime has no common class of errors
-        raise UserError(f"onnxruntime cannot load the file: {error}") from error
     exact = arguments.precision == "fp32" and not arguments.int8
     decided = decisions.FileDecisions(file, kind) if exact else None
     if arguments.with_processing:
@@ -253,7 +251,6 @@ def measured_speed(
 
 
 def main() -> None:
-    """Entry point."""
     export_onnx(parse_arguments(ExportArguments))
 
 

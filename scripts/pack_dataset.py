@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.data.arguments import DatasetArguments
 
 
@@ -34,21 +34,15 @@ FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 class PackArguments:
     """Pack images and label maps into parquet shards."""
 
-    train_images: str | None = flag(None, "Folder of the training images.", action=ReadPath)
-    train_masks: str | None = flag(
-        None,
-        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
-        action=ReadPath,
+    train_images: str | None = path_flag("Folder of the training images.")
+    train_masks: str | None = path_flag(
+        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are."
     )
-    eval_images: str | None = flag(None, "Folder of the validation images.", action=ReadPath)
-    eval_masks: str | None = flag(
-        None, "Folder of the validation label maps, named as their images are.", action=ReadPath
-    )
-    id2label: str | None = flag(
-        None,
+    eval_images: str | None = path_flag("Folder of the validation images.")
+    eval_masks: str | None = path_flag("Folder of the validation label maps, named as their images are.")
+    id2label: str | None = path_flag(
         'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
-        "images.",
-        action=ReadPath,
+        "images."
     )
     output_dir: str | None = flag(None, "Folder for the dataset; it must be new or empty.")
     shard_megabytes: int = flag(256, "Most megabytes that one parquet file holds, give or take an image.")
@@ -126,38 +120,32 @@ def pack(arguments: PackArguments) -> None:
 
     datasets.disable_progress_bars()
     splits = {split: matched_pairs(*given) for split, given in folders.items()}
-    names_file = classes_file(
-        DatasetArguments(
-            id2label=arguments.id2label, train_images=arguments.train_images, eval_images=arguments.eval_images
-        )
-    )
+    named = {name: getattr(arguments, name) for name in ("id2label", "train_images", "eval_images")}
+    names_file = classes_file(DatasetArguments(**named))
     names = read_class_names(names_file) if names_file else None
 
     sizes = {}
     total = sum(len(pairs) for pairs in splits.values())
-    try:
-        with (
-            tqdm(total=total, desc="pack", unit="image", dynamic_ncols=True) as bar,
-            atomic_folder(final, manifest=False) as partial,
-        ):
-            (partial / "data").mkdir()
-            for split, pairs in splits.items():
-                shards, size = shard_pairs(pairs, arguments.shard_megabytes * 2**20), 0
-                for number, shard in enumerate(shards):
-                    size += write_shard(partial / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", shard)
-                    bar.update(len(shard))
-                sizes[split] = (len(pairs), size)
-            if names is not None:
-                text = json.dumps({str(index): name for index, name in names.items()}, indent=2, ensure_ascii=False)
-                (partial / "id2label.json").write_text(text + "\n", encoding="utf-8")
-            (partial / "README.md").write_text(readme(sizes), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output_dir {final}: {error}") from error
+    with (
+        errors_explained(f"--output_dir {final}", OSError),
+        tqdm(total=total, desc="pack", unit="image", dynamic_ncols=True) as bar,
+        atomic_folder(final, manifest=False) as partial,
+    ):
+        (partial / "data").mkdir()
+        for split, pairs in splits.items():
+            shards, size = shard_pairs(pairs, arguments.shard_megabytes * 2**20), 0
+            for number, shard in enumerate(shards):
+                size += write_shard(partial / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", shard)
+                bar.update(len(shard))
+            sizes[split] = (len(pairs), size)
+        if names is not None:
+            text = json.dumps({str(index): name for index, name in names.items()}, indent=2, ensure_ascii=False)
+            (partial / "id2label.json").write_text(text + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(readme(sizes), encoding="utf-8")
     print(f"{total} images in {final}: train.py --dataset_name {final}")
 
 
 def main() -> None:
-    """Entry point."""
     pack(parse_arguments(PackArguments))
 
 

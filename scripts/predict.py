@@ -18,16 +18,12 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
-
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass
@@ -51,44 +47,8 @@ class PredictArguments(ModelArguments, DatasetArguments):
     recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
-def predict_images(images: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator) -> int:
-    """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
-    from PIL import Image
-    from tqdm import tqdm
-
-    from scripts.data.images import output_names, read_image
-    from scripts.drawing.visualization import label_image, model_palette, with_legend
-    from scripts.inference.predictors import SingleScale
-
-    segment = SingleScale(model, processor, accelerator.device)
-    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    palette = model_palette(model.config)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = list(zip(images, output_names(images), strict=True))
-    own = jobs[accelerator.process_index :: accelerator.num_processes]
-    failed = 0
-    with (
-        accelerator.autocast(),
-        tqdm(own, desc="predict", unit="image", disable=not accelerator.is_main_process) as bar,
-    ):
-        for path, name in bar:
-            try:
-                image = read_image(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
-                failed += 1
-                continue
-            labels = segment(image)
-            label_image(labels, palette).save(output_dir / f"{name}_labels.png")
-            with_legend(image, labels, names, palette).save(output_dir / f"{name}_overlay.png")
-    accelerator.wait_for_everyone()
-    if failed:
-        print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
-    return failed
-
-
 def predict_dataset(
-    arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Accelerator
+    arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Any
 ) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
     from scripts.data.labelled_dataset import LabelledDataset
@@ -142,6 +102,7 @@ def predict(arguments: PredictArguments) -> int:
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator
     from scripts.data.images import find_images
+    from scripts.inference.stream import predict_images
     from scripts.models.loading import build_config, build_model, build_processor
 
     images = [] if arguments.dataset_name else find_images(arguments.images)
@@ -162,7 +123,6 @@ def predict(arguments: PredictArguments) -> int:
 
 
 def main() -> int:
-    """Entry point."""
     return predict(parse_arguments(PredictArguments, images="images and folders of images"))
 
 

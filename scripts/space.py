@@ -24,7 +24,7 @@ import tempfile
 from dataclasses import dataclass
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, flag, parse_arguments, path_flag, run_command
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -42,9 +42,7 @@ GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 class SpaceArguments:
     """Start the page on which visitors segment images, on this machine."""
 
-    model_name_or_path: str | None = flag(
-        None, "Folder of an exported model, or its name on the Hub (user/name).", action=ReadPath
-    )
+    model_name_or_path: str | None = path_flag("Folder of an exported model, or its name on the Hub (user/name).")
     port: int = flag(7860, "Port on which the page is served, at 127.0.0.1.")
 
 
@@ -117,7 +115,6 @@ def check_port(port: int) -> None:
 
 
 def main() -> int:
-    """Entry point."""
     arguments = parse_arguments(SpaceArguments)
     model_id = checked_model(arguments.model_name_or_path)
     check_port(arguments.port)

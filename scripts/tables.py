@@ -18,6 +18,7 @@ import difflib
 import json
 import re
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,12 @@ BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin;
 def number(value: float | None) -> str:
     """One decimal; a dash where there was nothing to measure."""
     return "-" if value is None else f"{value:.1f}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table under the titles `head`."""
+    first, *others = (f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows))
+    return "\n".join([first, f"|{'---|' * len(head)}", *others])
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -71,57 +78,54 @@ def summary_markdown(cards: Path, results: Path, root: str) -> str:
         file.parent.name: published_figures(file.parent.name, cards / "published.yaml")
         for file in sorted(cards.glob("faseg-*/card.yaml"))
     }
-    lines = ["| model | data | mIoU measured here | mIoU published | recipe |", "|---|---|---|---|---|"]
+    rows = []
     shown = [name for name in measured if (cards / name).is_dir()]
     for model_id in [*shown, *(name for name in published if name not in shown)][:10]:
         facts = read_card(cards / model_id / "card.yaml")
         figures = [measured.get(model_id, {}).get("mean_iou"), published.get(model_id, {}).get("mean_iou")]
-        lines.append(
-            f"| [{model_id}]({root}hub_cards/{model_id}) | {facts.dataset['name']} {facts.dataset['split']} | "
-            f"{' | '.join(map(number, figures))} | [recipe]({root}scripts/recipes/{model_id}.yaml) |"
-        )
-    return "\n".join(lines)
+        model = f"[{model_id}]({root}hub_cards/{model_id})"
+        data, recipe = "{name} {split}".format(**facts.dataset), f"[recipe]({root}scripts/recipes/{model_id}.yaml)"
+        rows.append([model, data, *map(number, figures), recipe])
+    return markdown(["model", "data", "mIoU measured here", "mIoU published", "recipe"], rows)
 
 
 def results_markdown(folder: Path, root: str) -> str:
     """A row per results file: what was evaluated on what, its mIoU and pixel accuracy; below, the commands."""
     measured = read_results(folder)
-    lines = ["| results file | dataset, split | images | mIoU | pixel accuracy |", "|---|---|---|---|---|"]
+    rows = []
     for name, results in measured.items():
-        figures = f"{number(results['mean_iou'])} | {number(results['overall_accuracy'])}"
-        lines.append(
-            f"| [{name}]({root}results/{name}.json) | {results['dataset']}, {results['split']} | "
-            f"{results['images']} | {figures} |"
-        )
+        figures = number(results["mean_iou"]), number(results["overall_accuracy"])
+        data = f"{results['dataset']}, {results['split']}"
+        rows.append([f"[{name}]({root}results/{name}.json)", data, results["images"], *figures])
+    table = markdown(["results file", "dataset, split", "images", "mIoU", "pixel accuracy"], rows)
     commands = [
         results["command"].replace(" --dataset_name", " \\\n    --dataset_name") for results in measured.values()
     ]
-    return "\n".join([*lines, "", "```bash", *commands, "```"])
+    return "\n".join([table, "", "```bash", *commands, "```"])
 
 
 def ablation_markdown(file: Path) -> str:
     """A row per variant of `scripts/ablation.py`: mIoU of each seed, their mean and standard deviation."""
     variants = json.loads(file.read_text(encoding="utf-8"))["variants"]
-    lines = ["| decoder | mIoU of each seed | mean | standard deviation |", "|---|---|---|---|"]
+    rows = []
     for name, row in variants.items():
         seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())
-        lines.append(f"| {name} | {seeds} | {number(row['mean'])} | {number(row['standard_deviation'])} |")
-    return "\n".join(lines)
+        rows.append([name, seeds, number(row["mean"]), number(row["standard_deviation"])])
+    return markdown(["decoder", "mIoU of each seed", "mean", "standard deviation"], rows)
 
 
 def lens_markdown(rows: list[dict[str, Any]]) -> str:
     """A row per habit of reading the same weights."""
-    lines = ["| read | mIoU |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)])
+    return markdown(["read", "mIoU"], ([row["habit"], number(row["detectron2"])] for row in rows))
 
 
 def focus_markdown(consistency: dict[str, Any]) -> str:
     """A row per decoder layer: how much of the queries' look falls into their final masks."""
-    lines = ["| layer | reads | inside, % | evenly, % | chance, % |", "|---|---|---|---|---|"]
-    for row in consistency["layers"]:
-        figures = " | ".join(number(row[name]) for name in ("inside", "even", "chance"))
-        lines.append(f"| {row['layer']} | {row['reads']} | {figures} |")
-    return "\n".join(lines)
+    rows = (
+        [row["layer"], row["reads"], *(number(row[name]) for name in ("inside", "even", "chance"))]
+        for row in consistency["layers"]
+    )
+    return markdown(["layer", "reads", "inside, %", "evenly, %", "chance, %"], rows)
 
 
 def models_markdown(cards: Path, results: Path, link: str) -> str:
@@ -130,11 +134,8 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
     Args:
         link: what stands before a model id in the address of its folder.
     """
-    lines = [
-        "| model | backbone | data | parameters | mIoU published, single / multi-scale | mIoU measured "
-        "| licence of the weights |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["model", "backbone", "data", "parameters", "mIoU published, single / multi-scale", "mIoU measured"]
+    rows = []
     all_measured = read_results(results)
     for file in sorted(cards.glob("*/card.yaml")):
         model_id, facts = file.parent.name, read_card(file)
@@ -142,14 +143,12 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
         measured = all_measured.get(model_id, {})
         counted = f"{measured['parameters'] / 1e6:.1f} M" if measured.get("parameters") else "-"
         parameters = f"{published['parameters_millions']} M" if published.get("parameters_millions") else counted
-        figures = [number(published.get(key)) for key in ("mean_iou", "mean_iou_multi_scale")]
-        lines.append(
-            f"| [{model_id}]({link}{model_id}) | {facts.backbone} | {facts.dataset['name']} | {parameters} | "
-            f"{' / '.join(figures) if published else '-'} | "
-            f"{number(measured['mean_iou']) if measured.get('mean_iou') is not None else NOT_MEASURED} | "
-            f"{facts.license} |"
-        )
-    return "\n".join(lines)
+        figures = " / ".join(number(published.get(key)) for key in ("mean_iou", "mean_iou_multi_scale"))
+        found = number(measured["mean_iou"]) if measured.get("mean_iou") is not None else NOT_MEASURED
+        model = f"[{model_id}]({link}{model_id})"
+        cells = [facts.backbone, facts.dataset["name"], parameters, figures if published else "-", found]
+        rows.append([model, *cells, facts.license])
+    return markdown([*head, "licence of the weights"], rows)
 
 
 def catalogue_markdown(cards: Path, results: Path) -> str:
@@ -233,7 +232,6 @@ class TablesArguments:
 
 
 def main() -> int:
-    """Entry point; returns the exit code."""
     arguments = parse_arguments(TablesArguments)
     from scripts.error_report.demo_page import README_IMAGE, readme_image_is_stale
 
@@ -244,11 +242,7 @@ def main() -> int:
                 partial.write_text(wanted, encoding="utf-8")
         elif lines := stale_lines(file, wanted):
             name = file.relative_to(ROOT).as_posix()
-            print(
-                f"{name} is not what results/ and hub_cards/ say: run python scripts/tables.py",
-                *lines,
-                sep="\n",
-            )
+            print(f"{name} is not what results/ and hub_cards/ say: run python scripts/tables.py", *lines, sep="\n")
             code = 1
     if arguments.check and readme_image_is_stale(ROOT):
         print(f"{README_IMAGE} is not of this demo: run python scripts/demo.py --readme_image {README_IMAGE}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def project_path(name: str) -> str:
 class ReadPath(argparse.Action):
     """The action of a flag that names what is read, one path or several: each is kept as its `project_path`.
 
-    Given to a field of a dataclass: `flag(None, "...", action=ReadPath)`.
+    Given to a field of a dataclass: `path_flag("...")`, or `flag([], "...", action=ReadPath)` for several.
     """
 
     def __call__(
@@ -108,6 +108,11 @@ def flag(default: Any, help_text: str, **settings: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def path_flag(help_text: str) -> Any:
+    """A flag for the path of what is read, None by default; see `ReadPath`."""
+    return flag(None, help_text, action=ReadPath)
+
+
 def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
     """The mapping in recipe `name` (a YAML file, or the name of one in `scripts/recipes`).
 
@@ -118,10 +123,8 @@ def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise UserError(f"recipe {name!r} not found: give a YAML file or one of {', '.join(shipped_recipes())}")
-    try:
+    with errors_explained(f"recipe {path}", yaml.YAMLError, UnicodeDecodeError):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: {error}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} holds {type(recipe).__name__}: write `key: value` lines")
     for key in recipe:
@@ -180,10 +183,8 @@ def parse_arguments(
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
     if recipe_name:
         flags = recipe_flags(read_recipe(recipe_name, [field for field in fields if field != "recipe"]))
-        try:
+        with errors_explained(f"recipe {recipe_name}", UserError):
             below = parser.parse_intermixed_args(flags)
-        except UserError as error:
-            raise UserError(f"recipe {recipe_name}: {error}") from error
         namespace = parser.parse_intermixed_args(argv, below)
         namespace.recipe = recipe_name
     for name in positional:
@@ -202,10 +203,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise UserError(f"--config_overrides {item!r}: write key=value")
-        try:
+        with errors_explained(f"--config_overrides {item!r}", yaml.YAMLError):
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--config_overrides {item!r}: {error}") from error
         *parents, leaf = key.split(".")
         place = result
         for parent in parents:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, send_to_device
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 
 
 Result = TypeVar("Result")
@@ -30,10 +30,8 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
         raise UserError("--mixed_precision fp16: a CPU has none: give bf16 or no")
     # Without a GPU and without being told, Accelerate takes each of several processes for a run of its own.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    try:
+    with errors_explained(f"--mixed_precision {mixed_precision}", ValueError):
         return Accelerator(cpu=on_cpu and several, mixed_precision=mixed_precision)
-    except ValueError as error:
-        raise UserError(f"--mixed_precision {mixed_precision}: {error}") from error
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:

@@ -4,49 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scripts.cli.parser import ReadPath, flag
+from scripts.cli.parser import flag, path_flag
 
 
 @dataclass
 class DatasetArguments:
     """The flags that name a dataset, shared by the commands."""
 
-    dataset_name: str | None = flag(
-        None,
+    dataset_name: str | None = path_flag(
         "Dataset with a column of images and one of label maps: its name on the Hub, a folder (one written by "
-        "save_to_disk as well), or a parquet file or the URL of one.",
-        action=ReadPath,
+        "save_to_disk as well), or a parquet file or the URL of one."
     )
     dataset_config_name: str | None = flag(None, "Name of the dataset's configuration, if it has several.")
     dataset_revision: str | None = flag(None, "Branch, tag or commit of a dataset on the Hub; by default the newest.")
-    train_images: str | None = flag(
-        None, "Folder of the training images, in place of --dataset_name.", action=ReadPath
+    train_images: str | None = path_flag("Folder of the training images, in place of --dataset_name.")
+    train_masks: str | None = path_flag(
+        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are."
     )
-    train_masks: str | None = flag(
-        None,
-        "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are.",
-        action=ReadPath,
-    )
-    eval_images: str | None = flag(
-        None, "Folder of the images to evaluate on, in place of --dataset_name.", action=ReadPath
-    )
-    eval_masks: str | None = flag(
-        None, "Folder of the label maps to evaluate on, named as their images are.", action=ReadPath
-    )
+    eval_images: str | None = path_flag("Folder of the images to evaluate on, in place of --dataset_name.")
+    eval_masks: str | None = path_flag("Folder of the label maps to evaluate on, named as their images are.")
     image_column_name: str = flag("image", "Column of the dataset that holds the images.")
     label_column_name: str = flag("label", "Column of the dataset that holds the label maps, one class id per pixel.")
     do_reduce_labels: bool = flag(
         False, "Ignore label 0 and count the classes from label 1 on, as ADE20K's label maps need it."
     )
     streaming: bool = flag(True, "Stream instead of downloading and converting the whole dataset first.")
-    id2label: str | None = flag(
-        None,
+    id2label: str | None = path_flag(
         'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
-        "data, or the names that the dataset itself holds.",
-        action=ReadPath,
+        "data, or the names that the dataset itself holds."
     )
-    class_map: str | None = flag(
-        None, "YAML file that merges, renames or ignores classes, a line for each: road: [road, lane]", action=ReadPath
+    class_map: str | None = path_flag(
+        "YAML file that merges, renames or ignores classes, a line for each: road: [road, lane]"
     )
     max_bad_samples: int | None = flag(
         None, "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."

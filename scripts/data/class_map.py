@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 
 
 IGNORE_KEY = "ignore"
@@ -63,10 +63,8 @@ def read_class_map(file: str) -> dict[str, list[Any]]:
     Raises:
         UserError: no such file, or not lines of that form.
     """
-    try:
+    with errors_explained(f"--class_map {file}", OSError, UnicodeDecodeError, yaml.YAMLError):
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--class_map {file}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"--class_map {file}: write lines like `road: [road, lane]`")
     lists = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}

@@ -44,7 +44,8 @@ class AugmentRows:
 
 @dataclass
 class SegmentationCollator:
-    """Rows with an image and a label map to `pixel_values, pixel_mask, mask_labels, class_labels`.
+    """Rows with an image and a label map to `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and
+    `class_labels` (lists of B).
 
     Images as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
     been through all resizing and keep their size.

@@ -78,11 +78,7 @@ def pair_rows(shards: list[list[tuple[str, str, str]]]) -> Iterator[dict[str, An
     """Rows whose images stay on disk until a worker decodes them."""
     for shard in shards:
         for stem, image, label in shard:
-            yield {
-                "image": {"path": image, "bytes": None},
-                "label": {"path": label, "bytes": None},
-                "image_id": stem,
-            }
+            yield {"image": {"path": image, "bytes": None}, "label": {"path": label, "bytes": None}, "image_id": stem}
 
 
 def folder_stream(

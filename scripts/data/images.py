@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import chain, count
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
@@ -42,7 +44,11 @@ def output_names(images: list[Path]) -> list[str]:
     return list(names)
 
 
-def read_image(path: Path) -> Image.Image:
-    """RGB image, upright by its EXIF orientation."""
-    with Image.open(path) as image:
-        return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
+def read_image(path: Path) -> Image.Image | None:
+    """RGB image, upright by its EXIF orientation; None, and a line on standard error, if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
+        return None

@@ -12,8 +12,7 @@ from typing import Any
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.class_map import ClassMap, build_class_map
-from scripts.data.class_names import classes_file, names_of_features, read_class_names
-from scripts.data.palette import palette_file, read_palette
+from scripts.data.class_names import classes_file, names_of_features, palette_file, read_class_names, read_palette
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, open_source
 from scripts.storage.digests import sha256
@@ -146,10 +145,7 @@ class LabelledDataset:
 
     def identity(self) -> dict[str, Any]:
         """What tells one dataset from another without reading it: names and sizes of files, or the Hub's commit."""
-        identity: dict[str, Any] = {
-            "number of samples": self.num_examples,
-            "number of shards": self.stream.num_shards,
-        }
+        identity: dict[str, Any] = {"number of samples": self.num_examples, "number of shards": self.stream.num_shards}
         if self.hub_commit:
             identity["commit"] = self.hub_commit
         elif local := self.local_files:

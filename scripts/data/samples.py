@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class BadSample(UserError):
     """A sample that cannot be used, while others may: unreadable, or image and map of different sizes."""
 
 
+@dataclass
 class BadSamples:
     """The bad samples that a run has skipped, each counted once; stops the run when they are too many.
 
@@ -53,11 +55,10 @@ class BadSamples:
         num_examples: samples of the split; None if unknown: then those seen stand for it, once they are 100.
     """
 
-    def __init__(self, limit: int | None = None, num_examples: int | None = None) -> None:
-        self.limit = limit
-        self.num_examples = num_examples
-        self.messages: list[str] = []
-        self.seen = 0
+    limit: int | None = None
+    num_examples: int | None = None
+    messages: list[str] = field(default_factory=list)
+    seen: int = 0
 
     def add(self, messages: Sequence[str], seen: int = 0) -> None:
         """Counts the bad ones of a batch and shows those that are new.
@@ -142,27 +143,27 @@ def reason(error: Exception) -> str:
     return OBJECT.sub("the file", str(error))
 
 
-def decode_image(value: Any, name: str) -> torch.Tensor:
-    """`(3, H, W)` uint8 RGB of an undecoded image, turned upright by its EXIF orientation."""
+def decoded(value: Any, what: str, as_array: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """What `as_array` makes of an undecoded image; `what` names it in errors."""
     try:
-        image = with_retries(lambda: datasets.Image().decode_example(value), f"image of sample {name}")
-        return torch.from_numpy(pil_to_array(image, do_convert_rgb=True)).permute(2, 0, 1).contiguous()
+        return as_array(with_retries(lambda: datasets.Image().decode_example(value), what))
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
-        raise BadSample(f"image of sample {name}: cannot be read: {reason(error)}") from error
+        raise BadSample(f"{what}: cannot be read: {reason(error)}") from error
+
+
+def decode_image(value: Any, name: str) -> torch.Tensor:
+    """`(3, H, W)` uint8 RGB of an undecoded image, turned upright by its EXIF orientation."""
+    pixels = decoded(value, f"image of sample {name}", partial(pil_to_array, do_convert_rgb=True))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def decode_label(value: Any, name: str) -> torch.Tensor:
     """`(H, W)` uint8 or int32 class ids of an undecoded image."""
     if value is None:
         raise BadSample(f"label map of sample {name}: there is none")
-    try:
-        label = np.asarray(with_retries(lambda: datasets.Image().decode_example(value), f"label map of sample {name}"))
-    except UserError:
-        raise
-    except Exception as error:  # PIL raises many kinds on a broken file
-        raise BadSample(f"label map of sample {name}: cannot be read: {reason(error)}") from error
+    label = decoded(value, f"label map of sample {name}", np.asarray)
     if label.ndim != 2:
         hint = "" if (label[..., :3] != label[..., :1]).any() else " (its channels are equal: keep one)"
         raise UserError(

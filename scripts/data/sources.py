@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
 from scripts.storage.retries import bound_stalls, with_retries
@@ -90,16 +90,7 @@ def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, st
     return None
 
 
-class Source(NamedTuple):
-    """The rows of a split and what they are read from.
-
-    Attributes:
-        stream: the rows.
-        files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
-    """
-
-    stream: datasets.IterableDataset
-    files: list[str]
+Source = tuple[datasets.IterableDataset, list[str]]  # rows; paths or URLs of their files, none where that is unknown
 
 
 def open_split(arguments: DatasetArguments, split: str) -> Source:
@@ -127,7 +118,7 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
         count = len(data)
         data = data.to_iterable_dataset(num_shards=max(1, min(MAX_SHARDS, count)))
         data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=count)})
-    return Source(data, files)
+    return data, files
 
 
 def dataset_builder(arguments: DatasetArguments, name: str, split: str) -> datasets.DatasetBuilder:
@@ -152,7 +143,7 @@ def open_source(
     if folders := split_folders(arguments, split):
         pairs = matched_pairs(*folders)
         stream = folder_stream(pairs, arguments.image_column_name, arguments.label_column_name, split)
-        return Source(stream, [file for _, *pair in pairs for file in pair])
+        return stream, [file for _, *pair in pairs for file in pair]
     if not arguments.dataset_name:
         raise UserError(
             "no dataset: give --dataset_name (a Hub dataset, a folder or a parquet file), "
@@ -160,10 +151,8 @@ def open_source(
         )
     bound_stalls()
     place = f"--dataset_name {arguments.dataset_name}, split {split!r}"
-    try:
+    with errors_explained(place, *READING_ERRORS):
         data, files = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
-    except READING_ERRORS as error:
-        raise UserError(f"{place}: {error}") from error
     columns = data.column_names
     if columns is None:
         columns = list(next(readable(data), {}))
@@ -182,7 +171,7 @@ def open_source(
         feature = (data.features or {}).get(column)
         if feature is None or isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
-    return Source(data, files)
+    return data, files
 
 
 def file_beside(arguments: DatasetArguments, name: str) -> Path | None:

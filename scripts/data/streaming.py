@@ -21,9 +21,10 @@ from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
 from scripts.cli.errors import UserError
+from scripts.data.collator import SegmentationCollator
 from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, RowFormat, decode_sample
-from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.data.sources import readable
 
 
 Item = TypeVar("Item")
@@ -116,6 +117,7 @@ def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
         stopped.set()
 
 
+@dataclass
 class StreamBatches(Sampler[RowBatch]):
     """Endless batches of one process: global batch after global batch, of each of which it takes its own part.
 
@@ -130,23 +132,13 @@ class StreamBatches(Sampler[RowBatch]):
             without decoding.
     """
 
-    def __init__(
-        self,
-        data: datasets.IterableDataset,
-        batch_size: int,
-        seed: int,
-        shuffle_buffer_size: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        start: tuple[int, int] = (0, 0),
-    ) -> None:
-        self.data = data
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle_buffer_size = shuffle_buffer_size
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.start = start
+    data: datasets.IterableDataset
+    batch_size: int
+    seed: int
+    shuffle_buffer_size: int
+    process_index: int = 0
+    num_processes: int = 1
+    start: tuple[int, int] = (0, 0)
 
     def rows(self) -> Iterator[StreamRow]:
         """All rows of all epochs from `start` on, in the order that every process agrees on."""
@@ -170,6 +162,7 @@ class StreamBatches(Sampler[RowBatch]):
             yield RowBatch(own, global_batch[first], (last.epoch, last.index + 1))
 
 
+@dataclass
 class TrainingSamples(Dataset):
     """Decodes, checks and augments the batch of rows it is given; random numbers depend on the samples alone.
 
@@ -177,17 +170,10 @@ class TrainingSamples(Dataset):
     augmented anew.
     """
 
-    def __init__(
-        self,
-        form: RowFormat,
-        num_labels: int,
-        augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]],
-        seed: int,
-    ) -> None:
-        self.form = form
-        self.num_labels = num_labels
-        self.augmentation = augmentation
-        self.seed = seed
+    form: RowFormat
+    num_labels: int
+    augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
+    seed: int
 
     def __getitems__(self, batch: RowBatch) -> dict[str, Any] | UserError:
         """`examples` of `image`, `label` and `name`, `bad` messages and `position`; an error stops the run."""
@@ -224,36 +210,18 @@ class TrainingSamples(Dataset):
         return {"image": image.as_subclass(torch.Tensor), "label": label.as_subclass(torch.Tensor), "name": name}
 
 
-def collate(examples: Sequence[dict[str, Any]], processor: Any, do_reduce_labels: bool = False) -> dict[str, Any]:
-    """Model inputs of `{"image": (3, H, W) uint8 or PIL, "label": (H, W)}` examples, without another resize.
-
-    Returns:
-        `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and `class_labels` (lists of B).
-    """
-    inputs = processor(
-        images=[example["image"] for example in examples],
-        segmentation_maps=[example["label"] for example in examples],
-        do_resize=False,
-        do_reduce_labels=do_reduce_labels,
-        ignore_index=IGNORE_INDEX,
-        return_tensors="pt",
-    )
-    return {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
-
-
+@dataclass
 class TrainingCollator:
-    """`collate` for `TrainingSamples`: adds `names`, `bad` messages and the stream's `position`; passes errors up."""
+    """`SegmentationCollator` for `TrainingSamples`: adds `names`, `bad` messages and `position`; passes errors up."""
 
-    def __init__(self, processor: Any, do_reduce_labels: bool) -> None:
-        self.processor = processor
-        self.do_reduce_labels = do_reduce_labels
+    processor: Any
 
     def __call__(self, batch: dict[str, Any] | UserError) -> dict[str, Any] | UserError:
         if isinstance(batch, UserError):
             return batch
         examples = batch["examples"]
         return {
-            **collate(examples, self.processor, self.do_reduce_labels),
+            **SegmentationCollator(self.processor)(examples),
             "names": [example["name"] for example in examples],
             "position": batch["position"],
             "bad": batch["bad"],

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
@@ -61,9 +62,8 @@ class RecipeCost:
         self.config = build_config(arguments, names)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
-        self.model = prepare_network(
-            build_model(self.arguments, self.config), self.arguments, self.accelerator
-        ).train()
+        model = build_model(self.arguments, self.config)
+        self.model = prepare_network(model, self.arguments, self.accelerator).train()
         self.form = form
         self.rows: list[dict[str, Any]] = []
 
@@ -91,9 +91,9 @@ class RecipeCost:
             f"{f'{steps} steps' if steps else 'steps'} of {batch} crops of {size}{epochs}"
         )
         cost.numbers |= {"steps": steps, "batch": batch}
-        if self._memory(self.model, cost):
+        if self._memory(cost):
             try:
-                self._time(self.model, steps, accumulation, cost)
+                self._time(steps, accumulation, cost)
             except torch.OutOfMemoryError:
                 cost.facts["time"] = "not measured: the step needs more memory than this machine has free"
                 self._does_not_fit(
@@ -102,12 +102,12 @@ class RecipeCost:
         self._queries(splits, cost)
         return cost
 
-    def _memory(self, model: Any, cost: Cost) -> bool:
+    def _memory(self, cost: Cost) -> bool:
         """Notes the memory of one process; returns whether this machine has as much."""
         arguments = self.arguments
         micro, height, width = arguments.per_device_train_batch_size, arguments.crop_height, arguments.crop_width
-        state = state_bytes(model, self.accelerator.num_processes, arguments.ema_decay is not None)
-        activations = activation_bytes(model, micro, height, width, self.accelerator)
+        state = state_bytes(self.model, self.accelerator.num_processes, arguments.ema_decay is not None)
+        activations = activation_bytes(self.model, micro, height, width, self.accelerator)
         cost.numbers["memory"] = {**state, "activations": activations}
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in state.items())
         if activations is None:
@@ -122,27 +122,21 @@ class RecipeCost:
             return True
         largest = int((free / WORKSPACE - sum(state.values())) / (activations / micro))
         smaller = f"--per_device_train_batch_size {largest}, or " if 0 < largest < micro else ""
-        self._does_not_fit(
-            cost,
-            f"the recipe needs {total / GIB:.1f} GiB per process and some for the loss, {free / GIB:.1f} GiB are free "
-            "on this machine",
-            smaller,
-            {"needed": total, "free": free},
-        )
+        needs = f"the recipe needs {total / GIB:.1f} GiB per process and some for the loss"
+        message = f"{needs}, {free / GIB:.1f} GiB are free on this machine"
+        self._does_not_fit(cost, message, smaller, needed=total, free=free)
         return False
 
-    def _does_not_fit(
-        self, cost: Cost, message: str, smaller: str = "", numbers: dict[str, Any] | None = None
-    ) -> None:
+    def _does_not_fit(self, cost: Cost, message: str, smaller: str = "", **numbers: Any) -> None:
         fix = f"{smaller}--gradient_checkpointing, smaller crops, or a larger machine"
-        cost.findings.append(Finding("warning", "does-not-fit", (), message, fix, numbers or {}))
+        cost.findings.append(Finding("warning", "does-not-fit", (), message, fix, numbers))
 
     def _free_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":
             return torch.cuda.mem_get_info(self.accelerator.device)[0]
         return psutil.virtual_memory().available
 
-    def _time(self, model: Any, steps: int | None, accumulation: int, cost: Cost) -> None:
+    def _time(self, steps: int | None, accumulation: int, cost: Cost) -> None:
         """Notes the seconds of loading and of a training step, measured on real samples after one to warm up."""
         try:
             inputs, loading = self._inputs()
@@ -150,12 +144,9 @@ class RecipeCost:
             cost.facts["time"] = f"not measured: {error}"
             return
         device, micro = self.accelerator.device, self.arguments.per_device_train_batch_size
-        model = model.to(device)
-        inputs = {
-            key: [item.to(device) for item in value] if isinstance(value, list) else value.to(device)
-            for key, value in inputs.items()
-            if key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")
-        }
+        model = self.model.to(device)
+        keys = ("pixel_values", "pixel_mask", "mask_labels", "class_labels")
+        inputs = send_to_device({key: inputs[key] for key in keys}, device)
         optimizer, _ = build_optimizer(model, self.arguments, steps or 1)
         seconds = 0.0
         for _ in tqdm(range(2), desc="measure a training step", unit="step", dynamic_ncols=True):
@@ -196,15 +187,15 @@ class RecipeCost:
         arguments, num_labels = self.arguments, self.config.num_labels or 0
         if not self.rows:
             raise UserError("no sample without a fault was read")
-        augmentation = augmentation_of(arguments)
-        samples = TrainingSamples(self.form, num_labels, augmentation, arguments.seed)
-        processor = build_processor(arguments, self.config, ignore_index=IGNORE_INDEX, num_labels=num_labels)
+        samples = TrainingSamples(self.form, num_labels, augmentation_of(arguments), arguments.seed)
+        labels = {"do_reduce_labels": arguments.do_reduce_labels, "ignore_index": IGNORE_INDEX}
+        processor = build_processor(arguments, self.config, **labels, num_labels=num_labels)
         count = arguments.per_device_train_batch_size
         rows = [StreamRow(0, index, self.rows[index % len(self.rows)]) for index in range(count)]
         started = time.perf_counter()
         batch = samples.__getitems__(RowBatch(rows, rows[0], (0, 0)))
         loading = (time.perf_counter() - started) / count
-        inputs = TrainingCollator(processor, arguments.do_reduce_labels)(batch)
+        inputs = TrainingCollator(processor)(batch)
         if isinstance(inputs, UserError):
             raise inputs
         return inputs, loading

@@ -81,16 +81,10 @@ def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str,
     """The finding of a fault seen in samples."""
     first = next(iter(found.values()))
     total = sum(fault.count for fault in found.values())
+    message = f"in {total} of {samples} samples {what}, such as {', '.join(first.names[:3])}: {first.evidence[0]}"
+    details = {split: {"count": fault.count, "first": fault.names} for split, fault in found.items()}
     examples = [example for fault in found.values() for example in fault.examples]
-    return Finding(
-        level,
-        name,
-        tuple(found),
-        f"in {total} of {samples} samples {what}, such as {', '.join(first.names[:3])}: {first.evidence[0]}",
-        fix,
-        {split: {"count": fault.count, "first": fault.names} for split, fault in found.items()},
-        examples[:3],
-    )
+    return Finding(level, name, tuple(found), message, fix, details, examples[:3])
 
 
 # --------------------------------------------------------------------------------------------------- classes, splits
@@ -106,16 +100,10 @@ def class_findings(evidence: Evidence) -> list[Finding]:
     if absent:
         ignored = evidence.share(IGNORE_INDEX)
         at_255 = f"; are its pixels stored as 255 (ignored, {ignored:.1f} % of all)?" if ignored >= 1 else ""
-        findings.append(
-            Finding(
-                level,
-                "empty-class",
-                tuple(evidence.splits),
-                f"{len(absent)} of {len(evidence.names)} classes never occur{read}: {evidence.called(absent)}{at_255}",
-                "take it out of id2label and number the others anew (--class_map does), or look where its pixels went",
-                {"classes": absent},
-            )
-        )
+        counted = f"{len(absent)} of {len(evidence.names)} classes never occur{read}"
+        message = f"{counted}: {evidence.called(absent)}{at_255}"
+        fix = "take it out of id2label and number the others anew (--class_map does), or look where its pixels went"
+        findings.append(Finding(level, "empty-class", tuple(evidence.splits), message, fix, {"classes": absent}))
     train, validation = evidence.splits.get(evidence.train), evidence.splits.get(evidence.validation)
     if train and validation and train.maps and validation.maps:
         pairs = (
@@ -145,17 +133,9 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
     total = sum(counts.class_pixels.values())
     if total and counts.class_pixels[IGNORED] > total / 2:
         share = 100 * counts.class_pixels[IGNORED] / total
-        findings.append(
-            Finding(
-                "warning",
-                "mostly-ignored",
-                where,
-                f"{share:.0f} % of its pixels are ignored",
-                "check that the ignored ids are no class (ids and their names are listed in the report)",
-                {"percent": round(share, 2)},
-                counts.overlays[:2],
-            )
-        )
+        message, percent = f"{share:.0f} % of its pixels are ignored", {"percent": round(share, 2)}
+        fix = "check that the ignored ids are no class (ids and their names are listed in the report)"
+        findings.append(Finding("warning", "mostly-ignored", where, message, fix, percent, counts.overlays[:2]))
     others = {mode: count for mode, count in counts.image_modes.items() if mode != "RGB"}
     if others:
         listed = ", ".join(f"{count} {mode}" for mode, count in sorted(others.items()))
@@ -163,16 +143,9 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         fix = "nothing, unless the channels matter: transparency is dropped, grey becomes three equal channels"
         findings.append(Finding("note", "image-modes", where, message, fix, dict(others)))
     if counts.panoptic:
-        findings.append(
-            Finding(
-                "note",
-                "panoptic-maps",
-                where,
-                f"maps hold segments (R + 256 G + 65536 B) with {SEGMENTS_COLUMN}; checked as the classes of these",
-                "to train a semantic model, write maps of class ids: category_id of each segment, 255 where none is",
-                {"maps": counts.panoptic},
-            )
-        )
+        message = f"maps hold segments (R + 256 G + 65536 B) with {SEGMENTS_COLUMN}; checked as the classes of these"
+        fix = "to train a semantic model, write maps of class ids: category_id of each segment, 255 where none is"
+        findings.append(Finding("note", "panoptic-maps", where, message, fix, {"maps": counts.panoptic}))
     if counts.duplicates:
         pairs = ", ".join(
             f"{pair.name} = {pair.other}{' mirrored' if pair.mirrored else ''}" for pair in counts.duplicates[:3]

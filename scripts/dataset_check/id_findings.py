@@ -1,6 +1,15 @@
-"""Findings about ids: out of range, off by one, reduced or not, 255 as a class."""
+"""Findings about ids: out of range, off by one, reduced or not, 255 as a class.
+
+Whether the stored ids start where the class names do is told by the ids that occur, and by where they lie: sky lies at
+the top of images and roads at the bottom, in nearly every dataset of scenes. Where the pixels called "floor" are at
+the top, and those one id lower, called "sky", would be too, the ids are off by one.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,27 +17,29 @@ from scripts.data.samples import likely_cause
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.finding import Evidence, Finding
 from scripts.dataset_check.label_rule import OUTSIDE
-from scripts.dataset_check.numbering import Placement, in_words, likely_first, placement
 
 
+TOP = {"sky", "ceiling"}
+BOTTOM = {
+    "carpet", "dirt", "earth", "field", "floor", "grass", "ground", "lawn", "path", "pavement", "playingfield",
+    "railroad", "road", "rug", "runway", "sand", "sidewalk", "street", "terrain",
+}  # fmt: skip
+# Words that a name may have beside one of those.
+BESIDE = {"and", "brick", "marble", "merged", "other", "stone", "stuff", "tile", "wood"}
+HIGH, LOW = 0.4, 0.6  # mean height of the pixels: 0 is the top; what lies between tells nothing
+LEAST_SHARE = 0.001  # of all pixels: less tells nothing either
 SOLID = 0.75  # share of 255's pixels away from edges, above which they cover things rather than border them
 
 
 def id_findings(evidence: Evidence) -> list[Finding]:
     """What the ids that occur tell: out of range, off by one, reduced or not, 255 as a class."""
     if evidence.name_of_255 is not None:
-        return [
-            Finding(
-                "error",
-                "255-as-class",
-                evidence.where({IGNORE_INDEX}),
-                f"the class names give id 255 to {evidence.name_of_255!r}, and 255 "
-                f"is ignored: {evidence.share(IGNORE_INDEX):.1f} % of pixels would teach nothing",
-                "store this class under an id of its own below 255, or take it out of id2label if it is no class",
-                {"percent": round(evidence.share(IGNORE_INDEX), 3)},
-                evidence.examples(),
-            )
-        ]
+        share, where = evidence.share(IGNORE_INDEX), evidence.where({IGNORE_INDEX})
+        named = f"the class names give id 255 to {evidence.name_of_255!r}, and 255 is ignored"
+        message = f"{named}: {share:.1f} % of pixels would teach nothing"
+        fix = "store this class under an id of its own below 255, or take it out of id2label if it is no class"
+        details = {"percent": round(share, 3)}
+        return [Finding("error", "255-as-class", where, message, fix, details, evidence.examples())]
     if not evidence.names or not evidence.ids:
         return []
     numbering = None
@@ -70,16 +81,10 @@ def reduced_twice(evidence: Evidence, present: set[int], last: int) -> Finding |
     """The suspicion that classes start at 0 although 0 is said to be unlabelled; None without one."""
     if not (0 in present and evidence.ids[IGNORE_INDEX] and last not in present and evidence.enough()):
         return None
-    return Finding(
-        "warning",
-        "labels-reduced-twice",
-        evidence.where({0, IGNORE_INDEX}),
-        f"--do_reduce_labels takes 0 for unlabelled, but 255 occurs as well and {last}, the last class, never: do the "
-        "classes start at 0 already?",
-        "look at the overlays; if so, leave --do_reduce_labels out",
-        {},
-        evidence.examples(),
-    )
+    found = f"--do_reduce_labels takes 0 for unlabelled, but 255 occurs as well and {last}, the last class, never"
+    message, where = f"{found}: do the classes start at 0 already?", evidence.where({0, IGNORE_INDEX})
+    fix = "look at the overlays; if so, leave --do_reduce_labels out"
+    return Finding("warning", "labels-reduced-twice", where, message, fix, {}, evidence.examples())
 
 
 def _numbering(
@@ -112,9 +117,7 @@ def _numbering(
 def range_finding(evidence: Evidence) -> Finding:
     """Ids that belong to no class, and their likely cause."""
     names, rule = evidence.names or {}, evidence.rule
-    outside = {
-        index for index in evidence.ids if rule.classes(np.array([index]))[0] == OUTSIDE and evidence.ids[index]
-    }
+    outside = {index for index, count in evidence.ids.items() if count and rule.classes(np.array([index])) == OUTSIDE}
     last, reduced = rule.first + len(names) - 1, rule.first == 1
     ids = sorted(index for index in evidence.ids if index != IGNORE_INDEX and not (reduced and index == 0))
     if rule.table is not None:
@@ -125,16 +128,12 @@ def range_finding(evidence: Evidence) -> Finding:
         fix = likely_cause(ids, sorted(outside), len(names), reduced)
     faults = [counts.faults["ids-out-of-range"] for counts in evidence.splits.values() if counts.class_maps[OUTSIDE]]
     listed = ", ".join(map(str, sorted(outside)[:8])) + (", ..." if len(outside) > 8 else "")
-    return Finding(
-        "error",
-        "ids-out-of-range",
-        evidence.where(outside),
-        f"ids {listed} belong to no class ({rule.first}..{last}), in {evidence.class_maps[OUTSIDE]} of "
-        f"{evidence.maps} maps, such as {', '.join(faults[0].names[:3])}",
-        fix,
-        {"ids": sorted(outside)[:100], "maps": evidence.class_maps[OUTSIDE]},
-        [example for fault in faults for example in fault.examples][:3],
-    )
+    maps = evidence.class_maps[OUTSIDE]
+    seen = f"in {maps} of {evidence.maps} maps, such as {', '.join(faults[0].names[:3])}"
+    message = f"ids {listed} belong to no class ({rule.first}..{last}), {seen}"
+    examples = [example for fault in faults for example in fault.examples][:3]
+    details = {"ids": sorted(outside)[:100], "maps": maps}
+    return Finding("error", "ids-out-of-range", evidence.where(outside), message, fix, details, examples)
 
 
 def ignored_class(evidence: Evidence) -> Finding | None:
@@ -146,27 +145,77 @@ def ignored_class(evidence: Evidence) -> Finding | None:
     others = set(evidence.ids) - {IGNORE_INDEX}
     where, absent = evidence.where({IGNORE_INDEX}), evidence.absent()
     if others == {0} and share and absent and evidence.rule.table is None:
-        return Finding(
-            "error",
-            "255-as-class",
-            where,
-            f"maps hold 0 and 255 only, and 255 is ignored: {evidence.called(absent)} would never be trained",
-            "store 1 in place of 255",
-            details,
-            evidence.examples(),
-        )
+        message = f"maps hold 0 and 255 only, and 255 is ignored: {evidence.called(absent)} would never be trained"
+        fix = "store 1 in place of 255"
+        return Finding("error", "255-as-class", where, message, fix, details, evidence.examples())
     if evidence.rule.first == 1 and evidence.ids[0] and share >= 0.1 and solid >= SOLID / 1.25:
         reason = "0 marks unlabelled pixels already"
     elif absent and evidence.enough() and share >= 1 and solid >= SOLID:
         reason = f"{evidence.called(absent)} never occurs"
     else:
         return None
-    return Finding(
-        "warning",
-        "255-as-class",
-        where,
-        f"255, which is ignored, covers {share:.1f} % of pixels in solid areas, and {reason}: is it a class?",
-        "look at the black areas of the overlays; if they are a class, store it under an id below 255",
-        details,
-        evidence.examples(),
-    )
+    message = f"255, which is ignored, covers {share:.1f} % of pixels in solid areas, and {reason}: is it a class?"
+    fix = "look at the black areas of the overlays; if they are a class, store it under an id below 255"
+    return Finding("warning", "255-as-class", where, message, fix, details, evidence.examples())
+
+
+# ---- where class names expect their pixels
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the pixels of some names lie if class 0 is stored as `first`: the names at home, and those out of place.
+
+    Args:
+        fitting, odd: name -> mean height.
+    """
+
+    first: int
+    fitting: dict[str, float]
+    odd: dict[str, float]
+
+
+def expected_place(name: str) -> str | None:
+    """ "top", "bottom" or None, where nothing is known of a class called `name`."""
+    words = set(re.findall(r"[a-z]+", re.split(r"[,;/(]", name.lower())[0])) - BESIDE
+    if len(words) != 1:
+        return None
+    return "top" if words <= TOP else "bottom" if words <= BOTTOM else None
+
+
+def placement(heights: Mapping[int, np.ndarray], names: Mapping[int, str], first: int) -> Placement:
+    """How the `names` fit the heights of the ids if class 0 is stored as `first`.
+
+    Args:
+        heights: id -> (pixels, sum of heights, ...).
+    """
+    total = sum(numbers[0] for numbers in heights.values())
+    fitting: dict[str, float] = {}
+    odd: dict[str, float] = {}
+    for index, name in names.items():
+        place, numbers = expected_place(name), heights.get(index + first)
+        if place is None or numbers is None or numbers[0] < LEAST_SHARE * total:
+            continue
+        height = float(numbers[1] / numbers[0])
+        if height < HIGH or height > LOW:
+            (fitting if (place == "top") == (height < HIGH) else odd)[name] = height
+    return Placement(first, fitting, odd)
+
+
+def likely_first(heights: Mapping[int, np.ndarray], names: Mapping[int, str], first: int) -> Placement | None:
+    """The placement with another `first` that fits clearly better than the one given; None if there is none."""
+    given = placement(heights, names, first)
+    if not given.odd:
+        return None
+    others = [placement(heights, names, other) for other in (first - 1, first + 1)]
+    better = [
+        other
+        for other in others
+        if not other.odd and len(other.fitting) >= 2 and len(other.fitting) > len(given.fitting)
+    ]
+    return max(better, key=lambda other: len(other.fitting), default=None)
+
+
+def in_words(heights: Mapping[str, float]) -> str:
+    """`'sky' 0.21, 'road' 0.78`."""
+    return ", ".join(f"{name!r} {height:.2f}" for name, height in sorted(heights.items())[:4])

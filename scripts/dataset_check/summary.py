@@ -101,15 +101,7 @@ def as_json(title: str, evidence: Evidence, findings: list[Finding], cost: Cost)
         "dataset": title,
         "verdict": verdict(findings),
         "findings": [
-            {
-                "level": finding.level,
-                "name": finding.name,
-                "splits": list(finding.splits),
-                "message": finding.message,
-                "fix": finding.fix,
-                "details": finding.details,
-            }
-            for finding in findings
+            {key: value for key, value in vars(finding).items() if key != "examples"} for finding in findings
         ],
         "classes": [
             {"id": index + evidence.rule.first, "name": name, "percent": round(share, 4), "maps": maps}

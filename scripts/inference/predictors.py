@@ -1,8 +1,15 @@
-"""From an image to its label map and from a split to a confusion matrix, single scale or multi-scale with flip."""
+"""From an image to its label map and the confidence in it, single scale or multi-scale with flip.
+
+The confidence says how sure the model is of each pixel: the best class's share of the scores of all classes. FASeg's
+score of a class is a sum over queries of class probability times mask probability, which is no distribution over
+classes: the share makes it one. Scores of SeMask and QLSeg become probabilities by a softmax, as in their evaluation.
+Scores of several windows or sizes are averaged before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,27 +20,34 @@ from transformers.image_utils import SizeDict
 
 from image_processing.post_processing import resize
 from image_processing.preprocessing import network_size
-from scripts.inference.confidence import confidence_of, labels_and_confidence
+from image_processing.semantic_labels import best_classes
 from scripts.inference.sliding_window import Windows
 from scripts.models.families import family_of
+
+
+LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, the confidence is 0
 
 
 # ---- from an image to class scores ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
+def outputs_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, tuple[int, int]]:
+    """The model's outputs for one processed image, and the image's `(height, width)` in it, without padding."""
+    mask = inputs["pixel_mask"][0]
+    outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+    return outputs, (int(mask[:, 0].sum()), int(mask[0].sum()))
+
+
 def post_processed(
     model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int], with_scores: bool
 ) -> Any:
     """What the processor makes of one processed image at `target_size`: labels, or labels and scores."""
-    outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-    mask = inputs["pixel_mask"][0]
-    return processor.post_process_semantic_segmentation(
-        outputs,
-        target_sizes=[target_size],
-        input_sizes=[(int(mask[:, 0].sum()), int(mask[0].sum()))],
-        return_segmentation_scores=with_scores,
-    )[0]
+    outputs, input_size = outputs_of(model, inputs)
+    (result,) = processor.post_process_semantic_segmentation(
+        outputs, [target_size], input_sizes=[input_size], return_segmentation_scores=with_scores
+    )
+    return result
 
 
 def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]) -> Tensor:
@@ -69,20 +83,13 @@ def processed_inputs(
     return {key: inputs[key].to(device) for key in ("pixel_values", "pixel_mask")}
 
 
-def resized_inputs(
-    processor: Any, image: Image.Image, size: tuple[int, int], flip: bool, device: Any
-) -> dict[str, Tensor]:
-    """Processed inputs of a uint8 image that PIL has resized bilinearly to `size` and perhaps mirrored."""
-    return processed_inputs(processor, resized_view(image, size, flip), device, do_resize=False)
-
-
 def view_size(image: Image.Image, shortest: int, longest: int | None) -> tuple[int, int]:
     """`(height, width)` of an image whose shorter side is `shortest`, unless its longer would pass `longest`."""
     return network_size(image.height, image.width, SizeDict(shortest_edge=shortest, longest_edge=longest))
 
 
 def resized_view(image: Image.Image, size: tuple[int, int], flip: bool) -> Image.Image:
-    """An image resized bilinearly to `(height, width)` and perhaps mirrored."""
+    """A uint8 image that PIL has resized bilinearly to `(height, width)` and perhaps mirrored."""
     resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized
 
@@ -120,13 +127,11 @@ def multi_scale_scores(
     views = [(edge, mirrored) for edge in edges for mirrored in ((False, True) if flip else (False,))]
     total = torch.zeros(())
     for (shortest, longest), mirrored in views:
-        size = view_size(image, shortest, longest)
+        view = resized_view(image, view_size(image, shortest, longest), mirrored)
         if windows is None:
-            scores = semantic_scores(
-                model, processor, resized_inputs(processor, image, size, mirrored, device), target_size
-            )
+            inputs = processed_inputs(processor, view, device, do_resize=False)
+            scores = semantic_scores(model, processor, inputs, target_size)
         else:
-            view = resized_view(image, size, mirrored)
             scores = resize(window_scores(model, processor, view, windows, device), target_size)
         scores = comparable_scores(model, scores)
         scores = scores.flip(-1) if mirrored else scores
@@ -137,6 +142,39 @@ def multi_scale_scores(
 # ---- from an image to its label map --------------------------------------------------------------------------------
 
 
+def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:
+    """Share of the best class in `scores` (at least 0), whose dimension `classes` goes; in 0..1."""
+    return scores.amax(dim=classes) / scores.sum(dim=classes).clamp(min=LEAST_SUM)
+
+
+def watched(blocks: Iterable[Tensor], confidence: Tensor, softmax: bool) -> Iterator[Tensor]:
+    """The blocks `(n, width, K)` of an image as they are; their confidence goes into `confidence` on the way."""
+    start = 0
+    for block in blocks:
+        confidence[start : start + len(block)] = confidence_of(block.softmax(-1) if softmax else block, -1)
+        start += len(block)
+        yield block
+
+
+@torch.no_grad()
+def labels_and_confidence(
+    model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int], softmax: bool
+) -> tuple[Tensor, Tensor]:
+    """What `semantic_labels` gives, and the confidence in it, float32, both of `target_size`.
+
+    All scores at that size never exist at once.
+
+    Args:
+        softmax: whether the scores become probabilities by a softmax.
+    """
+    outputs, input_size = outputs_of(model, inputs)
+    (scores,) = processor.semantic_scores(outputs, [target_size], [input_size])
+    device = inputs["pixel_mask"].device
+    confidence = torch.empty(target_size, device=device)
+    return best_classes(watched(scores, confidence, softmax), target_size, device), confidence
+
+
+@dataclass
 class SingleScale:
     """Label map of an image at its own size, after the processor's resize.
 
@@ -144,8 +182,10 @@ class SingleScale:
         windows: if given, the resized image is read through them.
     """
 
-    def __init__(self, model: Any, processor: Any, device: Any, windows: Windows | None = None) -> None:
-        self.model, self.processor, self.device, self.windows = model, processor, device, windows
+    model: Any
+    processor: Any
+    device: Any
+    windows: Windows | None = None
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         if self.windows is None:
@@ -154,7 +194,7 @@ class SingleScale:
         return label_array(self.scores_through_windows(image, self.windows).argmax(dim=0))
 
     def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """The same label map, and its confidence, see `confidence.py`."""
+        """The same label map, and its confidence."""
         if self.windows is None:
             inputs = processed_inputs(self.processor, image, self.device)
             size, softmax = (image.height, image.width), family_of(self.model.config).softmax_scores
@@ -170,6 +210,7 @@ class SingleScale:
         return resize(window_scores(self.model, self.processor, view, windows, self.device), size)
 
 
+@dataclass
 class MultiScale:
     """Label map of an image at its own size, over several sizes and their mirror images.
 
@@ -179,23 +220,18 @@ class MultiScale:
         edges: (shortest, longest) edge of each view.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        device: Any,
-        base: tuple[int, int | None] | None,
-        edges: Sequence[tuple[int, int | None]],
-        windows: Windows | None = None,
-    ) -> None:
-        self.model, self.processor, self.device = model, processor, device
-        self.base, self.edges, self.windows = base, list(edges), windows
+    model: Any
+    processor: Any
+    device: Any
+    base: tuple[int, int | None] | None
+    edges: Sequence[tuple[int, int | None]]
+    windows: Windows | None = None
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         return label_array(self.scores(image).argmax(dim=0))
 
     def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """The same label map, and its confidence, see `confidence.py`."""
+        """The same label map, and its confidence."""
         scores = self.scores(image)
         return label_array(scores.argmax(dim=0)), confidence_of(scores).cpu().numpy()
 

@@ -16,7 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.storage.atomic import atomic_file
 
 
@@ -103,7 +103,8 @@ class ShardFolder:
             UserError: the folder's shards were made by something else.
         """
         data = self.path(0).parent
-        try:
+        # `predictions.json` may hold anything.
+        with errors_explained(f"--output_dir {self.folder}", OSError, ValueError, AttributeError):
             data.mkdir(parents=True, exist_ok=True)
             if self.state_file.exists():
                 self._check_state(json.loads(self.state_file.read_text(encoding="utf-8")))
@@ -123,8 +124,6 @@ class ShardFolder:
                 with atomic_file(file) as partial:
                     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
             self.write_readme(None)
-        except (OSError, ValueError, AttributeError) as error:  # `predictions.json` may hold anything
-            raise UserError(f"--output_dir {self.folder}: {error}") from error
 
     def _check_state(self, state: dict[str, Any]) -> None:
         for key, value in self.made_by.items():

@@ -1,4 +1,4 @@
-"""A streamed dataset to label maps: every process fills the shards that fall to it.
+"""Images to label maps: files one by one, a streamed dataset in shards, of which every process fills its own.
 
 All processes read the stream; a shard is decoded and segmented by one of them. Which one follows from the shards left
 alone, and rows from their place in the stream, so the result depends neither on the number of processes nor on stops.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import datasets
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import on_main, raised_on_all
+from scripts.data.images import output_names, read_image
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, good_batches, worker_loader
 from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
@@ -32,6 +34,33 @@ from scripts.data.sources import readable
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import Finished, ShardFolder
+
+
+def predict_images(images: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator) -> int:
+    """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
+    segment = SingleScale(model, processor, accelerator.device)
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    palette = model_palette(model.config)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    jobs = list(zip(images, output_names(images), strict=True))
+    own = jobs[accelerator.process_index :: accelerator.num_processes]
+    failed = 0
+    with (
+        accelerator.autocast(),
+        tqdm(own, desc="predict", unit="image", disable=not accelerator.is_main_process) as bar,
+    ):
+        for path, name in bar:
+            image = read_image(path)
+            if image is None:
+                failed += 1
+                continue
+            labels = segment(image)
+            label_image(labels, palette).save(output_dir / f"{name}_labels.png")
+            with_legend(image, labels, names, palette).save(output_dir / f"{name}_overlay.png")
+    accelerator.wait_for_everyone()
+    if failed:
+        print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
+    return failed
 
 
 def model_sha256(model: Any, processor: Any) -> str:
@@ -46,29 +75,21 @@ def model_sha256(model: Any, processor: Any) -> str:
     return digest.hexdigest()
 
 
+@dataclass
 class PredictionRows(Sampler[list[StreamRow]]):
     """One pass over the stream: the rows of this process's share of the shards that are left, undecoded.
 
-    Attributes:
+    Args:
         total: rows of the stream, once the pass is over.
     """
 
-    def __init__(
-        self,
-        data: datasets.IterableDataset,
-        image_column: str,
-        rows_per_shard: int,
-        finished: dict[int, Finished],
-        process_index: int,
-        num_processes: int,
-    ) -> None:
-        self.data = data
-        self.image_column = image_column
-        self.rows_per_shard = rows_per_shard
-        self.finished = finished
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.total = 0
+    data: datasets.IterableDataset
+    image_column: str
+    rows_per_shard: int
+    finished: dict[int, Finished]
+    process_index: int
+    num_processes: int
+    total: int = 0
 
     def __iter__(self) -> Iterator[list[StreamRow]]:
         left = -1  # the how-manieth shard that is left the current one is
@@ -99,11 +120,11 @@ class PredictionRows(Sampler[list[StreamRow]]):
             )
 
 
+@dataclass
 class ImageSamples(Dataset):
     """Decodes the image of the row that it is given as an index."""
 
-    def __init__(self, image_column: str) -> None:
-        self.image_column = image_column
+    image_column: str
 
     def __getitem__(self, item: StreamRow) -> dict[str, Any]:
         name = sample_name(item.row, self.image_column, item.index)

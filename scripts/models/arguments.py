@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scripts.cli.parser import ReadPath, flag
+from scripts.cli.parser import flag, path_flag
 
 
 @dataclass
 class ModelArguments:
     """The flags that name a model, shared by the commands."""
 
-    model_name_or_path: str | None = flag(
-        None, "Folder of the checkpoint, or its name on the Hub (user/name).", action=ReadPath
-    )
-    config_name: str | None = flag(
-        None,
-        "Folder or name on the Hub of a config.json: a model of this architecture, with new weights.",
-        action=ReadPath,
+    model_name_or_path: str | None = path_flag("Folder of the checkpoint, or its name on the Hub (user/name).")
+    config_name: str | None = path_flag(
+        "Folder or name on the Hub of a config.json: a model of this architecture, with new weights."
     )
     model_type: str = flag(
         "faseg",

@@ -10,32 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import (
-    ReadPath,
-    check_at_least,
-    check_folder,
-    flag,
-    shipped_recipes,
-)
+from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, path_flag, shipped_recipes
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
 
 
 # The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step.
 SCHEDULES = (
-    "poly",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-)
+    "poly", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+)  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -48,11 +32,9 @@ class TrainArguments(ModelArguments, DatasetArguments):
     output_dir: str | None = flag(None, "Folder that gets the checkpoints, the log and the trained model.")
     train_split_name: str = flag("train", "Split of the dataset that is trained on.")
     eval_split_name: str = flag("validation", "Split of the dataset that --eval_steps evaluates on.")
-    backbone_weights: str | None = flag(
-        None,
+    backbone_weights: str | None = path_flag(
         "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
-        "microsoft/resnet-50.",
-        action=ReadPath,
+        "microsoft/resnet-50."
     )
 
     crop_height: int = flag(512, "Height of the training crops in pixels.")

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, load
 from safetensors import SafetensorError
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main
 from scripts.storage.atomic import WRITE_ERRORS, damage, hidden_name, publish, recover, remove, write_failure
 from scripts.training.fingerprint import check_settings
@@ -98,13 +98,12 @@ def save_checkpoint(
                 publish(folder)
         except OSError as error:
             failure = write_failure(error, folder)
+        older = [path for path in checkpoints(output_dir) if step_of(path) < step]
         if failure is not None:
             shutil.rmtree(partial, ignore_errors=True)
-            kept = [path for path in checkpoints(output_dir) if step_of(path) < step]
-            advice = f"{kept[-1]} is kept: make room and go on with --resume_from_checkpoint latest" if kept else ""
+            advice = f"{older[-1]} is kept: make room and go on with --resume_from_checkpoint latest" if older else ""
             raise UserError(f"{folder} could not be written: {failure}; {advice or 'there is no older one'}")
         if total_limit is not None:
-            older = [path for path in checkpoints(output_dir) if step_of(path) < step]
             for path in older[: len(older) - max(0, total_limit - 1)]:
                 remove(path)
 
@@ -126,12 +125,11 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
     Raises:
         UserError: the checkpoint is of another model, or the random numbers cannot be restored.
     """
-    try:
+    kinds = (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError)
+    with errors_explained(f"--resume_from_checkpoint {folder}", *kinds):
         accelerator.load_state(str(folder))
         # accelerate passes over random states that it cannot restore.
         states = load(folder / f"random_states_{accelerator.process_index}.pkl")
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise UserError(f"--resume_from_checkpoint {folder}: {error}") from error
     if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
         raise UserError(f"--resume_from_checkpoint {folder}: the state of the random numbers cannot be restored")
 
@@ -152,10 +150,8 @@ def find_checkpoint(name: str, output_dir: Path, settings: dict[str, Any]) -> Pa
             raise UserError(f"--resume_from_checkpoint {name}: {problem}: {older_whole(folder)}")
     else:
         folder = newest_whole(output_dir)
-    try:
+    with errors_explained(f"--resume_from_checkpoint {name}: {folder / SETTINGS}", OSError, ValueError):
         saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--resume_from_checkpoint {name}: {folder / SETTINGS}: {error}") from error
     check_settings(folder, saved, settings)
     return folder
 

@@ -15,48 +15,21 @@ from scripts.storage.digests import sha256
 from scripts.training.arguments import TrainArguments
 
 
-# These may change, since they decide where and how a run works, what it reports, or, like the initial weights, what a
-# checkpoint holds itself.
+# These may change, since they decide where and how a run works,
 FREE = {
-    "backbone_weights",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "config_name",
-    "config_overrides",
-    "dataloader_num_workers",
-    "dataset_name",
-    "eval_images",
-    "eval_longest_edge",
-    "eval_masks",
-    "eval_shortest_edge",
-    "eval_split_name",
-    "eval_steps",
-    "id2label",
-    "logging_steps",
-    "max_bad_samples",
-    "model_name_or_path",
-    "model_type",
-    "num_tracked_images",
-    "num_train_epochs",
-    "output_dir",
-    "recipe",
+    "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset_name", "eval_images",
+    "eval_masks", "max_bad_samples", "num_train_epochs", "output_dir", "recipe", "resume_from_checkpoint",
+    "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
+    # what it reports,
+    "eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps", "logging_steps", "num_tracked_images",
     "report_to",
-    "resume_from_checkpoint",
-    "total_train_batch_size",
-    "train_images",
-    "train_masks",
-    "trust_remote_code",
-}
+    # or, like the initial weights, what a checkpoint holds itself.
+    "backbone_weights", "config_name", "config_overrides", "id2label", "model_name_or_path", "model_type",
+}  # fmt: skip
 # Of no account in a model's configuration.
 NOT_OF_THE_MODEL = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "palette",
-    "torch_dtype",
-    "transformers_version",
-}
+    "_name_or_path", "architectures", "auto_map", "dtype", "palette", "torch_dtype", "transformers_version",
+}  # fmt: skip
 
 
 def training_settings(

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop, and the whole run around it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from accelerate import DistributedType
 from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.models.loading import save_model_folder
-from scripts.storage.atomic import atomic_folder, write_errors_explained
-from scripts.training.checkpointing import save_checkpoint
+from scripts.storage.atomic import (
+    DISK_FULL,
+    WRITE_ERRORS,
+    atomic_file,
+    atomic_files,
+    atomic_folder,
+    write_errors_explained,
+    write_failure,
+)
+from scripts.training.arguments import TrainArguments, check_trackers, saved_recipe
+from scripts.training.checkpointing import checkpoints, save_checkpoint
 from scripts.training.log import TrainLog
-from scripts.training.run import Run
+from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, StopSignals
+from scripts.training.tracking import finish_trackers, start_trackers
 
 
 # -------------------------------------------------------------------------------------------------------------- step
@@ -73,11 +85,9 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
         with accelerator.accumulate(run.model):
-            try:
+            where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
+            with errors_explained(where, ValueError):  # of the matcher, at logits that are not finite
                 outputs = run.model(**send_to_device(batch, accelerator.device))
-            except ValueError as error:  # of the matcher, at logits that are not finite
-                samples = ", ".join(step.names[-1])
-                raise UserError(f"step {run.progress.step + 1}, samples {samples}: {error}") from error
             accelerator.backward(outputs.loss)
         names_of_terms = ["loss", *outputs.loss_dict]
         losses.append(torch.stack([outputs.loss, *outputs.loss_dict.values()]).detach().float())
@@ -223,3 +233,63 @@ def loop(run: Run) -> dict[str, Any]:
                 save(run, log)
     log.draw(at_once=True)
     return log.last
+
+
+# --------------------------------------------------------------------------------------------------------- whole run
+
+
+def announce(run: Run) -> None:
+    """Writes the effective recipe beside the checkpoints and prints the run in a table."""
+    recipe = yaml.safe_dump(saved_recipe(run.arguments), sort_keys=False)
+    with (
+        errors_explained(f"--output_dir {run.output_dir}", OSError),
+        atomic_file(run.output_dir / "recipe.yaml") as file,
+    ):
+        file.write_text(recipe, encoding="utf-8")
+    print(describe(run), flush=True)
+
+
+def kept_checkpoint(run: Run) -> str:
+    """How to go on after a failure."""
+    kept = checkpoints(run.output_dir)
+    return f"; {kept[-1]} is kept: go on with --resume_from_checkpoint latest" if kept else ""
+
+
+def finish(run: Run, weights: dict[str, Any] | None) -> None:
+    """Writes model and processor into the output folder, `config.json` last.
+
+    Args:
+        weights: gathered from all processes where each holds a part; else the model's own are taken.
+    """
+    try:
+        # There may have been more shards.
+        with atomic_files(run.output_dir, last="config.json", replaced="model*.safetensors*") as folder:
+            save_model_folder(run.result, run.processor, folder, weights)
+    except WRITE_ERRORS as error:
+        reason = write_failure(error, run.output_dir)
+        raise UserError(f"model not written: {reason}{kept_checkpoint(run)}") from error
+    print(f"model and processor saved in {run.output_dir}")
+
+
+def train(arguments: TrainArguments) -> dict[str, Any]:
+    """The whole run; returns the last line of the log.
+
+    Raises:
+        Stopped: by a signal, after a checkpoint was written.
+    """
+    run = set_up(arguments)
+    on_main(run.accelerator, lambda: announce(run))
+    recipe = saved_recipe(arguments)
+    start_trackers(run.accelerator, check_trackers(arguments.report_to), run.output_dir, run.progress.step, recipe)
+    try:
+        last = loop(run)
+    except Exception as error:
+        finish_trackers(run.accelerator)
+        if not isinstance(error, OSError) or error.errno not in DISK_FULL:
+            raise
+        raise UserError(f"{run.output_dir}: the disk is full{kept_checkpoint(run)}") from error
+    sharded = run.accelerator.distributed_type == DistributedType.FSDP
+    weights = run.accelerator.get_state_dict(run.model) if sharded else None
+    on_main(run.accelerator, lambda: finish(run, weights))
+    run.accelerator.end_training()
+    return last

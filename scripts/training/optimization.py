@@ -1,15 +1,17 @@
-"""AdamW groups and learning-rate schedules."""
+"""AdamW groups, learning-rate schedules, and an exponential moving average of the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import errors_explained
 from scripts.models.families import family_of
 
 
@@ -72,15 +74,31 @@ def build_scheduler(
         UserError: a schedule that needs more settings than these.
     """
     if name != "poly":
-        try:
-            return get_scheduler(
-                name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=max_train_steps
-            )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--lr_scheduler_type {name}: {error}") from error
+        with errors_explained(f"--lr_scheduler_type {name}", TypeError, ValueError):
+            return get_scheduler(name, optimizer, num_warmup_steps, max_train_steps)
 
     def factor(step: int) -> float:
         warm_up = min(1.0, (step + 1) / (num_warmup_steps + 1))
         return warm_up * max(0.0, 1.0 - step / max_train_steps) ** power
 
     return LambdaLR(optimizer, factor)
+
+
+def average_of(model: nn.Module, decay: float, device: torch.device) -> AveragedModel:
+    """Copy of `model` that `update_parameters` moves towards it: `average = decay * average + (1 - decay) * model`.
+
+    Floating-point buffers (the statistics of batch norms) are averaged too; index tables and counters are copied,
+    since torch's average would round them down.
+    """
+    average_floats = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            average_floats(averaged, current, num_averaged)
+        else:
+            for kept, value in zip(averaged, current, strict=True):
+                kept.copy_(value)
+
+    result = AveragedModel(model, device=device, multi_avg_fn=average, use_buffers=True)
+    return result.requires_grad_(False)

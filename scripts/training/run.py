@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import build_accelerator, on_main
 from scripts.data.augmentation import training_augmentation
 from scripts.data.labelled_dataset import LabelledDataset
@@ -25,11 +25,10 @@ from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
 from scripts.storage.atomic import recover
 from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
-from scripts.training.averaging import average_of
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
-from scripts.training.optimization import build_parameter_groups, build_scheduler
+from scripts.training.optimization import average_of, build_parameter_groups, build_scheduler
 from scripts.training.tracking import TrackedImages
 
 
@@ -113,7 +112,6 @@ class Run:
     def batches(self) -> Iterator[dict[str, Any]]:
         """Training batches of this process, from where the run stands."""
         arguments = self.arguments
-        augmentation = augmentation_of(arguments)
         stream = StreamBatches(
             self.data.stream,
             arguments.per_device_train_batch_size,
@@ -124,9 +122,11 @@ class Run:
             start=(self.progress.epoch, self.progress.index),
         )
         loader = worker_loader(
-            TrainingSamples(self.data.row_format, self.network.config.num_labels, augmentation, arguments.seed),
+            TrainingSamples(
+                self.data.row_format, self.network.config.num_labels, augmentation_of(arguments), arguments.seed
+            ),
             stream,
-            TrainingCollator(self.processor, arguments.do_reduce_labels),
+            TrainingCollator(self.processor),
             arguments.dataloader_num_workers,
         )
         return iter(good_batches(loader))
@@ -150,10 +150,8 @@ def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelera
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and not frozen:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if arguments.gradient_checkpointing:
-        try:
+        with errors_explained("--gradient_checkpointing", ValueError):
             model.gradient_checkpointing_enable()
-        except ValueError as error:
-            raise UserError(f"--gradient_checkpointing: {error}") from error
     return model
 
 
@@ -281,19 +279,13 @@ def describe(run: Run) -> str:
     groups = run.optimizer.param_groups
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     epochs = f", {run.max_steps * run.images_per_step / examples:.1f} epochs" if examples else ""
+    data = f"{arguments.dataset_name or arguments.train_images} [{arguments.train_split_name}]"
+    micro_batch = f"{arguments.per_device_train_batch_size} x {accelerator.num_processes} processes"
     rows = [
-        (
-            "data",
-            f"{arguments.dataset_name or arguments.train_images} [{arguments.train_split_name}], "
-            f"{examples or 'unknown'} samples",
-        ),
+        ("data", f"{data}, {examples or 'unknown'} samples"),
         ("classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"),
         ("crop", f"{arguments.crop_height}x{arguments.crop_width}{other_window(run)}"),
-        (
-            "batch",
-            f"{run.images_per_step} = {arguments.per_device_train_batch_size} x {accelerator.num_processes} processes "
-            f"x {accelerator.gradient_accumulation_steps} micro steps",
-        ),
+        ("batch", f"{run.images_per_step} = {micro_batch} x {accelerator.gradient_accumulation_steps} micro steps"),
         ("steps", f"{run.max_steps}{epochs}"),
         ("parameters", f"{trained / 1e6:.2f} M trained"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from accelerate.tracking import filter_trackers
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import errors_explained
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_sample, reduced_labels
 from scripts.data.sources import readable
@@ -50,7 +51,8 @@ def start_trackers(
     plain = {
         key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
     }
-    try:
+    # Each tracker raises its own kinds, at a missing login for instance.
+    with errors_explained(f"--report_to {' '.join(names)}", Exception):
         accelerator.init_trackers(
             PROJECT,
             config=None if first_step else plain,
@@ -60,8 +62,6 @@ def start_trackers(
                 "trackio": {"name": f"{output_dir.name}-{run_id}", "resume": "allow", "embed": False},
             },
         )
-    except Exception as error:  # each tracker raises its own kinds, at a missing login for instance
-        raise UserError(f"--report_to {' '.join(names)}: {error}") from error
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
@@ -73,14 +73,12 @@ def finish_trackers(accelerator: Accelerator) -> None:
 def tracked_run_id(output_dir: Path, first_step: int) -> str:
     """The id under which trackers know the run in `output_dir`: a new one for a new run."""
     file = output_dir / "tracking.json"
-    try:
+    with errors_explained(str(file), OSError, ValueError, KeyError):
         if first_step and file.is_file():
             return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
         run_id = uuid.uuid4().hex[:12]
         with atomic_file(file) as partial:
             partial.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: {error}") from error
     return run_id
 
 
@@ -100,6 +98,7 @@ def log_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step
             tracker.log_images({name: [image] for name, image in images.items()}, step=step)
 
 
+@dataclass
 class TrackedImages:
     """The first images of the validation split and what the model makes of them, step by step.
 
@@ -107,17 +106,12 @@ class TrackedImages:
     `output_dir/images/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        processor: Any,
-        data: LabelledDataset,
-        count: int,
-        folder: Path,
-    ) -> None:
-        self.accelerator, self.processor, self.data = accelerator, processor, data
-        self.count, self.folder = count, folder
-        self.samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
+    accelerator: Accelerator
+    processor: Any
+    data: LabelledDataset
+    count: int
+    folder: Path
+    samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
 
     def load(self, num_labels: int) -> list[tuple[str, Image.Image, np.ndarray]]:
         """`(name, image, label map of class ids)` of the first samples; unreadable ones are left out."""

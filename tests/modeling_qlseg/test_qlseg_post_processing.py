@@ -6,8 +6,7 @@ from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import QLSegForSemanticSegmentationOutput
-from scripts.inference.confidence import labels_and_confidence
-from scripts.inference.predictors import comparable_scores
+from scripts.inference.predictors import comparable_scores, labels_and_confidence
 
 
 @pytest.fixture(scope="module")

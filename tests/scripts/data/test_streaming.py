@@ -15,7 +15,8 @@ from training_processes import run_script_twice
 from image_processing import FASegImageProcessor
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
-from scripts.data.streaming import collate, read_ahead, shuffled_rows
+from scripts.data.collator import SegmentationCollator
+from scripts.data.streaming import read_ahead, shuffled_rows
 from scripts.data.synthetic_scenes import encoded, write_dataset
 
 
@@ -77,7 +78,7 @@ sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "tests" / "scripts" / "data
 torch.set_num_threads(1)
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.streaming import collate, read_ahead, shuffled_rows
+from scripts.data.streaming import read_ahead, shuffled_rows
 from stream_batches import batches
 
 accelerator = Accelerator()
@@ -167,7 +168,8 @@ def test_an_empty_split_is_an_error(tmp_path):
 
 def test_collate_makes_model_inputs():
     label = np.array([[0, 0, 255], [2, 2, 255]])
-    inputs = collate([{"image": torch.zeros(3, 2, 3, dtype=torch.uint8), "label": label}], FASegImageProcessor())
+    row = {"image": torch.zeros(3, 2, 3, dtype=torch.uint8), "label": label}
+    inputs = SegmentationCollator(FASegImageProcessor())([row])
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
     assert inputs["pixel_mask"].sum() == 6
     assert inputs["class_labels"][0].tolist() == [0, 2]

@@ -20,8 +20,8 @@ from scripts.data.synthetic_scenes import encoded
 from scripts.dataset_check import cost  # before `light_runs` replaces what it imports
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
+from scripts.dataset_check.id_findings import expected_place
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
-from scripts.dataset_check.numbering import expected_place
 from scripts.dataset_check.sample import SampleFacts, count_regions, inspect
 from scripts.dataset_check.similarity import SeenImages, perceptual_hash
 

@@ -34,10 +34,11 @@ from scripts.error_report.images import WRONG_COLOUR, ImageRanking, error_map
 from scripts.eval import DEFAULT_REPORT, EvaluateArguments, build_predictor, report_file
 from scripts.evaluation.protocols import EvaluationSizes
 from scripts.evaluation.segment_size import SegmentSizeCounts
-from scripts.inference.confidence import confidence_of, labels_and_confidence
 from scripts.inference.predictors import (
     MultiScale,
     SingleScale,
+    confidence_of,
+    labels_and_confidence,
     multi_scale_scores,
     processed_inputs,
     resized_view,
@@ -230,7 +231,7 @@ def test_who_resizes_before_the_views(protocol, model_type, base):
     """detectron2, so FASeg's own protocols; not mmsegmentation, so neither its protocols nor the models of it."""
     model = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
     arguments, sizes = EvaluateArguments(tta=True, protocol=protocol), EvaluationSizes((64, 256), ((48, None),))
-    assert build_predictor(arguments, model, None, sizes, Accelerator()).base == base
+    assert build_predictor(arguments, model, None, sizes, "cpu").base == base
 
 
 def test_nothing_found_is_no_confidence():

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.training.curves import draw_curves, read_log
-from scripts.training.log import TrainLog, flat, per_layer, six_digits
+from scripts.training.log import TrainLog, draw_curves, flat, per_layer, read_log, six_digits
 
 
 def accelerator_of(sent=None, is_main_process=True, num_processes=1, reduce=None):

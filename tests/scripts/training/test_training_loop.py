@@ -32,9 +32,9 @@ from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train
 from scripts.training import checkpointing, loop, run
 from scripts.training.arguments import saved_recipe, with_batch_sizes
-from scripts.training.averaging import average_of
 from scripts.training.checkpointing import checkpoints
 from scripts.training.memory import activation_bytes, state_bytes
+from scripts.training.optimization import average_of
 from scripts.training.stopping import Stopped
 
 
@@ -322,7 +322,7 @@ def with_an_infinite_term(arguments, world, rank):
             seen.append(batch["names"])
             yield batch
 
-    run.good_batches, run.set_up = batches, prepared
+    run.good_batches, loop.set_up = batches, prepared
     with pytest.raises(UserError) as stopped:
         train(arguments)
     start, _, end = str(stopped.value).partition(", samples ")

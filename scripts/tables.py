@@ -111,8 +111,9 @@ def ablation_markdown(file: Path) -> str:
 
 def lens_markdown(rows: list[dict[str, Any]]) -> str:
     """A row per habit of reading the same weights."""
-    lines = ["| read | mIoU |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)])
+    return "\n".join(
+        ["| read | mIoU |", "|---|---|", *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)]
+    )
 
 
 def focus_markdown(consistency: dict[str, Any]) -> str:
@@ -244,11 +245,7 @@ def main() -> int:
                 partial.write_text(wanted, encoding="utf-8")
         elif lines := stale_lines(file, wanted):
             name = file.relative_to(ROOT).as_posix()
-            print(
-                f"{name} is not what results/ and hub_cards/ say: run python scripts/tables.py",
-                *lines,
-                sep="\n",
-            )
+            print(f"{name} is not what results/ and hub_cards/ say: run python scripts/tables.py", *lines, sep="\n")
             code = 1
     if arguments.check and readme_image_is_stale(ROOT):
         print(f"{README_IMAGE} is not of this demo: run python scripts/demo.py --readme_image {README_IMAGE}")

@@ -1,7 +1,8 @@
 """Matching, loss and transformer decoder against a plain implementation of the same.
 
-Matching and loss in plain are transformers' own, one prediction after the other. The plain decoder has the same layers,
-but predicts every mask at full size in every layer, and weighs positions in one product of queries x tokens x channels.
+Matching and loss in plain are transformers' own, one prediction after the other. The plain decoder has the same
+layers, but predicts every mask at full size in every layer, and weighs positions in one product of queries x tokens x
+channels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from modeling_faseg.mask_predictions_faseg import MaskProducts
 from modeling_faseg.transformer_decoder_faseg import FASegTransformerDecoder
 from scripts.benchmarking.contestants import Case, faseg_config
 from scripts.benchmarking.measuring import Clock, Stages
-from scripts.benchmarking.names import PLAIN
+from scripts.benchmarking.parts import PLAIN
 from scripts.benchmarking.workloads import random_batch
 
 
@@ -166,7 +167,7 @@ def plain_predictions(
         focus = (attention[..., None] * places[level][:, None]).sum(2)
         return decoder.focus_queries.fc2(F.relu(decoder.focus_queries.fc1(focus + learned)))
 
-    allowed = probs(0)
+    allowed, coarse = probs(0), None
     outside = (allowed < 0.5).float()
     position = focused(outside / (outside.sum(-1, keepdim=True) + 1e-6), 0)
     for index, layer in enumerate(decoder.layers):
@@ -187,7 +188,7 @@ def plain_predictions(
     return predictions
 
 
-def window_tokens(coarse: Tensor, feature_maps: list[Tensor], reduction: int) -> Tensor:
+def window_tokens(coarse: Any, feature_maps: list[Tensor], reduction: int) -> Tensor:
     """`(B, W * side * side)` stride-4 tokens under the best-attended stride-32 tokens."""
     columns, fine_columns = feature_maps[0].shape[-1], feature_maps[3].shape[-1]
     side = fine_columns // columns

@@ -182,10 +182,18 @@ def present_classes(labels: Iterable[np.ndarray] | np.ndarray, id2label: Mapping
 
 def below(image: Image.Image, entries: Sequence[tuple[int, str]], palette: Palette | None = None) -> Image.Image:
     """An image with a legend under it."""
-    key = legend(entries, image.width, palette)
-    sheet = Image.new("RGB", (max(image.width, key.width), image.height + key.height), "white")
-    sheet.paste(image, (0, 0))
-    sheet.paste(key, (0, image.height))
+    return joined([image, legend(entries, image.width, palette)], down=True)
+
+
+def joined(images: Sequence[Image.Image], gap: int = 0, down: bool = False) -> Image.Image:
+    """Images side by side on white, or one below the other."""
+    axis = 1 if down else 0
+    size = [max(image.size[side] for image in images) for side in (0, 1)]
+    size[axis] = sum(image.size[axis] + gap for image in images) - gap
+    sheet, place = Image.new("RGB", tuple(size), "white"), [0, 0]
+    for image in images:
+        sheet.paste(image, tuple(place))
+        place[axis] += image.size[axis] + gap
     return sheet
 
 

@@ -111,9 +111,8 @@ def ablation_markdown(file: Path) -> str:
 
 def lens_markdown(rows: list[dict[str, Any]]) -> str:
     """A row per habit of reading the same weights."""
-    return "\n".join(
-        ["| read | mIoU |", "|---|---|", *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)]
-    )
+    lines = ["| read | mIoU |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {row['habit']} | {number(row['detectron2'])} |" for row in rows)])
 
 
 def focus_markdown(consistency: dict[str, Any]) -> str:

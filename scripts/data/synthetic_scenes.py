@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -135,7 +136,7 @@ class Scene:
         """Two ridges, the farther one bluer, and the plain with its meadows."""
         uniform, horizon, steps = self.rng.uniform, self.horizon, np.linspace(0, self.width, 40)
         for distance, height in ((0.62, 0.17), (0.38, 0.09)):
-            waves = sum(uniform(0.3, 1) / k * np.sin(k * steps * 3 + uniform(0, 6.3)) for k in (1, 2, 3, 5))
+            waves: Any = sum(uniform(0.3, 1) / k * np.sin(k * steps * 3 + uniform(0, 6.3)) for k in (1, 2, 3, 5))
             ridge = zip(steps, horizon - height * (0.55 + 0.3 * waves), strict=True)
             colour = self.far(mixed(self.pick(((92, 126, 96),)), (84, 104, 150), distance), distance)
             outline = [*ridge, (self.width, horizon + 0.02), (0, horizon + 0.02)]

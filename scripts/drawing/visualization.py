@@ -187,13 +187,13 @@ def below(image: Image.Image, entries: Sequence[tuple[int, str]], palette: Palet
 
 def joined(images: Sequence[Image.Image], gap: int = 0, down: bool = False) -> Image.Image:
     """Images side by side on white, or one below the other."""
-    axis = 1 if down else 0
-    size = [max(image.size[side] for image in images) for side in (0, 1)]
-    size[axis] = sum(image.size[axis] + gap for image in images) - gap
-    sheet, place = Image.new("RGB", tuple(size), "white"), [0, 0]
-    for image in images:
-        sheet.paste(image, tuple(place))
-        place[axis] += image.size[axis] + gap
+    lengths = [gap + (image.height if down else image.width) for image in images]
+    across = max(image.width if down else image.height for image in images)
+    along = sum(lengths) - gap
+    sheet = Image.new("RGB", (across, along) if down else (along, across), "white")
+    for number, image in enumerate(images):
+        place = sum(lengths[:number])
+        sheet.paste(image, (0, place) if down else (place, 0))
     return sheet
 
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scripts.benchmarking.names import check_contestant
-from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort
+from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, check_contestant
 from scripts.benchmarking.startup import startup_table
 from scripts.benchmarking.tables import merge, part_table
 from scripts.cli.errors import UserError

@@ -8,6 +8,7 @@ import platform
 import statistics
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from typing import Any
 import torch
 
 from scripts.benchmarking.contestants import Case
-from scripts.benchmarking.data_work import Counting, DataPath
 from scripts.benchmarking.floor import needed_multiply_adds, semantic_products
 from scripts.benchmarking.measuring import Stages, in_child, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.parts import ON_CUDA, Effort, Part, Target
 from scripts.benchmarking.plain import DecoderWork, LossWork, MatcherWork
-from scripts.benchmarking.workloads import Inference, PostProcessing, TrainingStep
+from scripts.benchmarking.workloads import Counting, DataPath, Inference, PostProcessing, TrainingStep
 from scripts.cli.errors import UserError
 from scripts.evaluation.results import command_line, package_versions
 
@@ -173,16 +173,9 @@ def count_synchronisations(run: Any) -> int:
 
 def judged(target: Target, contestants: dict[str, Any]) -> dict[str, Any]:
     """The target with what was measured; `met` is None where the contestant did not run."""
-    row = contestants.get(target.contestant)
-    result: dict[str, Any] = {
-        "contestant": target.contestant,
-        "at_least": target.at_least,
-        "at_most_memory": target.at_most_memory,
-        "met": None,
-    }
-    if row is None:
-        return result
-    result["met"] = row["speedup"][1] >= target.at_least
-    if target.at_most_memory is not None and row["memory_ratio"] is not None:
-        result["met"] &= row["memory_ratio"] <= target.at_most_memory
-    return result
+    row, met = contestants.get(target.contestant), None
+    if row is not None:
+        met = row["speedup"][1] >= target.at_least
+        if target.at_most_memory is not None and row["memory_ratio"] is not None:
+            met &= row["memory_ratio"] <= target.at_most_memory
+    return {**asdict(target), "met": met}

@@ -18,7 +18,7 @@ from transformers.models.segformer import SegformerForSemanticSegmentation, Segf
 
 import modeling_faseg  # noqa: F401 - registers the models
 from image_processing import FASegImageProcessor
-from scripts.benchmarking.names import FASEG, MASK2FORMER
+from scripts.benchmarking.parts import FASEG, MASK2FORMER
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 

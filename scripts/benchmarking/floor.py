@@ -13,7 +13,7 @@ from transformers import AutoModelForUniversalSegmentation
 
 from scripts.benchmarking.contestants import Case, faseg_config, watched_modules
 from scripts.benchmarking.measuring import in_child
-from scripts.benchmarking.names import FASEG
+from scripts.benchmarking.parts import FASEG
 
 
 CORNERS, POINTS, LEVELS = 4, 4, 3  # of a bilinear sample; per head and level; of the deformable encoder

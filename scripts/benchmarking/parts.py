@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scripts.benchmarking.names import CONTEXT, EVALUATE, FASEG, MASK2FORMER, PLAIN
+from scripts.cli.errors import UserError
 
 
 if TYPE_CHECKING:
     from scripts.benchmarking.contestants import Case
 
 
+FASEG = "FASeg"
+MASK2FORMER = "HF Mask2Former"
+# After "FASeg" any of these words: what is done to the model once it is built.
+VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels")
+CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
+PLAIN = "plain implementation"
+EVALUATE = "evaluate's algorithm"
 BF16 = "FASeg bf16"
 TASKS = {
     "inference": "image to label map",
@@ -94,6 +101,21 @@ FURTHER = {
 }
 PARTS = {**MUST_SHOW, **FURTHER}
 ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels")
+
+
+def check_contestant(name: str) -> None:
+    """Refuses names that are none of the contestants'.
+
+    Raises:
+        UserError: names it.
+    """
+    first, *words = name.split() or [""]
+    known = name in (MASK2FORMER, *CONTEXT) or (first == FASEG and all(word in VARIANT_WORDS for word in words))
+    if not known:
+        raise UserError(
+            f"--contestants {name!r}: choose {MASK2FORMER!r}, {CONTEXT[0]!r}, {CONTEXT[1]!r} or {FASEG!r} followed by "
+            f"any of {', '.join(VARIANT_WORDS)}"
+        )
 
 
 @dataclass

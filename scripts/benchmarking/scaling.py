@@ -12,8 +12,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 from scripts.benchmarking.comparing import provenance, weigh
 from scripts.benchmarking.contestants import Case
 from scripts.benchmarking.measuring import Run, in_child, interleave, matmul_rate, quartiles
-from scripts.benchmarking.names import FASEG, MASK2FORMER
-from scripts.benchmarking.parts import Effort
+from scripts.benchmarking.parts import FASEG, MASK2FORMER, Effort
 from scripts.benchmarking.workloads import Inference, random_batch
 from scripts.cli.parser import PROJECT_ROOT, RECIPES
 from scripts.training.memory import saved_storages

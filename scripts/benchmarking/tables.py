@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def part_table(record: dict[str, Any]) -> str:
     if record["floor_seconds"]:
         needed = sum(record["multiply_adds"].values()) / 1e9
         lines.append(f"floor: {needed:.1f} G multiply-adds / rate = {1e3 * record['floor_seconds']:.0f} ms")
-    heading = f"{'':<28}{'ms: median (quartiles)':>28}{'speed-up':>10}{'floor/time':>12}{'peak MiB':>10}{'memory':>8}"
-    lines.append(heading)
+    lines.append(
+        f"{'':<28}{'ms: median (quartiles)':>28}{'speed-up':>10}{'floor/time':>12}{'peak MiB':>10}{'memory':>8}"
+    )
     for name, row in record["contestants"].items():
         shares = row.get("share_of_floor", {})
         memory = "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}"
@@ -100,26 +102,24 @@ def scaling_table(record: dict[str, Any]) -> str:
 
 def training_memory_table(record: dict[str, Any]) -> str:
     """Largest batch per device, by size of its memory."""
+    title = record["title"] + ": largest batch per device (estimated: 16 bytes per parameter and what autograd saves)"
+    widths = (11, 11, 11, 13)
     lines = [
-        record["title"] + ": largest batch per device (estimated: 16 bytes per parameter and what autograd saves)"
+        f"{recipe:<30}" + "".join(f"{cell:>{width}}" for cell, width in zip_longest(cells, widths, fillvalue=8))
+        for recipe, *cells in memory_rows(record, "MiB/image")
     ]
-    lines.append(
-        f"{'recipe':<30}{'crop':>11}{'precision':>11}{'fixed MiB':>11}{'MiB/image':>13}"
-        + "".join(f"{size + ' GB':>8}" for size in sizes_of(record))
-    )
+    return "\n".join([title, *lines])
+
+
+def memory_rows(record: dict[str, Any], per_image: str) -> list[list[str]]:
+    """A heading, then per row recipe, crop, precision, fixed MiB, MiB `per_image`, largest batch by size of device."""
+    sizes = next((list(row["largest_batch"]) for row in record["rows"] if row["largest_batch"]), [])
+    rows = [["recipe", "crop", "precision", "fixed MiB", per_image, *(f"{size} GB" for size in sizes)]]
     for row in record["rows"]:
         crop, precision = f"{row['height']}x{row['width']}", "mixed" if row["mixed"] else "float32"
-        batches = [str(row["largest_batch"].get(size, "-")) for size in sizes_of(record)]
-        lines.append(
-            f"{row['recipe']:<30}{crop:>11}{precision:>11}{megabytes(row['fixed']):>11}"
-            f"{megabytes(row['per_image']):>13}" + "".join(f"{batch:>8}" for batch in batches)
-        )
-    return "\n".join(lines)
-
-
-def sizes_of(record: dict[str, Any]) -> list[str]:
-    """Sizes of devices in GB, as the rows have them."""
-    return next((list(row["largest_batch"]) for row in record["rows"] if row["largest_batch"]), [])
+        batches = (str(row["largest_batch"].get(size, "-")) for size in sizes)
+        rows.append([row["recipe"], crop, precision, megabytes(row["fixed"]), megabytes(row["per_image"]), *batches])
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------- Markdown
@@ -149,21 +149,6 @@ def benchmark_markdown(file: Path) -> str:
             title = ""
     for record in parts.values():
         if record["kind"] == "training memory":
-            lines += ["", *_training_memory_markdown(record)]
+            rows = [f"| {' | '.join(row[:3] + row[4:])} |" for row in memory_rows(record, "MiB per image")]
+            lines += ["", rows[0], "|" + "---|" * (rows[0].count("|") - 1), *rows[1:]]
     return "\n".join(lines)
-
-
-def _training_memory_markdown(record: dict[str, Any]) -> list[str]:
-    sizes = sizes_of(record)
-    lines = [
-        "| recipe | crop | precision | MiB per image | " + " | ".join(f"{size} GB" for size in sizes) + " |",
-        "|---|---|---|---|" + "---|" * len(sizes),
-    ]
-    for row in record["rows"]:
-        batches = " | ".join(str(row["largest_batch"].get(size, "-")) for size in sizes)
-        precision = "mixed" if row["mixed"] else "float32"
-        lines.append(
-            f"| {row['recipe']} | {row['height']}x{row['width']} | {precision} | {megabytes(row['per_image'])} | "
-            f"{batches} |"
-        )
-    return lines

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -36,12 +38,18 @@ PAINTS = ((196, 48, 44), (40, 84, 156), (232, 182, 46), (240, 240, 238), (34, 12
 GLASS = (70, 86, 102)
 
 Colour = tuple[float, ...]
-Points = list[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
+Frame = tuple[float, float, float, float]  # where (0, 0) lies from left and top, and lengths across and down
 
 
 def mixed(first: Colour, second: Colour, share: float) -> Colour:
     """`share` of the second colour in the first."""
     return tuple(a + (b - a) * share for a, b in zip(first, second, strict=True))
+
+
+def block(below: float, above: float, lower: float, upper: float) -> Points:
+    """A trapezoid from height `lower` to `upper`, `below` and `above` to either side of the middle."""
+    return ((-below, lower), (-above, upper), (above, upper), (below, lower))
 
 
 class Scene:
@@ -58,9 +66,8 @@ class Scene:
         canvas = (size[1] * SUPERSAMPLING, size[0] * SUPERSAMPLING)
         first, second = rng.choice(len(MOODS), 2, replace=False)
         share = rng.uniform(0, 0.5)
-        self.zenith, self.haze, self.sun, self.light = (
-            mixed(a, b, share) for a, b in zip(MOODS[first], MOODS[second], strict=True)
-        )
+        moods = zip(MOODS[first], MOODS[second], strict=True)
+        self.zenith, self.haze, self.sun, self.light = (mixed(a, b, share) for a, b in moods)
         self.image, self.label = Image.new("RGB", canvas), Image.new("L", canvas, SKY)
         self.pen, self.label_pen = ImageDraw.Draw(self.image), ImageDraw.Draw(self.label)
         self.sunny_side = rng.choice((-1, 1))
@@ -76,9 +83,10 @@ class Scene:
 
     # ---- brushes
 
-    def polygon(self, points: Points, colour: Colour, label: int) -> None:
-        """A plain polygon."""
-        corners = [(x * self.scale, y * self.scale) for x, y in points]
+    def polygon(self, points: Points, colour: Colour, label: int, frame: Frame = (0, 0, 1, 1)) -> None:
+        """A plain polygon, its points within `frame`."""
+        x, y, wide, high = frame
+        corners = [((x + across * wide) * self.scale, (y + down * high) * self.scale) for across, down in points]
         self.pen.polygon(corners, fill=tuple(round(value) for value in colour))
         self.label_pen.polygon(corners, fill=label)
 
@@ -102,11 +110,10 @@ class Scene:
 
     def soft(self, x: float, y: float, rx: float, ry: float, colour: Colour, opacity: float) -> None:
         """A blurred ellipse of light or shadow; the label map stays as it is."""
-        left, top, right, bottom = (
-            round(value * self.scale) for value in (x - 2.2 * rx, y - 2.2 * ry, x + 2.2 * rx, y + 2.2 * ry)
-        )
-        rows, columns = np.linspace(-2.2, 2.2, 24)[:, None] ** 2, np.linspace(-2.2, 2.2, 24) ** 2
-        fading = Image.fromarray((255 * opacity * np.exp(-rows - columns)).astype(np.uint8))
+        edges = (x - 2.2 * rx, y - 2.2 * ry, x + 2.2 * rx, y + 2.2 * ry)
+        left, top, right, bottom = (round(value * self.scale) for value in edges)
+        squares = np.linspace(-2.2, 2.2, 24) ** 2
+        fading = Image.fromarray((255 * opacity * np.exp(-squares[:, None] - squares)).astype(np.uint8))
         mask = fading.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
         self.image.paste(tuple(round(value) for value in colour), (left, top), mask)
 
@@ -114,49 +121,41 @@ class Scene:
 
     def sky(self) -> None:
         """A gradient with the sun and clouds."""
-        corners = [(0.0, 0.0), (self.width, 0.0), (self.width, self.horizon + 0.05), (0.0, self.horizon + 0.05)]
-        self.shaded(corners, self.zenith, self.haze, SKY)
-        x, y = self.width * (0.5 + self.sunny_side * self.rng.uniform(0.15, 0.42)), self.rng.uniform(0.06, 0.24)
+        uniform, normal, bottom = self.rng.uniform, self.rng.normal, self.horizon + 0.05
+        self.shaded([(0, 0), (self.width, 0), (self.width, bottom), (0, bottom)], self.zenith, self.haze, SKY)
+        x, y = self.width * (0.5 + self.sunny_side * uniform(0.15, 0.42)), uniform(0.06, 0.24)
         self.soft(x, y, 0.22, 0.22, self.sun, 0.7)
         self.ellipse(x, y, 0.045, 0.045, mixed(self.sun, (255, 255, 255), 0.4), SKY)
         for _ in range(self.rng.integers(1, 5)):
-            x, y, length = self.rng.uniform(0, self.width), self.rng.uniform(0.04, 0.26), self.rng.uniform(0.08, 0.2)
+            x, y, length = uniform(0, self.width), uniform(0.04, 0.26), uniform(0.08, 0.2)
             for _ in range(5):
-                across, up = self.rng.normal(0, length / 2), self.rng.normal(0, 0.012)
+                across, up = normal(0, length / 2), normal(0, 0.012)
                 self.soft(x + across, y + up, length / 2, 0.022, (255, 252, 248), 0.45)
 
     def hills(self) -> None:
-        """Two ridges, the farther one bluer, and the plain."""
+        """Two ridges, the farther one bluer, and the plain with its meadows."""
+        uniform, horizon, steps = self.rng.uniform, self.horizon, np.linspace(0, self.width, 40)
         for distance, height in ((0.62, 0.17), (0.38, 0.09)):
-            steps = np.linspace(0, self.width, 40)
-            parts = [
-                self.rng.uniform(0.3, 1) / k * np.sin(k * steps * 3 + self.rng.uniform(0, 6.3)) for k in (1, 2, 3, 5)
-            ]
-            waves = np.sum(parts, axis=0)
-            ridge = self.horizon - height * (0.55 + 0.3 * waves)
+            waves: Any = sum(uniform(0.3, 1) / k * np.sin(k * steps * 3 + uniform(0, 6.3)) for k in (1, 2, 3, 5))
+            ridge = zip(steps, horizon - height * (0.55 + 0.3 * waves), strict=True)
             colour = self.far(mixed(self.pick(((92, 126, 96),)), (84, 104, 150), distance), distance)
-            outline = [*zip(steps, ridge, strict=True), (self.width, self.horizon + 0.02), (0.0, self.horizon + 0.02)]
+            outline = [*ridge, (self.width, horizon + 0.02), (0, horizon + 0.02)]
             self.shaded(outline, colour, self.far(colour, 0.35), TERRAIN)
-        grass = self.pick(GRASS)
-        corners = [(0.0, self.horizon), (self.width, self.horizon), (self.width, 1.0), (0.0, 1.0)]
-        self.shaded(corners, self.far(grass, 0.45), mixed(grass, (30, 60, 20), 0.15), TERRAIN)
+        grass, plain = self.pick(GRASS), [(0, horizon), (self.width, horizon), (self.width, 1), (0, 1)]
+        self.shaded(plain, self.far(grass, 0.45), mixed(grass, (30, 60, 20), 0.15), TERRAIN)
         for _ in range(9):  # meadows lighter and darker, flat as they lie
-            near = self.rng.uniform(0, 1) ** 2
+            near = uniform(0, 1) ** 2
             tint = mixed(self.pick(GRASS), self.pick(GRASS), 0.5)
-            y = self.horizon + 0.03 + (0.97 - self.horizon) * near
-            x, length = self.rng.uniform(0, self.width), 0.1 + 0.4 * near
-            self.soft(x, y, length, 0.012 + 0.05 * near, tint, 0.55)
+            y = horizon + 0.03 + (0.97 - horizon) * near
+            self.soft(uniform(0, self.width), y, 0.1 + 0.4 * near, 0.012 + 0.05 * near, tint, 0.55)
 
     def road(self) -> None:
         """From the horizon to the viewer, in a bend."""
         self.road_end, self.bend = self.width * self.rng.uniform(0.3, 0.7), self.rng.normal(0, 0.12)
         self.road_start = self.width * self.rng.uniform(0.38, 0.62)
-        asphalt = self.pick(((112, 110, 114),), 8)
-        for spread, colours in (
-            (1.12, ((206, 198, 180), (206, 198, 180))),
-            (1.0, (self.far(asphalt, 0.4), mixed(asphalt, (40, 40, 46), 0.3))),
-        ):
-            ways = np.linspace(0, 1, 24)
+        asphalt, verge, ways = self.pick(((112, 110, 114),), 8), (206, 198, 180), np.linspace(0, 1, 24)
+        surface = (self.far(asphalt, 0.4), mixed(asphalt, (40, 40, 46), 0.3))
+        for spread, colours in ((1.12, (verge, verge)), (1.0, surface)):
             left = [(self.on_road(way, -spread), self.ground(way)) for way in ways]
             right = [(self.on_road(way, spread), self.ground(way)) for way in ways[::-1]]
             upper, lower = (tuple(np.array(colour) * self.light) for colour in colours)
@@ -180,88 +179,84 @@ class Scene:
 
     def tree(self, x: float, foot: float, size: float, distance: float) -> None:
         """A round tree or a fir, `size` high."""
-        leaves, bark = self.far(self.pick(LEAVES), distance), self.far((92, 68, 50), distance)
+        leaves, frame = self.far(self.pick(LEAVES), distance), (x, foot, size, -size)
         self.soft(x - 0.1 * size * self.sunny_side, foot, 0.4 * size, 0.07 * size, (40, 52, 40), 0.45)
-        left, right = x - 0.045 * size, x + 0.045 * size
-        self.polygon([(left, foot), (right, foot), (right, foot - size / 2), (left, foot - size / 2)], bark, TREE)
+        self.polygon(block(0.045, 0.045, 0, 0.5), self.far((92, 68, 50), distance), TREE, frame)
         if self.rng.random() < 0.35:
             for level in range(4):
-                lower, half = foot - size * (0.14 + 0.19 * level), size * (0.29 - 0.055 * level)
-                top = lower - 0.3 * size
-                dark = mixed(leaves, (20, 40, 40), 0.25)
-                self.polygon([(x - half, lower), (x + half, lower), (x, top)], dark, TREE)
-                lit = x + half * self.sunny_side
-                self.polygon([(x, lower), (lit, lower), (x, top)], leaves, TREE)
+                lower, half = 0.14 + 0.19 * level, 0.29 - 0.055 * level
+                self.polygon(block(half, 0, lower, lower + 0.3), mixed(leaves, (20, 40, 40), 0.25), TREE, frame)
+                lit = [(0, lower), (half * self.sunny_side, lower), (0, lower + 0.3)]
+                self.polygon(lit, leaves, TREE, frame)
             return
         for layer, shade in enumerate((-0.3, 0.0, 0.22)):
             for _ in range(12):
                 angle, away = self.rng.uniform(0, 6.3), np.sqrt(self.rng.random()) * (1 - 0.25 * layer)
-                across = 0.24 * size * away * np.cos(angle) + 0.07 * size * layer * self.sunny_side
-                up = 0.64 * size + 0.2 * size * away * np.sin(angle) + 0.05 * size * layer
+                across = 0.24 * away * np.cos(angle) + 0.07 * layer * self.sunny_side
+                up = 0.64 + 0.2 * away * np.sin(angle) + 0.05 * layer
                 radius = size * self.rng.uniform(0.09, 0.13) * (1 - 0.2 * layer)
                 target = (255, 246, 190) if shade > 0 else (16, 36, 36)
                 colour = mixed(leaves, target, abs(shade) * self.rng.uniform(0.8, 1.2))
-                self.ellipse(x + across, foot - up, radius, radius, colour, TREE)
+                self.ellipse(x + across * size, foot - up * size, radius, radius, colour, TREE)
 
     def house(self, x: float, foot: float, size: float, distance: float) -> None:
         """A house with its gable and one long side, about `1.6 * size` wide."""
         wall, roof = (self.far(self.pick(colours), distance) for colours in (WALLS, ROOFS))
-        shadow = mixed(wall, (70, 70, 100), 0.28)
         away = 1 if x < self.on_road(0.5, 0) else -1  # the long side looks to the road
-        glass, wood = self.far(GLASS, distance), self.far((110, 76, 56), distance)
-
-        def part(colour: Colour, *corners: tuple[float, float]) -> None:
-            self.polygon([(x + away * across * size, foot - up * size) for across, up in corners], colour, HOUSE)
-
         self.soft(x + 0.2 * size * away, foot, size, 0.09 * size, (40, 48, 44), 0.45)
+        shadow, glass = mixed(wall, (70, 70, 100), 0.28), self.far(GLASS, distance)
         gable, side = (shadow, wall) if away == self.sunny_side else (wall, shadow)
-        part(mixed(roof, (60, 50, 50), 0.4), (0.75, 1.15), (0.87, 1.15), (0.87, 0.8), (0.75, 0.8))
-        part(side, (0.0, 0.0), (1.0, 0.06), (1.0, 0.56), (0.0, 0.6))
-        part(gable, (-0.6, 0.05), (0.0, 0.0), (0.0, 0.6), (-0.3, 1.0), (-0.6, 0.58))
-        part(roof, (0.04, 0.54), (1.07, 0.5), (0.72, 0.94), (-0.31, 1.04))
-        dark = mixed(roof, (40, 30, 40), 0.35)
-        part(dark, (-0.31, 1.04), (-0.66, 0.54), (-0.62, 0.5), (-0.3, 0.95), (0.0, 0.54), (0.04, 0.54))
-        for left in (0.18, 0.62):
-            part(glass, (left, 0.2), (left + 0.2, 0.21), (left + 0.2, 0.42), (left, 0.42))
-        part(wood, (-0.46, 0.04), (-0.26, 0.02), (-0.26, 0.38), (-0.46, 0.38))
-        part(glass, (-0.38, 0.56), (-0.22, 0.56), (-0.22, 0.74), (-0.38, 0.74))
+        for colour, *corners in (
+            (mixed(roof, (60, 50, 50), 0.4), (0.75, 1.15), (0.87, 1.15), (0.87, 0.8), (0.75, 0.8)),
+            (side, (0, 0), (1, 0.06), (1, 0.56), (0, 0.6)),
+            (gable, (-0.6, 0.05), (0, 0), (0, 0.6), (-0.3, 1), (-0.6, 0.58)),
+            (roof, (0.04, 0.54), (1.07, 0.5), (0.72, 0.94), (-0.31, 1.04)),
+            (
+                mixed(roof, (40, 30, 40), 0.35),
+                (-0.31, 1.04),
+                (-0.66, 0.54),
+                (-0.62, 0.5),
+                (-0.3, 0.95),
+                (0, 0.54),
+                (0.04, 0.54),
+            ),
+            (glass, (0.18, 0.2), (0.38, 0.21), (0.38, 0.42), (0.18, 0.42)),
+            (glass, (0.62, 0.2), (0.82, 0.21), (0.82, 0.42), (0.62, 0.42)),
+            (self.far((110, 76, 56), distance), (-0.46, 0.04), (-0.26, 0.02), (-0.26, 0.38), (-0.46, 0.38)),
+            (glass, (-0.38, 0.56), (-0.22, 0.56), (-0.22, 0.74), (-0.38, 0.74)),
+        ):
+            self.polygon(corners, colour, HOUSE, (x, foot, away * size, -size))
 
     def car(self, x: float, foot: float, size: float, distance: float) -> None:
         """A car from behind, `size` wide."""
-        paint = self.far(self.pick(PAINTS), distance)
-        dark, glass = self.far((30, 30, 34), distance), self.far(GLASS, distance)
-
-        def block(below: float, above: float, lower: float, upper: float) -> Points:
-            shares = ((-below, lower), (-above, upper), (above, upper), (below, lower))
-            return [(x + across * size, foot - up * size) for across, up in shares]
-
+        paint, frame = self.far(self.pick(PAINTS), distance), (x, foot, size, -size)
         self.soft(x, foot, 0.6 * size, 0.1 * size, (24, 24, 28), 0.7)
         for left in (-0.36, 0.36):
-            corners = [(left - 0.09, 0.2), (left + 0.09, 0.2), (left + 0.09, 0.0), (left - 0.09, 0.0)]
-            self.polygon([(x + across * size, foot - up * size) for across, up in corners], dark, CAR)
-        self.polygon(block(0.46, 0.5, 0.09, 0.2), mixed(paint, (20, 20, 30), 0.35), CAR)
-        self.polygon(block(0.5, 0.48, 0.2, 0.46), paint, CAR)
-        self.polygon(block(0.44, 0.3, 0.45, 0.76), mixed(paint, (255, 255, 255), 0.16), CAR)
-        self.polygon(block(0.36, 0.26, 0.47, 0.7), glass, CAR)
+            wheel = [(left + across, up) for across, up in block(0.09, 0.09, 0, 0.2)]
+            self.polygon(wheel, self.far((30, 30, 34), distance), CAR, frame)
+        self.polygon(block(0.46, 0.5, 0.09, 0.2), mixed(paint, (20, 20, 30), 0.35), CAR, frame)
+        self.polygon(block(0.5, 0.48, 0.2, 0.46), paint, CAR, frame)
+        self.polygon(block(0.44, 0.3, 0.45, 0.76), mixed(paint, (255, 255, 255), 0.16), CAR, frame)
+        self.polygon(block(0.36, 0.26, 0.47, 0.7), self.far(GLASS, distance), CAR, frame)
         for left in (-0.4, 0.4):
             self.ellipse(x + left * size, foot - 0.33 * size, 0.07 * size, 0.05 * size, (226, 74, 56), CAR)
-        self.polygon(block(0.12, 0.12, 0.2, 0.28), (236, 234, 226), CAR)
+        self.polygon(block(0.12, 0.12, 0.2, 0.28), (236, 234, 226), CAR, frame)
 
     def things(self) -> None:
         """Trees and houses beside the road, cars on it, from far to near."""
-        places = []
+        places, uniform = [], self.rng.uniform
         for side in (-1, 1):
-            near = self.rng.uniform(0.02, 0.08)
+            near = uniform(0.02, 0.08)
             while near < 0.62:
-                kind = self.tree if self.rng.random() < 0.6 else self.house
-                space = self.rng.uniform(0.25, 1.1) if kind == self.tree else self.rng.uniform(0.75, 1.3)
-                size = (0.07 + 0.62 * near) * self.rng.uniform(0.85, 1.25) * (1.25 if kind == self.tree else 0.72)
-                offset = 0.012 + 0.4 * near + space * size
-                places.append((near, kind, self.on_road(near, 0) + side * offset, size))
-                near += self.rng.uniform(0.05, 0.24)
+                is_tree = self.rng.random() < 0.6
+                space = uniform(0.25, 1.1) if is_tree else uniform(0.75, 1.3)
+                size = (0.07 + 0.62 * near) * uniform(0.85, 1.25) * (1.25 if is_tree else 0.72)
+                x = self.on_road(near, 0) + side * (0.012 + 0.4 * near + space * size)
+                places.append((near, self.tree if is_tree else self.house, x, size))
+                near += uniform(0.05, 0.24)
         for lane in (-0.5, 0.5):
             if self.rng.random() < 0.8:
-                near = self.rng.uniform(0.14, 0.85)
+                near = uniform(0.14, 0.85)
                 places.append((near, self.car, self.on_road(near, lane), 0.03 + 0.32 * near))
         for near, kind, x, size in sorted(places, key=lambda place: place[0]):
             kind(x, self.ground(near), size, max(0.0, 0.45 - near))
@@ -308,8 +303,7 @@ def write_dataset(folder: Path, sizes: dict[str, int], shards: int = 2, seed: in
         for index in range(size):
             image, label = draw_sample(np.random.default_rng([seed, number, index]))
             name = f"{split}_{index:05d}"
-            row = {"image": encoded(image, "JPEG"), "label": encoded(label, "PNG"), "image_id": name}
-            rows.append(row)
+            rows.append({"image": encoded(image, "JPEG"), "label": encoded(label, "PNG"), "image_id": name})
         data = datasets.Dataset.from_list(rows, features=features)
         for shard in range(shards):
             file = folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"

@@ -86,27 +86,3 @@ def _path(line: Line, x: Callable[[int], float], y: Callable[[float], float]) ->
         f'<path d="{" ".join(commands)}" fill="none" stroke="{line.colour}" stroke-width="2.5" '
         f'stroke-dasharray="{line.dash}"/>{"".join(dots)}'
     )
-
-
-def curve(points: Sequence[tuple[float, float]], label: str, width: int = 640, height: int = 220) -> str:
-    """A line chart as SVG, over steps; the vertical axis starts at zero."""
-    left, bottom, top = 56, 28, 10
-    last = max(x for x, _ in points) or 1
-    highest = max(y for _, y in points) or 1
-
-    def place(x: float, y: float) -> str:
-        return f"{left + (width - left - 10) * x / last:.1f},{top + (height - top - bottom) * (1 - y / highest):.1f}"
-
-    lines = []
-    for share in (0.0, 0.5, 1.0):
-        y = place(0, highest * share).split(",")[1]
-        lines.append(f'<line x1="{left}" x2="{width - 10}" y1="{y}" y2="{y}" stroke="#8884"/>')
-        lines.append(f'<text x="{left - 6}" y="{y}" text-anchor="end" dy="4">{highest * share:.3g}</text>')
-    path = " ".join(place(x, y) for x, y in points)
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}" font-size="12" '
-        f'fill="currentColor" style="max-width:{width}px">{"".join(lines)}'
-        f'<polyline points="{path}" fill="none" stroke="#47a" stroke-width="2"/>'
-        f'<text x="{left}" y="{height - 8}">step 0</text>'
-        f'<text x="{width - 10}" y="{height - 8}" text-anchor="end">step {last:.0f}</text></svg>'
-    )

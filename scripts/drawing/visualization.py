@@ -182,10 +182,18 @@ def present_classes(labels: Iterable[np.ndarray] | np.ndarray, id2label: Mapping
 
 def below(image: Image.Image, entries: Sequence[tuple[int, str]], palette: Palette | None = None) -> Image.Image:
     """An image with a legend under it."""
-    key = legend(entries, image.width, palette)
-    sheet = Image.new("RGB", (max(image.width, key.width), image.height + key.height), "white")
-    sheet.paste(image, (0, 0))
-    sheet.paste(key, (0, image.height))
+    return joined([image, legend(entries, image.width, palette)], down=True)
+
+
+def joined(images: Sequence[Image.Image], gap: int = 0, down: bool = False) -> Image.Image:
+    """Images side by side on white, or one below the other."""
+    lengths = [gap + (image.height if down else image.width) for image in images]
+    across = max(image.width if down else image.height for image in images)
+    along = sum(lengths) - gap
+    sheet = Image.new("RGB", (across, along) if down else (along, across), "white")
+    for number, image in enumerate(images):
+        place = sum(lengths[:number])
+        sheet.paste(image, (0, place) if down else (place, 0))
     return sheet
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -39,6 +39,30 @@ def box(x: float, y: float, width: float, height: float, kind: str, title: str =
     """A rectangle; `title` shows under the pointer."""
     below = f"<title>{html.escape(title)}</title>" if title else ""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{kind}">{below}</rect>'
+
+
+def grid(left: float, right: float, top: float, plot: float, words: Callable[[float], str]) -> list[str]:
+    """Lines across a plot `plot` high, at the bottom, half way and the top; `words`: of what stands left of each."""
+    parts = []
+    for share in (0, 0.5, 1):
+        y = top + plot * (1 - share)
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{y:g}" y2="{y:g}" class="line"/>')
+        parts.append(text(left - 6, y + 4, words(share), "end", "quiet"))
+    return parts
+
+
+def curve(points: Sequence[tuple[float, float]], label: str) -> str:
+    """A line chart over steps; the vertical axis starts at zero."""
+    left, top, width, plot = 56, 10, 574, 182
+    last, highest = (max(values) or 1 for values in zip(*points, strict=True))
+    path = " ".join(f"{left + width * x / last:.1f},{top + plot * (1 - y / highest):.1f}" for x, y in points)
+    parts = [
+        *grid(left, left + width, top, plot, lambda share: f"{highest * share:.3g}"),
+        f'<polyline points="{path}" fill="none" stroke="#47a" stroke-width="2"/>',
+        text(left, top + plot + 20, "step 0"),
+        text(left + width, top + plot + 20, f"step {last:.0f}", "end"),
+    ]
+    return svg(left + width + 10, top + plot + 28, label, parts, font_size=12)
 
 
 def shortened(name: str) -> str:
@@ -78,11 +102,7 @@ def columns(items: Sequence[tuple[str, str, float, str]], label: str, below: str
     highest = max([value for _, _, value, _ in items if not math.isnan(value)], default=0)
     end = next((end for end in (1, 2, 5, 10, 20, 50) if highest <= end), 100)
     step = (width - left) / max(len(items), 1)
-    parts = []
-    for share in (0, 0.5, 1):
-        y = top + plot * (1 - share)
-        parts.append(f'<line x1="{left}" x2="{width}" y1="{y:g}" y2="{y:g}" class="line"/>')
-        parts.append(text(left - 6, y + 4, f"{end * share:g} %", "end", "quiet"))
+    parts = grid(left, width, top, plot, lambda share: f"{end * share:g} %")
     for number, (first, second, value, title) in enumerate(items):
         x = left + step * number
         if not math.isnan(value):
@@ -102,12 +122,9 @@ def reliability(calibration: Calibration, label: str) -> str:
     share = calibration.pixels / max(int(calibration.pixels.sum()), 1)
     highest = max(float(share.max()), 1e-9)
     step = side / CONFIDENCE_BINS
-    parts = []
-    for tenth in (0, 0.5, 1):
-        y, x = top + side * (1 - tenth), left + side * tenth
-        parts.append(f'<line x1="{left}" x2="{left + side}" y1="{y:g}" y2="{y:g}" class="line"/>')
-        parts.append(text(left - 6, y + 4, f"{100 * tenth:.0f} %", "end", "quiet"))
-        parts.append(text(x, top + side + 16, f"{100 * tenth:.0f} %", "middle", "quiet"))
+    parts = grid(left, left + side, top, side, lambda share: f"{100 * share:.0f} %")
+    for share_sure in (0, 0.5, 1):
+        parts.append(text(left + side * share_sure, top + side + 16, f"{100 * share_sure:.0f} %", "middle", "quiet"))
     base = top + side + gap + low
     for number in range(CONFIDENCE_BINS):
         x = left + step * number

@@ -12,12 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from scripts.cli.parser import PROJECT_ROOT
-from scripts.drawing.charts import curve
 from scripts.drawing.page import class_cell, facts_table, figure, row, write_page
 from scripts.drawing.sheets import explained_strip, stacked
 from scripts.drawing.visualization import colour_map
 from scripts.error_report.charts import STYLE as BARS_STYLE
-from scripts.error_report.charts import class_bars
+from scripts.error_report.charts import class_bars, curve
 from scripts.explaining.focus import Look
 from scripts.explaining.focus_page import STYLE as FOCUS_STYLE
 from scripts.explaining.focus_page import Explained, Model, segment_block

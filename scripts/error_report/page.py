@@ -101,6 +101,10 @@ def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<details><summary>the same as a table</summary>{table(rows, head)}</details>"
 
 
+def charted(words: str, chart: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "chart") -> str:
+    return f'{paragraph(words)}<div class="{kind}">{chart}</div>{as_table(head, rows)}'
+
+
 # ---- the parts of the page ------------------------------------------------------------------------------------------
 
 
@@ -227,8 +231,7 @@ def distance(found: Findings) -> str:
     )
     label = f"wrong pixels by distance: {', '.join(f'{name} {percent(rate / 100)}' for name, _, rate, _ in items)}"
     chart = columns(items, label, "distance from the nearest boundary of the truth")
-    head = ("distance", "wrong", "share of all wrong pixels", "share of all pixels")
-    return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
+    return charted(words, chart, ("distance", "wrong", "share of all wrong pixels", "share of all pixels"), rows)
 
 
 def size_text(group: SizeGroup) -> str:
@@ -260,8 +263,7 @@ def sizes(found: Findings) -> str:
     )
     label = f"wrong pixels by area in pixels: {', '.join(f'{name} {rate:.1f} %' for name, _, rate, _ in items)}"
     chart = columns(items, label, "area of the segment in pixels (n: number of segments)")
-    head = ("area", "segments", "pixels wrong", "mean IoU")
-    return f'{paragraph(words)}<div class="chart">{chart}</div>{as_table(head, rows)}'
+    return charted(words, chart, ("area", "segments", "pixels wrong", "mean IoU"), rows)
 
 
 def calibration(found: Calibration, softmax: bool) -> str:
@@ -289,7 +291,7 @@ def calibration(found: Calibration, softmax: bool) -> str:
         f"right {percent(found.mean_accuracy)}"
     )
     head = ("confidence", "pixels", "mean confidence", "right")
-    return f'{paragraph(words)}<div class="narrow">{reliability(found, label)}</div>{as_table(head, rows)}'
+    return charted(words, reliability(found, label), head, rows, kind="narrow")
 
 
 def images(found: Findings, ranked: Sequence[RankedImage]) -> str:

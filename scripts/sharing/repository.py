@@ -16,8 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
-from scripts.drawing.sheets import side_by_side
-from scripts.drawing.visualization import model_palette, with_legend
+from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
 from scripts.models.families import family_of
@@ -137,7 +136,7 @@ def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
         with Image.open(folder / entry["input"]) as image:  # what a reader gets, with JPEG's losses
             sample = image.convert("RGB")
         labels = segment(sample)
-        side_by_side(sample, with_legend(sample, labels, names, palette)).save(folder / entry["image"], quality=90)
+        joined([sample, with_legend(sample, labels, names, palette)], gap=8).save(folder / entry["image"], quality=90)
         written.append(entry | {"caption": f"Sample {number} and its segmentation"})
     return written
 

@@ -15,15 +15,21 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 from scripts.benchmark import BenchmarkArguments, benchmark, check_arguments, chosen_parts
 from scripts.benchmarking.comparing import judged, summary
 from scripts.benchmarking.contestants import Case, faseg_config, mask2former_config
-from scripts.benchmarking.data_work import Counting, DataPath, random_label_maps
 from scripts.benchmarking.floor import count_multiply_adds
 from scripts.benchmarking.measuring import Clock, in_child, interleave, matmul_rate, peak_of, quartiles
-from scripts.benchmarking.names import EVALUATE, FASEG, MASK2FORMER, PLAIN
-from scripts.benchmarking.parts import MUST_SHOW, PARTS, Effort, Target
+from scripts.benchmarking.parts import EVALUATE, FASEG, MASK2FORMER, MUST_SHOW, PARTS, PLAIN, Effort, Target
 from scripts.benchmarking.plain import DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.scaling import needs, saved_bytes, saved_storages
 from scripts.benchmarking.tables import benchmark_markdown, merge, part_table
-from scripts.benchmarking.workloads import Inference, PostProcessing, random_batch, random_images
+from scripts.benchmarking.workloads import (
+    Counting,
+    DataPath,
+    Inference,
+    PostProcessing,
+    random_batch,
+    random_images,
+    random_label_maps,
+)
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.tables import results_markdown, with_tables

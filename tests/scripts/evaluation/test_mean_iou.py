@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from scripts.benchmarking.data_work import evaluate_counts
+from scripts.benchmarking.workloads import evaluate_counts
 from scripts.evaluation.mean_iou import (
     class_counts,
     confusion_matrix,

@@ -61,7 +61,7 @@ def as_map_of_one(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def map_form(tokens: Tensor) -> Callable[[Tensor, tuple[int, int]], Tensor]:
     """Which of the two suits the batch; a compiler must not learn its size."""
-    return as_map if torch.compiler.is_compiling() or len(tokens) != 1 else as_map_of_one
+    return as_map if torch.compiler.is_compiling() or tokens.shape[0] != 1 else as_map_of_one
 
 
 # ---- images in the memory layout that the backbone's and the pixel decoder's maps inherit ----

@@ -115,7 +115,7 @@ class FASegWindowAttention(FASegAttention):
         """As `FASegAttention`, but with `blocked` `(B, 1, 1, L)`. The output is the same bit for bit whether weights
         are asked for or not; those of images of which nothing is attended to are zero."""
         if keys.shape[1] == 0:
-            none = queries.new_zeros((len(queries), self.num_heads, queries.shape[1], 0))
+            none = queries.new_zeros((queries.shape[0], self.num_heads, queries.shape[1], 0))
             return self.o_proj(torch.zeros_like(queries)), none if need_weights else None
         query, key, value = self.q_proj(queries), self.k_proj(keys), self.v_proj(values)
         output, _ = self.attend(query, key, value, blocked)

@@ -200,7 +200,7 @@ class FASegTransformerDecoder(nn.Module):
             feature_maps = [project(level) for project, level in zip(self.input_projections, feature_maps)]
         levels = self._coarse_levels(feature_maps, positions, mask_features, valid)
         learned = self.queries_embedder.weight
-        hidden_states = self.queries_features.weight.expand(len(mask_features), -1, -1)
+        hidden_states = self.queries_features.weight.expand(mask_features.shape[0], -1, -1)
         output = FASegTransformerDecoderOutput([], [], [], [], FASegFocus() if output_focus else None)
 
         mask_embeddings = self._predict(hidden_states, output)
@@ -264,7 +264,7 @@ class FASegTransformerDecoder(nn.Module):
         """`(B, Q, C)` positional queries of the first layer, by its mask."""
         learned = self.queries_embedder.weight
         if self.focus_queries is None:
-            return learned.expand(len(mask_embeddings), -1, -1)
+            return learned.expand(mask_embeddings.shape[0], -1, -1)
         outside = self.decisions.below(level.mask_probs(mask_embeddings), POOLING_THRESHOLD)
         return self.focus_queries(initial_attention(outside, level.valid), level.positions, learned)
 

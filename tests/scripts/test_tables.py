@@ -9,6 +9,7 @@ import yaml
 
 from scripts import tables
 from scripts.cli.errors import UserError
+from scripts.error_report.demo_page import README_IMAGE_SOURCES
 from scripts.tables import (
     MARKED,
     all_tables,
@@ -30,7 +31,9 @@ def checkout(tmp_path):
     """The pages and what they are made from, in a folder that a test may spoil."""
     for name in ("results", "hub_cards", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    for name in ("README.md", *README_IMAGE_SOURCES):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     for file, text in generated_pages(tmp_path).items():
         file.write_text(text, encoding="utf-8")
     return tmp_path

@@ -160,6 +160,7 @@ def test_a_datasets_palette_reaches_the_model(dataset_palette, tiny_recipe, tmp_
         flags = ["--dataset_name", tmp_path, "--output_dir", tmp_path / "model", "--max_train_steps", 1]
         return set_up(parse_arguments(TrainArguments, [str(tiny_recipe), *map(str, flags)])).network.config
 
+    (tmp_path / "palette.json").unlink()
     assert dataset_palette() is None
     assert not hasattr(trained_config(), "palette")
     (tmp_path / "palette.json").write_text(json.dumps({"0": [128, 64, 128]}))

@@ -12,13 +12,13 @@ PIP_INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pi
 .PHONY: help install demo space test test-slow test-hf test-browser lint types format clean
 
 help:
-	@echo "make demo       train, evaluate and use a small FASeg on generated data; leaves an image and an HTML report"
+	@echo "make demo       train, evaluate and use a small FASeg on generated data, about 2 minutes; leaves an HTML report"
 	@echo "make space      the demo page on this machine; make space MODEL=outputs/train for another model"
 	@echo "make test       the default tests (no network after installation)"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-hf    transformers' own common tests on the model and both processors"
 	@echo "make test-browser  the demo page in a headless Chromium; skipped, with a line, where there is none"
-	@echo "make lint types ruff, the walls between the rooms, stale tables; mypy"
+	@echo "make lint types ruff, which packages may import which, stale tables; mypy"
 	@echo "make format     apply ruff's fixes and formatting"
 	@echo "make clean      remove the environment, caches and outputs"
 
@@ -26,7 +26,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d found, 3.11 or newer needed: make PYTHON=python3.12 ..." % v[:2])'
-	@echo "Installing into $(VENV): about 3 minutes and 7 GB of disk, most of it PyTorch with CUDA. Errors are shown."
+	@echo "Installing into $(VENV): about 3.5 minutes and 7 GB of disk, most of it PyTorch with CUDA. Errors are shown."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) --upgrade pip
 	@$(PIP_INSTALL) --editable '.[dev]'

@@ -1,1 +1,1 @@
-"""Commands of the project: train, eval, predict, convert_checkpoint, demo."""
+"""The commands of the project, one a file, and the packages that they share."""

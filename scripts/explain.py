@@ -92,7 +92,7 @@ def explain(arguments: ExplainArguments) -> int:
 
 
 def main() -> int:
-    arguments = parse_arguments(ExplainArguments, images="images and folders of images")
+    arguments = parse_arguments(ExplainArguments, images="Images and folders of images.")
     with errors_explained(f"--output_dir {arguments.output_dir}: not written", OSError):
         return explain(arguments)
 

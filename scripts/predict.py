@@ -123,7 +123,7 @@ def predict(arguments: PredictArguments) -> int:
 
 
 def main() -> int:
-    return predict(parse_arguments(PredictArguments, images="images and folders of images"))
+    return predict(parse_arguments(PredictArguments, images="Images and folders of images."))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def parse_arguments(
     for name, help_text in positional.items():
         parser.add_argument(f"positional_{name}", metavar=name.upper(), nargs="*", type=project_path, help=help_text)
     if takes_recipe:
-        parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="the same as --recipe")
+        parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="Recipe; the same as --recipe.")
     namespace = parser.parse_intermixed_args(argv)
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
     if recipe_name:

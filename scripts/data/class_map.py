@@ -7,8 +7,9 @@ Each line gives a class its old classes, by name or by id as the label maps hold
     person: pedestrian            # renamed
     ignore: [void, 255]           # belongs to no class
 
-Classes that are not named stay as they are. The new classes keep the order of their first old class. Names need
-`id2label`; ids are those of the stored maps, so with `--do_reduce_labels` they start at 1.
+Classes that are not named stay as they are. The new classes keep the order of their first old class. Names are
+those of `id2label.json` or of the dataset's `ClassLabel`; ids are those of the stored maps, so with
+`--do_reduce_labels` they start at 1.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ NAMES = {
     "more-classes-than-queries": "an image has more segments than the model has queries",
     "mostly-ignored": "most pixels of a split are ignored",
     "near-duplicate": "an image is in both splits",
-    "no-class-names": "no id2label",
+    "no-class-names": "no class names",
     "panoptic-maps": "maps of segments, as of COCO panoptic",
     "image-modes": "images that are not RGB",
     "rare-class": "a class in fewer than five images",

@@ -41,7 +41,7 @@ class Findings:
         results: of `results.build_results`.
         confusion: `(K, K + 1)`, see `evaluate_split`.
         distances: `(2, bands)`, see `DistanceCounts`.
-        softmax: whether the model's probabilities are a softmax of its scores, see `confidence.py`.
+        softmax: whether the model's probabilities are a softmax of its scores, see `inference/predictors.py`.
         worst, best: images, worst and best first.
     """
 

@@ -1,1 +1,1 @@
-"""What the commands share on the way to a figure: the metric, inference at one and many scales, results files."""
+"""Figures: mean IoU, boundary IoU, intervals, benchmarks' protocols, results files."""

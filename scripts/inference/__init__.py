@@ -1,1 +1,1 @@
-"""What `scripts/predict.py` uses to segment whole datasets: shards of label maps and the run that fills them."""
+"""From an image to its label map, at one or several sizes or by sliding windows; whole datasets into shards."""

@@ -39,7 +39,7 @@ PUBLISHED_FIGURES = {
     "gflops": "GFLOPs",
 }
 RECIPE_ROWS = {
-    "dataset_name": "data set",
+    "dataset_name": "dataset",
     "max_train_steps": "steps",
     "num_train_epochs": "epochs",
     "per_device_train_batch_size": "batch per process and micro step",
@@ -246,7 +246,7 @@ def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str
     if published and results is None:
         found.append(
             "The published figures were not reproduced by this project: nobody trained or evaluated the model on that "
-            "data set here; equality with the authors' implementation is shown on recorded inputs and outputs."
+            "dataset here; equality with the authors' implementation is shown on recorded inputs and outputs."
         )
     return found + facts.limits
 

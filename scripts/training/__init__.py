@@ -1,1 +1,1 @@
-"""What the commands share on the way to a model: arguments, streams, augmentation, optimisation, checkpoints."""
+"""What `scripts/train.py` is made of: flags, the loop, optimisation, checkpoints, log, trackers."""

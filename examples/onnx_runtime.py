@@ -80,7 +80,7 @@ metadata = session.get_modelmeta().custom_metadata_map
 names = json.loads(metadata["id2label"])
 image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
 if metadata["with_processing"] == "true":
-    labels = session.run(["labels"], {"image": np.asarray(image)})[0]
+    labels = session.run(["labels"], {session.get_inputs()[0].name: np.asarray(image)})[0]
 else:
     labels = segment(session, metadata, image)
 Image.fromarray(labels.astype(np.uint8 if len(names) <= 256 else np.int32)).save(f"{Path(image_file).stem}_labels.png")

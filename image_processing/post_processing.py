@@ -358,7 +358,7 @@ class FASegPostProcessing:
         inputs = None if input_sizes is None else checked_sizes("input_sizes", input_sizes, batch)
         if inputs is None and targets is not None:
             inputs = [self.network_size(*target) for target in targets]
-        if inputs is not None:
+        if inputs is not None and not (has_queries and input_sizes is not None):
             expected = self.canvas_size(inputs)
             if not has_queries and tuple(-(-side // stride) for side in expected) == (height, width):
                 canvas = expected

@@ -47,7 +47,8 @@ class SpaceArguments:
 
 
 def write_space(output_dir: Path, model_id: str) -> None:
-    """Writes the Space as a folder that can be pushed as it is, or started by `python app.py` in it.
+    """Writes the Space as a folder that can be pushed as it is, or started by `python app.py` in it. What the folder
+    held before is gone.
 
     Args:
         model_id: name on the Hub, or folder, of the model that the page starts with.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ def command_files() -> list[str]:
 
 def cpu_seconds(name: str, flags: list[str]) -> float:
     """CPU time of one call of a command, its children included."""
+    import resource  # not on Windows
+
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, str(PROJECT_ROOT / "scripts" / name), *flags], capture_output=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -30,7 +30,7 @@ def find_images(names: list[str]) -> list[Path]:
         else:
             raise UserError(f"{name}: no such file or folder")
     if not images:
-        raise UserError("no image: name images or a folder of them, or give --dataset_name")
+        raise UserError("no image: name images or a folder of them")
     return images
 
 

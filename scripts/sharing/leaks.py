@@ -23,6 +23,8 @@ ALLOWED = (
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "samples/*.jpg", "onnx/*.onnx",
     *sorted(file.name for package in CODE_PACKAGES for file in (PROJECT_ROOT / package).glob("[!_]*.py")),
 )  # fmt: skip
+# Exports of earlier versions held further files of code; they may be replaced, not uploaded.
+EARLIER = (*ALLOWED, "*_faseg.py", "*_semask.py", "*_qlseg.py")
 SPACE_ALLOWED = ("app.py", "README.md", "requirements.txt", "examples/*", "*.py", "*.css", "LICENSE")
 TEXT_ENDINGS = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".css")
 SECRETS = {

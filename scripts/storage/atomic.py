@@ -1,4 +1,5 @@
-"""Files and folders that are written atomically: at any moment, a kill included, the old one or the new one is there.
+"""Files and folders that are written atomically: after a kill at any moment the old one or the new one is there, a
+folder perhaps under its hidden name, from which `recover` or the next write brings it back.
 
 What is written goes under a hidden name, is synced to the disk, and renamed. A folder may get a manifest of its files,
 by which it can tell later whether it is still as written; what a killed process left of such a folder is put right by
@@ -24,6 +25,7 @@ from scripts.storage.digests import sha256
 
 MANIFEST = "manifest.json"
 HIDDEN = re.compile(r"^\.(best|model|checkpoint-\d+)\.(partial|replaced)$")
+HIDDEN_FILE = re.compile(r"^\..+\.partial$")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What torch, safetensors and the system raise when a file cannot be written.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -185,7 +187,12 @@ def remove(folder: Path) -> None:
 
 def recover(parent: Path) -> None:
     """Puts right what a killed process left in `parent`: whole folders get their name, the rest goes."""
-    leftovers = [path for path in parent.iterdir() if HIDDEN.match(path.name)] if parent.is_dir() else []
+    leftovers = []
+    for path in parent.iterdir() if parent.is_dir() else ():
+        if path.is_file() and HIDDEN_FILE.match(path.name):
+            path.unlink()
+        elif HIDDEN.match(path.name):
+            leftovers.append(path)
     # A new folder that was whole before its kill ("partial") comes before the one it was to replace.
     for path in sorted(leftovers):
         folder = path.with_name(path.name[1:].rpartition(".")[0])

@@ -24,7 +24,6 @@ except ImportError:  # not on Windows
 SECONDS_BETWEEN_CURVES = 30.0
 EVALUATION = "mean_iou"  # is in every line of an evaluation, and in no other
 # What two equal runs may differ in.
-MACHINE_FIGURES = ("images_per_second", "data_wait_seconds", "data_wait_share", "peak_memory_gib")
 
 
 def peak_memory_gib(device: torch.device) -> float | None:

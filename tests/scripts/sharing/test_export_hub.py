@@ -115,7 +115,10 @@ def test_images_leave_without_their_metadata(export, checkpoint, tmp_path):
 
 
 def test_an_export_replaces_only_an_export(export, checkpoint, tmp_path):
-    assert done(export("--dry_run")) and done(export("--dry_run"))
+    first = export("--dry_run")
+    assert done(first)
+    (tmp_path / "export" / "fusion_faseg.py").write_text("")  # code of an earlier version
+    assert done(export("--dry_run")) and not (tmp_path / "export" / "fusion_faseg.py").exists()
     assert "is the checkpoint itself" in error_of(export("--dry_run", output_dir=checkpoint))
     other = tmp_path / "other"
     other.mkdir()

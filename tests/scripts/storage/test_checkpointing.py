@@ -187,9 +187,11 @@ def test_leftovers_go_and_other_hidden_folders_stay(tmp_path):
     for name in (".checkpoint-4.partial", ".checkpoint-2.replaced", ".git", ".other.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("")
+    for name in (".recipe.yaml.partial", ".notes", "curves.png"):
+        (tmp_path / name).write_text("")
     recover(tmp_path)
     recover(tmp_path / "not there")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".other.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".notes", ".other.partial", "curves.png"]
 
 
 def test_removal_leaves_no_half_folder_under_the_name(saved, monkeypatch):

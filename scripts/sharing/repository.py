@@ -37,6 +37,7 @@ LICENCE_TEXTS = {
 # What transformers writes into a config.json besides its fields.
 OF_TRANSFORMERS = {"_name_or_path", "_commit_hash", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 OF_TRANSFORMERS |= {"attn_implementation", "_attn_implementation", "num_labels", "quantization_config"}
+OF_TRAINING = {"palette"}  # fields that `train.py` adds to a model's own
 
 
 @dataclass
@@ -83,7 +84,7 @@ def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
         UserError: names the field.
     """
     stored, _ = PreTrainedConfig.get_config_dict(name)
-    known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS
+    known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS | OF_TRAINING
     if unknown := sorted(stored.keys() - known):
         raise UserError(
             f"{name}: config.json has {unknown[0]!r}, which this code does not know: the code is older than the "

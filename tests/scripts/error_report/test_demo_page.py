@@ -14,7 +14,13 @@ from PIL import Image
 
 from scripts import demo, tables
 from scripts.data.synthetic_scenes import CLASSES, ROAD, SKY, TERRAIN, draw_sample
-from scripts.error_report.demo_page import README_IMAGE, README_IMAGE_SOURCES, write_readme_image, write_report
+from scripts.error_report.demo_page import (
+    README_IMAGE,
+    README_IMAGE_SOURCES,
+    readme_image_is_stale,
+    write_readme_image,
+    write_report,
+)
 from space_models import write_tiny_model
 
 
@@ -95,11 +101,12 @@ def test_readmes_image_is_stale_after_any_change_of_its_sources(example, tmp_pat
     for name in README_IMAGE_SOURCES:
         text = (tmp_path / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text + "# changed\n", encoding="utf-8")
-        code, out, _ = command(tables, "--check")
-        assert code == 1 and "run python scripts/demo.py --readme_image docs/demo.png" in out
+        assert readme_image_is_stale(tmp_path), name
         (tmp_path / name).write_text(text, encoding="utf-8")
+        assert not readme_image_is_stale(tmp_path), name
     Image.open(file).convert("RGB").save(file)  # drawn by something else
-    assert command(tables, "--check")[0] == 1
+    code, out, _ = command(tables, "--check")
+    assert code == 1 and "run python scripts/demo.py --readme_image docs/demo.png" in out
 
 
 # ---- Ctrl-C

@@ -322,6 +322,13 @@ def test_weights_that_are_not_numbers(export, copy):
     assert f"weights: {name} holds 1 values that are nan or infinite" in message
 
 
+def test_a_model_with_its_datasets_colours_is_shared(export, copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"palette": {"0": "#a8cbe8"}}))
+    assert done(export("--dry_run", source=copy))
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["palette"] == {"0": "#a8cbe8"}
+
+
 def test_code_older_than_the_configuration(export, copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"focus_temperature": 2.0}))

@@ -25,7 +25,7 @@ from typing import Any
 from scripts.benchmarking.tables import benchmark_markdown
 from scripts.cli.errors import UserError
 from scripts.cli.parser import flag, parse_arguments, run_command
-from scripts.sharing.cards import NOT_MEASURED, published_figures, read_card
+from scripts.sharing.cards import NOT_MEASURED, read_card, read_published
 from scripts.sharing.papers import PAPERS
 from scripts.storage.atomic import atomic_file
 
@@ -73,10 +73,9 @@ def summary_markdown(cards: Path, results: Path, root: str) -> str:
     Args:
         root: what stands before a path of the project in the addresses of the page.
     """
-    measured = read_results(results)
+    measured, everything = read_results(results), read_published(cards / "published.yaml")
     published = {
-        file.parent.name: published_figures(file.parent.name, cards / "published.yaml")
-        for file in sorted(cards.glob("faseg-*/card.yaml"))
+        file.parent.name: everything.get(file.parent.name, {}) for file in sorted(cards.glob("faseg-*/card.yaml"))
     }
     rows = []
     shown = [name for name in measured if (cards / name).is_dir()]
@@ -136,10 +135,10 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
     """
     head = ["model", "backbone", "data", "parameters", "mIoU published, single / multi-scale", "mIoU measured"]
     rows = []
-    all_measured = read_results(results)
+    all_measured, all_published = read_results(results), read_published(cards / "published.yaml")
     for file in sorted(cards.glob("*/card.yaml")):
         model_id, facts = file.parent.name, read_card(file)
-        published = published_figures(model_id, cards / "published.yaml")
+        published = all_published.get(model_id, {})
         measured = all_measured.get(model_id, {})
         counted = f"{measured['parameters'] / 1e6:.1f} M" if measured.get("parameters") else "-"
         parameters = f"{published['parameters_millions']} M" if published.get("parameters_millions") else counted
@@ -212,8 +211,9 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
 
 def generated_pages(root: Path) -> dict[Path, str]:
     """What the pages of a checkout should hold."""
-    pages = {root / "README.md": "", **dict.fromkeys(sorted((root / "docs").glob("*.md")), "../")}
-    wanted = {file: with_tables(file.read_text(encoding="utf-8"), all_tables(root, up)) for file, up in pages.items()}
+    docs, from_docs = sorted((root / "docs").glob("*.md")), all_tables(root, "../")
+    tables = {root / "README.md": all_tables(root, ""), **dict.fromkeys(docs, from_docs)}
+    wanted = {file: with_tables(file.read_text(encoding="utf-8"), held) for file, held in tables.items()}
     return {**wanted, root / "hub_cards" / "README.md": catalogue_markdown(root / "hub_cards", root / "results")}
 
 

@@ -134,9 +134,9 @@ def card_file(model_id: str) -> Path:
     return file
 
 
-def published_figures(model_id: str, file: Path = PUBLISHED) -> dict[str, Any]:
-    """What the paper's authors report for a model id; empty for a model of this project's own."""
-    return (read_yaml(file) or {}).get(model_id, {})
+def read_published(file: Path = PUBLISHED) -> dict[str, dict[str, Any]]:
+    """Model id -> what the paper's authors report for it; models of this project's own are not there."""
+    return read_yaml(file) or {}
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    published, paper = published_figures(model_id), paper_of(model_type)
+    published, paper = read_published().get(model_id, {}), paper_of(model_type)
     data = ModelCardData(
         license=facts.license,
         library_name="transformers",

@@ -40,9 +40,9 @@ space: $(STAMP)
 	@$(PIP_INSTALL) --editable '.[demo]'
 	$(BIN)/python scripts/space.py --model_name_or_path $(or $(MODEL),outputs/demo/model)
 
-# Files of tests are spread over processes of one thread each.
+# Files of tests are spread over processes of one thread each: three on two cores, as some wait for what they started.
 test: $(STAMP)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest -m slow --timeout 1800

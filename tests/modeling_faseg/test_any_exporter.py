@@ -6,6 +6,8 @@ from tiny_models import tiny_batch, tiny_model
 from plain_onnx import check_plain_export, check_transformers_export
 
 
-@pytest.mark.parametrize("check", [check_plain_export, check_transformers_export])
+@pytest.mark.parametrize(
+    "check", [check_plain_export, pytest.param(check_transformers_export, marks=pytest.mark.slow)]
+)
 def test_faseg_by_any_exporter(check):
     check(tiny_model(), tiny_batch()["pixel_values"])

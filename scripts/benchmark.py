@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, check_contestant
+from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, check_contestant, scaling_file
 from scripts.benchmarking.startup import startup_table
 from scripts.benchmarking.tables import merge, part_table
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, check_at_least, flag, parse_arguments, run_command
+from scripts.storage.outputs import check_output_file, overwrite_flag
 
 
 @dataclass
@@ -62,6 +63,7 @@ class BenchmarkArguments:
         None,
         "PNG file for the plot; by default docs/benchmark.png, on cuda docs/benchmark-cuda.png, with --quick none.",
     )
+    overwrite: bool = overwrite_flag()
 
 
 def check_arguments(arguments: BenchmarkArguments) -> None:
@@ -87,17 +89,16 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here")
+    for name in ("output_file", "plot_file"):  # before the defaults, which are the project's own files
+        if file := getattr(arguments, name):
+            check_output_file(f"--{name}", Path(file), arguments.overwrite)
+    if arguments.plot_file:
+        check_output_file("--plot_file:", scaling_file(Path(arguments.plot_file)), arguments.overwrite)
     if not arguments.quick:
         suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
         results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
         arguments.output_file = arguments.output_file or str(results)
         arguments.plot_file = arguments.plot_file or str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
-    for name in ("output_file", "plot_file"):
-        file = getattr(arguments, name)
-        if file and Path(file).is_dir():
-            raise UserError(f"--{name} {file} is a folder: name a file")
-        if file:
-            check_folder(f"--{name}", Path(file).parent)
 
 
 def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -21,19 +21,21 @@ if not __package__:  # started as a file: import the project from its root, neve
 import json
 from dataclasses import dataclass
 
-from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.errors import errors_explained
+from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.storage.atomic import atomic_file
+from scripts.storage.outputs import MARK, check_output_file, overwrite_flag
 from scripts.training.arguments import TrainArguments, check_values
 
 
 @dataclass
 class CheckArguments(TrainArguments):
-    """Check a dataset before training on it. Takes all flags and recipes of train.py, and the flags --report, --json
-    and --max_samples."""
+    """Check a dataset before training on it. Takes all flags and recipes of train.py, and the flags --report, --json,
+    --overwrite and --max_samples."""
 
     report: str | None = flag(None, "HTML file for a page with the findings, the classes and sample images.")
     json: str | None = flag(None, "JSON file for all that was found, to be read by programs.")
+    overwrite: bool = overwrite_flag()
     max_samples: int | None = flag(None, "How many samples of each split are looked at; by default all.")
 
 
@@ -43,9 +45,7 @@ def check_arguments(arguments: CheckArguments) -> None:
     check_values(arguments)
     for name in ("report", "json"):
         if value := getattr(arguments, name):
-            if Path(value).is_dir():
-                raise UserError(f"--{name} {value} is a folder: name a file")
-            check_folder(f"--{name}", Path(value).parent)
+            check_output_file(f"--{name}", Path(value), arguments.overwrite)
 
 
 def check(arguments: CheckArguments) -> int:
@@ -88,7 +88,8 @@ def check(arguments: CheckArguments) -> int:
     print(summary.as_text(title, evidence, findings, cost))
     with errors_explained("report not written", OSError):
         if arguments.json:
-            content = json.dumps(summary.as_json(title, evidence, findings, cost), indent=1, ensure_ascii=False)
+            facts = summary.as_json(title, evidence, findings, cost) | {"written_by": MARK}
+            content = json.dumps(facts, indent=1, ensure_ascii=False)
             with atomic_file(Path(arguments.json)) as file:
                 file.write_text(content + "\n", encoding="utf-8")
             print(f"all figures in {arguments.json}")

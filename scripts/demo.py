@@ -29,10 +29,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scripts.cli.parser import flag, parse_arguments, run_command
+from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.explain import ExplainArguments
+from scripts.storage.outputs import MARK, check_output_file
 from scripts.train import TrainArguments, train
 from scripts.training.stopping import Stopped
 
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 
 MARGIN = 10.0
+MADE = ("dataset", "model", "results.json", "example.png", "prediction.png", "report.html")
+OWN = ".demo"  # by this file a folder is known as a demo's
 
 # Hides an editable installation of the project, so that all code comes from the model's folder.
 PIPELINE_PROGRAM = """
@@ -73,7 +77,8 @@ print(json.dumps(names))
 class DemoArguments:
     """Generate data, train, evaluate, save, segment an image, and write a report."""
 
-    output_dir: str = flag("outputs/demo", "Folder for all that the demo makes; what it holds is replaced.")
+    output_dir: str = flag("outputs/demo", "Folder for all that the demo makes; an earlier demo in it is replaced.")
+    overwrite: bool = flag(False, "Also replace files of these names that no demo wrote.")
     max_train_steps: int | None = flag(None, "How many steps are trained, in place of the recipe's number.")
     train_samples: int = flag(400, "How many images are generated to train on.")
     validation_samples: int = flag(60, "How many images are generated to evaluate on.")
@@ -132,6 +137,22 @@ def explained_example(model_dir: Path, image: Image.Image, truth: np.ndarray, la
     return Example(image, truth, labels, seen, path, model)
 
 
+def clear_output(folder: Path, overwrite: bool) -> None:
+    """Makes the folder, without what an earlier demo left in it; other files stay.
+
+    Raises:
+        UserError: it holds something of a demo's names, and no demo wrote it.
+    """
+    check_folder("--output_dir", folder)
+    present = [folder / name for name in MADE if (folder / name).exists()]
+    if present and not (folder / OWN).is_file() and not overwrite:
+        raise UserError(f"--output_dir {folder} holds {present[0].name} of no demo: name another, or add --overwrite")
+    for path in present:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OWN).write_text(f"{MARK}: scripts/demo.py\n", encoding="utf-8")
+
+
 def run_demo(arguments: DemoArguments) -> int:
     """The whole demo; returns the exit code."""
     import numpy as np
@@ -145,8 +166,10 @@ def run_demo(arguments: DemoArguments) -> int:
 
     started = time.perf_counter()
     output_dir = Path(arguments.output_dir)
-    shutil.rmtree(output_dir, ignore_errors=True)
-    output_dir.mkdir(parents=True)
+    if arguments.readme_image:
+        check_output_file("--readme_image", Path(arguments.readme_image), arguments.overwrite)
+    with errors_explained(f"--output_dir {output_dir}", OSError):
+        clear_output(output_dir, arguments.overwrite)
     model_dir, data_dir = output_dir / "model", output_dir / "dataset"
     set_seed(arguments.seed)
 

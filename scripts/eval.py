@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
     LABEL_IDS,
@@ -43,6 +43,7 @@ from scripts.evaluation.results import (
 )
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
+from scripts.storage.outputs import check_output_file, overwrite_flag
 
 
 DEFAULT_REPORT = "outputs/report"
@@ -56,6 +57,7 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     recipe: str | None = flag(None, "YAML file with values of these flags.")
     eval_split_name: str = flag("validation", "Split of the dataset that is evaluated on.")
     output_file: str | None = flag(None, "JSON file that the results are written to.")
+    overwrite: bool = overwrite_flag()
     report: str | None = flag(
         None,
         "Also write a page about the errors (worst images, confused classes, calibration) into this "
@@ -141,15 +143,9 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     if arguments.label_ids == "reduced" and arguments.do_reduce_labels:
         raise UserError("--label_ids reduced and --do_reduce_labels contradict each other: leave one of them out")
     if arguments.output_file:
-        file = Path(arguments.output_file)
-        if file.is_dir():
-            raise UserError(f"--output_file {file} is a folder: name a file")
-        check_folder("--output_file", file.parent)
+        check_output_file("--output_file", Path(arguments.output_file), arguments.overwrite)
     if arguments.report:
-        file = report_file(arguments.report)
-        if file.is_dir():
-            raise UserError(f"--report {arguments.report}: {file} is a folder: name another file")
-        check_folder("--report", file.parent)
+        check_output_file("--report", report_file(arguments.report), arguments.overwrite)
 
 
 def evaluation_sizes(arguments: EvaluateArguments, processor: Any) -> EvaluationSizes:

@@ -19,6 +19,10 @@ from dataclasses import dataclass, replace
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.models.arguments import ModelArguments
+from scripts.storage.outputs import check_output_file, overwrite_flag
+
+
+PAGE = "explain.html"
 
 
 @dataclass
@@ -27,6 +31,7 @@ class ExplainArguments(ModelArguments):
 
     images: list[str] = flag([], "Images to explain, and folders of images; the same as IMAGES.", action=ReadPath)
     output_dir: str = flag("outputs/explain", "Folder that gets the page and its images.")
+    overwrite: bool = overwrite_flag()
     compare: str | None = path_flag(
         "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model."
     )
@@ -39,6 +44,7 @@ def check_arguments(arguments: ExplainArguments) -> None:
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
     check_folder("--output_dir", Path(arguments.output_dir))
+    check_output_file("--output_dir:", Path(arguments.output_dir) / PAGE, arguments.overwrite)
     check_at_least(arguments, 1, "max_segments")
 
 
@@ -53,7 +59,10 @@ def explain(arguments: ExplainArguments) -> int:
     from scripts.explaining.focus_page import class_names, image_section, write_focus_page
     from scripts.explaining.paths import counterpart, focus_path
 
+    output_dir = Path(arguments.output_dir)
     images = find_images(arguments.images)
+    for name in output_names(images):
+        check_output_file("--output_dir:", output_dir / f"{name}_prediction.png", arguments.overwrite)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     first, second = Explainer(arguments, device), None
     if arguments.compare:
@@ -63,7 +72,6 @@ def explain(arguments: ExplainArguments) -> int:
         if first.name == second.name:
             first.name, second.name = str(arguments.model_name_or_path), arguments.compare
 
-    output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sections, failed = [], 0
     model = first.described(names_kind=second is not None)
@@ -81,13 +89,13 @@ def explain(arguments: ExplainArguments) -> int:
             matches = [counterpart(path.segment, seen.segments) for path in explained.paths]
             paths = [None if match is None else focus_path(seen, match, second.model.config) for match in matches]
             other = theirs, second.described(names_kind=True), paths
-        write_images(output_dir, name, image, explained, model)
+        write_images(output_dir, name, image, explained, model, arguments.overwrite)
         sections.append(image_section(path.name, image, explained, model, other))
     if not sections:
         raise UserError("no image could be read")
     models = [each.described(names_kind=second is not None) for each in (first, second) if each is not None]
-    write_focus_page(output_dir / "explain.html", models, sections)
-    print(f"page in {output_dir / 'explain.html'}")
+    write_focus_page(output_dir / PAGE, models, sections)
+    print(f"page in {output_dir / PAGE}")
     return 1 if failed else 0
 
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
 from scripts.storage.atomic import atomic_file, write_failure
+from scripts.storage.outputs import MARK, check_output_file, overwrite_flag
 
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ExportArguments(ModelArguments):
     use_windows=false images whose sides are multiples of its patch. The file's metadata says what it takes."""
 
     output_dir: str | None = flag(None, "Folder that gets model.onnx.")
+    overwrite: bool = overwrite_flag()
     height: int | None = flag(
         None, "Height in pixels of the only size that the file takes, one image at a time; needs --width."
     )
@@ -75,7 +77,7 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError("no checkpoint: give --model_name_or_path")
     if not arguments.output_dir:
         raise UserError("no output folder: give --output_dir")
-    check_folder("--output_dir", Path(arguments.output_dir))
+    check_output_file("--output_dir:", Path(arguments.output_dir) / FILE_NAME, arguments.overwrite)
     if arguments.precision not in PRECISIONS:
         raise UserError(f"--precision {arguments.precision}: choose one of {', '.join(PRECISIONS)}")
     if arguments.int8 and arguments.precision != "fp32":
@@ -168,6 +170,7 @@ def build_graph(
         "license": license_of(name, model.config),
         "precision": "int8" if arguments.int8 else arguments.precision,
         "with_processing": arguments.with_processing,
+        "written_by": MARK,
     }
     onnx.helper.set_model_props(graph, describe(kind, processor, graph, size, **facts))
     return graph

@@ -24,6 +24,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
+from scripts.storage.outputs import check_output_file, overwrite_flag
 
 
 @dataclass
@@ -32,6 +33,7 @@ class PredictArguments(ModelArguments, DatasetArguments):
 
     images: list[str] = flag([], "Images to segment, and folders of images; the same as IMAGES.", action=ReadPath)
     output_dir: str | None = flag(None, "Folder that gets label maps and overlays.")
+    overwrite: bool = overwrite_flag()
     split_name: str = flag("test", "Split of --dataset_name that is segmented.")
     rows_per_shard: int = flag(
         256, "Label maps in one parquet file; a stopped run repeats at most so many when it goes on."
@@ -69,8 +71,9 @@ def predict_dataset(
         "rows_per_shard": arguments.rows_per_shard,
         "score_maps": arguments.score_maps,
     }
+    split = named[0] if named else "test"
     shards = ShardFolder(
-        output_dir, named[0] if named else "test", arguments.rows_per_shard, made_by, arguments.score_maps
+        output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite
     )
     prediction = Prediction(accelerator, model, processor, shards, data, arguments.overlays)
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
@@ -102,18 +105,20 @@ def predict(arguments: PredictArguments) -> int:
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator
     from scripts.data.images import find_images
-    from scripts.inference.stream import predict_images
+    from scripts.inference.stream import output_files, predict_images
     from scripts.models.loading import build_config, build_model, build_processor
 
+    output_dir = Path(arguments.output_dir or "")
     images = [] if arguments.dataset_name else find_images(arguments.images)
+    for file in output_files(images, output_dir):
+        check_output_file("--output_dir:", file, arguments.overwrite)
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     processor = build_processor(arguments, config)
-    output_dir = Path(arguments.output_dir or "")
     failed = 0
     if images:
-        failed = predict_images(images, output_dir, model, processor, accelerator)
+        failed = predict_images(images, output_dir, model, processor, accelerator, arguments.overwrite)
         accelerator.print(f"label maps and overlays in {output_dir}")
     else:
         predict_dataset(arguments, output_dir, model, processor, accelerator)

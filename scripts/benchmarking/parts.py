@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError
@@ -101,6 +102,11 @@ FURTHER = {
 }
 PARTS = {**MUST_SHOW, **FURTHER}
 ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels")
+
+
+def scaling_file(plot: Path) -> Path:
+    """Where the plot of the scaling lies beside the other."""
+    return plot.with_name(f"{plot.stem}-scaling{plot.suffix}")
 
 
 def check_contestant(name: str) -> None:

@@ -13,7 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from scripts.benchmarking.parts import TASKS
+from scripts.benchmarking.parts import TASKS, scaling_file
+from scripts.storage.outputs import MARK
 
 
 def draw(parts: dict[str, Any], file: Path) -> list[Path]:
@@ -24,13 +25,13 @@ def draw(parts: dict[str, Any], file: Path) -> list[Path]:
     if timed:
         written.append(save(draw_parts(timed), file))
     if "scaling" in parts:
-        written.append(save(draw_scaling(parts["scaling"]), file.with_name(f"{file.stem}-scaling{file.suffix}")))
+        written.append(save(draw_scaling(parts["scaling"]), scaling_file(file)))
     return written
 
 
 def save(figure: Figure, file: Path) -> Path:
     """Writes and closes the figure."""
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, format="png", metadata={"Software": MARK})
     plt.close(figure)
     return file
 

@@ -85,7 +85,10 @@ class OneLineParser(HfArgumentParser):
 def project_path(name: str) -> str:
     """`name` as it stands if it exists, else the same path below the project, else `name` (a Hub id, perhaps)."""
     below_project = PROJECT_ROOT / name
-    return str(below_project) if not Path(name).exists() and below_project.exists() else name
+    try:
+        return str(below_project) if not Path(name).exists() and below_project.exists() else name
+    except OSError as error:  # such as a name longer than a file system takes
+        raise UserError(f"{name}: {error.strerror}") from error
 
 
 class ReadPath(argparse.Action):
@@ -234,7 +237,8 @@ def check_folder(flag: str, folder: Path) -> None:
     Raises:
         UserError: it, or what is to hold it, is a file.
     """
-    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    with errors_explained(f"{flag} {folder}", OSError):  # such as a name longer than a file system takes
+        existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if existing is not None and not existing.is_dir():
         raise UserError(f"{flag} {folder}: {existing} is a file: name another folder")
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from scripts.drawing.visualization import Palette, class_colour
 from scripts.storage.atomic import atomic_file
+from scripts.storage.outputs import MARK
 
 
 STYLE = """
@@ -33,6 +34,7 @@ def html_page(title: str, body: str, style: str = "") -> str:
     title = html.escape(title)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="generator" content="{MARK}">
 <title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}{style}</style></head><body>
 <h1>{title}</h1>
 {body}

@@ -15,6 +15,7 @@ from typing import Any
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.storage.atomic import atomic_file
 from scripts.storage.digests import sha256
+from scripts.storage.outputs import MARK
 
 
 PACKAGES = (
@@ -103,8 +104,9 @@ def build_results(scores: dict[str, Any], id2label: dict[int, str], **facts: Any
 
 def write_results(results: dict[str, Any], file: Path) -> None:
     """Writes the file atomically."""
+    text = json.dumps(results | {"written_by": MARK}, indent=2, ensure_ascii=False)
     with atomic_file(file) as partial:
-        partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def number(value: float | None) -> str:

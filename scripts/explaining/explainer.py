@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from scripts.drawing.png import write_png
 from scripts.drawing.visualization import model_palette, with_legend
 from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
 from scripts.explaining.focus_page import Explained, Model, class_names, queries_kind
@@ -16,6 +17,9 @@ from scripts.explaining.paths import focus_path
 from scripts.inference.predictors import label_array
 from scripts.models.arguments import ModelArguments
 from scripts.models.loading import build_config, build_model, build_processor
+
+
+LONGEST_WORDS = 60  # of a class's name in the name of a file
 
 
 class Explainer:
@@ -51,16 +55,18 @@ class Explainer:
         return Model(title, config, model_palette(config), self.counts.scores())
 
 
-def write_images(folder: Path, name: str, image: Image.Image, explained: Explained, model: Model) -> None:
+def write_images(
+    folder: Path, name: str, image: Image.Image, explained: Explained, model: Model, overwrite: bool = False
+) -> None:
     """The prediction, each path and HRCA's windows as PNGs."""
-    names = class_names(model.config)
-    with_legend(image, explained.labels, names, model.palette).save(folder / f"{name}_prediction.png")
+    drawn = {"prediction": with_legend(image, explained.labels, class_names(model.config), model.palette)}
     for number, path in enumerate(explained.paths, 1):
         label = model.name(path.segment.label)
         title = f"{model.title}: where query {path.segment.query} looked, which decides this segment as {label}"
-        sheet = path_sheet(image, path, explained.seen, title, model.levels)
-        sheet.save(folder / f"{name}_segment{number}_{re.sub(r'[^A-Za-z0-9]+', '-', label)}.png")
+        words = re.sub(r"[^A-Za-z0-9]+", "-", label)[:LONGEST_WORDS]
+        drawn[f"segment{number}_{words}"] = path_sheet(image, path, explained.seen, title, model.levels)
     for step in explained.paths[0].steps if explained.paths else ():
         if step.windows:
-            drawing = windows_image(image, step, explained.seen, 640)
-            drawing.save(folder / f"{name}_windows_layer{step.number}.png")
+            drawn[f"windows_layer{step.number}"] = windows_image(image, step, explained.seen, 640)
+    for kind, drawing in drawn.items():
+        write_png(drawing, folder / f"{name}_{kind}.png", overwrite)

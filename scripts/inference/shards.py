@@ -69,6 +69,7 @@ class ShardFolder:
     Args:
         rows_per_shard: rows of every shard but the last, which may have fewer.
         made_by: what the label maps depend on, for `predictions.json`.
+        overwrite: whether files of these names may be replaced in a folder that is none of predictions.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class ShardFolder:
     rows_per_shard: int
     made_by: dict[str, Any]
     with_scores: bool = False
+    overwrite: bool = False
 
     @property
     def features(self) -> datasets.Features:
@@ -110,6 +112,8 @@ class ShardFolder:
                 self._check_state(json.loads(self.state_file.read_text(encoding="utf-8")))
             elif any(data.glob("*.parquet")):
                 raise UserError(f"{data} holds parquet files of something else: give another --output_dir")
+            elif not self.overwrite:
+                self._check_strange()
             for partial in data.glob(".*.partial"):
                 partial.unlink()
             for number in self.numbers():
@@ -120,10 +124,18 @@ class ShardFolder:
                     print(f"{self.path(number)}: damaged, predicted anew: {reason}", file=sys.stderr)
                     self.path(number).unlink()
             names = {str(index): name for index, name in sorted(id2label.items())}
-            for file, value in ((self.folder / "id2label.json", names), (self.state_file, self.made_by)):
+            # The state first: by it the rest is known as this run's after a kill.
+            for file, value in ((self.state_file, self.made_by), (self.folder / "id2label.json", names)):
                 with atomic_file(file) as partial:
                     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
             self.write_readme(None)
+
+    def _check_strange(self) -> None:
+        for name in ("README.md", "id2label.json", "overlays"):
+            if (self.folder / name).exists():
+                raise UserError(
+                    f"--output_dir {self.folder} holds {name} of something else: give another, or add --overwrite"
+                )
 
     def _check_state(self, state: dict[str, Any]) -> None:
         for key, value in self.made_by.items():

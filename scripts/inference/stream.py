@@ -31,32 +31,47 @@ from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, good_batches, worker_loader
 from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
 from scripts.data.sources import readable
+from scripts.drawing.png import write_png
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import Finished, ShardFolder
 
 
-def predict_images(images: list[Path], output_dir: Path, model: Any, processor: Any, accelerator: Accelerator) -> int:
+def output_files(images: list[Path], output_dir: Path) -> list[Path]:
+    """The label map and the overlay of each image."""
+    names = output_names(images)
+    return [output_dir / f"{name}_{kind}.png" for name in names for kind in ("labels", "overlay")]
+
+
+def predict_images(
+    images: list[Path],
+    output_dir: Path,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+    overwrite: bool = False,
+) -> int:
     """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
     segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     palette = model_palette(model.config)
     output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = list(zip(images, output_names(images), strict=True))
+    files = output_files(images, output_dir)
+    jobs = list(zip(images, files[::2], files[1::2], strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
     failed = 0
     with (
         accelerator.autocast(),
         tqdm(own, desc="predict", unit="image", disable=not accelerator.is_main_process) as bar,
     ):
-        for path, name in bar:
+        for path, labels_file, overlay_file in bar:
             image = read_image(path)
             if image is None:
                 failed += 1
                 continue
             labels = segment(image)
-            label_image(labels, palette).save(output_dir / f"{name}_labels.png")
-            with_legend(image, labels, names, palette).save(output_dir / f"{name}_overlay.png")
+            write_png(label_image(labels, palette), labels_file, overwrite)
+            write_png(with_legend(image, labels, names, palette), overlay_file, overwrite)
     accelerator.wait_for_everyone()
     if failed:
         print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
@@ -228,7 +243,8 @@ class Prediction:
         if sample["index"] < self.overlays:
             folder = self.shards.folder / "overlays"
             folder.mkdir(exist_ok=True)
-            with_legend(image, labels, names, palette).save(folder / f"{sample['index']:06d}.png")
+            file = folder / f"{sample['index']:06d}.png"
+            write_png(with_legend(image, labels, names, palette), file, self.shards.overwrite)
         return row
 
     def _finish(self, total: int, bad: BadSamples) -> int:

@@ -9,6 +9,7 @@ by which it can tell later whether it is still as written; what a killed process
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from scripts.storage.digests import sha256
 MANIFEST = "manifest.json"
 HIDDEN = re.compile(r"^\.(best|model|checkpoint-\d+)\.(partial|replaced)$")
 HIDDEN_FILE = re.compile(r"^\..+\.partial$")
+LONGEST_NAME = 255  # bytes, of every common file system
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What torch, safetensors and the system raise when a file cannot be written.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -33,7 +35,10 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 def hidden_name(path: Path, kind: str) -> Path:
     """Where `path` lies while it is being written ("partial") or replaced ("replaced")."""
-    return path.with_name(f".{path.name}.{kind}")
+    hidden = f".{path.name}.{kind}"
+    if len(os.fsencode(hidden)) > LONGEST_NAME:  # though `path` itself may be short enough
+        hidden = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.{kind}"
+    return path.with_name(hidden)
 
 
 def sync(path: Path) -> None:

@@ -264,7 +264,7 @@ def test_a_file_that_differs_from_the_model_is_not_left(checkpoint, traced_once,
     monkeypatch.setattr(network, "export_network", wrong)
     (tmp_path / "model.onnx").write_bytes(b"an older file")
     with pytest.raises(UserError, match="the file differs from the model"):
-        export(checkpoint, tmp_path, *STATIC)
+        export(checkpoint, tmp_path, *STATIC, "--overwrite")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"an older file"
 

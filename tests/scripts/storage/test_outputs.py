@@ -1,0 +1,145 @@
+"""Commands write over what this project wrote, and over nothing else unasked."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts import benchmark, check_dataset, demo, explain, export_onnx, predict
+from scripts import eval as eval_command
+from scripts.cli.errors import UserError
+from scripts.drawing.page import write_page
+from scripts.drawing.png import write_png
+from scripts.evaluation.results import write_results
+from scripts.storage.outputs import check_output_file, is_own
+
+
+THEIRS = "not for the likes of you\n"
+
+
+def refused(answer, *said):
+    code, _, errors = answer
+    assert code == 2 and all(words in errors[-1] for words in said), errors
+
+
+def test_what_the_project_writes_it_may_write_over(tmp_path):
+    write_results({"per_class": {str(number): {} for number in range(20_000)}}, tmp_path / "results.json")
+    write_page(tmp_path / "page.html", "title", "<p>text</p>" * 20_000)
+    write_png(Image.effect_noise((600, 600), 90), tmp_path / "image.png", overwrite=False)
+    (tmp_path / "empty.json").touch()
+    for file in tmp_path.iterdir():
+        check_output_file("--output_file", file, overwrite=False)
+    write_png(Image.new("L", (2, 2)), tmp_path / "image.png", overwrite=False)
+    assert Image.open(tmp_path / "image.png").size == (2, 2)
+
+
+def test_files_of_earlier_versions_are_the_projects_own():
+    for file in ("results/faseg-mobilenetv2-camvid.json", "results/benchmark-cpu.json", "docs/demo.png"):
+        assert is_own(Path(__file__).parents[3] / file), file
+
+
+def test_what_is_no_file_of_the_project_is_refused(tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text(THEIRS)
+    (tmp_path / "link").symlink_to(file)
+    for name in ("notes.json", "link"):
+        with pytest.raises(UserError, match=rf"--json .*{name} is there, .*did not write it: .*--overwrite"):
+            check_output_file("--json", tmp_path / name, overwrite=False)
+        check_output_file("--json", tmp_path / name, overwrite=True)
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        check_output_file("--json", tmp_path, overwrite=True)
+    with pytest.raises(UserError, match="File name too long"):
+        check_output_file("--json", tmp_path / ("x" * 300), overwrite=False)
+    for name in ("/dev/null", "/dev/stdout", tmp_path / "new" / "file"):
+        check_output_file("--json", Path(name), overwrite=False)
+
+
+@pytest.mark.parametrize("flags", [("--output_file", "FILE"), ("--report", "FILE.html")])
+def test_eval_keeps_the_users_files(flags, tmp_path, command):
+    """Before anything is loaded: the results of an hour are not lost for it."""
+    name, file = flags[0], Path(str(tmp_path / flags[1]))
+    file.write_text(THEIRS)
+    model = ["--model_name_or_path", tmp_path / "no model", "--dataset_name", "none"]
+    refused(command(eval_command, *model, name, file), f"{name} {file} is there", "--overwrite")
+    assert file.read_text() == THEIRS
+    refused(command(eval_command, *model, name, file, "--overwrite"), "no model")
+
+
+def test_eval_writes_through_links_and_devices(shapes, shapes_model, tmp_path, command):
+    target, link = tmp_path / "results.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    flags = ["--model_name_or_path", shapes_model, "--dataset_name", shapes, "--max_eval_samples", 1]
+    flags += ["--dataloader_num_workers", 0]
+    for _ in range(2):
+        assert command(eval_command, *flags, "--output_file", link)[0] == 0
+    assert link.is_symlink() and json.loads(target.read_text())["images"] == 1
+    assert command(eval_command, *flags, "--output_file", "/dev/null")[0] == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_predict_keeps_the_users_files(shapes_model, tmp_path, command):
+    Image.new("RGB", (60, 40)).save(tmp_path / "street.png")
+    Image.new("L", (60, 40), 7).save(tmp_path / "street_labels.png")
+    before = (tmp_path / "street_labels.png").read_bytes()
+    flags = [tmp_path / "street.png", "--model_name_or_path", shapes_model, "--output_dir", tmp_path]
+    refused(command(predict, *flags), "street_labels.png is there", "--overwrite")
+    assert (tmp_path / "street_labels.png").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+    for more in (["--overwrite"], []):  # and then it is the project's
+        assert command(predict, *flags, *more)[0] == 0
+        assert (tmp_path / "street_labels.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["README.md", "id2label.json", "overlays"])
+def test_predicting_a_data_set_keeps_the_users_files(name, shapes, shapes_model, tmp_path, command):
+    (tmp_path / name).mkdir() if name == "overlays" else (tmp_path / name).write_text(THEIRS)
+    flags = ["--model_name_or_path", shapes_model, "--dataset_name", shapes, "--split_name", "validation"]
+    flags += ["--dataloader_num_workers", 0, "--output_dir", tmp_path]
+    refused(command(predict, *flags), f"holds {name} of something else", "--overwrite")
+    assert name == "overlays" or (tmp_path / name).read_text() == THEIRS
+    for more in (["--overwrite"], []):
+        assert command(predict, *flags, *more)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["explain.html", "street_prediction.png"])
+def test_explain_keeps_the_users_files(name, shapes_model, tmp_path, command):
+    Image.new("RGB", (60, 40)).save(tmp_path / "street.png")
+    (tmp_path / name).write_text(THEIRS)
+    flags = [tmp_path / "street.png", "--model_name_or_path", shapes_model, "--output_dir", tmp_path]
+    refused(command(explain, *flags), f"{name} is there", "--overwrite")
+    assert (tmp_path / name).read_text() == THEIRS
+
+
+def test_other_commands_keep_the_users_files(tmp_path, command):
+    for name in ("model.onnx", "notes"):
+        (tmp_path / name).write_text(THEIRS)
+    notes = tmp_path / "notes"
+    model = ["--model_name_or_path", tmp_path]
+    refused(command(export_onnx, *model, "--output_dir", tmp_path), "model.onnx is there", "--overwrite")
+    for name in ("--json", "--report"):
+        refused(command(check_dataset, "--dataset_name", tmp_path, name, notes), f"{name} {notes} is there")
+    for name in ("--output_file", "--plot_file"):
+        refused(command(benchmark, "--quick", name, notes), f"{name} {notes} is there")
+    refused(command(demo, "--readme_image", notes), f"--readme_image {notes} is there")
+    assert notes.read_text() == (tmp_path / "model.onnx").read_text() == THEIRS
+
+
+def test_a_demo_replaces_nothing_but_a_demo(tmp_path, command):
+    folder = tmp_path / "demo"
+    (folder / "dataset").mkdir(parents=True)
+    (folder / "novel.txt").write_text(THEIRS)
+    refused(command(demo, "--output_dir", folder), f"{folder} holds dataset of no demo", "--overwrite")
+    refused(command(demo, "--output_dir", folder / "novel.txt"), "is a file: name another folder")
+    demo.clear_output(folder, overwrite=True)
+    assert sorted(os.listdir(folder)) == [demo.OWN, "novel.txt"]
+    (folder / "model").mkdir()
+    demo.clear_output(folder, overwrite=False)  # of an earlier demo
+    assert sorted(os.listdir(folder)) == [demo.OWN, "novel.txt"]
+
+
+def test_a_long_name_is_written_as_it_is(tmp_path):
+    file = tmp_path / ("n" * 250 + ".json")
+    write_results({}, file)
+    assert os.listdir(tmp_path) == [file.name]

@@ -24,6 +24,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.storage.atomic import atomic_file
+from scripts.storage.shared_text import without_credentials
 
 
 # Name -> (use_dynamic_positional_queries, use_high_resolution_cross_attention).
@@ -62,7 +63,7 @@ def check_flags(file: Path, arguments: AblationArguments) -> None:
         UserError: it was made with something else.
     """
     names = ("train_recipe", "dataset_name", "train_flags")
-    flags = {name: getattr(arguments, name) for name in names}
+    flags = {name: without_credentials(str(getattr(arguments, name))) for name in names}
     if file.is_file():
         earlier = json.loads(file.read_text(encoding="utf-8"))
         for name in names:
@@ -141,7 +142,7 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
             scores[variant][seed] = run["mean_iou"]
             results = {
                 "recipe": arguments.train_recipe,
-                "train_flags": arguments.train_flags,
+                "train_flags": without_credentials(arguments.train_flags),
                 **{key: run[key] for key in ("metric", "dataset", "split", "images", "protocol")},
                 "variants": summary(scores),
                 "command": command_line(),

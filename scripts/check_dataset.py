@@ -25,6 +25,7 @@ from scripts.cli.errors import errors_explained
 from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK, check_output_file, overwrite_flag
+from scripts.storage.shared_text import without_credentials
 from scripts.training.arguments import TrainArguments, check_values
 
 
@@ -84,7 +85,8 @@ def check(arguments: CheckArguments) -> int:
     findings = diagnosis.in_order(findings)
 
     # ---- report
-    title = Path(arguments.dataset_name or arguments.train_images or arguments.eval_images or "").name
+    source = arguments.dataset_name or arguments.train_images or arguments.eval_images or ""
+    title = Path(without_credentials(source)).name
     print(summary.as_text(title, evidence, findings, cost))
     with errors_explained("report not written", OSError):
         if arguments.json:

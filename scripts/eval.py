@@ -44,6 +44,7 @@ from scripts.evaluation.results import (
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
 from scripts.storage.outputs import check_output_file, overwrite_flag
+from scripts.storage.shared_text import without_credentials
 
 
 DEFAULT_REPORT = "outputs/report"
@@ -302,7 +303,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             scores,
             dict(model.config.id2label),
             **details,
-            dataset=Path(arguments.dataset_name or arguments.eval_images or "").name,
+            dataset=Path(without_credentials(arguments.dataset_name or arguments.eval_images or "")).name,
             dataset_revision=data.revision(),
             split=arguments.eval_split_name,
             images=images,

@@ -25,6 +25,7 @@ from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, par
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
+from scripts.storage.shared_text import without_credentials
 
 
 @dataclass
@@ -82,9 +83,9 @@ def predict_dataset(
 
 
 def published_name(name: str | None) -> str:
-    """A Hub id as it is, a folder or file without the place where this machine keeps it."""
+    """A Hub id as it is, a folder or file without the place where this machine keeps it, a URL without a password."""
     path = Path(name or "")
-    return path.resolve().name if path.exists() else str(name)
+    return path.resolve().name if path.exists() else without_credentials(str(name))
 
 
 def check_arguments(arguments: PredictArguments) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from scripts.drawing.page import table
 from scripts.error_report.charts import heat, shortened
+from scripts.storage.shared_text import csv_cell
 
 
 SHOWN_CLASSES = 24  # as many fit side by side; of more, those with the most wrong pixels
@@ -117,7 +118,8 @@ def csv_link(confusion: np.ndarray, names: Sequence[str]) -> str:
     """A link to all counts of pixels, which lie in the page."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["truth \\ prediction", *names])
-    writer.writerows([name, *map(int, row[: len(names)])] for name, row in zip(names, confusion, strict=True))
+    cells = [csv_cell(name) for name in names]
+    writer.writerow(["truth \\ prediction", *cells])
+    writer.writerows([cell, *map(int, row[: len(names)])] for cell, row in zip(cells, confusion, strict=True))
     data = base64.b64encode(buffer.getvalue().encode()).decode("ascii")
     return f'<a download="confusion.csv" href="data:text/csv;charset=utf-8;base64,{data}">all pixel counts as CSV</a>'

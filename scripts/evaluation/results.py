@@ -16,6 +16,7 @@ from scripts.cli.parser import PROJECT_ROOT
 from scripts.storage.atomic import atomic_file
 from scripts.storage.digests import sha256
 from scripts.storage.outputs import MARK
+from scripts.storage.shared_text import without_credentials
 
 
 PACKAGES = (
@@ -60,10 +61,10 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command as it was given, the script's place as seen from the project."""
+    """The command as it was given, the script's place as seen from the project, URLs without user and password."""
     script = Path(sys.argv[0]).resolve()  # `python -m` gives the whole path
     name = script.relative_to(PROJECT_ROOT).as_posix() if script.is_relative_to(PROJECT_ROOT) else script.name
-    return "python " + shlex.join([name, *sys.argv[1:]])
+    return "python " + shlex.join([name, *map(without_credentials, sys.argv[1:])])
 
 
 def percent(value: float) -> float | None:

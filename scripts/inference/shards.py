@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.storage.atomic import atomic_file
+from scripts.storage.shared_text import code, front_matter, markdown
 
 
 COLUMNS = {
@@ -26,21 +27,10 @@ COLUMNS = {
     "label": datasets.Image(),
     "error": datasets.Value("string"),
 }
-README = """\
----
-pretty_name: Label maps predicted by {model}
-task_categories:
-- image-segmentation
-configs:
-- config_name: default
-  data_files:
-  - split: {split}
-    path: data/{split}-*.parquet
-{sizes}---
-
+README = """
 # Label maps predicted by {model}
 
-One row per row of `{dataset}`, split `{split}`, in its order{rows}.
+One row per row of {dataset}, split `{split}`, in its order{rows}.
 
 | column | content |
 |---|---|
@@ -173,14 +163,18 @@ class ShardFolder:
 
     def write_readme(self, rows: int | None) -> None:
         """Writes the card; `rows` of the whole split once all are there."""
-        sizes = ""
+        files = [{"split": self.split, "path": f"data/{self.split}-*.parquet"}]
+        card: dict[str, Any] = {
+            "pretty_name": f"Label maps predicted by {self.made_by['model']}",
+            "task_categories": ["image-segmentation"],
+            "configs": [{"config_name": "default", "data_files": files}],
+        }
         if rows is not None:
-            sizes = f"dataset_info:\n  splits:\n  - name: {self.split}\n    num_examples: {rows}\n"
-        text = README.format(
-            model=self.made_by["model"],
-            dataset=self.made_by["dataset"],
+            card["dataset_info"] = {"splits": [{"name": self.split, "num_examples": rows}]}
+        text = front_matter(card) + README.format(
+            model=markdown(self.made_by["model"]),
+            dataset=code(self.made_by["dataset"]),
             split=self.split,
-            sizes=sizes,
             rows=" (unfinished: run the command again)" if rows is None else f": {rows} rows",
             score=SCORE_ROW if self.with_scores else "",
         )

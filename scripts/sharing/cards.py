@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from huggingface_hub.dataclasses import type_validator
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.papers import paper_of
+from scripts.storage.retries import causes
+from scripts.storage.shared_text import code, code_fence, markdown, one_line, without_credentials
 
 
 if TYPE_CHECKING:
@@ -30,6 +33,30 @@ FIGURES = {
     "mean_accuracy": ("mean accuracy", "mean_accuracy"),
     "overall_accuracy": ("pixel accuracy", "accuracy"),
     "mean_boundary_iou": ("mean boundary IoU", "mean_boundary_iou"),
+}
+NEEDED = ("dataset", "split", "images", "protocol", "command", "per_class")
+FIGURE = float | int | None
+# Of what kind is what a card takes from a results file, and what its parts have to hold.
+RESULTS: dict[str, Any] = {
+    "dataset": str,
+    "split": str,
+    "images": int,
+    "protocol": dict[str, Any],
+    "command": str,
+    "per_class": dict[str, dict[str, FIGURE]],
+    "metric": str,
+    "parameters": int,
+    "interval": dict[str, FIGURE],
+    "segment_sizes": list[dict[str, FIGURE]],
+    "protocol_lens": list[dict[str, str | FIGURE]],
+    "project": dict[str, Any],
+    "dataset_revision": dict[str, Any],
+    **dict.fromkeys(FIGURES, FIGURE),
+}
+INSIDE = {
+    "interval": ("confidence", "low", "high"),
+    "segment_sizes": ("max_area", "mean_iou"),
+    "protocol_lens": ("habit",),
 }
 PUBLISHED_FIGURES = {
     "mean_iou": "mIoU, single scale",
@@ -153,11 +180,30 @@ def read_results(file: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"--results {file}: {error}") from error
-    needed = ("dataset", "split", "images", "protocol", "command", "per_class")
-    if not isinstance(found, dict) or (lacking := [key for key in needed if key not in found]):
-        which = f": it has no {lacking[0]!r}" if isinstance(found, dict) else ""
-        raise UserError(f"--results {file}: no results file of scripts/eval.py{which}")
+    if fault := results_fault(found):
+        raise UserError(f"--results {file}: no results file of scripts/eval.py: {fault}")
     return found
+
+
+def results_fault(found: Any) -> str | None:
+    """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
+    if not isinstance(found, dict):
+        return f"it holds {type(found).__name__}"
+    if lacking := [key for key in NEEDED if key not in found]:
+        return f"it has no {lacking[0]!r}"
+    for key, kind in RESULTS.items():
+        if found.get(key) is None and key not in NEEDED:
+            continue
+        try:
+            type_validator(key, found[key], kind)
+        except TypeError as error:
+            return one_line(list(causes(error))[-1])  # the innermost names the value
+    for key, names in INSIDE.items():
+        parts = found.get(key) or []
+        for part in [parts] if isinstance(parts, dict) else parts:
+            if lacking := [name for name in names if name not in part]:
+                return f"{key!r} has no {lacking[0]!r}"
+    return None
 
 
 def number(value: float | None) -> str:
@@ -176,7 +222,7 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
     """What the template's section of measured figures shows."""
     rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES.items()]
     if interval := results.get("interval"):
-        span = f"{interval['low']:.1f} to {interval['high']:.1f}"
+        span = f"{number(interval['low'])} to {number(interval['high'])}"
         rows.insert(1, (f"{interval['confidence']:.0%} interval over images (bootstrap)", span))
     if parameters := results.get("parameters"):
         rows.append(("parameters (millions)", f"{parameters / 1e6:.1f}"))
@@ -184,17 +230,19 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
     settings = ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name")
     name = protocol.get("name", "native")
     return {
-        **{key: results[key] for key in ("dataset", "split", "images")},
+        **{key: markdown(results[key]) for key in ("dataset", "split", "images")},
         "rows": rows,
-        "metric": results.get("metric", "mIoU"),
-        "protocol": f"`{name}`" + (f" ({settings})" if settings else ""),
-        "commit": ((results.get("project") or {}).get("commit") or "unknown")[:7],
-        "command": without_local_paths(results["command"]),
+        "metric": markdown(results.get("metric", "mIoU")),
+        "protocol": code(name) + (f" ({markdown(settings)})" if settings else ""),
+        "commit": code(((results.get("project") or {}).get("commit") or "unknown")[:7]),
+        "command": (command := without_credentials(without_local_paths(results["command"]))),
+        "fence": code_fence(command),
         "per_class": [
-            (label, number(row.get("iou")), number(row.get("accuracy"))) for label, row in results["per_class"].items()
+            (markdown(label), number(row.get("iou")), number(row.get("accuracy")))
+            for label, row in results["per_class"].items()
         ],
         "habits": [
-            (row["habit"], number(row.get("detectron2")))
+            (markdown(row["habit"]), number(row.get("detectron2")))
             for row in results.get("protocol_lens", [])
             if row["habit"] != "protocol"
         ],
@@ -241,7 +289,7 @@ def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str
         )
     if results is not None:
         classes = [(row["iou"], name) for name, row in results["per_class"].items() if row.get("iou") is not None]
-        worst = ", ".join(f"{name} ({number(iou)})" for iou, name in sorted(classes)[:3])
+        worst = ", ".join(f"{markdown(name)} ({number(iou)})" for iou, name in sorted(classes)[:3])
         found.append(f"The classes found worst, by IoU: {worst}.")
     if published and results is None:
         found.append(
@@ -253,7 +301,9 @@ def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str
 
 def training_rows(recipe: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the card says of a `recipe.yaml`."""
-    return [(label, str(recipe[key])) for key, label in RECIPE_ROWS.items() if recipe and recipe.get(key) is not None]
+    return [
+        (label, markdown(recipe[key])) for key, label in RECIPE_ROWS.items() if recipe and recipe.get(key) is not None
+    ]
 
 
 def snippet(name: str, sample: str | None = None) -> str:

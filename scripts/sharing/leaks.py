@@ -31,7 +31,7 @@ SECRETS = {
     "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"),
     "an access key": re.compile(r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,})"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "an address with a password": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]+:[^\s/@'\"]+@"),
+    "an address with a password": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/?#'\"]+@"),
     "a place on this machine": re.compile(
         r"(?<![\w:/.\-])(?:file://)?/(?:home|Users|root|tmp|mnt|media|data|srv|opt|var|scratch|work|workspace|private|"
         r"Volumes|gpfs|lustre|nfs|content|kaggle)/[^\s'\"`)\],]+"

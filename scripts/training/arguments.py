@@ -13,6 +13,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, path_flag, shipped_recipes
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
+from scripts.storage.shared_text import without_credentials
 
 
 # The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step.
@@ -213,10 +214,10 @@ def planned_steps(arguments: TrainArguments, examples: int | None, total_batch: 
 
 
 def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
-    """What is kept beside the model: the settings without this machine's folders."""
+    """What is kept beside the model: the settings without this machine's folders, and URLs without a password."""
     places = ("output_dir", "recipe", "resume_from_checkpoint")
     recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
     for each in fields(arguments):
         if each.name in recipe and each.metadata.get("action") is ReadPath and Path(recipe[each.name]).exists():
             recipe[each.name] = Path(recipe[each.name]).resolve().name
-    return recipe
+    return {key: without_credentials(value) if isinstance(value, str) else value for key, value in recipe.items()}

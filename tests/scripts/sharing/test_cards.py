@@ -227,3 +227,36 @@ def test_wrong_cards_are_named(change, message, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         read_card(tmp_path / "card.yaml")
     assert Path(card_file(CAMVID)).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([1], "it holds list"),
+        (None, "it holds NoneType"),
+        ({"per_class": ...}, "it has no 'per_class'"),
+        ({"per_class": ["road"]}, "'per_class' expected a dict"),
+        ({"per_class": {"road": 41.0}}, "'per_class['road']' expected a dict, got float"),
+        ({"per_class": {"road": {"iou": "high"}}}, "got str (value: 'high')"),
+        ({"protocol": None}, "'protocol'"),
+        ({"command": ["eval.py"]}, "'command' expected str"),
+        ({"mean_iou": "41"}, "'mean_iou' with value '41'"),
+        ({"interval": [1, 2]}, "'interval'"),
+        ({"interval": {"low": 1.0, "high": 2.0}}, "'interval' has no 'confidence'"),
+        ({"segment_sizes": [{"mean_iou": 1.0}]}, "'segment_sizes' has no 'max_area'"),
+        ({"protocol_lens": [None]}, "protocol_lens"),
+        ({"project": "main"}, "'project'"),
+        ({"parameters": 1.5}, "'parameters'"),
+    ],
+)  # fmt: skip
+def test_odd_results_files_are_named(change, message, results, tmp_path):
+    odd = {k: v for k, v in (results | change).items() if v is not ...} if isinstance(change, dict) else change
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
+    with pytest.raises(UserError, match=f"odd.json: no results file of scripts/eval.py: .*{re.escape(message)}"):
+        read_results(tmp_path / "odd.json")
+
+
+def test_an_interval_without_ends_is_said_to_be(results):
+    """None of the images had a class to find."""
+    results["interval"] |= {"low": None, "high": None}
+    assert "not measured to not measured" in section(card_of(CAMVID, results), "Measured")

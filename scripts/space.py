@@ -24,7 +24,7 @@ import tempfile
 from dataclasses import dataclass
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, flag, parse_arguments, path_flag, run_command
+from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -42,16 +42,21 @@ GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 class SpaceArguments:
     """Start the page on which visitors segment images, on this machine."""
 
-    model_name_or_path: str | None = path_flag("Folder of an exported model, or its name on the Hub (user/name).")
+    model_name_or_path: list[str] = flag(
+        [],
+        "Folder of an exported model, or its name on the Hub (user/name); of several, visitors choose one. The code "
+        "in them is run.",
+        action=ReadPath,
+    )
     port: int = flag(7860, "Port on which the page is served, at 127.0.0.1.")
 
 
-def write_space(output_dir: Path, model_id: str) -> None:
+def write_space(output_dir: Path, *model_ids: str) -> None:
     """Writes the Space as a folder that can be pushed as it is, or started by `python app.py` in it. What the folder
     held before is gone.
 
     Args:
-        model_id: name on the Hub, or folder, of the model that the page starts with.
+        model_ids: names on the Hub, or folders, of the models that the page offers; it starts with the first.
     Raises:
         UserError: `output_dir` cannot be written.
     """
@@ -62,7 +67,8 @@ def write_space(output_dir: Path, model_id: str) -> None:
 
     readme = (SPACE / "README.md").read_text(encoding="utf-8")
     # A JSON string is a YAML string, whatever the name holds.
-    values = {"title": json.dumps(f"FASeg {Path(model_id).name}"), "model_id": json.dumps(model_id)}
+    models = "\n  - ".join(map(json.dumps, model_ids))
+    values = {"title": json.dumps(f"FASeg {Path(model_ids[0]).name}"), "models": models}
     for name, value in {**values, "sdk_version": GRADIO_VERSION}.items():
         readme = readme.replace(f"{{{{{name}}}}}", value)
     examples = {f"road-{index}.jpg": draw_sample(np.random.default_rng(index), (480, 640))[0] for index in (1, 2, 3)}
@@ -117,7 +123,7 @@ def check_port(port: int) -> None:
 
 def main() -> int:
     arguments = parse_arguments(SpaceArguments)
-    model_id = checked_model(arguments.model_name_or_path)
+    model_ids = [checked_model(name) for name in arguments.model_name_or_path or [None]]
     check_port(arguments.port)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
@@ -125,7 +131,7 @@ def main() -> int:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "space"
-        write_space(folder, model_id)
+        write_space(folder, *model_ids)
         environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(arguments.port)}
         return subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment).returncode
 

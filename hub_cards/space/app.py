@@ -1,8 +1,11 @@
 """The page: upload images, see and download what a FASeg model finds in them.
 
 Everything it needs lies beside it. `MAX_MEGAPIXELS` and `MAX_IMAGES` in the environment set how much one visitor may
-ask for; `ALLOW_ANY_MODEL=1` lets visitors of a public Space load models that its README does not name. That runs the
-code in those models' repositories: leave it off where the Space holds a token.
+ask for; `ALLOW_ANY_MODEL=1` lets visitors load models that its README does not name. That runs the code in those
+models' repositories: leave it off where the Space holds a token.
+
+On a machine of your own it answers that machine alone: another page in your browser could else ask it, under a name
+that leads to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -27,13 +30,20 @@ import numpy as np
 from huggingface_hub import metadata_load
 from PIL import Image
 from segment import Found, LoadedModel, Problem, Result, load_model, read_image, segment
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from visualization import IGNORE_INDEX, Palette, class_colour, colour_map, contours
 
 
 FOLDER = Path(__file__).resolve().parent
 MODELS: list[str] = (metadata_load(FOLDER / "README.md") or {})["models"]
 EXAMPLES = sorted(str(file) for file in (FOLDER / "examples").glob("*.jpg"))
-ANY_MODEL = "SPACE_ID" not in os.environ or os.environ.get("ALLOW_ANY_MODEL") == "1"
+ON_THE_HUB = "SPACE_ID" in os.environ
+LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK_ONLY = not ON_THE_HUB and os.environ.get("GRADIO_SERVER_NAME", LOOPBACK[0]) in LOOPBACK
+ANY_MODEL = os.environ.get("ALLOW_ANY_MODEL") == "1"
 MAX_PIXELS = int(float(os.environ.get("MAX_MEGAPIXELS", "24")) * 1e6)
 MAX_IMAGES = int(os.environ.get("MAX_IMAGES", "16"))
 SHOWN_SIDE = 1600  # pixels: what the page shows; the files have the image's own size
@@ -164,11 +174,12 @@ def checked_model(name: str | None) -> LoadedModel:
     Raises:
         Problem: none is named, it cannot be loaded, or visitors may not choose it.
     """
-    name = (name or "").strip()
+    name = name.strip() if isinstance(name, str) else ""
     if not name:
         raise Problem("No model: give a name on the Hub, as user/model, or the folder of an exported model.")
     if not ANY_MODEL and name not in MODELS:
-        raise Problem(f"This Space offers {', '.join(MODELS)}. Copy it to your account to use {name}.")
+        other = "Copy it to your account to use" if ON_THE_HUB else "Name another when you start it, such as"
+        raise Problem(f"This Space offers {', '.join(MODELS)}. {other} {name}.")
     return load_model(name)
 
 
@@ -331,5 +342,34 @@ def build_page() -> gr.Blocks:
     return page
 
 
+class LoopbackOnly:
+    """Refuses what another site asks for, through the visitor's browser, of a page on the visitor's machine.
+
+    A request comes from the page itself if it names the machine as its host, and no other origin than that host.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            host, origin = headers.get("host", ""), headers.get("origin")
+            own = host.partition(":")[0] in LOOPBACK and origin in (None, f"http://{host}")
+            if not own:
+                text = f"This page answers {' and '.join(LOOPBACK)} only, and nothing that another site asks for.\n"
+                await PlainTextResponse(text, status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 if __name__ == "__main__":
-    build_page().launch(theme=THEME, css=CSS, max_file_size="100mb", ssr_mode=False, footer_links=[])
+    build_page().launch(
+        theme=THEME,
+        css=CSS,
+        max_file_size="100mb",
+        show_error=True,  # else a wrong value is answered by an error without a word
+        ssr_mode=False,
+        footer_links=[],
+        app_kwargs={"middleware": [Middleware(LoopbackOnly)] if LOOPBACK_ONLY else []},
+    )

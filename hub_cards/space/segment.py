@@ -157,8 +157,10 @@ def segment(loaded: LoadedModel, image: Image.Image, task: str, threshold: float
         task: one of `loaded.tasks`.
         threshold: least score of an instance or panoptic segment, in `[0, 1]`; a semantic map has none.
     Raises:
-        Problem: a task that the model does not offer.
+        Problem: a task that the model does not offer, or a threshold that is none.
     """
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise Problem(f"The threshold is {threshold!r}: give a number from 0 to 1.")
     if task not in loaded.tasks:
         raise Problem(f"The model offers no {task} segmentation: choose {' or '.join(loaded.tasks)}.")
     inputs = loaded.processor(images=[image], return_tensors="pt")

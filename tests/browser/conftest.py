@@ -51,13 +51,16 @@ def panoptic_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def space(browser, semantic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def space(
+    browser, semantic_model: Path, panoptic_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Address of the Space, started by the command that users start it by."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "space.log"
-    command = [sys.executable, str(ROOT / "scripts" / "space.py"), "--model_name_or_path", str(semantic_model)]
+    models = [str(semantic_model), str(panoptic_model)]
+    command = [sys.executable, str(ROOT / "scripts" / "space.py"), "--model_name_or_path", *models]
     environment = {**os.environ, "MAX_MEGAPIXELS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(

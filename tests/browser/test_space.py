@@ -1,9 +1,12 @@
 """The Space as a visitor meets it: in a browser, at a laptop's width, in light and dark."""
 
 import io
+import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -248,10 +251,57 @@ def test_another_model_with_segments(visitor, images, panoptic_model):
     visitor.screenshot("instances")
 
 
-def test_a_model_that_does_not_exist(visitor, tmp_path):
-    choose_model(visitor, str(tmp_path))
-    visitor.page.locator(".problems").wait_for()
-    assert visitor.problems() == [f"The folder {tmp_path} holds no config.json: name the folder of an exported model."]
+def asked(address: str, values: object, **headers: str) -> tuple[int, str]:
+    """Status and answer of the Space's API, as a program or another site asks it."""
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(f"{address}/gradio_api/call/show", json.dumps({"data": values}).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{address}/gradio_api/call/show/{event}", timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_models_that_were_not_given_at_the_start_are_not_loaded(space, tmp_path):
+    """A model brings its own code."""
+    assert "is not in the list of choices" in asked(space, [[], str(tmp_path), "semantic", 0.5])[1]
+
+
+def test_other_sites_are_not_answered(space, semantic_model):
+    """Neither under a name that leads here, nor through the browser of whoever started the Space."""
+    values, port = [[], str(semantic_model), "semantic", 0.5], space.rpartition(":")[2]
+    for headers in (
+        {"Host": f"example.org:{port}"},
+        {"Host": f"localhost.example.org:{port}"},
+        {"Origin": "http://example.org"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": "null"},
+    ):
+        status, answer = asked(space, values, **headers)
+        assert status == 403 and "answers 127.0.0.1 and localhost only" in answer, headers
+    for headers in ({}, {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}):
+        status, answer = asked(space, values, **headers)
+        assert status == 200 and "No image: upload one" in answer, headers
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, "street.png", "validation error"),
+        (0, [{"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}], "was not uploaded by a user"),
+        (1, ["a", 5], "is not in the list of choices"),
+        (2, 5, "is not in the list of choices"),
+        (3, "high", "slider"),
+        (3, None, "slider"),
+    ],
+)
+def test_values_of_a_wrong_type_are_said_to_be_wrong(space, semantic_model, place, value, message):
+    values = [[], str(semantic_model), "semantic", 0.5]
+    values[place] = value
+    status, answer = asked(space, values)
+    assert status == 200 and answer.startswith("event: error") and message in answer
 
 
 CHOOSE_A_MODEL = """

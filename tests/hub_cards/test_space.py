@@ -106,6 +106,12 @@ def test_an_odd_name_stays_one_yaml_string(tmp_path):
     assert metadata_load(tmp_path / "README.md")["models"] == ['odd: "name" #1']
 
 
+def test_several_models_are_offered(tmp_path):
+    space.write_space(tmp_path, "user/first", "./second: of # two")
+    card = metadata_load(tmp_path / "README.md")
+    assert card["models"] == ["user/first", "./second: of # two"] and card["title"] == "FASeg first"
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"the Space could not be written to .*taken"):

@@ -80,7 +80,10 @@ def main() -> None:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"{error.strerror or error}: {error.filename or arguments.checkpoint}") from error
-    model.load_state_dict(state_dict, strict=True)
+    constants = {name: value for name, value in model.state_dict().items() if name not in state_dict}
+    if constants:  # all others were asked for above
+        print(f"not in the checkpoint, computed from the config: {loading.listed(constants)}")
+    model.load_state_dict(state_dict | constants, strict=True)
 
     # --- folder ------------------------------------------------------------------------------------------------------
     explained = errors_explained(f"cannot write {output_dir}", OSError, SafetensorError)

@@ -98,6 +98,9 @@ _RULES = (
 # the processor does.
 _IGNORED = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked|pixel_mean|pixel_std)")
 
+# Constants that this project's models keep as tensors and compute themselves: a trimmed checkpoint may lack them.
+_COMPUTED = re.compile(r"(.*\.)?(relative_position_index|criterion\.empty_weight)")
+
 # (official tensor, axis, amount to subtract, config field), and (a layer of official tensors, config field): read from
 # a checkpoint, they must be what the config says.
 _SIZES = (
@@ -172,6 +175,8 @@ def take_tensors(
 ) -> dict[str, Tensor]:
     """A state dict of the names, shapes and types of `expected`, filled from the official one.
 
+    A constant that the official one lacks is left out: the model of the config has it.
+
     Raises:
         ConversionError: missing or unexpected names, other shapes.
     """
@@ -184,6 +189,7 @@ def take_tensors(
             if source.name not in official
             # Frozen batch norms of the reference count nothing.
             and not (source.name.endswith(".num_batches_tracked") and not has_counters)
+            and not _COMPUTED.fullmatch(source.name)
         }
     )
     consumed = {source.name for source in sources.values()}
@@ -198,6 +204,8 @@ def take_tensors(
     converted = {}
     for name, target in expected.items():
         source = sources[name]
+        if source.name not in official and _COMPUTED.fullmatch(source.name):
+            continue
         if source.name not in official:
             converted[name] = torch.zeros_like(target, device="cpu")
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_processes import run_script
 
 from clean_process import run_clean
@@ -308,6 +308,18 @@ def test_folder_loads_with_the_same_numbers(case, converted):
     with torch.no_grad():
         logits = model.eval()(normalized_batch(indexed(tensors, "in/image_"))).class_queries_logits
     assert (logits - tensors["out/pred_logits"]).abs().max() < 1e-4
+
+
+def test_constants_that_a_trimmed_checkpoint_lacks_come_from_the_config(case, files, converted, tmp_path, command):
+    """The weights of the classes in the loss are none of the training's."""
+    official, _ = case
+    save_file(without(official, "criterion."), tmp_path / "trimmed.safetensors")
+    flags = ["--checkpoint", tmp_path / "trimmed.safetensors", "--config", files / "config.json"]
+    code, printed, errors = command(convert_checkpoint, *flags, "--output_dir", tmp_path / "out")
+    assert code == 0, errors
+    assert "not in the checkpoint, computed from the config: criterion.empty_weight\n" in printed
+    trimmed, whole = load_file(tmp_path / "out" / "model.safetensors"), load_file(converted / "model.safetensors")
+    assert trimmed.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in trimmed.items())
 
 
 def test_folder_loads_where_the_project_cannot_be_imported(converted, tmp_path):

@@ -28,7 +28,8 @@ from scripts.training.arguments import TrainArguments, saved_recipe
 HOSTILE = (
     "<script>alert(1)</script>", "a\n\n# heading", "[link](https://example.org)", "![](http://example.org/x.png)",
     "https://example.org", "www.example.org", "a | b | c", "`code`", "**bold** _so_ ~~not~~", "<!-- comment",
-    "&lt;b&gt;", "\\", "$x$", "trailing\\", "{{ 7 * 7 }}", "{% raw %}", "---", "a: b # c", "\x1b[31mred", "line\r\nend",
+    "&lt;b&gt;", "\\", "$x$", "trailing\\", "{{ 7 * 7 }}", "{% raw %}", "---", "a: b # c", "\x1b[31mred",
+    "line\r\nend",
 )  # fmt: skip
 RESULTS = PROJECT_ROOT / "results"
 PLAIN = ("wall-other", "traffic light", "sidewalk_2", "t-shirt (red)", "Straße", "100%")

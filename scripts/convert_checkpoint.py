@@ -136,7 +136,9 @@ def config_and_processor(config_file: Path) -> tuple[Any, Any]:
 
     import modeling_faseg  # noqa: F401 - registers the configurations and models
     from image_processing import FASegImageProcessor
+    from scripts.models.model_files import check_model_files
 
+    check_model_files("--config", str(config_file))
     with errors_explained(str(config_file), ValueError, OSError, KeyError, TypeError, StrictDataclassError):
         config = AutoConfig.from_pretrained(config_file)
     if config.model_type not in FAMILIES:

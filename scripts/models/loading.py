@@ -25,6 +25,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
+from scripts.models.model_files import check_model_files
 
 
 # What changes with the classes.
@@ -43,10 +44,11 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
     """
     name = arguments.model_name_or_path or arguments.config_name
     if name:
+        flag = "--model_name_or_path" if arguments.model_name_or_path else "--config_name"
+        check_model_files(flag, name)
         try:
             base = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
-            flag = "--model_name_or_path" if arguments.model_name_or_path else "--config_name"
             raise UserError(f"{flag} {name}: {error}") from error
         values = {key: value for key, value in base.to_dict().items() if key != "transformers_version"}
         config_class = type(base)

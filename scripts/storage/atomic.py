@@ -212,16 +212,17 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a published folder: its first missing or changed file; None if it is whole."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        written = {str(name): (entry["size"], entry["sha256"]) for name, entry in entries.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so it was not written whole"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # it may hold anything
         return f"{MANIFEST} cannot be read: {error}"
-    for name, entry in entries.items():
+    for name, (size, digest) in written.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{name} is damaged: {file.stat().st_size} bytes, {entry['size']} were written"
-        if sha256(file) != entry["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} is damaged: {file.stat().st_size} bytes, {size} were written"
+        if sha256(file) != digest:
             return f"{name} is damaged: its SHA-256 is not that of what was written"
     return None

@@ -69,6 +69,18 @@ def test_a_folder_is_written_replaced_and_told_whole(tmp_path):
         (lambda folder: (folder / "b.txt").unlink(), "b.txt is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing, so it was not written whole"),
         (lambda folder: (folder / MANIFEST).write_text("{"), f"{MANIFEST} cannot be read"),
+        *(
+            (lambda folder, text=text: (folder / MANIFEST).write_text(text), f"{MANIFEST} cannot be read")
+            for text in (
+                "null",
+                "[1]",
+                "{}",
+                '{"files": [1]}',
+                '{"files": {"b.txt": 5}}',
+                '{"files": {"b.txt": {"size": 4}}}',
+                '{"files": ' * 3000 + "1" + "}" * 3000,
+            )
+        ),
     ],
 )
 def test_damage_is_named(harm, message, tmp_path):

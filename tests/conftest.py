@@ -10,6 +10,8 @@ from command_runs import run_here
 
 
 ROOT = Path(__file__).parent.parent
+# Of the commands that tests run, here and in processes of their own: a fault is to be seen where it happens.
+os.environ["FASEG_TRACEBACK"] = "1"
 
 
 @pytest.fixture(scope="session")

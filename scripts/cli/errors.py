@@ -1,9 +1,14 @@
-"""The error that a user gets to see as one line."""
+"""The error that a user gets to see as one line, and what is said of all others."""
 
 from __future__ import annotations
 
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+LONGEST_REASON = 300  # letters; the file has them all
 
 
 class UserError(Exception):
@@ -17,3 +22,18 @@ def errors_explained(what: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def fault_message(error: BaseException) -> str:
+    """What is said of an error that nobody foresaw, in one line; its traceback goes into a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="faseg-fault-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(text)
+    reason = " ".join(traceback.format_exception_only(error)[-1].split())
+    return f"this is a fault of the program: {reason[:LONGEST_REASON]}: please report it with {file.name}"

@@ -9,6 +9,8 @@ import importlib.util
 import json
 import logging
 import os
+import select
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 
-from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.errors import UserError, errors_explained, fault_message
 
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ Arguments = TypeVar("Arguments")
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PROJECT_ROOT / "scripts" / "recipes"
+FAULT = 70  # exit code: EX_SOFTWARE of the system's sysexits.h
 
 
 class FlagsHelp(argparse.HelpFormatter):
@@ -244,26 +247,48 @@ def check_folder(flag: str, folder: Path) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Runs `main` and leaves with its exit code; user errors become one line and exit code 2."""
+    """Runs `main` and leaves with its exit code; user errors become one line and exit code 2.
+
+    An error that nobody foresaw becomes one line too, and exit code 70, with its traceback in a file; where
+    `FASEG_TRACEBACK` is set in the environment it passes through as it is.
+    """
     # Both libraries report a bad checkpoint or file in lines of their own before the one that counts.
     for library, level in (("transformers", "error"), ("datasets", "critical")):
         os.environ[f"{library.upper()}_VERBOSITY"] = level  # for when it is imported
         logging.getLogger(library).setLevel(level.upper())  # where it is already
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        message = user_message(error)
+        if isinstance(error, BrokenPipeError) and reader_is_gone():  # `eval.py ... | head`
+            sys.exit(128 + signal.SIGPIPE)
+        message, code = user_message(error), 2
         if message is None:
-            raise
+            if os.environ.get("FASEG_TRACEBACK"):
+                raise
+            message, code = fault_message(error), FAULT
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(code)
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more; then it goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it as it leaves
+    return gone
 
 
 def user_message(error: Exception) -> str | None:
     """What a user can put right, in one line; None where that is nothing."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return f"not enough memory: take smaller images or batches: {' '.join(str(error).split())}".rstrip(": ")
     if not isinstance(error, UserError):
         from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 

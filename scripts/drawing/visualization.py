@@ -39,6 +39,7 @@ COLOURS = bytes.fromhex(
 IGNORED_COLOUR = (0, 0, 0)
 IGNORE_INDEX = 255
 OPACITY = 0.55
+LONGEST_NAME = 200  # letters of a class's name in a legend
 
 
 # ---- colours --------------------------------------------------------------------------------------------------------
@@ -155,6 +156,8 @@ def legend(entries: Sequence[tuple[int, str]], width: int, palette: Palette | No
     swatch = max(14, round(width / 80))  # as large beside a large image as beside a small one
     font = ImageFont.load_default(swatch)
     gap, row_height = round(swatch * 0.6), round(swatch * 1.75)
+    # The longest decides the width of the whole image.
+    entries = [(index, f"{name[:LONGEST_NAME]}{'...' * (len(name) > LONGEST_NAME)}") for index, name in entries]
     sizes = [swatch + gap + int(font.getlength(name)) + 2 * gap for _, name in entries]
     width = max([width, *(size + 2 * gap for size in sizes)])
     places, x, y = [], gap, 0

@@ -71,6 +71,10 @@ def json_fault(file: Path, kinds: dict[str, Any]) -> str | None:
         return "is nested too deeply"
     except (OSError, ValueError) as error:
         return f"is not a valid JSON file: {error}"
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except (RecursionError, UnicodeEncodeError) as error:
+        return "is nested too deeply" if isinstance(error, RecursionError) else f"holds text that is none: {error}"
     if not isinstance(found, dict):
         return f"holds {'null' if found is None else type(found).__name__}, not an object"
     if deeper_than(found, DEEPEST):

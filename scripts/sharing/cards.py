@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub.dataclasses import type_validator
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
@@ -187,6 +186,8 @@ def read_results(file: Path) -> dict[str, Any]:
 
 def results_fault(found: Any) -> str | None:
     """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
+    from huggingface_hub.dataclasses import type_validator
+
     if not isinstance(found, dict):
         return f"it holds {type(found).__name__}"
     if lacking := [key for key in NEEDED if key not in found]:

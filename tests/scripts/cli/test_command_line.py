@@ -1,11 +1,14 @@
 """Recipes and flags: who wins, and what is refused."""
 
 import json
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from transformers import SchedulerType
 
 from scripts.benchmarking import startup
@@ -125,6 +128,58 @@ def test_user_errors_are_one_line_and_exit_code_2(capsys):
         run_command(fail)
     assert left.value.code == 2
     assert capsys.readouterr().err.endswith("error: two lines\n")
+
+
+def fault():
+    raise ZeroDivisionError("of a bug,\nnot of a user " + "x" * 1000)
+
+
+def test_a_fault_of_the_program_is_one_line_and_its_traceback_a_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("FASEG_TRACEBACK")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as left:
+        run_command(fault)
+    (file,) = tmp_path.iterdir()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 70
+    assert "error: this is a fault of the program: ZeroDivisionError: of a bug, not of a user xxx" in line
+    assert line.endswith(f": please report it with {file}") and len(line) < 600
+    assert file.read_text().startswith("Traceback") and "in fault\n" in file.read_text()
+
+
+def test_developers_see_a_fault_where_it_happens():
+    with pytest.raises(ZeroDivisionError, match="of a bug"):
+        run_command(fault)
+
+
+def test_a_fault_whose_file_cannot_be_written_is_seen_too(monkeypatch, tmp_path):
+    monkeypatch.delenv("FASEG_TRACEBACK")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OSError, match="none") as error:
+        run_command(fault)
+    assert isinstance(error.value.__context__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried to")])
+def test_too_little_memory_is_no_fault_of_the_program(error, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        run_command(fail)
+    assert left.value.code == 2
+    assert "error: not enough memory: take smaller images or batches" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [1, 10**6])  # in the buffer to the end, and more than it holds
+def test_a_reader_that_leaves_is_no_fault(length):
+    program = f"from scripts.cli.parser import run_command\nrun_command(lambda: print('x' * {length}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=PROJECT_ROOT
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 128 + signal.SIGPIPE
+    process.stderr.close()
 
 
 def test_exit_code_of_a_command():

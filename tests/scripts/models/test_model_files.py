@@ -22,6 +22,7 @@ ODD = [
     (CONFIG, {"id2label": ["a", "b"]}, "'id2label' expected a dict, got list"),
     (CONFIG, {"id2label": "a"}, "'id2label' expected a dict, got str"),
     (CONFIG, {"id2label": {"0": {"a": [1]}}}, "expected str, got dict"),
+    (CONFIG, {"id2label": {"0": "\ud800"}}, "holds text that is none: 'utf-8' codec can't encode"),
     (CONFIG, {"model_type": ["faseg"]}, "'model_type' expected str, got list"),
     (CONFIG, {"num_labels": "many"}, "'num_labels' expected int, got str"),
     (CONFIG, {"dtype": "float7"}, "dtype='float7', which torch does not know"),

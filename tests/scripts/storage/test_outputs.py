@@ -12,6 +12,7 @@ from scripts import eval as eval_command
 from scripts.cli.errors import UserError
 from scripts.drawing.page import write_page
 from scripts.drawing.png import write_png
+from scripts.drawing.visualization import legend
 from scripts.evaluation.results import write_results
 from scripts.storage.outputs import check_output_file, is_own
 
@@ -137,6 +138,11 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path, command):
     (folder / "model").mkdir()
     demo.clear_output(folder, overwrite=False)  # of an earlier demo
     assert sorted(os.listdir(folder)) == [demo.OWN, "novel.txt"]
+
+
+def test_a_classs_long_name_makes_no_image_wider():
+    entries = [(0, "x" * 20_000), (1, "road")]
+    assert legend(entries, 300).width < 3000
 
 
 def test_a_long_name_is_written_as_it_is(tmp_path):

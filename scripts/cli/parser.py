@@ -259,20 +259,26 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
         sys.stdout.flush()
-        sys.exit(code)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_is_gone():  # `eval.py ... | head`
-            sys.exit(128 + signal.SIGPIPE)
-        message, code = user_message(error), 2
-        if message is None:
-            if os.environ.get("FASEG_TRACEBACK"):
-                raise
-            message, code = fault_message(error), FAULT
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-        sys.exit(code)
+            code = 128 + signal.SIGPIPE
+        elif os.environ.get("FASEG_TRACEBACK") and user_message(error) is None:
+            raise
+        else:
+            code = failure(error)
+    sys.exit(code)
+
+
+def failure(error: Exception) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    message, code = user_message(error), 2
+    if message is None:
+        message, code = fault_message(error), FAULT
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    return code
 
 
 def reader_is_gone() -> bool:

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
+from scripts.storage.outputs import bears_mark
 
 
 def find_images(names: list[str]) -> list[Path]:
-    """The images named, and those in the folders named, by name.
+    """The images named, and those in the folders named, by name, but for what this project drew in these folders.
 
     Raises:
         UserError: a name that does not exist, or no image at all.
@@ -24,7 +25,11 @@ def find_images(names: list[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            images += sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+            own = {file for file in found if file.suffix == ".png" and file.is_file() and bears_mark(file)}
+            if own:
+                print(f"{path}: {len(own)} images that this project wrote are left out", file=sys.stderr)
+            images += [file for file in found if file not in own]
         elif path.is_file():
             images.append(path)
         else:

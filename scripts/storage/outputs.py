@@ -15,13 +15,13 @@ MARKS = (MARK.encode(), b'"command": "python scripts/', b"tEXtsources\0")
 ENDS = 2**16  # bytes: every format has its mark near the start or the end of the file
 
 
-def is_own(file: Path) -> bool:
-    """Whether this project wrote the file; an empty one is nobody's and taken as its own."""
+def bears_mark(file: Path) -> bool:
+    """Whether this project wrote the file."""
     with file.open("rb") as stream:
         ends = stream.read(ENDS)
         stream.seek(max(len(ends), file.stat().st_size - ENDS))
         ends += stream.read()
-    return not ends or any(mark in ends for mark in MARKS)
+    return any(mark in ends for mark in MARKS)
 
 
 def overwrite_flag() -> Any:
@@ -46,7 +46,7 @@ def check_output_file(name: str, file: Path, overwrite: bool) -> None:
         check_folder(name, file.parent)
         if file.is_block_device() or file.is_socket():
             raise UserError(f"{name} {file} is a device or a socket: name a file")
-        if file.is_file() and not overwrite and not is_own(file):
+        if file.is_file() and file.stat().st_size and not overwrite and not bears_mark(file):
             raise UserError(
                 f"{name} {file} is there, and this project did not write it: name another file, or add --overwrite"
             )

@@ -14,7 +14,7 @@ from scripts.drawing.page import write_page
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import legend
 from scripts.evaluation.results import write_results
-from scripts.storage.outputs import check_output_file, is_own
+from scripts.storage.outputs import bears_mark, check_output_file
 
 
 THEIRS = "not for the likes of you\n"
@@ -38,7 +38,7 @@ def test_what_the_project_writes_it_may_write_over(tmp_path):
 
 def test_files_of_earlier_versions_are_the_projects_own():
     for file in ("results/faseg-mobilenetv2-camvid.json", "results/benchmark-cpu.json", "docs/demo.png"):
-        assert is_own(Path(__file__).parents[3] / file), file
+        assert bears_mark(Path(__file__).parents[3] / file), file
 
 
 def test_what_is_no_file_of_the_project_is_refused(tmp_path):
@@ -91,6 +91,21 @@ def test_predict_keeps_the_users_files(shapes_model, tmp_path, command):
     for more in (["--overwrite"], []):  # and then it is the project's
         assert command(predict, *flags, *more)[0] == 0
         assert (tmp_path / "street_labels.png").read_bytes() != before
+
+
+def test_predict_does_not_segment_its_own_images(shapes_model, tmp_path, command):
+    """Beside the images they would be taken for more of them, and more at every run."""
+    for name in ("street.png", "theirs_labels.png"):
+        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    flags = [tmp_path, "--model_name_or_path", shapes_model, "--output_dir", tmp_path]
+    for number in range(2):
+        code, _, errors = command(predict, *flags)
+        left_out = "4 images that this project wrote are left out" in " ".join(errors)
+        assert code == 0 and left_out == (number == 1), errors
+        assert len(list(tmp_path.iterdir())) == 6
+    for file in tmp_path.glob("*_overlay.png"):
+        file.rename(file.with_name(f"only_{file.name}"))
+        assert command(predict, file.with_name(f"only_{file.name}"), *flags[1:])[0] == 0  # if it is named, it is meant
 
 
 @pytest.mark.parametrize("name", ["README.md", "id2label.json", "overlays"])

@@ -24,6 +24,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.storage.atomic import atomic_file
+from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
 
 
@@ -46,6 +47,7 @@ class AblationArguments:
     output_file: str | None = flag(
         None, "JSON file for the mean IoU of each run, their means and standard deviations."
     )
+    overwrite: bool = overwrite_flag()
     seeds: list[int] = flag([0, 1, 2], "Seeds; each variant is trained once with each.")
     train_flags: str = flag("", "Further flags of scripts/train.py, all in one string: '--max_train_steps 1000'.")
 
@@ -134,6 +136,7 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
         if not getattr(arguments, name):
             raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
     check_folder("--output_dir", Path(str(arguments.output_dir)))
+    check_output_file("--output_file", Path(str(arguments.output_file)), arguments.overwrite)
     scores: dict[str, dict[int, float]] = {variant: {} for variant in VARIANTS}
     results: dict[str, Any] = {}
     for seed in arguments.seeds:

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import PROJECT_ROOT, flag, parse_arguments, path_flag, run_command
+from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.models.families import FAMILIES, family_of
 from scripts.storage.atomic import atomic_folder
 from scripts.storage.digests import sha256
@@ -101,8 +101,7 @@ def _checked_output(arguments: ConvertArguments) -> Path:
     if not arguments.output_dir:
         raise UserError("--output_dir is missing: name the folder to write")
     output_dir = Path(os.path.abspath(arguments.output_dir))
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {arguments.output_dir} is a file: name a folder")
+    check_folder("--output_dir", output_dir)
     if output_dir.exists() and any(output_dir.iterdir()) and not arguments.overwrite:
         raise UserError(f"--output_dir {arguments.output_dir} is not empty: name another, or add --overwrite")
     return output_dir

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.explain import ExplainArguments
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 
 MARGIN = 10.0
+SHARDS = 2  # of each split, none of them empty
 MADE = ("dataset", "model", "results.json", "example.png", "prediction.png", "report.html")
 OWN = ".demo"  # by this file a folder is known as a demo's
 
@@ -165,6 +166,9 @@ def run_demo(arguments: DemoArguments) -> int:
     from scripts.training.log import read_log
 
     started = time.perf_counter()
+    check_at_least(arguments, SHARDS, "train_samples", "validation_samples")
+    check_at_least(arguments, 1, "max_train_steps")
+    check_at_least(arguments, 0, "seed")
     output_dir = Path(arguments.output_dir)
     if arguments.readme_image:
         check_output_file("--readme_image", Path(arguments.readme_image), arguments.overwrite)
@@ -176,7 +180,7 @@ def run_demo(arguments: DemoArguments) -> int:
     # ---- data
     print(f"[1/5] generating {arguments.train_samples} + {arguments.validation_samples} samples in {data_dir}")
     sizes = {"train": arguments.train_samples, "validation": arguments.validation_samples}
-    write_dataset(data_dir, sizes, seed=arguments.seed)
+    write_dataset(data_dir, sizes, SHARDS, arguments.seed)
     data = LabelledDataset(DatasetArguments(dataset_name=str(data_dir)), "validation")
     id2label = data.id2label or {}
     constant, constant_miou = best_constant_map(data, len(id2label))

@@ -123,7 +123,8 @@ def check_port(port: int) -> None:
 
 def main() -> int:
     arguments = parse_arguments(SpaceArguments)
-    model_ids = [checked_model(name) for name in arguments.model_name_or_path or [None]]
+    names: list[str | None] = [*arguments.model_name_or_path] or [None]
+    model_ids = [checked_model(name) for name in names]
     check_port(arguments.port)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(

@@ -151,13 +151,12 @@ def card_file(model_id: str) -> Path:
     Raises:
         UserError: it has none.
     """
-    file = HUB_CARDS / model_id / "card.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(path.parent.name for path in HUB_CARDS.glob("*/card.yaml")))
+    known = {path.parent.name: path for path in sorted(HUB_CARDS.glob("*/card.yaml"))}
+    if model_id not in known:
         raise UserError(
-            f"--model_id {model_id}: no hub_cards/{model_id}/card.yaml: one of {known}; or give --card FILE"
+            f"--model_id {model_id}: no hub_cards/{model_id}/card.yaml: one of {', '.join(known)}; or give --card FILE"
         )
-    return file
+    return known[model_id]
 
 
 def read_published(file: Path = PUBLISHED) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import benchmark, check_dataset, demo, explain, export_onnx, predict
+from scripts import (
+    ablation,
+    benchmark,
+    check_dataset,
+    convert_checkpoint,
+    demo,
+    explain,
+    export_hub,
+    export_onnx,
+    pack_dataset,
+    predict,
+)  # fmt: skip
 from scripts import eval as eval_command
 from scripts.cli.errors import UserError
 from scripts.drawing.page import write_page
@@ -153,6 +164,33 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path, command):
     (folder / "model").mkdir()
     demo.clear_output(folder, overwrite=False)  # of an earlier demo
     assert sorted(os.listdir(folder)) == [demo.OWN, "novel.txt"]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        (demo, "--train_samples 1", "--train_samples 1: give at least 2"),
+        (demo, "--validation_samples 0", "--validation_samples 0: give at least 2"),
+        (demo, "--max_train_steps 0", "--max_train_steps 0: give at least 1"),
+        (demo, "--seed -1", "--seed -1: give at least 0"),
+        (demo, "--output_dir LONG", "File name too long"),
+        (eval_command, "--model_name_or_path LONG", "File name too long"),
+        (explain, "x.png --model_name_or_path . --output_dir LONG", "File name too long"),
+        (export_onnx, "--model_name_or_path . --output_dir LONG", "File name too long"),
+        (convert_checkpoint, "--output_dir LONG", "File name too long"),
+        (export_hub, "--model_name_or_path . --model_id LONG --output_dir OUT --dry_run", "no hub_cards/xxx"),
+        (pack_dataset, "--output_dir LONG", "File name too long"),
+        (
+            ablation,
+            "--train_recipe demo --dataset_name x --output_dir OUT --output_file .",
+            "--output_file . is a folder: name a file",
+        ),
+    ],
+)
+def test_odd_flags_are_one_line(module, flags, message, tmp_path, command):
+    words = flags.replace("LONG", "x" * 300).replace("OUT", str(tmp_path / "out")).split()
+    refused(command(module, *words), message)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_classs_long_name_makes_no_image_wider():

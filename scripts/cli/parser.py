@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.threads import leave
 
 
 if TYPE_CHECKING:
@@ -246,16 +247,17 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         os.environ[f"{library.upper()}_VERBOSITY"] = level  # for when it is imported
         logging.getLogger(library).setLevel(level.upper())  # where it is already
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    leave(code)
 
 
 def user_message(error: Exception) -> str | None:

@@ -1,9 +1,6 @@
 """Streams over HTTP that break off, stall or are refused: the same samples in the same order, or one line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -66,40 +63,6 @@ def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
     assert found == expected
     for sign in ("429", "503", "timed out", "Retrying in"):
         assert sign in errors, sign
-
-
-FINISHED = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from scripts.cli.parser import run_command
-
-def main():
-    from scripts.data.arguments import DatasetArguments
-    from scripts.data.labelled_dataset import LabelledDataset
-    from scripts.data.streaming import StreamBatches
-    batches = iter(StreamBatches(LabelledDataset(DatasetArguments(sys.argv[1]), "train").stream, 1, 0, 1))
-    for _ in range(3):
-        next(batches)
-    time.sleep(1)
-    print("finished")
-    return 3
-
-run_command(main)
-"""
-
-
-@pytest.mark.slow
-def test_a_finished_run_does_not_wait_for_a_silent_server(shapes, tmp_path):
-    """A thread reads ahead within pyarrow when the program ends: no SIGABRT, but the exit code."""
-    with HubServer(shapes, [None] * 6 + ["stall"] * 100, stall_seconds=8) as server:
-        environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", FINISHED, "tester/shapes", ROOT],
-            env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert len(server.faults) < 100, "nothing was waited for"
-    assert (done.returncode, done.stdout) == (3, "finished\n"), done.stderr[-2000:]
 
 
 @pytest.fixture

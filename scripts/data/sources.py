@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 import yaml
-from datasets.utils.file_utils import is_relative_path
+from datasets.utils.file_utils import is_relative_path, xgetsize
 from huggingface_hub import DatasetCard, hf_hub_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
@@ -21,7 +21,7 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.bounds import Bounds, named_files, names_in
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
-from scripts.storage.retries import bound_stalls, with_retries
+from scripts.storage.retries import Busy, bound_stalls, with_retries
 
 
 IGNORE_INDEX = 255
@@ -189,7 +189,9 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
 def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: Bounds) -> datasets.DatasetBuilder:
     """What reads `name`, a parquet file or URL, a folder or a Hub dataset; asks the Hub for its files, once."""
     if Path(name).suffix == ".parquet":
-        if "://" not in name and not Path(name).is_file():
+        if "://" in name:
+            return url_builder(name, split)
+        if not Path(name).is_file():
             raise FileNotFoundError(f"no file {name}")
         return datasets.load_dataset_builder("parquet", data_files={split: name})
     if "://" in name and not name.startswith("hf://"):
@@ -199,6 +201,24 @@ def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: 
     for file in names_in(dict(builder.config.data_files or {})):
         bounds.checked_name(file, f"{name}")
     return builder
+
+
+def url_builder(url: str, split: str) -> datasets.DatasetBuilder:
+    """What reads the parquet file of a URL.
+
+    Raises:
+        Busy: the server failed a request and answered the next.
+        FileNotFoundError: with what the server answered.
+    """
+    try:
+        return datasets.load_dataset_builder("parquet", data_files={split: url})
+    except FileNotFoundError:
+        pass  # what `fsspec` says of a busy server, too: it is asked once more to hear its answer
+    try:
+        xgetsize(url)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"cannot be opened: {error.__cause__ or 'no such file'}") from error
+    raise Busy(f"{url} is there, but could not be opened")
 
 
 def open_source(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 
 from scripts.cli.errors import UserError, errors_explained, fault_message
+from scripts.cli.threads import leave
 
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             raise
         else:
             code = failure(error)
-    sys.exit(code)
+    leave(code)
 
 
 def failure(error: Exception) -> int:

@@ -29,6 +29,9 @@ class DatasetArguments:
         False, "Ignore label 0 and count the classes from label 1 on, as ADE20K's label maps need it."
     )
     streaming: bool = flag(True, "Stream instead of downloading and converting the whole dataset first.")
+    allow_urls: bool = flag(
+        False, "Let the data set name any URL; by default only files of its own, for a URL may be any server."
+    )
     id2label: str | None = path_flag(
         'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
         "data, or the names that the dataset itself holds."

@@ -11,10 +11,11 @@ from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map
 from scripts.data.class_names import classes_file, names_of_features, palette_file, read_class_names, read_palette
 from scripts.data.samples import RowFormat
-from scripts.data.sources import IGNORE_INDEX, open_source
+from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
 from scripts.storage.digests import sha256
 
 
@@ -58,6 +59,11 @@ class LabelledDataset:
         """Rows of the split as its card tells, None where it does not."""
         info = (self.stream.info.splits or {}).get(self.split)
         return info.num_examples if info is not None and info.num_examples else None
+
+    @property
+    def bounds(self) -> Bounds:
+        """The files that the rows may name."""
+        return bounds_of(self.arguments, self.split)
 
     # ---- classes
 
@@ -113,7 +119,11 @@ class LabelledDataset:
         """What samples are decoded by, in whatever process."""
         arguments = self.arguments
         return RowFormat(
-            arguments.image_column_name, arguments.label_column_name, self.do_reduce_labels, self.class_map
+            arguments.image_column_name,
+            arguments.label_column_name,
+            self.do_reduce_labels,
+            self.class_map,
+            self.bounds,
         )
 
     # ---- identity

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import torch
@@ -32,9 +34,22 @@ def start_worker(_: int) -> None:
     They form groups of their own: terminals, `timeout` and job managers send signals to all of a process's group, and
     it still needs its workers to finish the step. A worker whose process is gone leaves by itself.
     """
+    Thread(target=leave_with_parent, daemon=True, name="leave_with_parent").start()
     torch.set_num_threads(1)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+
+
+def leave_with_parent() -> None:
+    """Ends this worker as soon as the process that it works for is gone, by whatever signal.
+
+    The loader's own watch only ends its loop: then it waits for good until somebody reads the images that do not fit
+    into the pipe.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def worker_loader(samples: Dataset, batches: Sampler, collator: Callable, num_workers: int) -> DataLoader:

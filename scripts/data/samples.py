@@ -13,11 +13,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
+from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
 from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
 from scripts.storage.retries import with_retries
@@ -34,12 +36,14 @@ class RowFormat:
     Args:
         do_reduce_labels: label 0 means ignored and the classes start at 1.
         class_map: what stands for the ids of the maps, None if they stay as they are.
+        bounds: the files that the rows may name.
     """
 
     image_column: str = "image"
     label_column: str = "label"
     do_reduce_labels: bool = False
     class_map: ClassMap | None = None
+    bounds: Bounds = NO_FILES
 
 
 class BadSample(UserError):
@@ -112,8 +116,8 @@ def decode_sample(
         UserError: the map cannot be meant for these classes, so that others will not be either.
     """
     name = sample_name(row, form.image_column, index)
-    image = decode_image(row[form.image_column], name)
-    label = decode_label(row[form.label_column], name)
+    image = decode_image(row[form.image_column], name, form.bounds)
+    label = decode_label(row[form.label_column], name, form.bounds)
     if image.shape[-2:] != label.shape:
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
         hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
@@ -143,27 +147,32 @@ def reason(error: Exception) -> str:
     return OBJECT.sub("the file", str(error))
 
 
-def decoded(value: Any, what: str, as_array: Callable[[Any], np.ndarray]) -> np.ndarray:
+def pillow_image(value: Any, what: str, bounds: Bounds) -> Image.Image:
+    """An undecoded image as Pillow reads it, if it is of its data set; `what` names it in errors."""
+    return with_retries(lambda: datasets.Image().decode_example(bounds.checked_value(value, what)), what)
+
+
+def decoded(value: Any, what: str, bounds: Bounds, as_array: Callable[[Any], np.ndarray]) -> np.ndarray:
     """What `as_array` makes of an undecoded image; `what` names it in errors."""
     try:
-        return as_array(with_retries(lambda: datasets.Image().decode_example(value), what))
+        return as_array(pillow_image(value, what, bounds))
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
         raise BadSample(f"{what}: cannot be read: {reason(error)}") from error
 
 
-def decode_image(value: Any, name: str) -> torch.Tensor:
+def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:
     """`(3, H, W)` uint8 RGB of an undecoded image, turned upright by its EXIF orientation."""
-    pixels = decoded(value, f"image of sample {name}", partial(pil_to_array, do_convert_rgb=True))
+    pixels = decoded(value, f"image of sample {name}", bounds, partial(pil_to_array, do_convert_rgb=True))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def decode_label(value: Any, name: str) -> torch.Tensor:
+def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:
     """`(H, W)` uint8 or int32 class ids of an undecoded image."""
     if value is None:
         raise BadSample(f"label map of sample {name}: there is none")
-    label = decoded(value, f"label map of sample {name}", np.asarray)
+    label = decoded(value, f"label map of sample {name}", bounds, np.asarray)
     if label.ndim != 2:
         hint = "" if (label[..., :3] != label[..., :1]).any() else " (its channels are equal: keep one)"
         raise UserError(

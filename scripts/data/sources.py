@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -9,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import hf_hub_download
+import yaml
+from datasets.utils.file_utils import is_relative_path, xgetsize
+from huggingface_hub import DatasetCard, hf_hub_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.file_download import repo_folder_name
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
+from scripts.data.bounds import Bounds, named_files, names_in
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
-from scripts.storage.retries import bound_stalls, with_retries
+from scripts.storage.retries import Busy, bound_stalls, with_retries
 
 
 IGNORE_INDEX = 255
@@ -93,11 +99,70 @@ def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, st
 Source = tuple[datasets.IterableDataset, list[str]]  # rows; paths or URLs of their files, none where that is unknown
 
 
+def bounds_of(arguments: DatasetArguments, split: str) -> Bounds:
+    """What the rows of a split and the card of its data set may name."""
+    allow_urls = arguments.allow_urls
+    if split_folders(arguments, split):  # the rows are made here, of what the user named
+        return Bounds((Path(Path.cwd().anchor),), allow_urls=allow_urls)
+    name = arguments.dataset_name or ""
+    place = Path(name).absolute()
+    if place.exists():
+        folder = (place if place.is_dir() else place.parent).resolve()
+        # A repository in the Hub's cache: its snapshots are links to files beside them.
+        cached = [above.parent for above in folder.parents if above.name == "snapshots"]
+        return Bounds((folder, *cached, *download_folders()), allow_urls=allow_urls)
+    if name.startswith("hf://"):
+        return Bounds(download_folders(), name.rstrip("/"), allow_urls)
+    if "://" in name:
+        return Bounds(allow_urls=allow_urls)
+    cache = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset")).resolve()
+    return Bounds((cache, *download_folders()), f"hf://datasets/{name}", allow_urls)
+
+
+def download_folders() -> tuple[Path, ...]:
+    """Where `datasets` keeps what it has downloaded and extracted, under names that nobody can guess."""
+    places = (datasets.config.DOWNLOADED_DATASETS_PATH, datasets.config.EXTRACTED_DATASETS_PATH)
+    return tuple(Path(place).resolve() for place in places)
+
+
+def check_card(arguments: DatasetArguments, bounds: Bounds) -> None:
+    """Refuses a card whose configurations name files of other places, before anything looks for them.
+
+    Raises:
+        UserError: names one of them.
+    """
+    for name in ("README.md", ".huggingface.yaml"):
+        file = file_of_dataset(arguments, name)
+        if file is None:
+            continue
+        text = file.read_text(encoding="utf-8")
+        card = DatasetCard(text).data.to_dict() if name == "README.md" else yaml.safe_load(text)
+        for named in named_files(card):
+            inside = bounds.hub and is_relative_path(named)
+            bounds.checked_name(f"{bounds.hub}/{named}" if inside else named, f"{name} of the data set")
+
+
+def check_saved(folder: Path, bounds: Bounds) -> None:
+    """Refuses a folder of `save_to_disk` that names files of other places.
+
+    Raises:
+        UserError: names one of them.
+    """
+    splits = folder / "dataset_dict.json"
+    names = json.loads(splits.read_text(encoding="utf-8"))["splits"] if splits.is_file() else ["."]
+    for name in names:
+        state = Path(bounds.checked_name(str(folder.absolute() / name), "dataset_dict.json"), "state.json")
+        for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+            bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/state.json")
+
+
 def open_split(arguments: DatasetArguments, split: str) -> Source:
     """One split of `--dataset_name` with all its columns; see `open_source`."""
     name = arguments.dataset_name or ""
+    bounds = bounds_of(arguments, split)
     data: Any
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        check_saved(Path(name), bounds)
         data, folder = datasets.load_from_disk(name), Path(name)
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
@@ -107,7 +172,7 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
             raise ValueError(f"the folder holds {data.split}")
         files = sorted(str(file) for file in folder.glob("*.arrow"))
     else:
-        builder = dataset_builder(arguments, name, split)
+        builder = dataset_builder(arguments, name, split, bounds)
         if arguments.streaming:
             data = builder.as_streaming_dataset(split=split)
         else:
@@ -121,15 +186,39 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
     return data, files
 
 
-def dataset_builder(arguments: DatasetArguments, name: str, split: str) -> datasets.DatasetBuilder:
+def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: Bounds) -> datasets.DatasetBuilder:
     """What reads `name`, a parquet file or URL, a folder or a Hub dataset; asks the Hub for its files, once."""
     if Path(name).suffix == ".parquet":
-        if "://" not in name and not Path(name).is_file():
+        if "://" in name:
+            return url_builder(name, split)
+        if not Path(name).is_file():
             raise FileNotFoundError(f"no file {name}")
         return datasets.load_dataset_builder("parquet", data_files={split: name})
     if "://" in name and not name.startswith("hf://"):
         raise ValueError("a URL must end in .parquet")
-    return datasets.load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+    check_card(arguments, bounds)
+    builder = datasets.load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+    for file in names_in(dict(builder.config.data_files or {})):
+        bounds.checked_name(file, f"{name}")
+    return builder
+
+
+def url_builder(url: str, split: str) -> datasets.DatasetBuilder:
+    """What reads the parquet file of a URL.
+
+    Raises:
+        Busy: the server failed a request and answered the next.
+        FileNotFoundError: with what the server answered.
+    """
+    try:
+        return datasets.load_dataset_builder("parquet", data_files={split: url})
+    except FileNotFoundError:
+        pass  # what `fsspec` says of a busy server, too: it is asked once more to hear its answer
+    try:
+        xgetsize(url)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"cannot be opened: {error.__cause__ or 'no such file'}") from error
+    raise Busy(f"{url} is there, but could not be opened")
 
 
 def open_source(
@@ -182,16 +271,26 @@ def file_beside(arguments: DatasetArguments, name: str) -> Path | None:
     """
     folders = [Path(folder) for folder in (arguments.train_images, arguments.eval_images) if folder]
     places = [place for folder in folders for place in (folder, folder.absolute().parent)]
-    if arguments.dataset_name:
-        place = Path(arguments.dataset_name)
-        if place.exists():
-            places.append(place if place.is_dir() else place.parent)
-        else:
-            download = partial(
-                hf_hub_download, arguments.dataset_name, name, repo_type="dataset", revision=arguments.dataset_revision
-            )
-            try:
-                return Path(with_retries(download, name, if_answered=True))
-            except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-                pass
-    return next((place / name for place in places if (place / name).is_file()), None)
+    found = [place / name for place in places if (place / name).is_file()]
+    return found[0] if found else file_of_dataset(arguments, name)
+
+
+def file_of_dataset(arguments: DatasetArguments, name: str) -> Path | None:
+    """The file of that name beside the data of `--dataset_name`, None if there is none.
+
+    Raises:
+        UserError: the Hub is there but goes on failing.
+    """
+    if not arguments.dataset_name:
+        return None
+    place = Path(arguments.dataset_name)
+    if place.exists():
+        file = (place if place.is_dir() else place.parent) / name
+        return file if file.is_file() else None
+    download = partial(
+        hf_hub_download, arguments.dataset_name, name, repo_type="dataset", revision=arguments.dataset_revision
+    )
+    try:
+        return Path(with_retries(download, name, if_answered=True))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None

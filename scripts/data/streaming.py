@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from queue import Full, Queue
-from threading import Event, Thread
+from threading import Event
 from typing import Any, TypeVar
 
 import datasets
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
 from scripts.cli.errors import UserError
+from scripts.cli.threads import StoppableThread
 from scripts.data.collator import SegmentationCollator
 from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, RowFormat, decode_sample
@@ -85,26 +86,25 @@ def shuffled_rows(
 def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
     """`items`, up to `count` of them read ahead by a thread, so that the training step does not wait for reading."""
     ready: Queue[tuple[Item | None, Exception | None]] = Queue(count)
-    stopped = Event()
 
-    def put(item: Item | None, error: Exception | None = None) -> None:
+    def put(stopped: Event, item: Item | None, error: Exception | None = None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put((item, error), timeout=0.1)
             except Full:
                 continue
 
-    def read() -> None:
+    def read(stopped: Event) -> None:
         try:
             for item in items:
-                put(item)
+                put(stopped, item)
                 if stopped.is_set():
                     return
-            put(None)
+            put(stopped, None)
         except Exception as error:
-            put(None, error)
+            put(stopped, None, error)
 
-    Thread(target=read, daemon=True, name="read_ahead").start()
+    thread = StoppableThread(read, "read_ahead")
     try:
         while True:
             item, error = ready.get()
@@ -114,7 +114,7 @@ def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
                 return
             yield item
     finally:
-        stopped.set()
+        thread.stop()
 
 
 @dataclass

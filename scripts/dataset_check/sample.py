@@ -6,7 +6,6 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -14,11 +13,11 @@ from scipy import ndimage
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import EXIF_ORIENTATION, pil_to_array
 from scripts.cli.errors import UserError
-from scripts.data.samples import RowFormat, reason, sample_name
+from scripts.data.bounds import Bounds
+from scripts.data.samples import RowFormat, pillow_image, reason, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
-from scripts.storage.retries import with_retries
 
 
 SEGMENTS_COLUMN = "segments_info"
@@ -62,7 +61,7 @@ class SampleFacts:
 def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -> SampleFacts:
     """Reads an undecoded row as the trainer does, and notes what it finds."""
     facts = SampleFacts(sample_name(row, form.image_column, index))
-    image = decoded(row[form.image_column], facts, "image")
+    image = decoded(row[form.image_column], facts, "image", form.bounds)
     if image is not None:
         try:
             pixels = Image.fromarray(pil_to_array(image, do_convert_rgb=True))
@@ -72,14 +71,14 @@ def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -
             facts.image_size, facts.image_mode = image.size, image.mode
             facts.image = shrunk(pixels, Image.Resampling.BOX)
             facts.hashed = perceptual_hash(pixels)
-    label = decoded(row[form.label_column], facts, "map")
+    label = decoded(row[form.label_column], facts, "map", form.bounds)
     if label is None:
         return facts
     facts.map_mode = label.mode
     if label.format == "JPEG":
         facts.faults["lossy-maps"] = "the map is a JPEG"
     if image is not None and label.size != image.size:
-        note_sizes(facts, image.size, label.size, row[form.image_column])
+        note_sizes(facts, image.size, label.size, form.bounds.checked_value(row[form.image_column], facts.name))
     ids = read_ids(np.asarray(label), facts, row.get(SEGMENTS_COLUMN))
     if ids is None:
         facts.colour_map = shrunk(label.convert("RGB"), Image.Resampling.NEAREST)
@@ -89,13 +88,13 @@ def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -
     return facts
 
 
-def decoded(value: Any, facts: SampleFacts, what: str) -> Image.Image | None:
+def decoded(value: Any, facts: SampleFacts, what: str, bounds: Bounds) -> Image.Image | None:
     """The image or map as Pillow reads it, None if it cannot."""
     if value is None:
         facts.faults[f"unreadable-{what}"] = "there is none"
         return None
     try:
-        return with_retries(lambda: datasets.Image().decode_example(value), f"{what} of sample {facts.name}")
+        return pillow_image(value, f"{what} of sample {facts.name}", bounds)
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file

@@ -92,7 +92,8 @@ def facts_of_split(
     """Undecoded rows and what they show, in order, under a progress bar; threads decode."""
 
     workers = max(1, arguments.dataloader_num_workers)
-    form = RowFormat(arguments.image_column_name, arguments.label_column_name)  # the rule knows the classes
+    # The rule knows the classes.
+    form = RowFormat(arguments.image_column_name, arguments.label_column_name, bounds=data.bounds)
     waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
     rows = islice(readable(data.stream), max_samples)
     with (

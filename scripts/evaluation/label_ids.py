@@ -34,7 +34,7 @@ def peeked_ids(rows: Iterable[dict[str, Any]], form: RowFormat) -> set[int]:
     ids: set[int] = set()
     for index, row in enumerate(islice(rows, PEEKED_ROWS)):
         try:
-            label = decode_label(row[form.label_column], sample_name(row, form.image_column, index))
+            label = decode_label(row[form.label_column], sample_name(row, form.image_column, index), form.bounds)
         except BadSample:
             continue  # the run will name it
         ids.update(label.unique().tolist())

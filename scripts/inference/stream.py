@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import on_main, raised_on_all
+from scripts.data.bounds import Bounds
 from scripts.data.images import output_names, read_image
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, good_batches, worker_loader
@@ -140,13 +141,16 @@ class ImageSamples(Dataset):
     """Decodes the image of the row that it is given as an index."""
 
     image_column: str
+    bounds: Bounds
 
-    def __getitem__(self, item: StreamRow) -> dict[str, Any]:
+    def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
         name = sample_name(item.row, self.image_column, item.index)
         try:
-            image = F.to_pil_image(decode_image(item.row[self.image_column], name))
+            image = F.to_pil_image(decode_image(item.row[self.image_column], name, self.bounds))
         except BadSample as error:
             return {"index": item.index, "name": name, "error": f"{error} (row {item.index})"}
+        except UserError as error:
+            return error
         return {"index": item.index, "name": name, "image": image}
 
 
@@ -207,7 +211,8 @@ class Prediction:
     ) -> None:
         """Segments this process's rows and writes a shard whenever one is full."""
         accelerator, size = self.accelerator, self.shards.rows_per_shard
-        loader = worker_loader(ImageSamples(rows.image_column), rows, first_example, num_workers)
+        samples = ImageSamples(rows.image_column, self.data.bounds)
+        loader = worker_loader(samples, rows, first_example, num_workers)
         share = left and -(-left // accelerator.num_processes)
         shard: list[dict[str, Any]] = []
         bar = tqdm(

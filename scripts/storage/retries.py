@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import fsspec.config
+from huggingface_hub.errors import OfflineModeIsEnabled
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
@@ -25,6 +26,12 @@ PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 CLIENT_FAULTS = (("httpx", "TransportError"), ("httpx2", "TransportError"), ("aiohttp", "ClientError"))
 
 Result = TypeVar("Result")
+
+
+class Busy(ConnectionError):
+    """A server that is there but failed a request; what it answered is not known."""
+
+    status = 503
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -45,6 +52,8 @@ def http_status(error: BaseException) -> int | None:
 def network_fault(error: BaseException) -> BaseException | None:
     """The fault of the network that `error` came from and that may pass, None if there is none."""
     chain = list(causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):  # a setting, which stays
+        return None
     for cause in chain:
         if (status := http_status(cause)) is not None:
             return cause if status in PASSING_STATUS else None

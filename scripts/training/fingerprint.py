@@ -17,9 +17,9 @@ from scripts.training.arguments import TrainArguments
 
 # These may change, since they decide where and how a run works,
 FREE = {
-    "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset_name", "eval_images",
-    "eval_masks", "max_bad_samples", "num_train_epochs", "output_dir", "recipe", "resume_from_checkpoint",
-    "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
+    "allow_urls", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset_name",
+    "eval_images", "eval_masks", "max_bad_samples", "num_train_epochs", "output_dir", "recipe",
+    "resume_from_checkpoint", "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
     # what it reports,
     "eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps", "logging_steps", "num_tracked_images",
     "report_to",

@@ -36,12 +36,15 @@ class HubServer(LoopbackServer):
     Args:
         faults: what happens to the coming requests for parts of parquet files, in turn: None (nothing), "drop" (the
             connection breaks in the middle of the body), "stall" (nothing comes for `stall_seconds`), or a status.
+        statuses: what the coming requests of any kind are answered in place of what they ask for, in turn; None is
+            nothing.
     """
 
-    def __init__(self, folder: Path, faults=(), stall_seconds: float = 5.0) -> None:
+    def __init__(self, folder: Path, faults=(), stall_seconds: float = 5.0, statuses=()) -> None:
         super().__init__(Handler)
         self.folder = folder
         self.faults = list(faults)
+        self.statuses = list(statuses)
         self.stall_seconds = stall_seconds
         self.served: list[str] = []
         self.asked: list[str] = []
@@ -91,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         """The repository, its tree, or a file."""
         path, _, query = self.path.partition("?")
         self.server.asked.append(f"{self.command} {path}")
+        if self.server.statuses and (status := self.server.statuses.pop(0)):
+            return self.answer(status, Retry_After="0")
         files = sorted(file for file in self.server.folder.rglob("*") if file.is_file())
         if path.startswith("/api/datasets/tester/shapes/tree"):
             below = path.partition("/tree/")[2].partition("/")[2]
@@ -108,6 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(self.server.folder / name)
         else:
             self.answer(404, X_Error_Code="EntryNotFound")
+        return None
 
     def send_file(self, file: Path) -> None:
         """A file or a part of it, with the next fault if it is a part of the data."""

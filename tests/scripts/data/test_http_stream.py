@@ -6,7 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 from hub_server import HubServer
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+from training_processes import free_port
 
 from clean_process import run_apart
 from scripts import train
@@ -65,6 +66,26 @@ def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
         assert sign in errors, sign
 
 
+@pytest.mark.slow
+def test_a_busy_hub_opens_later(shapes, tmp_path):
+    """Requests for the repository, its card, its tree and its files are refused, every second one at first."""
+    data = LabelledDataset(DatasetArguments(str(shapes)), "train").stream
+    expected = sorted(row["image_id"] for row in data)
+    statuses = [429, None, 500, None, 502, None, 503, None, 429, None, None, 503]
+    with HubServer(shapes, statuses=statuses) as server:
+        found, _ = stream_of(
+            "tester/shapes",
+            tmp_path,
+            HF_ENDPOINT=server.url,
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_OFFLINE="0",
+            HF_DATASETS_OFFLINE="0",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
+        assert not server.statuses
+    assert sorted(name for name, _ in found[:7]) == expected
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Short waits."""
@@ -87,6 +108,43 @@ def test_a_plain_url_outlives_every_fault(shapes, quick):
             assert not server.faults
 
 
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_busy_server_opens_a_plain_url_later(shapes, quick, status):
+    """One request of those that open and read a file is refused, whichever it is; then three in a row are."""
+    file = "data/train-00000-of-00003.parquet"
+    with HubServer(shapes) as server:
+        arguments = DatasetArguments(f"{server.url}/plain/{file}")
+        expected = [row["image_id"] for row in readable(LabelledDataset(arguments, "train").stream)]
+        for statuses in [*([None] * before + [status] for before in range(len(server.asked))), [status] * 3]:
+            server.statuses = statuses
+            data = LabelledDataset(arguments, "train")
+            assert [row["image_id"] for row in readable(data.stream)] == expected
+            assert not server.statuses
+
+
+def test_a_url_that_is_not_there_is_one_line(shapes, quick):
+    missing = pytest.raises(UserError, match=r"gone.parquet, split 'train': cannot be opened: .*404")
+    with HubServer(shapes) as server, missing:
+        LabelledDataset(DatasetArguments(f"{server.url}/plain/gone.parquet"), "train")
+    with pytest.raises(UserError, match="cannot be opened: Cannot connect to host"):
+        LabelledDataset(DatasetArguments(f"http://127.0.0.1:{free_port()}/gone.parquet"), "train")
+
+
+def test_offline_mode_is_no_passing_fault(quick, monkeypatch):
+    """It is a setting: nothing is tried again, at the start or in the middle of a stream."""
+    monkeypatch.setattr(retries, "MAX_RETRIES", 1)
+    opened = []
+
+    def rows():
+        opened.append(1)
+        raise OfflineModeIsEnabled("offline")
+        yield
+
+    with pytest.raises(UserError, match="dataset cannot be read: offline"):
+        list(readable(Opened(rows)))
+    assert opened == [1]
+
+
 def test_training_over_a_bad_connection_ends_as_from_disk(shapes, tiny_recipe, quick, command, tmp_path):
     """Two epochs: the samples, and so the losses, are those of the run that reads the same file locally."""
     file = "data/train-00000-of-00003.parquet"
@@ -102,6 +160,16 @@ def test_training_over_a_bad_connection_ends_as_from_disk(shapes, tiny_recipe, q
         assert losses(f"{server.url}/plain/{file}", tmp_path / "http") == expected
         assert not server.faults, "the run ended before the last fault"
     assert len(expected) == 3
+
+
+class Opened:
+    """Rows that a function makes anew each time they are opened."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return self.rows()
 
 
 class Faulty:

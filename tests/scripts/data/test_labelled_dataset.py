@@ -64,7 +64,8 @@ def test_a_training_run_opens_its_dataset_once(shapes, tiny_recipe, tmp_path):
             HF_HUB_DISABLE_TELEMETRY="1",
         )
     found = json.loads(printed.splitlines()[-1])
-    assert found["calls"] == {"load_dataset_builder": 1, "id2label.json": 1, "palette.json": 1}
+    card = {"README.md": 1, ".huggingface.yaml": 1}
+    assert found["calls"] == {"load_dataset_builder": 1, "id2label.json": 1, "palette.json": 1, **card}
     assert found["known"] == {"classes": 6, "palette": {"0": "#010203"}, "commit": COMMIT}
     assert found["names"]
     asked = Counter(server.asked)

@@ -1,6 +1,7 @@
 """The stream: each sample once per epoch, whatever reads it; exact restarts; bad samples are replaced."""
 
 import json
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -153,6 +154,7 @@ def test_reading_ahead_keeps_order_errors_and_stops():
     assert list(islice(rows, 10)) == list(range(10))
     rows.close()
     assert len(taken) < 20
+    assert not [thread for thread in threading.enumerate() if thread.name == "read_ahead"]
     with pytest.raises(UserError, match="fifty"):
         list(read_ahead(numbers(), 5))
     assert list(read_ahead(iter(range(3)), 5)) == [0, 1, 2]

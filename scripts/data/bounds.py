@@ -1,0 +1,104 @@
+"""Which files and servers a data set may name: rows and cards are other people's words.
+
+Without this a row of a stranger's parquet file could have any image of this machine drawn, fetch an address that only
+this machine can reach, or wait for ever for a pipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.utils.file_utils import is_local_path
+
+from scripts.cli.errors import UserError
+
+
+# What may stand before "::" in the name of a file within an archive.
+ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "lz4://", "zstd://")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a data set may name. By default nothing: its images are in its rows.
+
+    Args:
+        folders: where its files lie on this machine; relative paths are seen from the first.
+        hub: its address on the Hub, `hf://datasets/owner/name`.
+        allow_urls: whether it may name any URL.
+    """
+
+    folders: tuple[Path, ...] = ()
+    hub: str | None = None
+    allow_urls: bool = False
+
+    def checked_value(self, value: Any, what: str) -> Any:
+        """An undecoded image that may be read; `what` names it in errors.
+
+        Raises:
+            UserError: it names what lies outside of its data set.
+            ValueError: it names a pipe, a device or the like.
+        """
+        if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
+            return value
+        name = self.checked_name(str(value["path"]), what)
+        if is_local_path(name) and Path(name).exists() and not Path(name).is_file():
+            raise ValueError(f"{name} is no regular file")
+        return {"bytes": None, "path": name}
+
+    def checked_name(self, name: str, what: str) -> str:
+        """The name of a file or folder, or a pattern of such, absolute if it is on this machine.
+
+        Raises:
+            UserError: it lies outside of the data set.
+        """
+        *inside, file = name.split("::")
+        if not all(hop.startswith(ARCHIVES) for hop in inside):
+            raise UserError(f"{what} names {name!r}, which is no file of its data set")
+        if is_local_path(file):
+            return "::".join([*inside, self._local(file, what)])
+        if self.allow_urls or self._on_hub(file):
+            return name
+        raise UserError(
+            f"{what} names {name!r}, which is not of its data set and may be any server: "
+            "give --allow_urls if you trust the data set"
+        )
+
+    def _on_hub(self, url: str) -> bool:
+        return self.hub is not None and url.startswith((f"{self.hub}@", f"{self.hub}/")) and ".." not in url.split("/")
+
+    def _local(self, name: str, what: str) -> str:
+        # Links are followed, for they come with archives and repositories too.
+        place = Path(*self.folders[:1], name).resolve()
+        if not any(place.is_relative_to(folder) for folder in self.folders):
+            inside = f" {self.folders[0]}" if self.folders else ""
+            raise UserError(
+                f"{what} names {name!r}, which lies outside of its data set{inside}, links followed: "
+                "put the file itself into the data set"
+            )
+        return str(place)
+
+
+NO_FILES = Bounds()
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """All strings in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from names_in(item)
+
+
+def named_files(card: Any) -> Iterator[str]:
+    """Files, patterns and folders that the metadata of a data set's card name."""
+    configs = card.get("configs") if isinstance(card, dict) else None
+    for config in configs if isinstance(configs, list) else []:
+        if isinstance(config, dict):
+            files = config.get("data_files")
+            for item in files if isinstance(files, list) else [files]:
+                yield from names_in(item.get("path") if isinstance(item, dict) else item)
+            yield from names_in(config.get("data_dir"))

@@ -89,11 +89,11 @@ class BadSamples:
         return None if samples is None else max(1, samples // 100)
 
     def state_dict(self) -> dict[str, Any]:
-        """For `Accelerator.register_for_checkpointing`."""
+        """For a checkpoint."""
         return {"messages": list(self.messages), "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For `Accelerator.register_for_checkpointing`."""
+        """From a checkpoint."""
         self.messages, self.seen = list(state["messages"]), state["seen"]
 
 

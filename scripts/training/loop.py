@@ -190,7 +190,7 @@ def save(run: Run, log: TrainLog) -> Path:
     with log.paused():
         run.progress.logs = gather_object([log.state_dict()])
         limit = run.arguments.checkpoints_total_limit
-        folder = save_checkpoint(run.accelerator, run.output_dir, run.progress.step, limit, run.settings)
+        folder = save_checkpoint(run.accelerator, run.states, run.output_dir, run.progress.step, limit, run.settings)
         log.draw()
     return folder
 

@@ -86,6 +86,12 @@ class Run:
         return self.network if self.average is None else self.average.module
 
     @property
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the state of model, optimiser and random numbers."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"scheduler": self.scheduler, "progress": self.progress, "bad_samples": self.bad_samples, **average}
+
+    @property
     def images_per_step(self) -> int:
         """Images per optimiser step, over processes and micro steps."""
         micro_batch = self.arguments.per_device_train_batch_size * self.accelerator.num_processes
@@ -188,6 +194,23 @@ def refuse_used_folder(output_dir: Path) -> None:
         )
 
 
+def check_sharded(arguments: TrainArguments, plugin: Any) -> None:
+    """Refuses what processes that share weights (FSDP) cannot do.
+
+    Raises:
+        UserError: names the flag, or the setting of accelerate.
+    """
+    if arguments.ema_decay is not None:
+        raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
+    if arguments.eval_steps:
+        raise UserError("--eval_steps: processes that share weights (FSDP) need as many images each: leave it out")
+    if plugin.state_dict_type.name != "FULL_STATE_DICT":  # torch unpickles the index of others in full
+        raise UserError(
+            f"fsdp_state_dict_type {plugin.state_dict_type.name}: checkpoints of that form can run code when they are "
+            "read: set FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml"
+        )
+
+
 def set_up(arguments: TrainArguments) -> Run:
     """Everything before the first step; raises every user error that can be known by then."""
     check_arguments(arguments)
@@ -195,10 +218,7 @@ def set_up(arguments: TrainArguments) -> Run:
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.FSDP:
-        if arguments.ema_decay is not None:
-            raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
-        if arguments.eval_steps:
-            raise UserError("--eval_steps: processes that share weights (FSDP) need as many images each: leave it out")
+        check_sharded(arguments, accelerator.state.fsdp_plugin)
     output_dir = Path(arguments.output_dir or "")
     on_main(accelerator, lambda: recover(output_dir))
     if not arguments.resume_from_checkpoint:
@@ -253,11 +273,8 @@ def set_up(arguments: TrainArguments) -> Run:
         arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average, memory,
         bad_samples=BadSamples(arguments.max_bad_samples, data.num_examples),
     )  # fmt: skip
-    accelerator.register_for_checkpointing(scheduler, run.progress, run.bad_samples)
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
     if checkpoint is not None:
-        load_checkpoint(accelerator, checkpoint)
+        load_checkpoint(accelerator, run.states, checkpoint)
         accelerator.print(f"resumed from {checkpoint} at step {run.progress.step}")
     return run
 

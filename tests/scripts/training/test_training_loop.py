@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch.distributed.fsdp import StateDictType
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
@@ -32,7 +34,7 @@ from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train
 from scripts.training import checkpointing, loop, run
 from scripts.training.arguments import saved_recipe, with_batch_sizes
-from scripts.training.checkpointing import checkpoints
+from scripts.training.checkpointing import STATES, checkpoints
 from scripts.training.memory import activation_bytes, state_bytes
 from scripts.training.optimization import average_of
 from scripts.training.stopping import Stopped
@@ -68,6 +70,12 @@ def at_step(monkeypatch, step, action):
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def republish(folder):
+    """Makes a folder that was changed whole again."""
+    folder.rename(atomic.hidden_name(folder, "partial"))
+    atomic.publish(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ signals
@@ -294,11 +302,54 @@ def test_random_numbers_that_cannot_be_restored_are_not_passed_over(start, tmp_p
     states = torch.load(folder / "random_states_0.pkl", weights_only=False)
     states["random_state"] = (3, (), None)
     torch.save(states, folder / "random_states_0.pkl")
-    partial = atomic.hidden_name(folder, "partial")
-    folder.rename(partial)
-    atomic.publish(folder)
+    republish(folder)
     code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
     assert code == 2 and "the state of the random numbers cannot be restored" in errors[-1]
+
+
+class Code:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", [STATES, "random_states_0.pkl", "optimizer.bin", "custom_checkpoint_0.pkl"])
+def test_no_file_of_a_checkpoint_runs_code(name, start, tmp_path):
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder, ran = tmp_path / "run" / "checkpoint-1", tmp_path / "ran"
+    torch.save({"step": Code(ran)}, folder / name)
+    republish(folder)
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 2 and len(errors) == 1 and not ran.exists(), errors
+    assert f"{name} holds more than numbers (it calls posix.mkdir) and reading it could run code" in errors[0]
+
+
+def test_sharded_checkpoints_are_refused_since_their_index_is_unpickled(tmp_path):
+    (tmp_path / STATES).touch()
+    (tmp_path / "model_0").mkdir()
+    (tmp_path / "model_0" / ".metadata").touch()
+    with pytest.raises(UserError, match=r"model_0/\.metadata is a plain pickle, which could run code: refused"):
+        checkpointing.refuse_code(tmp_path)
+    run.check_sharded(TrainArguments(), SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT))
+    with pytest.raises(UserError, match=r"fsdp_state_dict_type SHARDED_STATE_DICT: .* set FULL_STATE_DICT"):
+        run.check_sharded(TrainArguments(), SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
+
+
+def test_a_checkpoint_of_pickles_is_refused(start, tmp_path):
+    """As earlier versions wrote them."""
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder = tmp_path / "run" / "checkpoint-1"
+    (folder / STATES).rename(folder / "custom_checkpoint_0.pkl")
+    republish(folder)
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 2 and len(errors) == 1
+    assert "it has no states.pt: an earlier version wrote it" in errors[0]
 
 
 # ------------------------------------------------------------------------------------------------------- bad numbers
@@ -370,7 +421,7 @@ def test_bad_samples_of_all_processes_are_counted_and_kept(tiny_recipe, shapes, 
     arguments = arguments_for(tiny_recipe, shapes, tmp_path / "run", *flags)
     codes, errors = in_processes(partial(with_bad_samples, arguments), world=2)
     assert codes == [0, 0], errors
-    state = torch.load(tmp_path / "run" / "checkpoint-2" / "custom_checkpoint_2.pkl", weights_only=False)
+    state = torch.load(tmp_path / "run" / "checkpoint-2" / STATES, weights_only=True)["bad_samples"]
     assert sorted(state["messages"]) == ["0 0", "1 0", "1 2"] and state["seen"] == 2 * 2 * 2 * 2
 
 
@@ -392,7 +443,7 @@ def test_best_and_average_are_folders_for_from_pretrained(start, tmp_path):
         AutoImageProcessor.from_pretrained(tmp_path / "run" / folder)
     averaged = load_file(tmp_path / "run" / "model.safetensors")
     trained = load_file(tmp_path / "run" / "checkpoint-3" / "model.safetensors")
-    kept = torch.load(tmp_path / "run" / "checkpoint-3" / "custom_checkpoint_3.pkl", weights_only=False)
+    kept = torch.load(tmp_path / "run" / "checkpoint-3" / STATES, weights_only=True)["average"]
     assert all(torch.equal(value, kept[f"module.{name}"]) for name, value in averaged.items())
     assert any(not torch.equal(value, averaged[name]) for name, value in trained.items() if name in averaged)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_at_most, check_folder, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
     LABEL_IDS,
@@ -45,6 +45,7 @@ from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
 
 
+MOST_RESAMPLES = 100_000  # of 150 classes they take 360 MB
 DEFAULT_REPORT = "outputs/report"
 
 
@@ -131,6 +132,7 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     edges = ("eval_shortest_edge", "eval_longest_edge", "tta_shortest_edges", "tta_longest_edge")
     check_at_least(arguments, 1, *edges, "crop_size", "stride", "bootstrap_samples", "max_eval_samples")
     check_at_least(arguments, 0, "dataloader_num_workers", "max_bad_samples", "seed")
+    check_at_most(arguments, MOST_RESAMPLES, "bootstrap_samples")
     if not arguments.sliding_window and (arguments.crop_size or arguments.stride):
         raise UserError("--crop_size and --stride belong to --sliding_window: add it, or leave them out")
     if not arguments.tta and (arguments.tta_shortest_edges or arguments.tta_longest_edge):
@@ -217,7 +219,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from scripts.evaluation.label_ids import label_rule
     from scripts.evaluation.split import evaluate_split
     from scripts.explaining.focus import FocusCounts
-    from scripts.models.loading import build_config, build_model, build_processor
+    from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
     accelerator = build_accelerator(arguments.mixed_precision)
 
@@ -236,6 +238,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if arguments.protocol != NATIVE:
         check_classes(arguments.protocol, num_labels)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device)
+    refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config)
 
     # ---- protocol

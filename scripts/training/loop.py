@@ -20,10 +20,10 @@ from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.processes import on_main
+from scripts.cli.processes import on_main, raised_on_all
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
-from scripts.models.loading import save_model_folder
+from scripts.models.loading import refuse_non_finite, save_model_folder
 from scripts.storage.atomic import (
     DISK_FULL,
     WRITE_ERRORS,
@@ -67,11 +67,14 @@ class Step:
 def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: int = 0) -> Step:
     """One optimiser step over its micro steps. Weights stay as they are if a loss is not finite.
 
+    Where the step itself leaves weights that are not finite, the run ends before anything is saved of them.
+
     Mask losses are divided by the mean number of masks per process of each micro step, so more micro steps weigh
     masks a little differently than one larger batch does; as many processes of one micro step are the reference.
 
     Raises:
-        UserError: a loss or gradient is not finite, or too many samples were bad; in all processes alike.
+        UserError: a loss, a gradient or a new weight is not finite, or too many samples were bad; in all processes
+            alike.
     """
     accelerator, step = run.accelerator, Step()
     losses: list[torch.Tensor] = []
@@ -98,6 +101,7 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
     step.terms = [dict(zip(names_of_terms, values[first : first + width])) for first in range(0, len(values), width)]
     step.stop = agree(run, step, received_signal)
     run.optimizer.step()
+    check_update(run)
     run.optimizer.zero_grad()
     run.scheduler.step()
     if run.average is not None:
@@ -131,6 +135,25 @@ def agree(run: Run, step: Step, received_signal: int) -> int:
     with nullcontext() if accelerator.is_main_process else redirect_stderr(io.StringIO()):
         run.bad_samples.add(bad, seen=run.images_per_step)
     return int(signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0)
+
+
+def check_update(run: Run) -> None:
+    """Refuses to go on with weights, or statistics of batch norms, that the step has made NaN or infinite.
+
+    Raises:
+        UserError: names the first tensor and what to go on from; in all processes alike.
+    """
+    numbers = [value for value in run.network.state_dict().values() if value.is_floating_point() and value.numel()]
+    largest = torch.nn.utils.get_total_norm(numbers, norm_type=math.inf)
+    largest = largest.full_tensor() if hasattr(largest, "full_tensor") else largest
+    broken = (~largest.isfinite()).to(torch.int32)
+    if run.accelerator.num_processes > 1:
+        broken = run.accelerator.reduce(broken.to(run.accelerator.device), "sum")
+    if broken.item():
+        rate = max(group["lr"] for group in run.optimizer.param_groups)
+        when = f"step {run.progress.step + 1}, after an update with learning rate {rate:.3g}"
+        with raised_on_all(run.accelerator):
+            refuse_non_finite(run.network, when, f"; lower --learning_rate{kept_checkpoint(run)}")
 
 
 def what_is_not_finite(step: Step, process: int) -> str:

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.processes import build_accelerator, on_main
+from scripts.cli.processes import build_accelerator, on_main, raised_on_all
 from scripts.data.augmentation import training_augmentation
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
@@ -22,7 +22,7 @@ from scripts.data.samples import BadSamples
 from scripts.data.sources import IGNORE_INDEX, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.models.backbone_weights import load_backbone_weights
-from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
+from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca, refuse_non_finite
 from scripts.storage.atomic import recover
 from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
@@ -254,6 +254,8 @@ def set_up(arguments: TrainArguments) -> Run:
     model = build_model(arguments, config)
     if arguments.backbone_weights:
         accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
+    given = arguments.model_name_or_path or arguments.backbone_weights or "of the configuration's initialisation"
+    refuse_non_finite(model, f"initial weights {given}")
     model = prepare_network(model, arguments, accelerator)
     average = None if arguments.ema_decay is None else average_of(model, arguments.ema_decay, accelerator.device)
     memory = ""
@@ -275,6 +277,9 @@ def set_up(arguments: TrainArguments) -> Run:
     )  # fmt: skip
     if checkpoint is not None:
         load_checkpoint(accelerator, run.states, checkpoint)
+        with raised_on_all(accelerator):
+            for weights in (run.network, run.result):
+                refuse_non_finite(weights, f"--resume_from_checkpoint {checkpoint}")
         accelerator.print(f"resumed from {checkpoint} at step {run.progress.step}")
     return run
 

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import StateDictType
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
+from scripts import eval as eval_command
+from scripts import predict as predict_command
 from scripts import train as train_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
@@ -402,6 +405,58 @@ def test_logits_that_are_not_finite_stop_with_the_step_and_the_samples(start, tm
     code, _, errors = start("--max_train_steps", 4, "--checkpointing_steps", 1)
     assert code == 2 and "error: step 3, samples " in errors[-1] and "is not finite" in errors[-1]
     assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
+
+
+@pytest.mark.parametrize("name", ["decoder.level_embed.weight", "running_var"])
+def test_an_update_that_leaves_no_numbers_stops_and_keeps_the_last_finite_checkpoint(
+    name, start, tmp_path, monkeypatch
+):
+    """Weights, or statistics of batch norms; gradients and losses of that step are finite."""
+    original, calls = torch.optim.AdamW.step, []
+
+    def step(optimizer, *args, **kwargs):
+        result = original(optimizer, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            tensors = runs[-1].network.state_dict()
+            next(value for key, value in tensors.items() if key.endswith(name)).view(-1)[0] = float("inf")
+        return result
+
+    runs = []
+    monkeypatch.setattr(loop, "set_up", lambda arguments: runs.append(run.set_up(arguments)) or runs[0])
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    code, _, errors = start("--max_train_steps", 4, "--checkpointing_steps", 1)
+    assert code == 2 and "error: step 3, after an update with learning rate 0.000536: " in errors[-1], errors
+    assert f"{name} holds values that are NaN or infinite; lower --learning_rate; " in errors[-1]
+    assert errors[-1].endswith("checkpoint-2 is kept: go on with --resume_from_checkpoint latest")
+    assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def broken_weights(file):
+    weights = load_file(file)
+    weights["class_predictor.bias"][1] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_weights_that_are_no_numbers_are_refused_when_read(start, model_folder, shapes, tmp_path, command):
+    """By training from them, by resuming with them, and by whatever predicts with them."""
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder = tmp_path / "run" / "checkpoint-1"
+    broken_weights(folder / "model.safetensors")
+    republish(folder)
+    what = "class_predictor.bias holds values that are NaN or infinite"
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 2 and f"--resume_from_checkpoint {folder}: {what}" in errors[-1]
+    shutil.copytree(model_folder, tmp_path / "model")
+    broken_weights(tmp_path / "model" / "model.safetensors")
+    model, data = ["--model_name_or_path", tmp_path / "model"], ["--dataset_name", shapes]
+    code, _, errors = start(*flags, *model, "--output_dir", tmp_path / "new")
+    assert code == 2 and f"error: initial weights {tmp_path / 'model'}: {what}" in errors[-1]
+    for module, more in ((eval_command, []), (predict_command, ["--output_dir", tmp_path / "out"])):
+        code, _, errors = command(module, *model, *data, *more)
+        assert code == 2 and f"--model_name_or_path {tmp_path / 'model'}: {what}" in errors[-1]
 
 
 def with_bad_samples(arguments, rank):

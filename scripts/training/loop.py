@@ -301,6 +301,15 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
         Stopped: by a signal, after a checkpoint was written.
     """
     run = set_up(arguments)
+    try:
+        return train_and_save(run)
+    finally:
+        run.lock.release()
+
+
+def train_and_save(run: Run) -> dict[str, Any]:
+    """`train` once everything is set up."""
+    arguments = run.arguments
     on_main(run.accelerator, lambda: announce(run))
     recipe = saved_recipe(arguments)
     start_trackers(run.accelerator, check_trackers(arguments.report_to), run.output_dir, run.progress.step, recipe)

@@ -24,6 +24,7 @@ from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamp
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca, refuse_non_finite
 from scripts.storage.atomic import recover
+from scripts.storage.lock import FolderLock
 from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
@@ -59,6 +60,7 @@ class Run:
         average: moving average of the weights, if there is one.
         memory: estimate of what one process needs.
         settings: what decides the result, see `training_settings`.
+        lock: what keeps other runs out of the output folder; the main process holds it.
     """
 
     arguments: TrainArguments
@@ -74,6 +76,7 @@ class Run:
     memory: str = ""
     progress: Progress = field(default_factory=Progress)
     bad_samples: BadSamples = field(default_factory=BadSamples)
+    lock: FolderLock = field(default_factory=lambda: FolderLock("--output_dir", Path()))
 
     @property
     def network(self) -> Any:
@@ -212,9 +215,25 @@ def check_sharded(arguments: TrainArguments, plugin: Any) -> None:
 
 
 def set_up(arguments: TrainArguments) -> Run:
-    """Everything before the first step; raises every user error that can be known by then."""
+    """Everything before the first step; raises every user error that can be known by then.
+
+    The output folder stays locked until `Run.lock` is released.
+    """
     check_arguments(arguments)
     accelerator = build_accelerator(arguments.mixed_precision)
+    lock = FolderLock("--output_dir", Path(arguments.output_dir or ""))
+    on_main(accelerator, lock.take)
+    try:
+        run = prepared(arguments, accelerator)
+    except BaseException:
+        lock.release()
+        raise
+    run.lock = lock
+    return run
+
+
+def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
+    """`set_up` in a folder that is this run's alone."""
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.FSDP:

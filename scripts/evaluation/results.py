@@ -47,10 +47,10 @@ def weights_sha256(name: str) -> str | None:
     return sha256(*files) if files else None
 
 
-def package_versions() -> dict[str, str]:
-    """Installed versions of what computes a figure."""
+def package_versions(*others: str) -> dict[str, str]:
+    """Installed versions of what computes a figure, and of `others`."""
     found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # the project itself may run from a checkout

@@ -35,6 +35,7 @@ from scripts.storage.atomic import (
 )
 from scripts.training.arguments import TrainArguments, check_trackers, saved_recipe
 from scripts.training.checkpointing import checkpoints, save_checkpoint
+from scripts.training.fingerprint import check_data_unchanged
 from scripts.training.log import TrainLog
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, StopSignals
@@ -241,7 +242,10 @@ def loop(run: Run) -> dict[str, Any]:
         batches = run.batches()
         while progress.step < run.max_steps:
             rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+            epoch = progress.epoch
             step = training_step(run, batches, signals.received)
+            if progress.epoch > epoch:
+                on_main(accelerator, lambda: check_data_unchanged(run.data, run.settings))
             bar.update()
             for waited, terms in zip(step.waited, step.terms, strict=True):
                 log.add(waited, terms)

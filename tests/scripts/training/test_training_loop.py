@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ from scripts.models.loading import build_config, build_model
 from scripts.storage import atomic
 from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train
-from scripts.training import checkpointing, loop, run
+from scripts.training import checkpointing, fingerprint, loop, run
 from scripts.training.arguments import saved_recipe, with_batch_sizes
 from scripts.training.checkpointing import STATES, checkpoints
 from scripts.training.memory import activation_bytes, state_bytes
@@ -278,6 +279,35 @@ def test_resuming_with_other_settings(start, tiny_recipe, shapes, tmp_path):
     free = ["--dataloader_num_workers", 1, "--logging_steps", 5, "--checkpointing_steps", 3, "--num_train_epochs", 9]
     code, out, errors = start(*resume, "--weight_decay", 0.1, *free)
     assert code == 0 and "resumed from" in out, errors
+
+
+def test_data_that_change_between_epochs_stop_the_run(start, shapes, tmp_path, monkeypatch):
+    """Seven samples, two a step: the second epoch begins in step 4."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+
+    def change():
+        file = next(data.glob("data/train-00001*"))
+        file.write_bytes(file.read_bytes() + b"0")
+
+    at_step(monkeypatch, 1, change)
+    flags = ["--dataset_name", data, "--max_train_steps", 8, "--checkpointing_steps", 1, "--shuffle_buffer_size", 1]
+    code, _, errors = start(*flags)
+    assert code == 2 and "error: the data set has changed while it was trained on: data: names and sizes" in errors[-1]
+    assert checkpoints(tmp_path / "run")[-1].name in ("checkpoint-2", "checkpoint-3")
+
+
+def test_a_checkpoint_knows_the_code_and_libraries_that_wrote_it(start, tmp_path, monkeypatch):
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder = tmp_path / "run" / "checkpoint-1"
+    saved = json.loads((folder / checkpointing.SETTINGS).read_text())
+    assert saved["version: torch"] == version("torch") and {"version: timm", "version: python"} <= saved.keys()
+    monkeypatch.setattr(fingerprint, "code_digest", lambda: "other")
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 0 and len(errors) == 1
+    assert errors[0].startswith(f"warning: {folder} was trained with the project's code \"")
+    assert ', not "other": the run goes on, but not exactly as if it had never stopped' in errors[0]
 
 
 def test_damaged_checkpoints(start, tmp_path):

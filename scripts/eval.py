@@ -215,7 +215,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from scripts.data.samples import BadSamples
     from scripts.data.sources import check_ignored_id
     from scripts.error_report.report import ErrorReport
-    from scripts.evaluation import bootstrap, boundary, lens, mean_iou, segment_size
+    from scripts.evaluation import bootstrap, boundary, degenerate, lens, mean_iou, segment_size
     from scripts.evaluation.label_ids import label_rule
     from scripts.evaluation.split import evaluate_split
     from scripts.explaining.focus import FocusCounts
@@ -226,6 +226,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
+    degenerate.refuse_one_class(config.id2label or {})
     if getattr(config, "use_windows", False):  # QLSeg reads images through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
@@ -291,6 +292,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
     # ---- results
     details: dict[str, Any] = {}
+    if warning := degenerate.why_it_says_nothing(confusion, model.config.id2label or {}):
+        details["warning"] = warning
+        accelerator.print(f"warning: {warning}", file=sys.stderr)
     if arguments.extended_metrics:
         edges = counters["boundary"].scores()
         scores |= {key: edges[key] for key in ("mean_boundary_iou", "per_category_boundary_iou")}

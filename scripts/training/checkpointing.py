@@ -37,6 +37,7 @@ class Progress:
         epoch, index: place of the stream's next sample.
         evaluated: last step that was evaluated.
         best_step, best_score: where validation mIoU was highest, and how high.
+        classes: those that occurred in training; when they are two or more, perhaps not all.
         logs: what each process has summed up since the log's last line.
     """
 
@@ -46,6 +47,7 @@ class Progress:
     evaluated: int = 0
     best_step: int = 0
     best_score: float = -1.0
+    classes: set[int] = field(default_factory=set)
     logs: list[dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
+from scripts.evaluation.degenerate import why_it_says_nothing
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.models.loading import refuse_non_finite, save_model_folder
@@ -88,6 +90,8 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.names.append(batch.pop("names"))
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
+        if len(run.progress.classes) < 2:
+            run.progress.classes |= {int(index) for image in batch["class_labels"] for index in image}
         with accelerator.accumulate(run.model):
             where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
             with errors_explained(where, ValueError):  # of the matcher, at logits that are not finite
@@ -186,6 +190,8 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         confusion, _ = evaluate_split(run.result, run.processor, run.validation, accelerator)
         scores = scores_from_confusion(confusion)
         accelerator.print(f"step {progress.step}: mIoU {100 * scores['mean_iou']:.2f}")
+        if warning := why_it_says_nothing(confusion, run.network.config.id2label):
+            accelerator.print(f"warning: {warning}", file=sys.stderr)
         log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
         progress.evaluated = progress.step
         run.images.write(run.result, progress.step)
@@ -194,6 +200,24 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
             on_main(accelerator, lambda: save_best(run))
         log.draw()
     run.train_mode()
+
+
+def check_classes_seen(run: Run) -> None:
+    """Says so if training has seen one class only.
+
+    Raises:
+        UserError: it has seen none, in all processes alike.
+    """
+    seen = set(gather_object(sorted(run.progress.classes)))
+    if not seen:
+        raise UserError(
+            f"split {run.data.split!r}: no training crop held a pixel of any class, all were ignored, so there is "
+            "nothing to learn: check the ids of the label maps with scripts/check_dataset.py"
+        )
+    if len(seen) == 1:
+        name = run.network.config.id2label[seen.pop()]
+        text = f"warning: training has seen no other class than {name!r}: a model of it says that everywhere"
+        run.accelerator.print(text, file=sys.stderr)
 
 
 def save_best(run: Run) -> None:
@@ -213,6 +237,7 @@ def save(run: Run, log: TrainLog) -> Path:
     """Writes a checkpoint of the run as it stands."""
     with log.paused():
         run.progress.logs = gather_object([log.state_dict()])
+        run.progress.classes = set(gather_object(sorted(run.progress.classes)))
         limit = run.arguments.checkpoints_total_limit
         folder = save_checkpoint(run.accelerator, run.states, run.output_dir, run.progress.step, limit, run.settings)
         log.draw()
@@ -245,6 +270,8 @@ def loop(run: Run) -> dict[str, Any]:
             epoch = progress.epoch
             step = training_step(run, batches, signals.received)
             if progress.epoch > epoch:
+                if epoch == 0:
+                    check_classes_seen(run)
                 on_main(accelerator, lambda: check_data_unchanged(run.data, run.settings))
             bar.update()
             for waited, terms in zip(step.waited, step.terms, strict=True):
@@ -258,6 +285,8 @@ def loop(run: Run) -> dict[str, Any]:
             evaluate_if_due(run, log)
             if arguments.checkpointing_steps and progress.step % arguments.checkpointing_steps == 0:
                 save(run, log)
+    if progress.epoch == 0:
+        check_classes_seen(run)
     log.draw(at_once=True)
     return log.last
 

@@ -21,6 +21,7 @@ from scripts.data.loading import good_batches, worker_loader
 from scripts.data.samples import BadSamples
 from scripts.data.sources import IGNORE_INDEX, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
+from scripts.evaluation.degenerate import refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca, refuse_non_finite
 from scripts.storage.atomic import recover
@@ -256,6 +257,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     if data.palette:
         config.palette = data.palette
     check_ignored_id(config)
+    refuse_one_class(config.id2label or {})
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     settings = training_settings(arguments, accelerator, data, config, max_steps)
     checkpoint = None

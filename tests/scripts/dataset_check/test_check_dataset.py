@@ -154,6 +154,21 @@ def test_masks_of_0_and_255(doctor):
     assert "store 1 in place of 255" in result["findings"][0]["fix"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [(lambda ids: ids == 5, "is the only class that occurs"), (lambda ids: ids < 0, "no pixel of any class occurs")],
+)
+@pytest.mark.parametrize("several", [True, False])
+def test_data_on_which_no_score_can_fail(several, kept, message, doctor):
+    """One class in the maps, or none; named alone, or among others."""
+    copy = generated().with_labels(lambda label: np.where(kept(label), 0, 255).astype(np.uint8))
+    if several:
+        copy = copy.with_labels(lambda label: np.where(label == 0, 2, label).astype(np.uint8))
+    code, result, out = doctor(copy if several else replace(copy, names={0: "lesion"}))
+    assert code == 1 and "too-few-classes" in named(result, "error"), out
+    assert message in next(line for line in out.splitlines() if "error too-few-classes" in line)
+
+
 def test_a_name_for_255(doctor):
     copy = generated()
     _, result, _ = doctor(replace(copy, names={**copy.names, 255: "kerb"}))

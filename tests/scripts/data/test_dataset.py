@@ -10,6 +10,7 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.class_names import read_class_names
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_sample
 from scripts.data.streaming import shuffled_rows
@@ -18,6 +19,30 @@ from scripts.data.streaming import shuffled_rows
 @pytest.fixture
 def arguments(shapes):
     return DatasetArguments(dataset_name=str(shapes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"0": "door", "1": "car", "2": "door"}',
+            "ids 0 and 2 are both called 'door': give each class a name of its own",
+        ),
+        ('{"0": "door", "1": "car", "1": "bus"}', "id 1 is named twice, 'car' and 'bus'"),
+        ('{"0": "door", "1": "car", "01": "bus"}', "id 1 is named twice, 'car' and 'bus'"),
+        ('{"0": "door", "1": null}', "the name of id 1 is None, no text"),
+        ('{"0": "door", "1": {"2": "x"}}', "no text"),
+        ('["door", "car"]', "write"),
+        ('{"0": ' + "[" * 100000, "write"),
+    ],
+)
+def test_class_names_that_would_be_lost_are_refused(text, message, tmp_path):
+    """JSON itself lets the last of two equal keys win."""
+    file = tmp_path / "names.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        read_class_names(file)
+    assert str(refused.value).startswith(f"{file}: ")
 
 
 def test_shuffled_rows_and_map_style_data_agree_on_what_there_is(arguments, shapes):

@@ -176,6 +176,13 @@ def test_a_name_for_255(doctor):
     assert "'kerb'" in result["findings"][0]["message"]
 
 
+def test_two_classes_of_one_name(doctor):
+    copy = generated()
+    code, result, out = doctor(replace(copy, names={**copy.names, 2: copy.names[0]}))
+    assert code == 1 and "class-names" in named(result, "error")
+    assert f"ids 0 and 2 are both called {copy.names[0]!r}. Fix: give each class a name of its own" in out
+
+
 def test_names_that_do_not_start_at_0(doctor):
     copy = generated().with_labels(lambda label: np.where(label == 255, 0, label + 1).astype(np.uint8))
     _, result, _ = doctor(replace(copy, names={index + 1: name for index, name in copy.names.items()}))

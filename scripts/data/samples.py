@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +15,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from datasets.utils.file_utils import is_local_path
+from PIL import Image
 from tqdm import tqdm
 
 from image_processing.label_maps import unique_ids
@@ -23,6 +27,7 @@ from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
 from scripts.storage.retries import with_retries
 
 
+MAX_PIXELS = 2**26  # 8192x8192: an image in the making takes up to 25 bytes for each
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
 
@@ -146,11 +151,31 @@ def reason(error: Exception) -> str:
 def decoded(value: Any, what: str, as_array: Callable[[Any], np.ndarray]) -> np.ndarray:
     """What `as_array` makes of an undecoded image; `what` names it in errors."""
     try:
+        refuse_huge(value)
         return as_array(with_retries(lambda: datasets.Image().decode_example(value), what))
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
         raise BadSample(f"{what}: cannot be read: {reason(error)}") from error
+
+
+def refuse_huge(value: Any) -> None:
+    """Refuses an undecoded image by the size in its header: few bytes may stand for gigabytes of equal pixels.
+
+    Raises:
+        ValueError: it has more than `MAX_PIXELS`.
+    """
+    if not isinstance(value, dict):
+        return
+    source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    if isinstance(source, str) and not is_local_path(source):
+        return  # Pillow's own bound, twice as high, holds
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error says more
+        with Image.open(source) as image:
+            width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read: cut it into tiles")
 
 
 def decode_image(value: Any, name: str) -> torch.Tensor:

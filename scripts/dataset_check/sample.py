@@ -14,7 +14,7 @@ from scipy import ndimage
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import EXIF_ORIENTATION, pil_to_array
 from scripts.cli.errors import UserError
-from scripts.data.samples import RowFormat, reason, sample_name
+from scripts.data.samples import RowFormat, reason, refuse_huge, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
@@ -95,6 +95,7 @@ def decoded(value: Any, facts: SampleFacts, what: str) -> Image.Image | None:
         facts.faults[f"unreadable-{what}"] = "there is none"
         return None
     try:
+        refuse_huge(value)
         return with_retries(lambda: datasets.Image().decode_example(value), f"{what} of sample {facts.name}")
     except UserError:
         raise

@@ -307,6 +307,7 @@ def broken_rows():
     yield "unreadable-image", {"image": encoded(plain.convert("I;16"), "PNG"), "label": png}
     yield "unreadable-map", {"image": jpeg, "label": {"bytes": png["bytes"][:60]}}
     yield "unreadable-map", {"image": jpeg, "label": None}
+    yield "unreadable-image", {"image": encoded(Image.new("1", (12000, 12000)), "PNG"), "label": png}
     yield "size-mismatch", {"image": jpeg, "label": encoded(plain.resize((64, 48)), "PNG")}
     yield "swapped-size", {"image": jpeg, "label": encoded(plain.rotate(90, expand=True), "PNG")}
     yield "rgb-maps", {"image": jpeg, "label": encoded(image, "PNG")}

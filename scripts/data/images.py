@@ -14,7 +14,7 @@ from scripts.cli.errors import UserError
 
 
 def find_images(names: list[str]) -> list[Path]:
-    """The images named, and those in the folders named, by name.
+    """The images named, and those in the folders named, by name; of folders none that is hidden.
 
     Raises:
         UserError: a name that does not exist, or no image at all.
@@ -24,7 +24,8 @@ def find_images(names: list[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            images += sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+            shown = (file for file in path.iterdir() if not file.name.startswith("."))
+            images += sorted(file for file in shown if file.suffix.lower() in endings)
         elif path.is_file():
             images.append(path)
         else:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import datasets
 import numpy as np
@@ -122,6 +123,10 @@ def folders(tmp_path):
                 image.putpalette(bytes(range(256)) * 3)
             image.save(tmp_path / kind / f"{stem}.{ending}")
     (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
+    for hidden in (".ipynb_checkpoints", "town0/.thumbnails/small"):  # copies, as notebooks and file managers keep
+        for kind, ending in (("photos", "jpg"), ("masks", "png")):
+            (tmp_path / kind / hidden).mkdir(parents=True)
+            shutil.copy(tmp_path / kind / "town0" / f"0000.{ending}", tmp_path / kind / hidden)
     return DatasetArguments(train_images=str(tmp_path / "photos"), train_masks=str(tmp_path / "masks"))
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_at_most, flag, parse_arguments, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
     LABEL_IDS,
@@ -47,6 +47,7 @@ from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
 
 
+MOST_RESAMPLES = 100_000  # of 150 classes they take 360 MB
 DEFAULT_REPORT = "outputs/report"
 
 
@@ -134,6 +135,7 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     edges = ("eval_shortest_edge", "eval_longest_edge", "tta_shortest_edges", "tta_longest_edge")
     check_at_least(arguments, 1, *edges, "crop_size", "stride", "bootstrap_samples", "max_eval_samples")
     check_at_least(arguments, 0, "dataloader_num_workers", "max_bad_samples", "seed")
+    check_at_most(arguments, MOST_RESAMPLES, "bootstrap_samples")
     if not arguments.sliding_window and (arguments.crop_size or arguments.stride):
         raise UserError("--crop_size and --stride belong to --sliding_window: add it, or leave them out")
     if not arguments.tta and (arguments.tta_shortest_edges or arguments.tta_longest_edge):
@@ -210,17 +212,18 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from scripts.data.samples import BadSamples
     from scripts.data.sources import check_ignored_id
     from scripts.error_report.report import ErrorReport
-    from scripts.evaluation import bootstrap, boundary, lens, mean_iou, segment_size
+    from scripts.evaluation import bootstrap, boundary, degenerate, lens, mean_iou, segment_size
     from scripts.evaluation.label_ids import label_rule
     from scripts.evaluation.split import evaluate_split
     from scripts.explaining.focus import FocusCounts
-    from scripts.models.loading import build_config, build_model, build_processor
+    from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
     accelerator = build_accelerator(arguments.mixed_precision)
 
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
+    degenerate.refuse_one_class(config.id2label or {})
     if getattr(config, "use_windows", False):  # QLSeg reads images through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
@@ -233,6 +236,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if arguments.protocol != NATIVE:
         check_classes(arguments.protocol, num_labels)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device)
+    refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config)
 
     # ---- protocol
@@ -285,6 +289,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
     # ---- results
     details: dict[str, Any] = {}
+    if warning := degenerate.why_it_says_nothing(confusion, model.config.id2label or {}):
+        details["warning"] = warning
+        accelerator.print(f"warning: {warning}", file=sys.stderr)
     if arguments.extended_metrics:
         edges = counters["boundary"].scores()
         scores |= {key: edges[key] for key in ("mean_boundary_iou", "per_category_boundary_iou")}

@@ -107,7 +107,7 @@ def predict(arguments: PredictArguments) -> int:
     from scripts.cli.processes import build_accelerator
     from scripts.data.images import find_images
     from scripts.inference.stream import output_files, predict_images
-    from scripts.models.loading import build_config, build_model, build_processor
+    from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
     output_dir = Path(arguments.output_dir or "")
     images = [] if arguments.dataset_name else find_images(arguments.images)
@@ -116,6 +116,7 @@ def predict(arguments: PredictArguments) -> int:
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
+    refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config)
     failed = 0
     if images:

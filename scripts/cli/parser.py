@@ -222,6 +222,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def check_at_most(arguments: Any, maximum: float, *names: str) -> None:
+    """Refuses values above `maximum`; None is left to the default.
+
+    Raises:
+        UserError: names the flag and its value.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value > maximum:
+            raise UserError(f"--{name} {value}: give at most {maximum:g}")
+
+
 def check_at_least(arguments: Any, minimum: float, *names: str) -> None:
     """Refuses values, or items of lists, below `minimum`; None is left to the default.
 

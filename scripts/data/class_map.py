@@ -64,10 +64,14 @@ def read_class_map(file: str) -> dict[str, list[Any]]:
     Raises:
         UserError: no such file, or not lines of that form.
     """
-    with errors_explained(f"--class_map {file}", OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    with errors_explained(f"--class_map {file}", OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        text = Path(file).read_text(encoding="utf-8")
+        content, lines = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     if not isinstance(content, dict) or not content:
         raise UserError(f"--class_map {file}: write lines like `road: [road, lane]`")
+    keys = [key.value for key, _ in lines.value]  # YAML itself lets the last of two equal keys win
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--class_map {file}: {twice!r} has two lines: write one, with the old classes of both")
     lists = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}
     for name, olds in lists.items():
         for old in olds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -34,21 +35,49 @@ def read_names(file: Path) -> dict[int, str]:
         UserError: no such file, or not of that form.
     """
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-        return dict(sorted((int(index), str(name)) for index, name in names.items()))
-    except (OSError, ValueError, AttributeError) as error:
+        names = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=named_once)
+        return dict(sorted(names.items()))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f'{file}: {error}: write {{"0": "name", ...}}') from error
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> dict[int, str]:
+    """Names by id of a JSON object, which itself lets the last of two equal keys win.
+
+    Raises:
+        ValueError: an id that is no number or comes twice, or a name that is no text.
+    """
+    names: dict[int, str] = {}
+    for key, name in pairs:
+        index = int(key)
+        if index in names:
+            raise ValueError(f"id {index} is named twice, {names[index]!r} and {name!r}")
+        if not isinstance(name, str):
+            raise ValueError(f"the name of id {index} is {name!r}, no text")
+        names[index] = name
+    return names
+
+
+def named_twice(names: dict[int, str]) -> str | None:
+    """Which ids share a name, in words; None where each has its own."""
+    first: dict[str, int] = {}
+    for index, name in names.items():
+        if first.setdefault(name, index) != index:
+            return f"ids {first[name]} and {index} are both called {name!r}: give each class a name of its own"
+    return None
 
 
 def read_class_names(file: Path) -> dict[int, str]:
     """Class names by id 0..K-1 of a file.
 
     Raises:
-        UserError: see `read_names`, or other ids.
+        UserError: see `read_names`, other ids, or two classes of one name.
     """
     names = read_names(file)
     if list(names) != list(range(len(names))):
         raise UserError(f"{file}: ids {list(names)[:5]}... are not 0..{len(names) - 1}: number the classes from 0")
+    if twice := named_twice(names):
+        raise UserError(f"{file}: {twice}")
     return names
 
 

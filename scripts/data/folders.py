@@ -18,7 +18,7 @@ MAX_SHARDS = 256
 
 
 def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Files of a folder and the folders in it, by their path below it without ending, in order of names.
+    """Files of a folder and the folders in it, by their path below it without ending, in order of names; none hidden.
 
     Raises:
         UserError: no such folder, no file with one of the endings, or two of one stem.
@@ -28,8 +28,10 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
         raise UserError(f"{flag} {folder}: no such folder")
     found: dict[str, Path] = {}
     for file in sorted(root.rglob("*")):
-        if file.suffix.lower() in endings and not file.name.startswith("."):
-            stem = file.relative_to(root).with_suffix("").as_posix()
+        below = file.relative_to(root)
+        # Nothing hidden, nor in a hidden folder: editors and file managers keep copies and previews there.
+        if file.suffix.lower() in endings and not any(part.startswith(".") for part in below.parts):
+            stem = below.with_suffix("").as_posix()
             if stem in found:
                 raise UserError(f"{flag} {folder}: {found[stem].name} and {file.name} have one stem: remove one")
             found[stem] = file

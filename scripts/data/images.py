@@ -15,7 +15,8 @@ from scripts.storage.outputs import bears_mark
 
 
 def find_images(names: list[str]) -> list[Path]:
-    """The images named, and those in the folders named, by name, but for what this project drew in these folders.
+    """The images named, and those in the folders named, by name, but for hidden ones and what this project drew in
+    these folders.
 
     Raises:
         UserError: a name that does not exist, or no image at all.
@@ -25,7 +26,8 @@ def find_images(names: list[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+            shown = (file for file in path.iterdir() if not file.name.startswith("."))
+            found = sorted(file for file in shown if file.suffix.lower() in endings)
             own = {file for file in found if file.suffix == ".png" and file.is_file() and bears_mark(file)}
             if own:
                 print(f"{path}: {len(own)} images that this project wrote are left out", file=sys.stderr)

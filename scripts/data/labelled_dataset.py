@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scripts.cli.errors import UserError
+import fsspec.core
+
+from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map
@@ -17,6 +19,7 @@ from scripts.data.class_names import classes_file, names_of_features, palette_fi
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
 from scripts.storage.digests import sha256
+from scripts.storage.retries import with_retries
 
 
 HUB_COMMIT = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")
@@ -154,11 +157,31 @@ class LabelledDataset:
         return {"sha256": sha256(*local), "files": len(local)}
 
     def identity(self) -> dict[str, Any]:
-        """What tells one dataset from another without reading it: names and sizes of files, or the Hub's commit."""
+        """What tells one dataset from another without reading it: the Hub's commit, or sizes and ETags of files.
+
+        Raises:
+            UserError: a server no longer has a file, or goes on failing.
+        """
         identity: dict[str, Any] = {"number of samples": self.num_examples, "number of shards": self.stream.num_shards}
         if self.hub_commit:
             identity["commit"] = self.hub_commit
         elif local := self.local_files:
             names_and_sizes = json.dumps([[file.name, file.stat().st_size] for file in local])
             identity["names and sizes of files"] = hashlib.sha256(names_and_sizes.encode()).hexdigest()
+        elif self.files:
+            versions = json.dumps([version_on_server(file) for file in self.files])
+            identity["sizes and ETags of files"] = hashlib.sha256(versions.encode()).hexdigest()
         return identity
+
+
+def version_on_server(url: str) -> list[Any]:
+    """Size of a file, and what its server gives a new value when the file changes; None for what it does not tell.
+
+    Raises:
+        UserError: the file is not there, or the server goes on failing.
+    """
+    with errors_explained(url.partition("?")[0], OSError, ValueError):
+        files, path = fsspec.core.url_to_fs(url)
+        files.invalidate_cache()
+        info = with_retries(lambda: files.info(path), url.partition("?")[0])
+    return [info.get("size"), info.get("ETag") or info.get("blob_id") or info.get("Last-Modified")]

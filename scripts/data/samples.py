@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,6 +28,7 @@ from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
 from scripts.storage.retries import with_retries
 
 
+MAX_PIXELS = 2**26  # 8192x8192: an image in the making takes up to 25 bytes for each
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
 
@@ -93,11 +97,11 @@ class BadSamples:
         return None if samples is None else max(1, samples // 100)
 
     def state_dict(self) -> dict[str, Any]:
-        """For `Accelerator.register_for_checkpointing`."""
+        """For a checkpoint."""
         return {"messages": list(self.messages), "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For `Accelerator.register_for_checkpointing`."""
+        """From a checkpoint."""
         self.messages, self.seen = list(state["messages"]), state["seen"]
 
 
@@ -149,7 +153,13 @@ def reason(error: Exception) -> str:
 
 def pillow_image(value: Any, what: str, bounds: Bounds) -> Image.Image:
     """An undecoded image as Pillow reads it, if it is of its data set; `what` names it in errors."""
-    return with_retries(lambda: datasets.Image().decode_example(bounds.checked_value(value, what)), what)
+
+    def read() -> Image.Image:
+        checked = bounds.checked_value(value, what)
+        refuse_huge(checked)
+        return datasets.Image().decode_example(checked)
+
+    return with_retries(read, what)
 
 
 def decoded(value: Any, what: str, bounds: Bounds, as_array: Callable[[Any], np.ndarray]) -> np.ndarray:
@@ -160,6 +170,25 @@ def decoded(value: Any, what: str, bounds: Bounds, as_array: Callable[[Any], np.
         raise
     except Exception as error:  # PIL raises many kinds on a broken file
         raise BadSample(f"{what}: cannot be read: {reason(error)}") from error
+
+
+def refuse_huge(value: Any) -> None:
+    """Refuses an undecoded image by the size in its header: few bytes may stand for gigabytes of equal pixels.
+
+    Raises:
+        ValueError: it has more than `MAX_PIXELS`.
+    """
+    if not isinstance(value, dict):
+        return
+    source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    if isinstance(source, str) and not is_local_path(source):
+        return  # Pillow's own bound, twice as high, holds
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error says more
+        with Image.open(source) as image:
+            width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read: cut it into tiles")
 
 
 def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:

@@ -55,8 +55,10 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     if not renumbered & {finding.name for finding in findings}:
         # With wrong ids every class would seem empty, rare or missing somewhere.
         classes = class_findings(evidence)
-        if "255-as-class" in {finding.name for finding in findings}:  # says which class is empty, and why
-            classes = [finding for finding in classes if finding.name != "empty-class"]
+        as_class = next((finding for finding in findings if finding.name == "255-as-class"), None)
+        if as_class:  # says which class is empty, and why
+            said = ("empty-class", "too-few-classes" if as_class.level == "error" else "")
+            classes = [finding for finding in classes if finding.name not in said]
         findings += classes
     findings += [finding for counts in evidence.splits.values() for finding in split_findings(counts, evidence)]
     return in_order(findings)
@@ -92,6 +94,8 @@ def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str,
 
 def class_findings(evidence: Evidence) -> list[Finding]:
     """Classes that are empty, rare, or in one split only."""
+    if few := too_few_classes(evidence):
+        return [few]
     if not evidence.names or not evidence.enough():
         return []
     findings, absent = [], evidence.absent()
@@ -122,6 +126,19 @@ def class_findings(evidence: Evidence) -> list[Finding]:
             fix = "add images of it, or merge it into another class (--class_map)"
             findings.append(Finding("note", "rare-class", (train.split,), message, fix, {"classes": rare}))
     return findings
+
+
+def too_few_classes(evidence: Evidence) -> Finding | None:
+    """Data on which every model would be right, or none could be; None for others."""
+    names, present = evidence.names or {}, [index for index in evidence.names or () if evidence.class_pixels[index]]
+    if not evidence.maps or not names or len(present) > 1 or not evidence.complete:
+        return None
+    if present:
+        message = f"{evidence.called(present)} is the only class that occurs, so no score can fail"
+        fix = 'label what surrounds it as a class too ({"0": "background", ...}), or look where the other classes went'
+    else:
+        message, fix = "no pixel of any class occurs, all are ignored", "check which ids mark the classes"
+    return Finding("error", "too-few-classes", tuple(evidence.splits), message, fix, {"classes": present})
 
 
 def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:

@@ -38,6 +38,7 @@ NAMES = {
     "rare-class": "a class in fewer than five images",
     "rgb-maps": "maps in colours instead of ids",
     "segments-mismatch": "segments_info and map do not hold the same segments",
+    "too-few-classes": "fewer than two classes occur, so that no score can fail",
     "shifted-by-one": "ids are one too high or too low for the class names",
     "size-mismatch": "a map has another size than its image",
     "split-not-read": "a split that is not there or cannot be opened",

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
-from scripts.data.class_names import names_of_features, read_names
+from scripts.data.class_names import named_twice, names_of_features, read_names
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, readable
@@ -81,6 +81,9 @@ def read_classes(
             fix += ", and add --do_reduce_labels: maps whose classes start at 1 are read so"
         known = {index: names.get(index, f"id {index}") for index in range(max([0, *names]) + 1)}
         return known, name_of_255, [Finding("error", "class-names", (), message, fix)]
+    if twice := named_twice(names):
+        what, _, fix = twice.partition(": ")
+        return names, name_of_255, [Finding("error", "class-names", (), what, fix)]
     if name_of_255 is None and data.class_map:
         names = data.class_map.id2label
     return names, name_of_255, []

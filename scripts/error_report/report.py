@@ -49,7 +49,7 @@ class ErrorReport:
         worst, best = self.images.ranked()
         found = Findings(
             results=results,
-            names=[str(config.id2label[index]) for index in sorted(config.id2label)],
+            names=list(results["per_class"]),
             palette=model_palette(config),
             confusion=confusion,
             distances=self.distances.totals,

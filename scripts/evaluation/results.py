@@ -7,6 +7,7 @@ import math
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,10 +50,10 @@ def weights_sha256(name: str) -> str | None:
     return sha256(*files) if files else None
 
 
-def package_versions() -> dict[str, str]:
-    """Installed versions of what computes a figure."""
+def package_versions(*others: str) -> dict[str, str]:
+    """Installed versions of what computes a figure, and of `others`."""
     found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # the project itself may run from a checkout
@@ -87,7 +88,7 @@ def build_results(scores: dict[str, Any], id2label: dict[int, str], **facts: Any
     Args:
         scores: of `mean_iou.scores_from_counts`; a list `per_category_...` of K becomes a column of `per_class`.
     """
-    names = [id2label[index] for index in sorted(id2label)]
+    names = distinct_names(id2label)
     columns = {key.removeprefix("per_category_"): scores[key] for key in scores if key.startswith("per_category_")}
     return {
         "metric": "mIoU, mean over classes present in the ground truth, ignored pixels left out",
@@ -101,6 +102,12 @@ def build_results(scores: dict[str, Any], id2label: dict[int, str], **facts: Any
         "versions": package_versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def distinct_names(id2label: dict[int, str]) -> list[str]:
+    """Class names in the order of their ids; those that several classes share get their id, so that none is lost."""
+    shared = [name for name, count in Counter(id2label.values()).items() if count > 1]
+    return [f"{name} (id {index})" if name in shared else name for index, name in sorted(id2label.items())]
 
 
 def write_results(results: dict[str, Any], file: Path) -> None:

@@ -16,7 +16,7 @@ from scripts.explaining.images import path_sheet, windows_image
 from scripts.explaining.paths import focus_path
 from scripts.inference.predictors import label_array
 from scripts.models.arguments import ModelArguments
-from scripts.models.loading import build_config, build_model, build_processor
+from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
 
 LONGEST_WORDS = 60  # of a class's name in the name of a file
@@ -28,6 +28,7 @@ class Explainer:
     def __init__(self, arguments: ModelArguments, device: Any) -> None:
         config = build_config(arguments)
         self.model = build_model(arguments, config, new_classes=False).to(device).eval()
+        refuse_non_finite(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
         check_tells_focus(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
         self.processor = build_processor(arguments, config)
         self.device = device

@@ -199,6 +199,20 @@ def tensors_that_are_no_numbers(model: PreTrainedModel) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def refuse_non_finite(model: PreTrainedModel, what: str, fix: str = "") -> None:
+    """Refuses weights and buffers with NaN or infinite values, with which every prediction would be the same.
+
+    Args:
+        what: where the model is from, or when it became so.
+        fix: what the message ends in.
+    Raises:
+        UserError: names the first tensor.
+    """
+    if bad := tensors_that_are_no_numbers(model):
+        more = f", as do {len(bad) - 1} other tensors" if len(bad) > 1 else ""
+        raise UserError(f"{what}: {next(iter(bad))} holds values that are NaN or infinite{more}{fix}")
+
+
 def save_model_folder(model: PreTrainedModel, processor: Any, folder: Path, state_dict: dict | None = None) -> None:
     """Writes weights, configuration, processor and their code."""
     model.save_pretrained(folder, state_dict=state_dict)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, path_flag, shipped_recipes
+from scripts.cli.parser import ReadPath, check_at_least, check_at_most, check_folder, flag, path_flag, shipped_recipes
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
@@ -21,6 +21,10 @@ SCHEDULES = (
     "poly", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
 )  # fmt: skip
+# More moves float32 weights out of its range, or torch refuses it in the middle of a step.
+HIGHEST_RATE = 1e6
+HIGHEST_SCALE = 100  # an image of 1000 pixels would have 100,000
+LEAST_EPSILON = 1e-30  # AdamW divides by it, and float32 still tells it from zero
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -133,8 +137,9 @@ def check_arguments(arguments: TrainArguments) -> None:
 
 def check_values(arguments: TrainArguments) -> None:
     """Raises `UserError` at numbers and names that no training can work with."""
-    if arguments.scale_range and (len(arguments.scale_range) != 2 or not 0 < min(arguments.scale_range)):
-        raise UserError(f"--scale_range {arguments.scale_range}: give two positive factors, LOW HIGH")
+    scales = arguments.scale_range
+    if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1] <= HIGHEST_SCALE):
+        raise UserError(f"--scale_range {scales}: give two factors above 0 and up to {HIGHEST_SCALE}, LOW HIGH")
     if not 0 < arguments.crop_max_class_share <= 1:
         raise UserError(f"--crop_max_class_share {arguments.crop_max_class_share}: give a share above 0, 1 for none")
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
@@ -142,12 +147,15 @@ def check_values(arguments: TrainArguments) -> None:
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
     check_at_least(arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit")
     rates = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_epsilon", "max_grad_norm", "lr_power")
-    check_at_least(arguments, 0, *rates, "num_warmup_steps", "dataloader_num_workers", "seed", "num_tracked_images")
+    counts = ("num_warmup_steps", "dataloader_num_workers", "seed", "num_tracked_images", "max_bad_samples")
+    check_at_least(arguments, 0, *rates, *counts)
+    check_at_most(arguments, HIGHEST_RATE, *rates)
     check_trackers(arguments.report_to)
     if arguments.num_tracked_images and not arguments.eval_steps:
         raise UserError("--num_tracked_images: drawn when the model is evaluated: give --eval_steps")
     if not arguments.learning_rate > 0:
         raise UserError(f"--learning_rate {arguments.learning_rate}: give a number above 0")
+    check_at_least(arguments, LEAST_EPSILON, "adam_epsilon")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: give a number from 0 to below 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +24,8 @@ from scripts.training.fingerprint import check_settings
 
 NAME = re.compile(r"^checkpoint-(\d+)$")
 SETTINGS = "settings.json"
+STATES = "states.pt"
+PICKLES = (".bin", ".pkl", ".pt")  # endings of what torch has written
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Progress:
         epoch, index: place of the stream's next sample.
         evaluated: last step that was evaluated.
         best_step, best_score: where validation mIoU was highest, and how high.
+        classes: those that occurred in training; when they are two or more, perhaps not all.
         logs: what each process has summed up since the log's last line.
     """
 
@@ -44,14 +47,15 @@ class Progress:
     evaluated: int = 0
     best_step: int = 0
     best_score: float = -1.0
+    classes: set[int] = field(default_factory=set)
     logs: list[dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """For `Accelerator.register_for_checkpointing`."""
+        """For `save_checkpoint`."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For `Accelerator.register_for_checkpointing`."""
+        """For `load_checkpoint`."""
         self.__dict__.update(state)
 
 
@@ -68,12 +72,20 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, step: int, total_limit: int | None, settings: dict[str, Any]
+    accelerator: Accelerator,
+    states: Mapping[str, Any],
+    output_dir: Path,
+    step: int,
+    total_limit: int | None,
+    settings: dict[str, Any],
 ) -> Path:
-    """Saves the state of all that was prepared and registered as `output_dir/checkpoint-<step>`.
+    """Saves the state of all that was prepared, and of `states`, as `output_dir/checkpoint-<step>`.
 
     Only once it is safe on the disk do older ones go, all but the newest `total_limit - 1`.
 
+    Args:
+        states: by name, what else has a `state_dict` of numbers, texts and tensors. Not registered with accelerate,
+            which would unpickle it in full, so that a checkpoint from elsewhere could run code.
     Raises:
         UserError: it cannot be written, on a full disk for one; nothing of it is left and the older ones are.
     """
@@ -85,6 +97,8 @@ def save_checkpoint(
     failures: list[str | None] = [None]
     try:
         accelerator.save_state(str(partial))
+        if accelerator.is_main_process:
+            torch.save({name: state.state_dict() for name, state in states.items()}, partial / STATES)
     except WRITE_ERRORS as error:
         failures = [write_failure(error, folder)]
     failures = gather_object(failures)
@@ -119,19 +133,50 @@ def missing_state(partial: Path, num_processes: int) -> str | None:
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Puts the state saved in `folder` into all that was prepared and registered.
+def load_checkpoint(accelerator: Accelerator, states: Mapping[str, Any], folder: Path) -> None:
+    """Puts the state saved in `folder` into all that was prepared, and into `states`; see `save_checkpoint`.
 
     Raises:
-        UserError: the checkpoint is of another model, or the random numbers cannot be restored.
+        UserError: the checkpoint is of another model, one of its files could run code, or the random numbers cannot
+            be restored.
     """
-    kinds = (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError)
+    kinds = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
     with errors_explained(f"--resume_from_checkpoint {folder}", *kinds):
+        refuse_code(folder)
         accelerator.load_state(str(folder))
+        saved = load(folder / STATES, map_location="cpu")
+        for name, state in states.items():
+            state.load_state_dict(saved[name])
         # accelerate passes over random states that it cannot restore.
-        states = load(folder / f"random_states_{accelerator.process_index}.pkl")
-    if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
+        random_states = load(folder / f"random_states_{accelerator.process_index}.pkl")
+    if not torch.equal(torch.get_rng_state(), random_states["torch_manual_seed"]):
         raise UserError(f"--resume_from_checkpoint {folder}: the state of the random numbers cannot be restored")
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuses a checkpoint with a file that holds more than numbers, texts and tensors.
+
+    Raises:
+        UserError: names the file, and what it would call.
+    """
+    if not (folder / STATES).is_file():
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: it has no {STATES}: an earlier version wrote it, or another program, "
+            "in a format that can run code: start anew with --model_name_or_path"
+        )
+    if index := next(folder.rglob(".metadata"), None):  # of FSDP's sharded states
+        raise UserError(f"--resume_from_checkpoint {folder}: {index} is a plain pickle, which could run code: refused")
+    for file in sorted(file for file in folder.iterdir() if file.suffix in PICKLES):
+        try:
+            load(file, map_location="cpu", mmap=True)
+        except UnpicklingError as error:
+            # torch's message covers many lines and offers to run the code; the name of what it found is enough.
+            called = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+            what = f"it calls {called[1]}" if called else "a plain pickle"
+            raise UserError(
+                f"--resume_from_checkpoint {folder}: {file.name} holds more than numbers ({what}) and reading it "
+                "could run code: refused; train.py did not write it"
+            ) from error
 
 
 def find_checkpoint(name: str, output_dir: Path, settings: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.labelled_dataset import LabelledDataset
+from scripts.evaluation.results import package_versions
 from scripts.storage.digests import sha256
 from scripts.training.arguments import TrainArguments
 
@@ -26,6 +29,9 @@ FREE = {
     # or, like the initial weights, what a checkpoint holds itself.
     "backbone_weights", "config_name", "config_overrides", "id2label", "model_name_or_path", "model_type",
 }  # fmt: skip
+# What begins so may differ too, but is named: the same flags may then give other numbers.
+VERSION = "version: "
+CODE = ("configuration", "image_processing", "modeling_faseg", "scripts/data", "scripts/models", "scripts/training")
 # Of no account in a model's configuration.
 NOT_OF_THE_MODEL = {
     "_name_or_path", "architectures", "auto_map", "dtype", "palette", "torch_dtype", "transformers_version",
@@ -50,25 +56,60 @@ def training_settings(
         **flags,
         "device": accelerator.device.type,
         "number of processes": accelerator.num_processes,
-        **{f"data: {name}": value for name, value in data.identity().items()},
+        **data_settings(data),
         **{f"model: {name}": value for name, value in model.items()},
+        **{f"{VERSION}{name}": value for name, value in package_versions("pillow", "scipy", "timm").items()},
+        f"{VERSION}the project's code": code_digest(),
     }
     return json.loads(json.dumps(settings, default=str))
+
+
+def data_settings(data: LabelledDataset) -> dict[str, Any]:
+    """What tells the data from others, see `LabelledDataset.identity`."""
+    return {f"data: {name}": value for name, value in data.identity().items()}
+
+
+def code_digest() -> str:
+    """The first digits of the SHA-256 over all files of the project that decide losses and weights."""
+    return sha256(*(file for place in CODE for file in sorted((PROJECT_ROOT / place).rglob("*.py"))))[:16]
+
+
+def check_data_unchanged(data: LabelledDataset, settings: dict[str, Any]) -> None:
+    """Refuses to go on with files that are no longer those that the run began with.
+
+    Raises:
+        UserError: they are not, or are gone.
+    """
+    for name, value in data_settings(data).items():
+        if settings.get(name) != value:
+            raise UserError(
+                f"the data set has changed while it was trained on: {name} {short(settings.get(name))}, not "
+                f"{short(value)}: bring back the files as they were, or train anew"
+            )
 
 
 def check_settings(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuses to go on with settings that would give another result than the run never stopped.
 
-    Settings that only one of the two knows (another version, or a Hub that does not answer) are not compared.
+    Other versions of the code and of libraries are named on standard error, since their results mostly differ a
+    little. Settings that only one of the two knows (another version, or a Hub that does not answer) are not compared.
 
     Raises:
         UserError: names every setting that differs, with both values.
     """
-    differing = [
-        f"{name} {short(saved[name])}, not {short(current[name])}"
-        for name in saved
-        if name in current and saved[name] != current[name]
-    ]
+    differing, versions = [], []
+    for name in {**saved, **current}:
+        change = f"{name.removeprefix(VERSION)} {short(saved.get(name))}, not {short(current.get(name))}"
+        if name.startswith(VERSION) and saved.get(name) != current.get(name):
+            versions.append(change)
+        elif name in saved and name in current and saved[name] != current[name]:
+            differing.append(change)
+    if versions:
+        print(
+            f"warning: {checkpoint} was trained with {'; '.join(versions)}: the run goes on, but not exactly as if "
+            "it had never stopped",
+            file=sys.stderr,
+        )
     if differing:
         raise UserError(
             f"--resume_from_checkpoint {checkpoint}: it was trained with {'; '.join(differing)}: to go on exactly "

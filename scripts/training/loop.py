@@ -6,6 +6,7 @@ import io
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
@@ -20,10 +21,11 @@ from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.processes import on_main
+from scripts.cli.processes import on_main, raised_on_all
+from scripts.evaluation.degenerate import why_it_says_nothing
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
-from scripts.models.loading import save_model_folder
+from scripts.models.loading import refuse_non_finite, save_model_folder
 from scripts.storage.atomic import (
     DISK_FULL,
     WRITE_ERRORS,
@@ -35,6 +37,7 @@ from scripts.storage.atomic import (
 )
 from scripts.training.arguments import TrainArguments, check_trackers, saved_recipe
 from scripts.training.checkpointing import checkpoints, save_checkpoint
+from scripts.training.fingerprint import check_data_unchanged
 from scripts.training.log import TrainLog
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped, StopSignals
@@ -67,11 +70,14 @@ class Step:
 def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: int = 0) -> Step:
     """One optimiser step over its micro steps. Weights stay as they are if a loss is not finite.
 
+    Where the step itself leaves weights that are not finite, the run ends before anything is saved of them.
+
     Mask losses are divided by the mean number of masks per process of each micro step, so more micro steps weigh
     masks a little differently than one larger batch does; as many processes of one micro step are the reference.
 
     Raises:
-        UserError: a loss or gradient is not finite, or too many samples were bad; in all processes alike.
+        UserError: a loss, a gradient or a new weight is not finite, or too many samples were bad; in all processes
+            alike.
     """
     accelerator, step = run.accelerator, Step()
     losses: list[torch.Tensor] = []
@@ -84,6 +90,8 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.names.append(batch.pop("names"))
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
+        if len(run.progress.classes) < 2:
+            run.progress.classes |= {int(index) for image in batch["class_labels"] for index in image}
         with accelerator.accumulate(run.model):
             where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
             with errors_explained(where, ValueError):  # of the matcher, at logits that are not finite
@@ -98,6 +106,7 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
     step.terms = [dict(zip(names_of_terms, values[first : first + width])) for first in range(0, len(values), width)]
     step.stop = agree(run, step, received_signal)
     run.optimizer.step()
+    check_update(run)
     run.optimizer.zero_grad()
     run.scheduler.step()
     if run.average is not None:
@@ -133,6 +142,25 @@ def agree(run: Run, step: Step, received_signal: int) -> int:
     return int(signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0)
 
 
+def check_update(run: Run) -> None:
+    """Refuses to go on with weights, or statistics of batch norms, that the step has made NaN or infinite.
+
+    Raises:
+        UserError: names the first tensor and what to go on from; in all processes alike.
+    """
+    numbers = [value for value in run.network.state_dict().values() if value.is_floating_point() and value.numel()]
+    largest = torch.nn.utils.get_total_norm(numbers, norm_type=math.inf)
+    largest = largest.full_tensor() if hasattr(largest, "full_tensor") else largest
+    broken = (~largest.isfinite()).to(torch.int32)
+    if run.accelerator.num_processes > 1:
+        broken = run.accelerator.reduce(broken.to(run.accelerator.device), "sum")
+    if broken.item():
+        rate = max(group["lr"] for group in run.optimizer.param_groups)
+        when = f"step {run.progress.step + 1}, after an update with learning rate {rate:.3g}"
+        with raised_on_all(run.accelerator):
+            refuse_non_finite(run.network, when, f"; lower --learning_rate{kept_checkpoint(run)}")
+
+
 def what_is_not_finite(step: Step, process: int) -> str:
     """The terms of this process that are NaN or infinite and the samples that they came from; else an empty line."""
     parts = []
@@ -162,6 +190,8 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         confusion, _ = evaluate_split(run.result, run.processor, run.validation, accelerator)
         scores = scores_from_confusion(confusion)
         accelerator.print(f"step {progress.step}: mIoU {100 * scores['mean_iou']:.2f}")
+        if warning := why_it_says_nothing(confusion, run.network.config.id2label):
+            accelerator.print(f"warning: {warning}", file=sys.stderr)
         log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
         progress.evaluated = progress.step
         run.images.write(run.result, progress.step)
@@ -170,6 +200,24 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
             on_main(accelerator, lambda: save_best(run))
         log.draw()
     run.train_mode()
+
+
+def check_classes_seen(run: Run) -> None:
+    """Says so if training has seen one class only.
+
+    Raises:
+        UserError: it has seen none, in all processes alike.
+    """
+    seen = set(gather_object(sorted(run.progress.classes)))
+    if not seen:
+        raise UserError(
+            f"split {run.data.split!r}: no training crop held a pixel of any class, all were ignored, so there is "
+            "nothing to learn: check the ids of the label maps with scripts/check_dataset.py"
+        )
+    if len(seen) == 1:
+        name = run.network.config.id2label[seen.pop()]
+        text = f"warning: training has seen no other class than {name!r}: a model of it says that everywhere"
+        run.accelerator.print(text, file=sys.stderr)
 
 
 def save_best(run: Run) -> None:
@@ -189,8 +237,9 @@ def save(run: Run, log: TrainLog) -> Path:
     """Writes a checkpoint of the run as it stands."""
     with log.paused():
         run.progress.logs = gather_object([log.state_dict()])
+        run.progress.classes = set(gather_object(sorted(run.progress.classes)))
         limit = run.arguments.checkpoints_total_limit
-        folder = save_checkpoint(run.accelerator, run.output_dir, run.progress.step, limit, run.settings)
+        folder = save_checkpoint(run.accelerator, run.states, run.output_dir, run.progress.step, limit, run.settings)
         log.draw()
     return folder
 
@@ -218,7 +267,12 @@ def loop(run: Run) -> dict[str, Any]:
         batches = run.batches()
         while progress.step < run.max_steps:
             rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+            epoch = progress.epoch
             step = training_step(run, batches, signals.received)
+            if progress.epoch > epoch:
+                if epoch == 0:
+                    check_classes_seen(run)
+                on_main(accelerator, lambda: check_data_unchanged(run.data, run.settings))
             bar.update()
             for waited, terms in zip(step.waited, step.terms, strict=True):
                 log.add(waited, terms)
@@ -231,6 +285,8 @@ def loop(run: Run) -> dict[str, Any]:
             evaluate_if_due(run, log)
             if arguments.checkpointing_steps and progress.step % arguments.checkpointing_steps == 0:
                 save(run, log)
+    if progress.epoch == 0:
+        check_classes_seen(run)
     log.draw(at_once=True)
     return log.last
 
@@ -278,6 +334,15 @@ def train(arguments: TrainArguments) -> dict[str, Any]:
         Stopped: by a signal, after a checkpoint was written.
     """
     run = set_up(arguments)
+    try:
+        return train_and_save(run)
+    finally:
+        run.lock.release()
+
+
+def train_and_save(run: Run) -> dict[str, Any]:
+    """`train` once everything is set up."""
+    arguments = run.arguments
     on_main(run.accelerator, lambda: announce(run))
     recipe = saved_recipe(arguments)
     start_trackers(run.accelerator, check_trackers(arguments.report_to), run.output_dir, run.progress.step, recipe)

@@ -14,16 +14,18 @@ from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.processes import build_accelerator, on_main
+from scripts.cli.processes import build_accelerator, on_main, raised_on_all
 from scripts.data.augmentation import training_augmentation
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
 from scripts.data.samples import BadSamples
 from scripts.data.sources import IGNORE_INDEX, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
+from scripts.evaluation.degenerate import refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
-from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
+from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca, refuse_non_finite
 from scripts.storage.atomic import recover
+from scripts.storage.lock import FolderLock
 from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.fingerprint import training_settings
@@ -59,6 +61,7 @@ class Run:
         average: moving average of the weights, if there is one.
         memory: estimate of what one process needs.
         settings: what decides the result, see `training_settings`.
+        lock: what keeps other runs out of the output folder; the main process holds it.
     """
 
     arguments: TrainArguments
@@ -74,6 +77,7 @@ class Run:
     memory: str = ""
     progress: Progress = field(default_factory=Progress)
     bad_samples: BadSamples = field(default_factory=BadSamples)
+    lock: FolderLock = field(default_factory=lambda: FolderLock("--output_dir", Path()))
 
     @property
     def network(self) -> Any:
@@ -84,6 +88,12 @@ class Run:
     def result(self) -> Any:
         """The model that is evaluated and saved."""
         return self.network if self.average is None else self.average.module
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the state of model, optimiser and random numbers."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"scheduler": self.scheduler, "progress": self.progress, "bad_samples": self.bad_samples, **average}
 
     @property
     def images_per_step(self) -> int:
@@ -188,17 +198,47 @@ def refuse_used_folder(output_dir: Path) -> None:
         )
 
 
+def check_sharded(arguments: TrainArguments, plugin: Any) -> None:
+    """Refuses what processes that share weights (FSDP) cannot do.
+
+    Raises:
+        UserError: names the flag, or the setting of accelerate.
+    """
+    if arguments.ema_decay is not None:
+        raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
+    if arguments.eval_steps:
+        raise UserError("--eval_steps: processes that share weights (FSDP) need as many images each: leave it out")
+    if plugin.state_dict_type.name != "FULL_STATE_DICT":  # torch unpickles the index of others in full
+        raise UserError(
+            f"fsdp_state_dict_type {plugin.state_dict_type.name}: checkpoints of that form can run code when they are "
+            "read: set FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml"
+        )
+
+
 def set_up(arguments: TrainArguments) -> Run:
-    """Everything before the first step; raises every user error that can be known by then."""
+    """Everything before the first step; raises every user error that can be known by then.
+
+    The output folder stays locked until `Run.lock` is released.
+    """
     check_arguments(arguments)
     accelerator = build_accelerator(arguments.mixed_precision)
+    lock = FolderLock("--output_dir", Path(arguments.output_dir or ""))
+    on_main(accelerator, lock.take)
+    try:
+        run = prepared(arguments, accelerator)
+    except BaseException:
+        lock.release()
+        raise
+    run.lock = lock
+    return run
+
+
+def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
+    """`set_up` in a folder that is this run's alone."""
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.FSDP:
-        if arguments.ema_decay is not None:
-            raise UserError("--ema_decay: sharded weights (FSDP) cannot be averaged: leave it out")
-        if arguments.eval_steps:
-            raise UserError("--eval_steps: processes that share weights (FSDP) need as many images each: leave it out")
+        check_sharded(arguments, accelerator.state.fsdp_plugin)
     output_dir = Path(arguments.output_dir or "")
     on_main(accelerator, lambda: recover(output_dir))
     if not arguments.resume_from_checkpoint:
@@ -217,6 +257,7 @@ def set_up(arguments: TrainArguments) -> Run:
     if data.palette:
         config.palette = data.palette
     check_ignored_id(config)
+    refuse_one_class(config.id2label or {})
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     settings = training_settings(arguments, accelerator, data, config, max_steps)
     checkpoint = None
@@ -234,6 +275,8 @@ def set_up(arguments: TrainArguments) -> Run:
     model = build_model(arguments, config)
     if arguments.backbone_weights:
         accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
+    given = arguments.model_name_or_path or arguments.backbone_weights or "of the configuration's initialisation"
+    refuse_non_finite(model, f"initial weights {given}")
     model = prepare_network(model, arguments, accelerator)
     average = None if arguments.ema_decay is None else average_of(model, arguments.ema_decay, accelerator.device)
     memory = ""
@@ -253,11 +296,11 @@ def set_up(arguments: TrainArguments) -> Run:
         arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average, memory,
         bad_samples=BadSamples(arguments.max_bad_samples, data.num_examples),
     )  # fmt: skip
-    accelerator.register_for_checkpointing(scheduler, run.progress, run.bad_samples)
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
     if checkpoint is not None:
-        load_checkpoint(accelerator, checkpoint)
+        load_checkpoint(accelerator, run.states, checkpoint)
+        with raised_on_all(accelerator):
+            for weights in (run.network, run.result):
+                refuse_non_finite(weights, f"--resume_from_checkpoint {checkpoint}")
         accelerator.print(f"resumed from {checkpoint} at step {run.progress.step}")
     return run
 

@@ -69,6 +69,7 @@ def test_ids_outside_the_old_classes_stop(written, value):
         ("- road", "write lines like"),
         ("a: [1.5]", "1.5 is neither a name nor an id"),
         ("a: [", "--class_map"),
+        ("a: [road]\na: [lane]", "'a' has two lines: write one, with the old classes of both"),
     ],
 )
 def test_wrong_files(written, text, message):

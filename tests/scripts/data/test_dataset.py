@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.class_names import read_class_names
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_sample
 from scripts.data.streaming import shuffled_rows
@@ -18,6 +20,30 @@ from scripts.data.streaming import shuffled_rows
 @pytest.fixture
 def arguments(shapes):
     return DatasetArguments(dataset_name=str(shapes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"0": "door", "1": "car", "2": "door"}',
+            "ids 0 and 2 are both called 'door': give each class a name of its own",
+        ),
+        ('{"0": "door", "1": "car", "1": "bus"}', "id 1 is named twice, 'car' and 'bus'"),
+        ('{"0": "door", "1": "car", "01": "bus"}', "id 1 is named twice, 'car' and 'bus'"),
+        ('{"0": "door", "1": null}', "the name of id 1 is None, no text"),
+        ('{"0": "door", "1": {"2": "x"}}', "no text"),
+        ('["door", "car"]', "write"),
+        ('{"0": ' + "[" * 100000, "write"),
+    ],
+)
+def test_class_names_that_would_be_lost_are_refused(text, message, tmp_path):
+    """JSON itself lets the last of two equal keys win."""
+    file = tmp_path / "names.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        read_class_names(file)
+    assert str(refused.value).startswith(f"{file}: ")
 
 
 def test_shuffled_rows_and_map_style_data_agree_on_what_there_is(arguments, shapes):
@@ -97,6 +123,10 @@ def folders(tmp_path):
                 image.putpalette(bytes(range(256)) * 3)
             image.save(tmp_path / kind / f"{stem}.{ending}")
     (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
+    for hidden in (".ipynb_checkpoints", "town0/.thumbnails/small"):  # copies, as notebooks and file managers keep
+        for kind, ending in (("photos", "jpg"), ("masks", "png")):
+            (tmp_path / kind / hidden).mkdir(parents=True)
+            shutil.copy(tmp_path / kind / "town0" / f"0000.{ending}", tmp_path / kind / hidden)
     return DatasetArguments(train_images=str(tmp_path / "photos"), train_masks=str(tmp_path / "masks"))
 
 

@@ -1,6 +1,7 @@
 """Streams over HTTP that break off, stall or are refused: the same samples in the same order, or one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ from scripts.data.sources import readable
 from scripts.data.streaming import shuffled_rows
 from scripts.storage import retries
 from scripts.storage.retries import network_fault, with_retries
+from scripts.training.fingerprint import check_data_unchanged, data_settings
 
 
 ROOT = Path(__file__).parents[3]
@@ -143,6 +145,25 @@ def test_offline_mode_is_no_passing_fault(quick, monkeypatch):
     with pytest.raises(UserError, match="dataset cannot be read: offline"):
         list(readable(Opened(rows)))
     assert opened == [1]
+
+
+def test_a_file_that_changes_on_its_server_is_other_data(shapes, tmp_path):
+    """Of the same size, so that its ETag alone tells; and gone."""
+    file = "data/train-00000-of-00003.parquet"
+    copy = tmp_path / file
+    copy.parent.mkdir()
+    shutil.copy(shapes / file, copy)
+    with HubServer(tmp_path) as server:
+        data = LabelledDataset(DatasetArguments(f"{server.url}/plain/{file}"), "train")
+        settings = data_settings(data)
+        assert "data: sizes and ETags of files" in settings
+        check_data_unchanged(data, settings)
+        copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+        with pytest.raises(UserError, match=r"changed while it was trained on: data: sizes and ETags of files"):
+            check_data_unchanged(data, settings)
+        copy.unlink()
+        with pytest.raises(UserError, match=r"00000-of-00003\.parquet: "):
+            check_data_unchanged(data, settings)
 
 
 def test_training_over_a_bad_connection_ends_as_from_disk(shapes, tiny_recipe, quick, command, tmp_path):

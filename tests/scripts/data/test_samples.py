@@ -54,6 +54,24 @@ def good(image):
     return {"image": encoded(image, "JPEG"), "label": encoded(image.convert("L"), "PNG")}
 
 
+@pytest.mark.parametrize("column", ["image", "label"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_few_bytes_that_stand_for_gigabytes_are_not_decoded(on_disk, column, good, tmp_path, monkeypatch):
+    file = tmp_path / "huge.png"
+    Image.new("1", (12000, 12000)).save(file)
+    assert file.stat().st_size < 20000
+    huge = {"bytes": None, "path": str(file)} if on_disk else {"bytes": file.read_bytes(), "path": None}
+    loaded, original = [], Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda image: loaded.append(image.size) or original(image))
+    with pytest.raises(
+        BadSample, match=r"cannot be read: 12000x12000 pixels are more than the 67108864 that are read"
+    ):
+        decode_sample(
+            {**{name: {"path": None, **value} for name, value in good.items()}, column: huge}, RowFormat(), 6, 0
+        )
+    assert (12000, 12000) not in loaded
+
+
 def decode(tmp_path, **columns):
     """The only sample of a parquet file of these columns."""
     data = LabelledDataset(rows_with(tmp_path, **columns), "train")

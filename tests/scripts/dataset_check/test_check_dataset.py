@@ -154,11 +154,33 @@ def test_masks_of_0_and_255(doctor):
     assert "store 1 in place of 255" in result["findings"][0]["fix"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [(lambda ids: ids == 5, "is the only class that occurs"), (lambda ids: ids < 0, "no pixel of any class occurs")],
+)
+@pytest.mark.parametrize("several", [True, False])
+def test_data_on_which_no_score_can_fail(several, kept, message, doctor):
+    """One class in the maps, or none; named alone, or among others."""
+    copy = generated().with_labels(lambda label: np.where(kept(label), 0, 255).astype(np.uint8))
+    if several:
+        copy = copy.with_labels(lambda label: np.where(label == 0, 2, label).astype(np.uint8))
+    code, result, out = doctor(copy if several else replace(copy, names={0: "lesion"}))
+    assert code == 1 and "too-few-classes" in named(result, "error"), out
+    assert message in next(line for line in out.splitlines() if "error too-few-classes" in line)
+
+
 def test_a_name_for_255(doctor):
     copy = generated()
     _, result, _ = doctor(replace(copy, names={**copy.names, 255: "kerb"}))
     assert named(result, "error", "warning") == {"255-as-class"}
     assert "'kerb'" in result["findings"][0]["message"]
+
+
+def test_two_classes_of_one_name(doctor):
+    copy = generated()
+    code, result, out = doctor(replace(copy, names={**copy.names, 2: copy.names[0]}))
+    assert code == 1 and "class-names" in named(result, "error")
+    assert f"ids 0 and 2 are both called {copy.names[0]!r}. Fix: give each class a name of its own" in out
 
 
 def test_names_that_do_not_start_at_0(doctor):
@@ -285,6 +307,7 @@ def broken_rows():
     yield "unreadable-image", {"image": encoded(plain.convert("I;16"), "PNG"), "label": png}
     yield "unreadable-map", {"image": jpeg, "label": {"bytes": png["bytes"][:60]}}
     yield "unreadable-map", {"image": jpeg, "label": None}
+    yield "unreadable-image", {"image": encoded(Image.new("1", (12000, 12000)), "PNG"), "label": png}
     yield "size-mismatch", {"image": jpeg, "label": encoded(plain.resize((64, 48)), "PNG")}
     yield "swapped-size", {"image": jpeg, "label": encoded(plain.rotate(90, expand=True), "PNG")}
     yield "rgb-maps", {"image": jpeg, "label": encoded(image, "PNG")}

@@ -18,7 +18,7 @@ from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSamples
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
-from scripts.evaluation.results import command_line, project_commit, weights_sha256
+from scripts.evaluation.results import build_results, command_line, project_commit, weights_sha256
 from scripts.evaluation.split import evaluate_split
 from scripts.inference.predictors import SingleScale, window_scores
 from scripts.inference.sliding_window import Windows
@@ -295,6 +295,7 @@ def test_skipped_samples_are_in_the_results(evaluated, shapes_model, tmp_path):
         ("--protocol cityscapes --label_ids reduced", "classes of --protocol cityscapes start at 0 anyway"),
         ("--do_reduce_labels --label_ids reduced", "contradict each other"),
         ("--bootstrap_samples 0", "--bootstrap_samples 0: give at least 1"),
+        ("--bootstrap_samples 100000000", "--bootstrap_samples 100000000: give at most 100000"),
         ("--protocol ade20k --class_map some.yaml", "--class_map changes the classes of --protocol ade20k"),
         ("--max_bad_samples -1", "--max_bad_samples -1: give at least 0"),
     ],
@@ -305,6 +306,13 @@ def test_errors_are_one_line(flags, message, command, shapes_model, shapes):
     )
     errors = [line for line in errors if line and not line.startswith("Loading weights: ")]
     assert code == 2 and len(errors) == 1 and message in errors[0], errors
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids():
+    """A model from elsewhere may have such: each keeps its figures."""
+    scores = {"mean_iou": 0.5, "per_category_iou": [0.25, 0.5, 0.75]}
+    per_class = build_results(scores, {0: "door", 1: "car", 2: "door"})["per_class"]
+    assert per_class == {"door (id 0)": {"iou": 25.0}, "car": {"iou": 50.0}, "door (id 2)": {"iou": 75.0}}
 
 
 def test_a_perfect_reference_of_reduced_labels_scores_one(tmp_path):

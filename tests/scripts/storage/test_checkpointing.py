@@ -249,6 +249,16 @@ def test_other_settings_are_refused_with_both_values():
     assert "--learning_rate 0.1, not 0.2; model: hidden_dim 32, not 64:" in str(refused.value)
 
 
+def test_other_versions_of_code_and_libraries_are_named(capsys):
+    saved = {"--seed": 1, "version: torch": "2.4", "version: timm": "1.0", "version: the project's code": "a1"}
+    check_settings(Path("x"), saved, dict(saved))
+    assert capsys.readouterr().err == ""
+    check_settings(Path("x"), saved, {"--seed": 1, "version: torch": "2.5", "version: the project's code": "a1"})
+    warned = capsys.readouterr().err
+    assert warned.startswith('warning: x was trained with torch "2.4", not "2.5"; timm "1.0", not null: ')
+    assert warned.endswith("but not exactly as if it had never stopped\n") and warned.count("\n") == 1
+
+
 def test_publish_syncs_files_folders_and_parent(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(atomic, "sync", synced.append)

@@ -94,6 +94,43 @@ def test_killed_while_a_checkpoint_is_written(tiny_recipe, shapes, tmp_path, unb
     assert_equal_end(folder, unbroken()[0])
 
 
+def hold_at_step(rank):
+    """Waits to be killed where the weights would move for the third time; until then it holds the folder."""
+    original, calls = torch.optim.AdamW.step, []
+
+    def step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.pause()
+        return original(*args, **kwargs)
+
+    torch.optim.AdamW.step = step
+
+
+def test_a_second_trainer_is_kept_out_of_the_folder(tiny_recipe, shapes, tmp_path, unbroken):
+    """While one trains; once it was killed the next may go on."""
+    folder = tmp_path / "run"
+    resume = ("--resume_from_checkpoint", "latest")
+    first = arguments_for(tiny_recipe, shapes, folder)
+    refused = []
+
+    def second():
+        if not checkpoints(folder):
+            return False
+        for flags in ((), resume):
+            codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *flags))
+            assert codes == [1]
+            refused.extend(errors)
+        return True
+
+    codes, _ = in_processes(partial(train_broken, first, hold_at_step), kill_after=0, counted_from=second)
+    assert codes == [-signal.SIGKILL] and len(refused) == 2
+    assert all(f"--output_dir {folder}: process " in error and "is writing into it" in error for error in refused)
+    codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *resume))
+    assert codes == [0], errors
+    assert_equal_end(folder, unbroken()[0])
+
+
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(tiny_recipe, shapes, tmp_path, unbroken):
     folder = tmp_path / "run"

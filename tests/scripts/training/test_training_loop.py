@@ -5,23 +5,29 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import StateDictType
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
+from scripts import eval as eval_command
+from scripts import predict as predict_command
 from scripts import train as train_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
@@ -30,9 +36,9 @@ from scripts.models.loading import build_config, build_model
 from scripts.storage import atomic
 from scripts.storage.atomic import damage
 from scripts.train import TrainArguments, train
-from scripts.training import checkpointing, loop, run
+from scripts.training import checkpointing, fingerprint, loop, run
 from scripts.training.arguments import saved_recipe, with_batch_sizes
-from scripts.training.checkpointing import checkpoints
+from scripts.training.checkpointing import STATES, checkpoints
 from scripts.training.memory import activation_bytes, state_bytes
 from scripts.training.optimization import average_of
 from scripts.training.stopping import Stopped
@@ -68,6 +74,12 @@ def at_step(monkeypatch, step, action):
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def republish(folder):
+    """Makes a folder that was changed whole again."""
+    folder.rename(atomic.hidden_name(folder, "partial"))
+    atomic.publish(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ signals
@@ -269,6 +281,35 @@ def test_resuming_with_other_settings(start, tiny_recipe, shapes, tmp_path):
     assert code == 0 and "resumed from" in out, errors
 
 
+def test_data_that_change_between_epochs_stop_the_run(start, shapes, tmp_path, monkeypatch):
+    """Seven samples, two a step: the second epoch begins in step 4."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+
+    def change():
+        file = next(data.glob("data/train-00001*"))
+        file.write_bytes(file.read_bytes() + b"0")
+
+    at_step(monkeypatch, 1, change)
+    flags = ["--dataset_name", data, "--max_train_steps", 8, "--checkpointing_steps", 1, "--shuffle_buffer_size", 1]
+    code, _, errors = start(*flags)
+    assert code == 2 and "error: the data set has changed while it was trained on: data: names and sizes" in errors[-1]
+    assert checkpoints(tmp_path / "run")[-1].name in ("checkpoint-2", "checkpoint-3")
+
+
+def test_a_checkpoint_knows_the_code_and_libraries_that_wrote_it(start, tmp_path, monkeypatch):
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder = tmp_path / "run" / "checkpoint-1"
+    saved = json.loads((folder / checkpointing.SETTINGS).read_text())
+    assert saved["version: torch"] == version("torch") and {"version: timm", "version: python"} <= saved.keys()
+    monkeypatch.setattr(fingerprint, "code_digest", lambda: "other")
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 0 and len(errors) == 1
+    assert errors[0].startswith(f"warning: {folder} was trained with the project's code \"")
+    assert ', not "other": the run goes on, but not exactly as if it had never stopped' in errors[0]
+
+
 def test_damaged_checkpoints(start, tmp_path):
     flags = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 3]
     assert start(*flags)[0] == 0
@@ -294,11 +335,54 @@ def test_random_numbers_that_cannot_be_restored_are_not_passed_over(start, tmp_p
     states = torch.load(folder / "random_states_0.pkl", weights_only=False)
     states["random_state"] = (3, (), None)
     torch.save(states, folder / "random_states_0.pkl")
-    partial = atomic.hidden_name(folder, "partial")
-    folder.rename(partial)
-    atomic.publish(folder)
+    republish(folder)
     code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
     assert code == 2 and "the state of the random numbers cannot be restored" in errors[-1]
+
+
+class Code:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", [STATES, "random_states_0.pkl", "optimizer.bin", "custom_checkpoint_0.pkl"])
+def test_no_file_of_a_checkpoint_runs_code(name, start, tmp_path):
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder, ran = tmp_path / "run" / "checkpoint-1", tmp_path / "ran"
+    torch.save({"step": Code(ran)}, folder / name)
+    republish(folder)
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 2 and len(errors) == 1 and not ran.exists(), errors
+    assert f"{name} holds more than numbers (it calls posix.mkdir) and reading it could run code" in errors[0]
+
+
+def test_sharded_checkpoints_are_refused_since_their_index_is_unpickled(tmp_path):
+    (tmp_path / STATES).touch()
+    (tmp_path / "model_0").mkdir()
+    (tmp_path / "model_0" / ".metadata").touch()
+    with pytest.raises(UserError, match=r"model_0/\.metadata is a plain pickle, which could run code: refused"):
+        checkpointing.refuse_code(tmp_path)
+    run.check_sharded(TrainArguments(), SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT))
+    with pytest.raises(UserError, match=r"fsdp_state_dict_type SHARDED_STATE_DICT: .* set FULL_STATE_DICT"):
+        run.check_sharded(TrainArguments(), SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
+
+
+def test_a_checkpoint_of_pickles_is_refused(start, tmp_path):
+    """As earlier versions wrote them."""
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder = tmp_path / "run" / "checkpoint-1"
+    (folder / STATES).rename(folder / "custom_checkpoint_0.pkl")
+    republish(folder)
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 2 and len(errors) == 1
+    assert "it has no states.pt: an earlier version wrote it" in errors[0]
 
 
 # ------------------------------------------------------------------------------------------------------- bad numbers
@@ -353,6 +437,58 @@ def test_logits_that_are_not_finite_stop_with_the_step_and_the_samples(start, tm
     assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
 
 
+@pytest.mark.parametrize("name", ["decoder.level_embed.weight", "running_var"])
+def test_an_update_that_leaves_no_numbers_stops_and_keeps_the_last_finite_checkpoint(
+    name, start, tmp_path, monkeypatch
+):
+    """Weights, or statistics of batch norms; gradients and losses of that step are finite."""
+    original, calls = torch.optim.AdamW.step, []
+
+    def step(optimizer, *args, **kwargs):
+        result = original(optimizer, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            tensors = runs[-1].network.state_dict()
+            next(value for key, value in tensors.items() if key.endswith(name)).view(-1)[0] = float("inf")
+        return result
+
+    runs = []
+    monkeypatch.setattr(loop, "set_up", lambda arguments: runs.append(run.set_up(arguments)) or runs[0])
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    code, _, errors = start("--max_train_steps", 4, "--checkpointing_steps", 1)
+    assert code == 2 and "error: step 3, after an update with learning rate 0.000536: " in errors[-1], errors
+    assert f"{name} holds values that are NaN or infinite; lower --learning_rate; " in errors[-1]
+    assert errors[-1].endswith("checkpoint-2 is kept: go on with --resume_from_checkpoint latest")
+    assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def broken_weights(file):
+    weights = load_file(file)
+    weights["class_predictor.bias"][1] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_weights_that_are_no_numbers_are_refused_when_read(start, model_folder, shapes, tmp_path, command):
+    """By training from them, by resuming with them, and by whatever predicts with them."""
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    assert start(*flags)[0] == 0
+    folder = tmp_path / "run" / "checkpoint-1"
+    broken_weights(folder / "model.safetensors")
+    republish(folder)
+    what = "class_predictor.bias holds values that are NaN or infinite"
+    code, _, errors = start(*flags, "--resume_from_checkpoint", folder)
+    assert code == 2 and f"--resume_from_checkpoint {folder}: {what}" in errors[-1]
+    shutil.copytree(model_folder, tmp_path / "model")
+    broken_weights(tmp_path / "model" / "model.safetensors")
+    model, data = ["--model_name_or_path", tmp_path / "model"], ["--dataset_name", shapes]
+    code, _, errors = start(*flags, *model, "--output_dir", tmp_path / "new")
+    assert code == 2 and f"error: initial weights {tmp_path / 'model'}: {what}" in errors[-1]
+    for module, more in ((eval_command, []), (predict_command, ["--output_dir", tmp_path / "out"])):
+        code, _, errors = command(module, *model, *data, *more)
+        assert code == 2 and f"--model_name_or_path {tmp_path / 'model'}: {what}" in errors[-1]
+
+
 def with_bad_samples(arguments, rank):
     """Of two micro steps per step, process 0 meets a bad sample in the first step, process 1 in each."""
 
@@ -370,7 +506,7 @@ def test_bad_samples_of_all_processes_are_counted_and_kept(tiny_recipe, shapes, 
     arguments = arguments_for(tiny_recipe, shapes, tmp_path / "run", *flags)
     codes, errors = in_processes(partial(with_bad_samples, arguments), world=2)
     assert codes == [0, 0], errors
-    state = torch.load(tmp_path / "run" / "checkpoint-2" / "custom_checkpoint_2.pkl", weights_only=False)
+    state = torch.load(tmp_path / "run" / "checkpoint-2" / STATES, weights_only=True)["bad_samples"]
     assert sorted(state["messages"]) == ["0 0", "1 0", "1 2"] and state["seen"] == 2 * 2 * 2 * 2
 
 
@@ -392,7 +528,7 @@ def test_best_and_average_are_folders_for_from_pretrained(start, tmp_path):
         AutoImageProcessor.from_pretrained(tmp_path / "run" / folder)
     averaged = load_file(tmp_path / "run" / "model.safetensors")
     trained = load_file(tmp_path / "run" / "checkpoint-3" / "model.safetensors")
-    kept = torch.load(tmp_path / "run" / "checkpoint-3" / "custom_checkpoint_3.pkl", weights_only=False)
+    kept = torch.load(tmp_path / "run" / "checkpoint-3" / STATES, weights_only=True)["average"]
     assert all(torch.equal(value, kept[f"module.{name}"]) for name, value in averaged.items())
     assert any(not torch.equal(value, averaged[name]) for name, value in trained.items() if name in averaged)
 

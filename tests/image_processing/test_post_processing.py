@@ -9,7 +9,7 @@ from golden_post_processing import load_case, outputs, sizes
 from torch.nn import functional as F
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
-from image_processing.post_processing import run_lengths
+from image_processing.segments import run_lengths
 
 
 STUFF = [1, 3, 4]  # of the recorded case: things are 0, 2, 5

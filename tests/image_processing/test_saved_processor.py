@@ -16,6 +16,7 @@ FILES = {
     "preprocessing.py",
     "label_maps.py",
     "post_processing.py",
+    "segments.py",
     "semantic_labels.py",
     "preprocessor_config.json",
 }

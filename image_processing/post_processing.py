@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
+from .model_outputs import check_thresholds, checked_outputs, checked_sizes
 from .segments import instance_segments, panoptic_segments, run_lengths
 from .semantic_labels import LOGITS_STRIDE, ImageScores
 
@@ -93,7 +94,8 @@ class FASegPostProcessing:
             int64 maps `(height, width)`; with `return_segmentation_scores` objects with `segmentation` and
             `segmentation_scores` `(K, height, width)`, which are logits or scores where the model gives such.
         Raises:
-            ValueError: as many sizes as images are needed; an input size larger than the canvas.
+            ValueError: not as many sizes as images; an input size larger than the canvas; logits that do not belong
+                together or are not finite.
         """
         results: list[Any] = []
         for scores in self.semantic_scores(outputs, target_sizes, input_sizes, resize_masks_first):
@@ -112,14 +114,7 @@ class FASegPostProcessing:
         `post_process_semantic_segmentation`, which reduces them."""
         if resize_masks_first is None:
             resize_masks_first = self.task != "semantic"
-        classes, stride = getattr(outputs, "class_queries_logits", None), LOGITS_STRIDE
-        maps = getattr(outputs, "semantic_scores", None)
-        if maps is not None:
-            classes, stride = None, 1
-        elif classes is None:
-            maps = outputs.logits
-        else:
-            maps = outputs.masks_queries_logits
+        classes, maps, stride = checked_outputs(outputs)
         canvas, sizes = self._sizes(maps, target_sizes, input_sizes, stride, has_queries=classes is not None)
         for index, (input_size, target_size) in enumerate(sizes):
             class_logits = None if classes is None else classes[index]
@@ -156,6 +151,9 @@ class FASegPostProcessing:
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
+        check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
+        if max_detections < 1:
+            raise ValueError(f"max_detections={max_detections}: pass a number of at least 1")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
         for image in self._images(outputs, target_sizes, input_sizes):
@@ -203,6 +201,7 @@ class FASegPostProcessing:
             per image `segmentation`, an int32 map of segment ids from 1 with 0 where there is none, and
             `segments_info`, a list of `id`, `label_id`, `was_fused`, `score`.
         """
+        check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
         if label_ids_to_fuse is None:
             label_ids_to_fuse = self.label_ids_to_fuse
         if label_ids_to_fuse is None:
@@ -250,18 +249,9 @@ class FASegPostProcessing:
         self, outputs: Any, target_sizes: Any, input_sizes: Any
     ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int] | None]]:
         """Per image: class logits, mask logits, input size, target size or None."""
-        classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+        classes, masks, _ = checked_outputs(outputs)
+        if classes is None:
+            raise ValueError("the outputs have no class_queries_logits: only models with queries find segments")
         _, sizes = self._sizes(masks, target_sizes, input_sizes)
         for index, (input_size, target_size) in enumerate(sizes):
             yield classes[index], masks[index], input_size, target_size
-
-
-def checked_sizes(name: str, sizes: Any, batch: int) -> list[tuple[int, int]]:
-    """`sizes` (list or tensor) as B pairs of positive integers, or ValueError."""
-    pairs = [tuple(int(side) for side in size) for size in sizes]
-    if len(pairs) != batch:
-        raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")
-    for pair in pairs:
-        if len(pair) != 2 or min(pair) < 1:
-            raise ValueError(f"{name} holds {pair}: pass (height, width), both at least 1")
-    return [(pair[0], pair[1]) for pair in pairs]

@@ -14,6 +14,7 @@ FILES = {
     "image_processing_faseg.py",
     "image_processing_pil_faseg.py",
     "preprocessing.py",
+    "processor_settings.py",
     "label_maps.py",
     "model_outputs.py",
     "post_processing.py",

@@ -35,7 +35,7 @@ class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: igno
 
         Channel by channel: as one image, Pillow would take a second or fourth channel for transparency.
         """
-        resample = torch_pil_interpolation_mapping.get(resample, resample)
+        resample = (torch_pil_interpolation_mapping or {}).get(resample, resample)  # None without torchvision
         bands = [PIL.Image.fromarray(band).resize((size.width, size.height), resample) for band in image]
         return np.stack([np.asarray(band) for band in bands])
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .label_maps import read_label_map  # noqa: F401
     from .post_processing import FASegPostProcessing  # noqa: F401
+    from .segments import BoxedMask  # noqa: F401
     from .semantic_labels import ImageScores  # noqa: F401
 
 
@@ -36,10 +37,17 @@ class FASegImageProcessor(FASegImageProcessorBase, TorchvisionBackend):  # type:
             image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         return image.contiguous() if device is None else image.contiguous().to(device)
 
+    def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
+        """Bilinear with antialiasing, or as `resample` says."""
+        if (size.height, size.width) == (1, 1) and image.dtype == torch.uint8:
+            # torchvision fails on one pixel of 8 bits.
+            return super().resize(image.float(), size, resample, **kwargs).round().clamp(0, 255).to(torch.uint8)
+        return super().resize(image, size, resample, **kwargs)
+
     def scale(self, image: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         """Rescale and normalise in one step."""
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        return self.rescale_and_normalize(image, **{name: kwargs[name] for name in names})
+        return self.rescale_and_normalize(image, **{name: kwargs[name] for name in names}).float()
 
     def pad_to(self, image: torch.Tensor, canvas: tuple[int, int]) -> torch.Tensor:
         """Zeros at the right and bottom up to `canvas`."""

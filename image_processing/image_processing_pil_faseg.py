@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import torch
-from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_backends import PilBackend, torch_pil_interpolation_mapping
 
 from .preprocessing import FASegImageProcessorBase, FASegImageProcessorKwargs
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .label_maps import read_label_map  # noqa: F401
     from .post_processing import FASegPostProcessing  # noqa: F401
+    from .segments import BoxedMask  # noqa: F401
     from .semantic_labels import ImageScores  # noqa: F401
 
 
@@ -28,13 +30,22 @@ class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: igno
         """A NumPy array; `device` is for the torchvision backend."""
         return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
 
+    def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
+        """Bilinear, or as `resample` says; uint8 stays uint8, and float32 is not rounded.
+
+        Channel by channel: as one image, Pillow would take a second or fourth channel for transparency.
+        """
+        resample = (torch_pil_interpolation_mapping or {}).get(resample, resample)  # None without torchvision
+        bands = [PIL.Image.fromarray(band).resize((size.width, size.height), resample) for band in image]
+        return np.stack([np.asarray(band) for band in bands])
+
     def scale(self, image: np.ndarray, kwargs: dict[str, Any]) -> np.ndarray:
         """Rescale, then normalise."""
         if kwargs["do_rescale"]:
             image = self.rescale(image, kwargs["rescale_factor"])
         if kwargs["do_normalize"]:
             image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
-        return image
+        return image.astype(np.float32, copy=False)
 
     def pad_to(self, image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
         """Zeros at the right and bottom up to `canvas`."""

@@ -98,9 +98,11 @@ def check_ids(
         if label < 0:
             raise ValueError(f"{named} is negative: unlabelled pixels are marked with ignore_index={ignore_index}")
         if num_labels is not None and label >= num_labels + first:
-            fix = "map it to a class of id2label, or to ignore_index"
+            count = max(classes.values()) + 1 - first
+            fix = f"set num_labels={count} if the model has so many, or map it to a class of id2label or ignore_index"
             if not do_reduce_labels and label == num_labels:
-                fix = "set do_reduce_labels=True?"
+                # Either may be meant, and do_reduce_labels drops what is stored as 0.
+                fix = f"set num_labels={count} if the model has so many, or do_reduce_labels=True if 0 is no class"
             raise ValueError(
                 f"{named} but {num_labels} classes ({first}..{num_labels - 1 + first},"
                 f" ignore_index={ignore_index}): {fix}"

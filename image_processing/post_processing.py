@@ -4,11 +4,10 @@ Notation: Q queries, K classes, (h, w) logits at 1/4, canvas (H, W) = 4 * (h, w)
 input size = the image's part of the canvas, target size = the size asked for (the original image).
 
 All resizing is bilinear with `align_corners=False`, of logits up to the canvas, then cut to the input size, then to
-the target; nothing is ever squashed to a fixed square. Images are handled one by one and queries a few at a time,
-so that the `(Q, H, W)` probabilities never exist at once.
+the target; nothing is ever squashed to a fixed square. Images are handled one by one, class scores a few rows and
+masks a few columns at a time, so that the `(Q, H, W)` probabilities never exist at once.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import update_wrapper
 from types import MethodType
@@ -16,144 +15,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
+from .model_outputs import check_thresholds, checked_outputs, checked_sizes
+from .segments import instance_segments, panoptic_segments, run_lengths
 from .semantic_labels import LOGITS_STRIDE, ImageScores
 
 
 logger = logging.get_logger(__name__)
-
-QUERY_CHUNK = 25
-
-
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear `(N, h, w)` -> `(N, *size)`."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def upsampled_masks(
-    mask_logits: Tensor, input_size: tuple[int, int], target_size: tuple[int, int] | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of queries: their slice of Q and their logits at the input size, or at `target_size` if given."""
-    canvas = (mask_logits.shape[-2] * LOGITS_STRIDE, mask_logits.shape[-1] * LOGITS_STRIDE)
-    for start in range(0, mask_logits.shape[0], QUERY_CHUNK):
-        chunk = slice(start, start + QUERY_CHUNK)
-        masks = resize(mask_logits[chunk].float(), canvas)[:, : input_size[0], : input_size[1]]
-        yield chunk, masks if target_size is None else resize(masks, target_size)
-
-
-def instance_segments(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    input_size: tuple[int, int],
-    target_size: tuple[int, int] | None,
-    threshold: float,
-    mask_threshold: float,
-    max_detections: int,
-    excluded_labels: set[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (query, class) pairs of one image, best first.
-
-    A pair's score is its class probability times the mean mask probability inside its mask. One query may stand for
-    several classes.
-
-    Returns:
-        masks `(N, *size)` bool, scores `(N,)` in `[threshold, 1]`, labels `(N,)` int64. Empty masks are left out.
-    """
-    class_probs = class_logits.float().softmax(dim=-1)[:, :-1]
-    num_classes = class_probs.shape[1]
-    scores, pairs = class_probs.flatten().topk(min(max_detections, class_probs.numel()))
-    queries, labels = pairs // num_classes, pairs % num_classes
-    if excluded_labels:
-        allowed = ~torch.isin(labels, torch.tensor(sorted(excluded_labels), device=labels.device))
-        scores, queries, labels = scores[allowed], queries[allowed], labels[allowed]
-
-    used, position = queries.unique(return_inverse=True)
-    masks, quality = [], []
-    for _, logits in upsampled_masks(mask_logits[used], input_size, target_size):
-        inside = logits > logit(mask_threshold)
-        masks.append(inside)
-        area = inside.flatten(1).sum(1)
-        quality.append((logits.sigmoid() * inside).flatten(1).sum(1) / (area + 1e-6))
-    if not masks:
-        size = input_size if target_size is None else target_size
-        return torch.zeros((0, *size), dtype=torch.bool, device=labels.device), scores, labels
-    all_masks = torch.cat(masks)
-    scores = scores * torch.cat(quality)[position]
-
-    order = scores.argsort(descending=True, stable=True)
-    order = order[(scores[order] >= threshold) & all_masks.flatten(1).any(1)[position[order]]]
-    return all_masks[position[order]], scores[order], labels[order]
-
-
-def panoptic_segments(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    input_size: tuple[int, int],
-    target_size: tuple[int, int] | None,
-    threshold: float,
-    mask_threshold: float,
-    overlap_mask_area_threshold: float,
-    label_ids_to_fuse: set[int],
-) -> tuple[Tensor, list[dict]]:
-    """The segments of one image, ids from 1 in the order of the queries.
-
-    A query is kept if its best class is an object with a probability above `threshold`. Pixels go to the query with
-    the highest class times mask probability. A segment is dropped if less than `overlap_mask_area_threshold` of its
-    mask won its pixels.
-
-    Returns:
-        map `(*size)` int32 with 0 where there is no segment, and one dict per segment: `id`, `label_id`,
-        `was_fused`, `score`.
-    """
-    scores, labels = class_logits.float().softmax(dim=-1).max(dim=-1)
-    kept = (labels != class_logits.shape[-1] - 1) & (scores > threshold)
-    scores, labels = scores[kept], labels[kept]
-    size = input_size if target_size is None else target_size
-    segmentation = torch.zeros(size, dtype=torch.int32, device=mask_logits.device)
-    segments: list[dict] = []
-    if len(labels) == 0:
-        return segmentation, segments
-
-    probs = torch.cat([masks.sigmoid() for _, masks in upsampled_masks(mask_logits[kept], input_size, target_size)])
-    winner = (scores[:, None, None] * probs).argmax(dim=0)
-    fused: dict[int, int] = {}
-    for query, label in enumerate(labels.tolist()):
-        won, mask = winner == query, probs[query] >= mask_threshold
-        segment = won & mask
-        won_area, mask_area = int(won.sum()), int(mask.sum())
-        if not bool(segment.any()) or won_area / mask_area < overlap_mask_area_threshold:
-            continue  # a segment without pixels comes first: its mask may be empty too
-        if label in fused:
-            segmentation[segment] = fused[label]
-            continue
-        segment_info = {"id": len(segments) + 1, "label_id": label, "was_fused": label in label_ids_to_fuse}
-        segments.append(segment_info | {"score": round(scores[query].item(), 6)})
-        segmentation[segment] = len(segments)
-        if label in label_ids_to_fuse:
-            fused[label] = len(segments)
-    return segmentation, segments
-
-
-def logit(probability: float) -> float:
-    """Inverse sigmoid; 0 for 0.5, so that the default threshold is the reference's `logits > 0`."""
-    if probability <= 0:
-        return -math.inf
-    if probability >= 1:
-        return math.inf
-    return math.log(probability / (1 - probability))
-
-
-def run_lengths(mask: Tensor) -> list[int]:
-    """Run-length encoding of one binary mask: start (counted from 1, row by row) and length of each run."""
-    pixels = F.pad(mask.flatten().to(torch.int8), (1, 1))
-    edges = torch.where(pixels[1:] != pixels[:-1])[0] + 1
-    edges[1::2] -= edges[::2]
-    return edges.tolist()
 
 
 class TaskMethod:
@@ -224,7 +94,8 @@ class FASegPostProcessing:
             int64 maps `(height, width)`; with `return_segmentation_scores` objects with `segmentation` and
             `segmentation_scores` `(K, height, width)`, which are logits or scores where the model gives such.
         Raises:
-            ValueError: as many sizes as images are needed; an input size larger than the canvas.
+            ValueError: not as many sizes as images; an input size larger than the canvas; logits that do not belong
+                together or are not finite.
         """
         results: list[Any] = []
         for scores in self.semantic_scores(outputs, target_sizes, input_sizes, resize_masks_first):
@@ -243,14 +114,7 @@ class FASegPostProcessing:
         `post_process_semantic_segmentation`, which reduces them."""
         if resize_masks_first is None:
             resize_masks_first = self.task != "semantic"
-        classes, stride = getattr(outputs, "class_queries_logits", None), LOGITS_STRIDE
-        maps = getattr(outputs, "semantic_scores", None)
-        if maps is not None:
-            classes, stride = None, 1
-        elif classes is None:
-            maps = outputs.logits
-        else:
-            maps = outputs.masks_queries_logits
+        classes, maps, stride = checked_outputs(outputs)
         canvas, sizes = self._sizes(maps, target_sizes, input_sizes, stride, has_queries=classes is not None)
         for index, (input_size, target_size) in enumerate(sizes):
             class_logits = None if classes is None else classes[index]
@@ -287,23 +151,29 @@ class FASegPostProcessing:
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
+        check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
+        if max_detections < 1:
+            raise ValueError(f"max_detections={max_detections}: pass a number of at least 1")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
         for image in self._images(outputs, target_sizes, input_sizes):
             masks, scores, labels = instance_segments(*image, threshold, mask_threshold, max_detections, stuff)
+            size = image[2] if image[3] is None else image[3]
             segments = [
                 {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
                 for index, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
             ]
             segmentation: Any
             if return_coco_annotation:
-                segmentation = [run_lengths(mask) for mask in masks]
+                segmentation = [run_lengths(mask.whole()) for mask in masks]
             elif return_binary_maps:
-                segmentation = masks
+                segmentation = torch.zeros((len(masks), *size), dtype=torch.bool, device=labels.device)
+                for mask, boxed in zip(segmentation, masks, strict=True):
+                    mask[boxed.rows, boxed.columns] = boxed.pixels
             else:
-                segmentation = torch.full(masks.shape[-2:], -1, dtype=torch.int32, device=masks.device)
-                for index in reversed(range(len(masks))):
-                    segmentation[masks[index]] = index
+                segmentation = torch.full(size, -1, dtype=torch.int32, device=labels.device)
+                for index, boxed in reversed(list(enumerate(masks))):
+                    segmentation[boxed.rows, boxed.columns].masked_fill_(boxed.pixels, index)
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
@@ -331,6 +201,7 @@ class FASegPostProcessing:
             per image `segmentation`, an int32 map of segment ids from 1 with 0 where there is none, and
             `segments_info`, a list of `id`, `label_id`, `was_fused`, `score`.
         """
+        check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
         if label_ids_to_fuse is None:
             label_ids_to_fuse = self.label_ids_to_fuse
         if label_ids_to_fuse is None:
@@ -378,18 +249,9 @@ class FASegPostProcessing:
         self, outputs: Any, target_sizes: Any, input_sizes: Any
     ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int] | None]]:
         """Per image: class logits, mask logits, input size, target size or None."""
-        classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+        classes, masks, _ = checked_outputs(outputs)
+        if classes is None:
+            raise ValueError("the outputs have no class_queries_logits: only models with queries find segments")
         _, sizes = self._sizes(masks, target_sizes, input_sizes)
         for index, (input_size, target_size) in enumerate(sizes):
             yield classes[index], masks[index], input_size, target_size
-
-
-def checked_sizes(name: str, sizes: Any, batch: int) -> list[tuple[int, int]]:
-    """`sizes` (list or tensor) as B pairs of positive integers, or ValueError."""
-    pairs = [tuple(int(side) for side in size) for size in sizes]
-    if len(pairs) != batch:
-        raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")
-    for pair in pairs:
-        if len(pair) != 2 or min(pair) < 1:
-            raise ValueError(f"{name} holds {pair}: pass (height, width), both at least 1")
-    return [(pair[0], pair[1]) for pair in pairs]

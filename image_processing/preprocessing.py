@@ -7,11 +7,13 @@ zeros (the mean colour) at the right and bottom. The backends differ only in who
 import math
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import (
@@ -23,42 +25,28 @@ from transformers.image_utils import (
     SizeDict,
     get_image_size_for_max_height_width,
 )
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.processing_utils import Unpack
 from transformers.utils import logging
 
 from .label_maps import check_ids, label_map_to_masks, read_label_map, resize_label_map, split_label_maps
+from .model_outputs import MAX_PIXELS
 from .post_processing import FASegPostProcessing
+from .processor_settings import (
+    SAVED_NAMES,
+    FASegImageProcessorKwargs,
+    check_names,
+    check_settings,
+    check_size,
+    round_up,
+)
 
 
 logger = logging.get_logger(__name__)
 
-TASKS = ("semantic", "instance", "panoptic")
+LOADING_NAMES = ("device_map",)  # near to the name of a setting, and meant for the model
 EXIF_ORIENTATION = 0x0112
 # Modes that Pillow's conversion to RGB would clip to 8 bits or refuse.
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-
-class FASegImageProcessorKwargs(ImagesKwargs, total=False):
-    """Settings of the processor, beside those of transformers; `FASegImageProcessorBase` has their defaults.
-
-    task: What the model was trained for: `"semantic"`, `"instance"` or `"panoptic"`. Decides which `post_process_*`
-        methods there are, and so what `pipeline("image-segmentation")` answers.
-    do_reduce_labels: Label maps store class ids one too high and 0 for unlabelled pixels (ADE20K): 0 becomes
-        `ignore_index`, the others go down by one.
-    ignore_index: The id of unlabelled pixels in label maps; they belong to no mask.
-    num_labels: Number of classes. If set, label maps are checked against it.
-    label_ids_to_fuse: The "stuff" classes of a panoptic model, which have one segment per image.
-    size_divisor: Images are padded to a multiple of this; 0 for no such rule.
-    pad_size: Fixed `{"height", "width"}` to pad every image to, so that batches of any images have one size. Images
-        that would be larger are resized to fit inside. Left out, a batch is padded to its largest image.
-    """
-
-    task: str
-    do_reduce_labels: bool
-    ignore_index: int | None
-    num_labels: int | None
-    label_ids_to_fuse: list[int] | None
-    size_divisor: int
 
 
 def network_size(height: int, width: int, size: SizeDict, pad_size: SizeDict | None = None) -> tuple[int, int]:
@@ -91,6 +79,11 @@ def network_size(height: int, width: int, size: SizeDict, pad_size: SizeDict | N
     if pad_size is not None and pad_size.height and pad_size.width:
         scale = min(1.0, pad_size.height / new_height, pad_size.width / new_width)
         new_height, new_width = new_height * scale, new_width * scale
+    if new_height * new_width > MAX_PIXELS:
+        raise ValueError(
+            f"size {dict(size)} makes {int(new_height)}x{int(new_width)} pixels of an image of {height}x{width}:"
+            f" pass one that makes {MAX_PIXELS} at most, for example by longest_edge"
+        )
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
@@ -107,6 +100,8 @@ def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool) -> np.ndarray:
             " apply PIL.ImageOps.exif_transpose first, or pass the file's path"
         )
     if not do_convert_rgb:
+        if image.mode in ("P", "PA"):
+            raise ValueError(f"an image has mode {image.mode!r}, indices of a palette: set do_convert_rgb=True")
         return np.array(image)
     if image.mode in DEEP_MODES:
         raise ValueError(f"an image has mode {image.mode!r}, more than 8 bits: scale it to 0..255 and 8 bits first")
@@ -127,13 +122,13 @@ def channels_axis(shape: tuple[int, ...], input_data_format: str | ChannelDimens
 
 
 def eight_bits(image: Any) -> Any:
-    """An array or tensor of uint8 or floating point; other integers only if they fit into 8 bits."""
+    """An array or tensor of uint8 or float32; other integers only if they fit into 8 bits."""
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 or image.is_floating_point():
-            return image
+            return image if image.dtype == torch.uint8 else image.float()
         image = image.cpu().numpy()
     elif image.dtype == np.uint8 or image.dtype.kind == "f":
-        return image
+        return image if image.dtype == np.uint8 else image.astype(np.float32, copy=False)
     if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
         values = f"{image.min()}..{image.max()}" if image.dtype.kind in "iub" else "no numbers"
         raise ValueError(f"an image of dtype {image.dtype} holds {values}: pass 8 bits, 0..255")
@@ -168,8 +163,9 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
     resize: Callable[..., Any]
 
     def __init__(self, **kwargs: Unpack[FASegImageProcessorKwargs]):
+        check_names(kwargs, [*self.valid_kwargs.__annotations__, *SAVED_NAMES])
         super().__init__(**kwargs)  # type: ignore[misc]
-        check_settings(self.task, self.size_divisor, self.pad_size, self.ignore_index, self.do_reduce_labels)
+        check_settings(vars(self))
 
     # ---- settings -------------------------------------------------------------------------------------------------
 
@@ -183,12 +179,22 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         """The size `(height, width)` to which this processor pads a batch of images of these (resized) sizes."""
         return padded_size(sizes, as_size_dict(self.pad_size), self.size_divisor if self.do_pad else 0)
 
-    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
-        super()._validate_preprocess_kwargs(**kwargs)
-        names = ("task", "size_divisor", "pad_size", "ignore_index", "do_reduce_labels")
-        check_settings(*(kwargs[name] for name in names))
-        if kwargs.get("do_center_crop"):
-            raise ValueError("do_center_crop=True is not offered: crop the image and its label map first")
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        for name in ("size", "pad_size"):
+            check_size(name, kwargs.get(name))
+        return super()._standardize_kwargs(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A processor of saved settings and others, which win.
+
+        Raises:
+            ValueError: a name that is no setting but near to one. Others are left alone: loaders pass their own.
+        """
+        for name in kwargs:
+            if get_close_matches(name, cls.valid_kwargs.__annotations__, n=1, cutoff=0.65):
+                check_names([name], [*cls.valid_kwargs.__annotations__, *LOADING_NAMES])
+        return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as saved in `preprocessor_config.json`; `auto_map` names both backends."""
@@ -210,6 +216,8 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
         """A flat list of images from an image, a batch array, or lists of them."""
+        if images is None:
+            raise ValueError("images=None: pass at least one image")
         images = self.fetch_images(images)
         if isinstance(images, (list, tuple)):
             return [image for item in images for image in self._prepare_images_structure(item, expected_ndims)]
@@ -266,7 +274,13 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         Raises:
             ValueError: an image or map that cannot be right; the message names it and the fix.
         """
-        return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
+        check_names(kwargs, self.valid_kwargs.__annotations__)
+        own = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        check_settings(self._standardize_kwargs(**{**own, **kwargs}))
+        try:
+            return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
+        except StrictDataclassFieldValidationError as error:  # a setting of another type, said in several lines
+            raise ValueError(" ".join(str(error).split())) from error
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self,
@@ -283,15 +297,21 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         self, images: list[Any], segmentation_maps: Any, instance_id_to_semantic_id: Any, **kwargs: Any
     ) -> BatchFeature:
         pad_size, size_divisor = kwargs["pad_size"], kwargs["size_divisor"] if kwargs["do_pad"] else 0
+        if not images:
+            raise ValueError("no images: pass at least one")
+        check_stack(images)
         original_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         sizes = original_sizes
         if kwargs["do_resize"]:
             sizes = [network_size(height, width, kwargs["size"], pad_size) for height, width in sizes]
         canvas = padded_size(sizes, pad_size, size_divisor)
+        if kwargs["return_tensors"] is not None and not kwargs["do_pad"] and len(set(sizes)) > 1:
+            raise ValueError(f"images of sizes {sorted(set(sizes))} make no batch: set do_pad=True")
 
         pixel_values, pixel_mask = [], []
         for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
             check_channels(image, index, kwargs)
+            check_range(image, index, kwargs)
             if size != original_sizes[index]:
                 image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample=kwargs["resample"])
             own_canvas = canvas if kwargs["do_pad"] else size
@@ -369,43 +389,59 @@ def padded_size(sizes: Any, pad_size: SizeDict | None, size_divisor: int) -> tup
                 " set do_resize=True or a larger pad_size"
             )
         return canvas
-    return round_up(height, size_divisor), round_up(width, size_divisor)
+    canvas = (round_up(height, size_divisor), round_up(width, size_divisor))
+    if canvas[0] * canvas[1] > MAX_PIXELS:
+        raise ValueError(
+            f"images of up to {height}x{width} are padded to {canvas}, more than {MAX_PIXELS} pixels:"
+            " resize them first, or set a smaller size_divisor"
+        )
+    return canvas
 
 
-def round_up(side: int, divisor: int) -> int:
-    """The next multiple of `divisor`; 0 leaves the side as it is."""
-    return math.ceil(side / divisor) * divisor if divisor else side
+def check_stack(images: list[Any]) -> None:
+    """Raise ValueError for a batch of images of several numbers of channels."""
+    for index, image in enumerate(images):
+        if image.shape[0] != images[0].shape[0]:
+            raise ValueError(
+                f"image {index} has {image.shape[0]} channels but image 0 has {images[0].shape[0]}:"
+                " set do_convert_rgb=True"
+            )
 
 
 def check_channels(image: Any, index: int, kwargs: dict[str, Any]) -> None:
-    """Raise or warn where normalising would be silently wrong."""
+    """Raise ValueError unless there is a mean for each channel."""
     mean = kwargs["image_mean"]
     if kwargs["do_normalize"] and isinstance(mean, (list, tuple)) and len(mean) != image.shape[0]:
         raise ValueError(
             f"image {index} has {image.shape[0]} channels but image_mean has {len(mean)}: set do_convert_rgb=True"
         )
-    if kwargs["do_rescale"] and image.dtype not in (torch.uint8, np.uint8) and 0 < image.max() <= 1:
+
+
+def check_range(image: Any, index: int, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for numbers that are not finite; warn where the settings cannot be meant for the image.
+
+    What is normalised should lie where the mean does, in 0..1 or 0..255.
+    """
+    factor = kwargs["rescale_factor"] if kwargs["do_rescale"] else 1.0
+    top = 1.0 if kwargs["do_rescale"] else math.inf
+    if kwargs["do_normalize"]:
+        top = 1.0 if np.max(kwargs["image_mean"]) <= 1 else 255.0
+    eight_bits = image.dtype in (torch.uint8, np.uint8)
+    if eight_bits and 255 * factor <= 1.5 * top:
+        return
+    low, high = float(image.min()), float(image.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"image {index} holds {high if math.isfinite(low) else low}: pass finite numbers")
+    if low < -0.1 * abs(high) and (kwargs["do_rescale"] or kwargs["do_normalize"]):
         logger.warning_once(
-            f"image {index} looks already scaled to 0..1 and is scaled by {kwargs['rescale_factor']:.4g} again:"
+            f"image {index} holds numbers down to {low:.4g}, as if normalised already: pass do_rescale=False and"
+            " do_normalize=False for such images"
+        )
+    elif kwargs["do_rescale"] and not eight_bits and 0 < factor * high <= top / 255:
+        logger.warning_once(
+            f"image {index} looks already scaled to 0..1 and is scaled by {factor:.4g} again:"
             " pass do_rescale=False for such images"
         )
-
-
-def check_settings(
-    task: str, size_divisor: int, pad_size: SizeDict | None, ignore_index: int | None, do_reduce_labels: bool
-) -> None:
-    """Raise ValueError for settings that contradict each other."""
-    if task not in TASKS:
-        raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}")
-    if not isinstance(size_divisor, int) or size_divisor < 0:
-        raise ValueError(f"size_divisor={size_divisor!r}: pass 0 for none, or a whole number (the models need 32)")
-    if do_reduce_labels and ignore_index is None:
-        raise ValueError("do_reduce_labels=True turns label 0 into ignore_index, which is None: set ignore_index=255")
-    if pad_size is None:
-        return
-    if not (pad_size.height and pad_size.width):
-        raise ValueError(f"pad_size={dict(pad_size)}: pass height and width")
-    given = (pad_size.height, pad_size.width)
-    fix = (round_up(given[0], size_divisor), round_up(given[1], size_divisor))
-    if given != fix:
-        raise ValueError(f"pad_size {given} is no multiple of size_divisor={size_divisor}: use {fix}")
+    elif factor * high > 1.5 * top:
+        fix = "scale it to 0..255 first" if kwargs["do_rescale"] else "pass do_rescale=True for such images"
+        logger.warning_once(f"image {index} reaches {factor * high:.4g}, where at most {top:g} is expected: {fix}")

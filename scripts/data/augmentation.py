@@ -103,17 +103,18 @@ class RandomCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pads on the right and below to at least `height x width`: images with `IMAGE_FILL`, maps with `LABEL_FILL`."""
+    """Pads on the right and below to at least `height x width`: images with `IMAGE_FILL`, maps with `label_fill`."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, label_fill: int = LABEL_FILL) -> None:
         super().__init__()
         self.height = height
         self.width = width
+        self.label_fill = label_fill
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         height, width = inpt.shape[-2:]
         padding = [0, 0, max(0, self.width - width), max(0, self.height - height)]
-        fill = LABEL_FILL if isinstance(inpt, tv_tensors.Mask) else IMAGE_FILL
+        fill = self.label_fill if isinstance(inpt, tv_tensors.Mask) else IMAGE_FILL
         return F.pad(inpt, padding, fill=fill) if any(padding) else inpt
 
 
@@ -191,7 +192,8 @@ def training_augmentation(
         shortest_edges: shorter sides to choose from; `reference_sizes(min(crop))` by default.
         longest_edge: bound of the longer side; four times the crop's shorter side by default.
         scale_range: (low, high) factor on the image's own size, drawn uniformly, in place of `shortest_edges`.
-        max_class_share, unlabelled: see `RandomCrop`.
+        max_class_share, unlabelled: see `RandomCrop`; the last of `unlabelled`, the processor's `ignore_index`, pads
+            label maps.
     """
     base = min(crop_height, crop_width)
     scale = (
@@ -202,5 +204,5 @@ def training_augmentation(
     steps: list[v2.Transform] = [scale, RandomCrop(crop_height, crop_width, max_class_share, unlabelled)]
     if colour_jitter:
         steps.append(RandomColour())
-    steps += [v2.RandomHorizontalFlip(horizontal_flip), PadTo(crop_height, crop_width)]
+    steps += [v2.RandomHorizontalFlip(horizontal_flip), PadTo(crop_height, crop_width, unlabelled[-1])]
     return v2.Compose(steps)

@@ -3,6 +3,7 @@
 The rows are those of `datasets.load_dataset`, with an image and a label map. The Trainer knows `mask_labels` and
 `class_labels` of the forward as labels by their names. It needs `remove_unused_columns=False`, because the columns are
 not the model's arguments, and `prediction_loss_only=True`, or it keeps every mask of the evaluation set in memory.
+The processor says which id is ignored: if it is not 255, give it to the augmentation too, as `unlabelled`.
 docs/training.md has an example; mIoU comes from `scripts/eval.py`.
 """
 
@@ -17,7 +18,6 @@ import torch
 from torchvision import tv_tensors
 
 from image_processing.preprocessing import pil_to_array
-from scripts.data.sources import IGNORE_INDEX
 
 
 @dataclass
@@ -51,7 +51,7 @@ class SegmentationCollator:
     been through all resizing and keep their size.
 
     Args:
-        processor: image processor of the model; its `do_reduce_labels` holds.
+        processor: image processor of the model; its `ignore_index`, `do_reduce_labels` and `num_labels` hold.
     """
 
     processor: Any
@@ -67,7 +67,6 @@ class SegmentationCollator:
             images=[_image(image) for image in images],
             segmentation_maps=[_label_map(row[self.label_column_name]) for row in rows],
             do_resize=self.processor.do_resize and are_tensors != {True},
-            ignore_index=IGNORE_INDEX,
             return_tensors="pt",
         )
         return {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}

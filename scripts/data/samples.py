@@ -240,7 +240,7 @@ def likely_cause(ids: list[int], outside: list[int], num_labels: int, do_reduce_
     """
     largest = outside[-1]
     if largest == num_labels and not do_reduce_labels:
-        return "set --do_reduce_labels? (ids that start at 1 are off by one)"
+        return "set --do_reduce_labels? (ids that start at 1 are off by one) If 0 is a class too, check --id2label"
     if largest > 65535:
         return "colours coded as R + 256 G + 65536 B? Convert them to class ids"
     if largest > IGNORE_INDEX:

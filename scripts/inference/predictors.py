@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
-from image_processing.post_processing import resize
 from image_processing.preprocessing import network_size
+from image_processing.segments import resize
 from image_processing.semantic_labels import best_classes
 from scripts.inference.sliding_window import Windows
 from scripts.models.families import family_of

@@ -3,13 +3,14 @@
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from golden_post_processing import load_case, outputs, sizes
 from torch.nn import functional as F
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
-from image_processing.post_processing import run_lengths
+from image_processing.segments import run_lengths
 
 
 STUFF = [1, 3, 4]  # of the recorded case: things are 0, 2, 5
@@ -218,6 +219,14 @@ def test_half_precision_logits_give_float_scores():
         ({"input_sizes": [(8, 8)]}, "input_sizes has 1 sizes for 2 images"),
         ({"input_sizes": [(8, 8), (8, 33)]}, r"\(8, 33\), larger than the padded network input \(32, 32\)"),
         ({"target_sizes": [(8, 8), (0, 8)]}, r"\(0, 8\): pass \(height, width\), both at least 1"),
+        ({"target_sizes": [(8, 8), (30.5, 8)]}, r"target_sizes holds \(30.5, 8\): pass whole numbers of pixels"),
+        ({"input_sizes": torch.tensor([[8, 8], [8.0, 7.5]])}, r"input_sizes holds \(8.0, 7.5\): pass whole numbers"),
+        ({"target_sizes": [(8, 8), (8, float("nan"))]}, r"\(8, nan\): pass \(height, width\), both at least 1"),
+        ({"target_sizes": [(8, 8), (8, float("inf"))]}, r"\(8, inf\): pass a size of at most 268435456 pixels"),
+        ({"target_sizes": [(8, 8), (10**6, 10**6)]}, "pass a size of at most 268435456 pixels"),
+        ({"target_sizes": (8, 8)}, r"target_sizes holds \(8,\): pass \(height, width\)"),
+        ({"target_sizes": [(8, 8), ("8", 8)]}, r"target_sizes holds \('8', 8\): pass \(height, width\)"),
+        ({"target_sizes": [(8, 8), (8, 8, 3)]}, r"target_sizes holds \(8, 8, 3\): pass \(height, width\)"),
     ],
 )
 def test_wrong_sizes_are_refused(sizes_, message):
@@ -228,7 +237,76 @@ def test_wrong_sizes_are_refused(sizes_, message):
         FASegImageProcessor().post_process_semantic_segmentation(model_output, **sizes_)
 
 
+@pytest.mark.parametrize("sizes_", [torch.tensor([[8.0, 9.0]]), [(torch.tensor(8), np.int64(9))], np.array([[8, 9]])])
+def test_sizes_may_come_in_any_numbers(sizes_):
+    model_output = SimpleNamespace(
+        class_queries_logits=torch.randn(1, 4, 3), masks_queries_logits=torch.randn(1, 4, 8, 8)
+    )
+    (result,) = FASegImageProcessor().post_process_semantic_segmentation(model_output, sizes_, [(32, 32)])
+    assert result.shape == (8, 9)
+
+
 METHODS = ("semantic", "instance", "panoptic")
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("classes", "masks", "message"),
+    [
+        (torch.zeros(1, 5, 4), torch.zeros(1, 4, 8, 8), r"\(1, 5, 4\) and masks_queries_logits \(1, 4, 8, 8\)"),
+        (torch.zeros(1, 3, 4), torch.zeros(1, 4, 8, 8), "the same B images and Q queries"),
+        (torch.zeros(2, 4, 4), torch.zeros(1, 4, 8, 8), "the same B images and Q queries"),
+        (torch.zeros(1, 4, 1), torch.zeros(1, 4, 8, 8), r"pass \(B, Q, K\+1\) and \(B, Q, h, w\)"),
+        (torch.zeros(1, 4, 4), torch.zeros(4, 8, 8), r"masks_queries_logits have shape \(4, 8, 8\): pass \(images"),
+        (torch.zeros(1, 4, 4), torch.full((1, 4, 8, 8), NAN), "masks_queries_logits hold nan: pass finite numbers"),
+        (torch.zeros(1, 4, 4), torch.full((1, 4, 8, 8), -INF), "masks_queries_logits hold -inf"),
+        (torch.full((1, 4, 4), INF), torch.zeros(1, 4, 8, 8), "class_queries_logits hold inf"),
+        (torch.full((1, 4, 4), NAN), torch.zeros(1, 4, 8, 8), "class_queries_logits hold nan"),
+    ],
+)
+def test_logits_that_cannot_be_right_are_refused(method, classes, masks, message):
+    processor = FASegImageProcessor(task="panoptic", label_ids_to_fuse=[])
+    model_output = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+    with pytest.raises(ValueError, match=message):
+        getattr(processor, f"post_process_{method}_segmentation")(model_output)
+
+
+def test_a_class_may_be_ruled_out():
+    """-inf as the logit of a class: it is never the answer."""
+    classes = torch.tensor([[[-INF, 1.0, 0.0]]])
+    model_output = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=torch.full((1, 1, 4, 4), 9.0))
+    (result,) = FASegImageProcessor().post_process_semantic_segmentation(model_output)
+    assert (result == 1).all()
+
+
+def test_a_model_without_queries_has_no_segments():
+    model_output = SimpleNamespace(logits=torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="no class_queries_logits: only models with queries find segments"):
+        FASegImageProcessor(task="instance").post_process_instance_segmentation(model_output)
+    with pytest.raises(ValueError, match="no logits and no semantic_scores"):
+        FASegImageProcessor().post_process_semantic_segmentation(SimpleNamespace())
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"threshold": NAN}, "^threshold=nan: pass a number from 0 to 1"),
+        ({"threshold": 50}, "^threshold=50: pass a number from 0 to 1"),
+        ({"mask_threshold": -0.1}, "mask_threshold=-0.1: pass a number from 0 to 1"),
+        ({"overlap_mask_area_threshold": 80}, "overlap_mask_area_threshold=80: pass a number from 0 to 1"),
+    ],
+)
+def test_thresholds_are_shares(method, setting, message):
+    processor = FASegImageProcessor(task="panoptic", label_ids_to_fuse=[])
+    with pytest.raises(ValueError, match=message):
+        getattr(processor, f"post_process_{method}_segmentation")(None, **setting)
+
+
+def test_max_detections_is_positive():
+    with pytest.raises(ValueError, match="max_detections=0: pass a number of at least 1"):
+        FASegImageProcessor(task="instance").post_process_instance_segmentation(None, max_detections=0)
 
 
 @pytest.mark.parametrize("processor_class", [FASegImageProcessor, FASegImageProcessorPil])

@@ -1,6 +1,7 @@
 """Images and label maps to model inputs: the resize rule, both backends, awkward images, label maps, errors."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
 
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
@@ -218,6 +220,110 @@ def test_channels_and_scales_are_checked(backend, monkeypatch):
     assert len(messages) == 1
 
 
+PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+NORMALISED = (PICTURE / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+IN_255 = {"image_mean": [123.7, 116.3, 103.5], "image_std": [58.4, 57.1, 57.4]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("image", "kwargs", "message"),
+    [
+        (PICTURE / 255, {}, "looks already scaled to 0..1 .* pass do_rescale=False"),
+        (PICTURE, {"do_rescale": False}, "reaches 255, where at most 1 is expected: pass do_rescale=True"),
+        (PICTURE.astype(np.float32), {"do_rescale": False}, "reaches 255, where at most 1 .* do_rescale=True"),
+        (NORMALISED, {}, "down to -2.118, as if normalised already: pass do_rescale=False and do_normalize=False"),
+        (NORMALISED, {"do_rescale": False}, "as if normalised already"),
+        (PICTURE / 127.5 - 1, {}, "as if normalised already"),
+        (PICTURE * 257.0, {}, "reaches 257, where at most 1 is expected: scale it to 0..255 first"),
+        (PICTURE, IN_255, None),  # a mean of 0..255, but scaled to 0..1
+        (PICTURE, {}, None),
+        (PICTURE, {"do_rescale": False, **IN_255}, None),
+        (PICTURE * 1.01 - 1, {}, None),  # overshoot of an interpolation
+        (PICTURE / 255, {"do_rescale": False}, None),
+        (NORMALISED, {"do_rescale": False, "do_normalize": False}, None),
+        (np.zeros((40, 60, 3)), {}, None),
+    ],
+)
+def test_ranges_that_do_not_fit_the_settings_are_warned_about(backend, image, kwargs, message, monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr("image_processing.preprocessing.logger.warning_once", messages.append)
+    backend(**SMALL, **kwargs)(image, return_tensors="pt")
+    assert len(messages) == (message is not None)
+    if message:
+        assert re.search(message, messages[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kwargs", [{}, {"do_rescale": False, "do_normalize": False}])
+def test_numbers_that_are_not_finite_are_refused(backend, value, kwargs):
+    image = PICTURE.astype(np.float32)
+    image[3, 4, 1] = value
+    with pytest.raises(ValueError, match=f"image 1 holds {value}: pass finite numbers"):
+        backend(**SMALL, **kwargs)([PICTURE, image])
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"do_rescale": False, "do_normalize": False}, {"do_normalize": False}, {"do_resize": False}]
+)
+@pytest.mark.parametrize(
+    "image",
+    [
+        PICTURE,
+        PICTURE.astype(np.int64),
+        PICTURE + 0.7,
+        (PICTURE + 0.7).astype(np.float16),
+        torch.from_numpy(PICTURE).bfloat16(),
+        torch.from_numpy(PICTURE).double(),
+    ],
+    ids=["uint8", "int64", "float64", "float16", "bfloat16", "double"],
+)
+def test_pixel_values_are_float32_whatever_comes(image, kwargs):
+    """And the backends agree, also on floats, which Pillow's RGB would round to 8 bits."""
+    first, second = (
+        backend(**SMALL, **kwargs)(image, return_tensors="pt", input_data_format="channels_last").pixel_values
+        for backend in BACKENDS
+    )
+    assert first.dtype == second.dtype == torch.float32
+    # In units of 8 bits: uint8 may round to the next level, floats are not rounded.
+    step = 1.0 if not kwargs.get("do_rescale", True) else 1 / 255
+    step = step / 0.22 if kwargs.get("do_normalize", True) else step
+    is_float = "float" in str(image.dtype)
+    assert (first - second).abs().max() <= step * (1e-3 if is_float else 1.01)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_four_bands_stay_four_bands(backend):
+    """Pillow would take the fourth for transparency, and weigh the colours by it."""
+    image = np.zeros((64, 64, 4), np.uint8)
+    image[...] = 100, 150, 200, 2
+    kwargs = {"do_convert_rgb": False, "do_rescale": False, "do_normalize": False}
+    for form in (image, PIL.Image.fromarray(image)):
+        values = backend(**SMALL, **kwargs)([form], return_tensors="np")["pixel_values"]
+        assert values[0, :, 16, 16].tolist() == [100, 150, 200, 2]
+    with pytest.raises(ValueError, match="image 1 has 3 channels but image 0 has 4: set do_convert_rgb=True"):
+        backend(**SMALL, **kwargs)([image, image[..., :3]])
+    with pytest.raises(ValueError, match="mode 'P', indices of a palette: set do_convert_rgb=True"):
+        backend(**SMALL, **kwargs)(PIL.Image.new("P", (8, 8)))
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (13, 1), (20, 30), (90, 100)])
+def test_backends_resize_alike(size, resample):
+    """Down to an edge of one pixel, on which torchvision fails for 8 bits; its Lanczos may be bicubic."""
+    kwargs = {"size": {"height": size[0], "width": size[1]}, "resample": resample, "size_divisor": 0}
+    rows, columns = np.mgrid[:40, :60]
+    image = np.stack([rows * 5, columns * 4, rows + columns], axis=-1).astype(np.uint8)
+    first, second = (backend(**kwargs, do_normalize=False)(image, return_tensors="pt") for backend in BACKENDS)
+    assert first.pixel_values.shape == second.pixel_values.shape == (1, 3, *size)
+    difference = (first.pixel_values - second.pixel_values).abs() * 255
+    if resample == 0:  # a centre exactly between two pixels may fall either way
+        assert (difference > 0.5).float().mean() < 0.1
+    else:
+        assert difference.max() <= (5.01 if resample == 1 else 1.01)
+
+
 # ---- padding ------------------------------------------------------------------------------------------------------
 
 
@@ -246,17 +352,117 @@ def test_without_padding_and_resizing(backend):
     assert torch.equal(padded.pixel_values[..., :40, :60], inputs.pixel_values)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"pad_size": {"height": 500, "width": 512}}, r"no multiple of size_divisor=32: use \(512, 512\)"),
+        (
+            {"pad_size": {"height": -32, "width": 32}},
+            r"pad_size=.*-32.*: pass whole numbers of pixels, from 1 to 32768",
+        ),
+        ({"pad_size": {"height": 10**6, "width": 10**6}}, "from 1 to 32768"),
         ({"size_divisor": -1}, "size_divisor=-1: pass 0 for none, or a whole number"),
+        ({"size_divisor": 10**7}, "size_divisor=10000000: pass 0 for none"),
         ({"do_reduce_labels": True, "ignore_index": None}, "set ignore_index=255"),
+        ({"size": -3}, "size=-3: pass whole numbers of pixels, from 1 to 32768"),
+        ({"size": 0}, "size=0: pass whole numbers"),
+        ({"size": True}, "size=True: pass whole numbers"),
+        ({"size": "512"}, "size=512: pass whole numbers"),
+        ({"size": {"shortest_edge": -3}}, "size={'shortest_edge': -3}: pass whole numbers"),
+        ({"size": {"height": 0, "width": 9}}, "size={'height': 0, 'width': 9}: pass whole numbers"),
+        ({"size": {"shortest_edge": 10**9}}, "size={'shortest_edge': 1000000000}: pass whole numbers"),
+        ({"size": {"shortest_edge": 64, "longest_edge": 0}}, "'longest_edge': 0}: pass whole numbers"),
+        ({"size": {"shortest_edge": 5.5}}, "5.5}: pass whole numbers"),
+        ({"size": {"shortest": 5}}, "'shortest' is unknown, pass shortest_edge and longest_edge"),
+        ({"size": [4]}, r"size=\[4\]: pass \(height, width\)"),
+        ({"size": (4, 5, 6)}, r"size=\(4, 5, 6\): pass \(height, width\)"),
+        ({"resample": 99}, r"resample=99: choose one of 0 \(nearest\), 2 \(bilinear\)"),
+        ({"data_format": "channels_last"}, "the models take channels first"),
+        ({"rescale_factor": 0}, "rescale_factor=0: pass a positive number"),
+        ({"rescale_factor": float("inf")}, "rescale_factor=inf: pass a positive number"),
+        ({"image_std": [0.2, 0.0, 0.2]}, "image_std=.*: pass finite numbers, one per channel and above 0"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean=.*: pass finite numbers"),
+        ({"image_std": [1.0, 1.0]}, r"image_std=\(1.0, 1.0\): pass as many numbers for both"),
+        ({"do_resize": "no"}, "do_resize='no': pass True or False"),
+        ({"num_labels": 0}, "num_labels=0: pass a whole number from 1 on"),
+        ({"num_labels": "3"}, "num_labels='3': pass a whole number"),
+        ({"ignore_index": 1.5}, "ignore_index=1.5: pass a whole number or None"),
+        ({"num_labels": 300}, "ignore_index=255 is the id of a class, for num_labels=300: .* ignore_index=65535"),
+        ({"num_labels": 255, "do_reduce_labels": True}, "ignore_index=255 is the id of a class"),
+        ({"num_labels": 3, "ignore_index": 2}, "ignore_index=2 is the id of a class.* ignore_index=255"),
+        ({"label_ids_to_fuse": [3], "num_labels": 3}, r"label_ids_to_fuse=\[3\]: num_labels=3 has classes 0..2"),
+        ({"return_tensors": "tf"}, "return_tensors='tf': choose pt or np"),
+        ({"label_ids_to_fuse": [-1]}, "class ids start at 0"),
+        ({"label_ids_to_fuse": "ab"}, "pass a list of class ids"),
     ],
 )
-def test_contradictory_settings_are_refused(setting, message):
+def test_settings_that_cannot_be_are_refused(backend, setting, message):
+    """When the processor is made, and at a call."""
+    with pytest.raises(ValueError, match=message) as error:
+        backend(**setting)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=message) as error:
+        backend()(PICTURE, **setting)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("setting", [{"num_labels": 255}, {"num_labels": 2, "ignore_index": 0}, {"ignore_index": -1}])
+def test_an_ignored_id_that_is_no_class_is_fine(setting):
+    """0 is the background where it is ignored."""
+    assert FASegImageProcessor(**setting).ignore_index == setting.get("ignore_index", 255)
+
+
+def test_images_that_would_become_huge_are_refused():
+    strip = np.zeros((1, 30000, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"makes 512x15360000 pixels of an image of 1x30000: .* by longest_edge"):
+        FASegImageProcessor(size={"shortest_edge": 512})(strip)
+    with pytest.raises(ValueError, match=r"are padded to .* smaller size_divisor"):
+        FASegImageProcessor(do_resize=False, size_divisor=30000)(strip)
+    inputs = FASegImageProcessor(size={"shortest_edge": 48, "longest_edge": 10**9})(PICTURE, return_tensors="pt")
+    assert inputs.input_sizes.tolist() == [[48, 72]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("images", [[], [[]], None])
+def test_no_image_is_refused(backend, images):
+    with pytest.raises(ValueError, match="pass at least one"):
+        backend()(images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_of_several_sizes_need_padding_to_be_a_batch(backend):
+    images = [PICTURE, PICTURE[:20]]
+    with pytest.raises(ValueError, match=r"sizes \[\(20, 60\), \(40, 60\)\] make no batch: set do_pad=True"):
+        backend(do_resize=False, do_pad=False)(images, return_tensors="pt")
+    assert len(backend(do_resize=False, do_pad=False)(images)["pixel_values"]) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("reduce_labels", "do_reduce_labels"), ("ignore_value", "ignore_index"), ("sizes", "size")]
+)
+def test_unknown_settings_are_named_with_the_nearest(backend, name, nearest, tmp_path):
+    """When the processor is made, at a call, in a saved file, and when one is loaded."""
+    message = f"^{name} is no setting of the image processor: did you mean {nearest}"
     with pytest.raises(ValueError, match=message):
-        FASegImageProcessor(**setting)
+        backend(**{name: 1})
+    with pytest.raises(ValueError, match=message):
+        backend()(PICTURE, **{name: 1})
+    backend().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        AutoImageProcessor.from_pretrained(tmp_path, **{name: 1})
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: 1}))
+    with pytest.raises(ValueError, match=message):
+        backend.from_pretrained(tmp_path)
+
+
+def test_what_loaders_pass_along_is_no_setting(tmp_path):
+    """`pipeline` hands the model's arguments to the processor's loader too."""
+    FASegImageProcessor().save_pretrained(tmp_path)
+    passed = {"device_map": "cpu", "dtype": "float32", "attn_implementation": "sdpa", "low_cpu_mem_usage": True}
+    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, **passed), FASegImageProcessor)
 
 
 def test_cropping_is_refused():
@@ -413,6 +619,14 @@ def test_one_mapping_per_image():
 def test_maps_that_cannot_be_right_are_refused(backend, label_map, kwargs, message):
     with pytest.raises(ValueError, match=message):
         backend(**AS_IS, **kwargs)(random_image(4, 4), [label_map])
+
+
+def test_more_classes_than_the_saved_processor_has():
+    """The advice names the setting that keeps class 0; taken, it gives all classes."""
+    image, label_map = random_image(4, 4), np.arange(4).repeat(4).reshape(4, 4)
+    with pytest.raises(ValueError, match=r"label 3 .* 3 classes .*: set num_labels=4 .* if 0 is no class"):
+        FASegImageProcessor(num_labels=3, **AS_IS)(image, label_map)
+    assert targets(label_map, num_labels=4)[1] == [0, 1, 2, 3]
 
 
 def test_instance_errors():

@@ -14,8 +14,11 @@ FILES = {
     "image_processing_faseg.py",
     "image_processing_pil_faseg.py",
     "preprocessing.py",
+    "processor_settings.py",
     "label_maps.py",
+    "model_outputs.py",
     "post_processing.py",
+    "segments.py",
     "semantic_labels.py",
     "preprocessor_config.json",
 }

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from image_processing import semantic_labels as semantic_labels_module
-from image_processing.post_processing import resize
+from image_processing.segments import resize
 from image_processing.semantic_labels import ImageScores, resized_rows
 
 

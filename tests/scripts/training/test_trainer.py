@@ -141,3 +141,18 @@ def test_documented_example(page, model_folder, shapes, tmp_path, monkeypatch):
     exec(program, names)
     assert names["trainer"].state.global_step == 2
     assert (tmp_path / "outputs" / "trainer" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("ignored", [0, 255, 7])
+def test_collator_ignores_what_the_processor_ignores(ignored):
+    """As images and after augmentation, which pads label maps with the ignored id too."""
+    label = np.full((24, 24), ignored, dtype=np.uint8)
+    label[4:12, 4:12], label[12:20, 12:20] = 1, 2
+    row = {"image": Image.new("RGB", (24, 24)), "label": Image.fromarray(label)}
+    collator = SegmentationCollator(
+        FASegImageProcessor(size={"shortest_edge": 24}, num_labels=3, ignore_index=ignored)
+    )
+    assert collator([row])["class_labels"][0].tolist() == [1, 2]
+    augmentation = training_augmentation(32, 32, scale_range=(1, 1), unlabelled=(ignored,))
+    rows = AugmentRows(augmentation)({key: [value] for key, value in row.items()})
+    assert collator([{key: value[0] for key, value in rows.items()}])["class_labels"][0].tolist() == [1, 2]

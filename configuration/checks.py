@@ -1,6 +1,25 @@
-"""Checks that the configurations share."""
+"""What the configurations share: checks, and what of a model's outputs is no prediction."""
 
 from transformers.configuration_utils import PreTrainedConfig
+
+# For `keys_to_ignore_at_inference`: what transformers' Trainer does not gather over the evaluation set for a
+# `compute_metrics`. Logits and scores are left.
+NO_PREDICTIONS = [
+    "auxiliary_logits",
+    "encoder_last_hidden_state",
+    "pixel_decoder_last_hidden_state",
+    "transformer_decoder_last_hidden_state",
+    "encoder_hidden_states",
+    "pixel_decoder_hidden_states",
+    "transformer_decoder_hidden_states",
+    "hidden_states",
+    "attentions",
+    "focus_maps",
+    "positional_queries",
+    "hrca_windows",
+    "semantic_maps",
+    "loss_dict",
+]
 
 
 def require(config: PreTrainedConfig, name: str, condition: bool, fix: str) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks import require, require_classes, require_counts
+from .checks import NO_PREDICTIONS, require, require_classes, require_counts
 from .configuration_semask import with_semantic_classes
 
 
@@ -71,6 +71,7 @@ class FASegConfig(PreTrainedConfig):
 
     model_type = "faseg"
     attribute_map = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = NO_PREDICTIONS
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(
             config_class=AutoConfig,

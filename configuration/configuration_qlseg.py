@@ -5,12 +5,12 @@ network for semantic segmentation", Pattern Recognition 2024). Names are FASeg's
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .checks import require, require_classes, require_counts
+from .checks import NO_PREDICTIONS, require, require_classes, require_counts
 
 
 @strict
@@ -54,6 +54,12 @@ class QLSegConfig(PreTrainedConfig):
     """
 
     model_type = "qlseg"
+    # Scores are all that a metric needs, and all that images read through windows have.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *NO_PREDICTIONS,
+        "class_queries_logits",
+        "masks_queries_logits",
+    ]
 
     image_size: int = 512
     window_stride: int = 341

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, SwinConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks import require, require_classes
+from .checks import NO_PREDICTIONS, require, require_classes
 
 
 ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -96,6 +96,7 @@ class SeMaskConfig(PreTrainedConfig):
 
     model_type = "semask"
     attribute_map = {"hidden_size": "decoder_hidden_size"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = NO_PREDICTIONS
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="semask_swin", init_kwargs={}),
     }

@@ -8,6 +8,7 @@ from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 
 from .backbone_semask import SeMaskSwinBackbone
 from .configuration_faseg import FASegConfig
+from .pretrained import batch_norms
 
 
 STRIDES = (4, 8, 16, 32)
@@ -68,11 +69,6 @@ class FASegFrozenBatchNorm2d(nn.BatchNorm2d):
         shift = self.bias - cast(Tensor, self.running_mean) * scale
         scale, shift = (each.to(features.dtype)[:, None, None] for each in (scale, shift))
         return torch.addcmul(shift, features, scale)
-
-
-def batch_norms(backbone: nn.Module) -> list[nn.Module]:
-    """The batch norms of a backbone, of torch or timm."""
-    return [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def check_strides(backbone: PreTrainedModel) -> None:

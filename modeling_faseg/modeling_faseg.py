@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import FASegAttention
-from .backbone_faseg import STRIDES, batch_norms, build_backbone
+from .backbone_faseg import STRIDES, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention import FASegDeformableSelfAttention
 from .dfpq_faseg import FASegFocusQueries
@@ -29,6 +29,7 @@ from .position_encoding import FASegConditionalPositionEncoding, FASegLearnedPos
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    batch_norms,
     check_image_size,
     check_labels,
     init_as_torch,

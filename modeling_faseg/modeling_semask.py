@@ -24,7 +24,7 @@ from .loss_semask import (
     resized,
     sum_semantic_maps,
 )
-from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel
+from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel, check_labels
 
 
 if TYPE_CHECKING:
@@ -122,8 +122,6 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        mask_labels: list[Tensor] | None = None,
-        class_labels: list[Tensor] | None = None,
         pixel_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -133,14 +131,17 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
         Args:
             pixel_values: `(B, 3, H, W)` normalised images of any size.
             labels: `(B, H, W)` classes in 0..K-1, or `config.ignore_value`.
-            mask_labels: in place of `labels`, per image `(T, H, W)` masks of 0 and 1, as the processor gives them.
-            class_labels: with `mask_labels`, per image `(T,)` classes.
             pixel_mask: accepted because the processor gives it; padding is treated as image (reference).
             output_hidden_states: whether to return the backbone's maps before their norms.
             output_attentions: whether to return its window attention (needs `attn_implementation="eager"`).
+            kwargs: `mask_labels` and `class_labels`, as the processor gives them, stand for `labels` where those are
+                not given: per image `(T, H, W)` masks of 0 and 1, and `(T,)` classes. They are no parameters of their
+                own, because transformers' Trainer evaluates only batches that have all parameters named labels.
         Raises:
             ValueError: labels of other sizes than the images, or outside the classes.
         """
+        mask_labels, class_labels = kwargs.pop("mask_labels", None), kwargs.pop("class_labels", None)
+        check_labels(pixel_values, mask_labels, class_labels)
         if labels is None and mask_labels is not None and class_labels is not None:
             size = cast(tuple[int, int], tuple(pixel_values.shape[-2:]))
             labels = label_maps_of_masks(

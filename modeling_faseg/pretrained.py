@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,10 +27,25 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
+    # Losses are means over what a batch shows. Without this line transformers' Trainer takes `**kwargs` of a forward for
+    # a sum over `num_items_in_batch`, and multiplies the loss by micro steps and processes.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True
 
     _auto_classes: ClassVar[tuple[str, ...]]  # those that load the class
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but a batch norm whose weight is frozen is a constant.
+
+        What trains a part of a model, such as an adapter of peft, saves that part alone: statistics that moved outside
+        of it would be lost.
+        """
+        super().train(mode)
+        for norm in batch_norms(self):
+            if norm.weight is not None and not norm.weight.requires_grad:
+                norm.eval()
+        return self
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As transformers', but the saved configuration names every auto class that can load the code with it."""
@@ -53,6 +68,11 @@ class SegmentationPreTrainedModel(PreTrainedModel):
                 f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
                 'use model.set_attn_implementation("eager")'
             )
+
+
+def batch_norms(module: nn.Module) -> list[Any]:
+    """The batch norms inside, of torch or timm."""
+    return [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
 
 
 def init_as_torch(module: nn.Linear | nn.Conv2d) -> None:

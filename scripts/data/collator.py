@@ -1,10 +1,11 @@
 """What transformers' `Trainer` needs to train our models: a collator, and the augmentation as a dataset transform.
 
-The rows are those of `datasets.load_dataset`, with an image and a label map. The Trainer knows `mask_labels` and
-`class_labels` of the forward as labels by their names. It needs `remove_unused_columns=False`, because the columns are
-not the model's arguments, and `prediction_loss_only=True`, or it keeps every mask of the evaluation set in memory.
-The processor says which id is ignored: if it is not 255, give it to the augmentation too, as `unlabelled`.
-docs/training.md has an example; mIoU comes from `scripts/eval.py`.
+The rows are those of `datasets.load_dataset`, with an image and a label map. The Trainer knows the labels that a model
+learns from by the names in its forward, and needs `remove_unused_columns=False`, because the columns are not the
+model's arguments. A `compute_metrics` is best given the label maps, by `label_names=["labels"]`; without one set
+`prediction_loss_only=True`, or the Trainer keeps the logits of the evaluation set for nothing. The processor says which
+id is ignored: if it is not 255, give it to the augmentation too, as `unlabelled`. docs/training.md has an example; mIoU
+comes from `scripts/eval.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torchvision import tv_tensors
 
 from image_processing.preprocessing import pil_to_array
+from modeling_faseg.loss_semask import label_maps_of_masks
+from scripts.data.sources import IGNORE_INDEX
 
 
 @dataclass
@@ -45,7 +48,8 @@ class AugmentRows:
 @dataclass
 class SegmentationCollator:
     """Rows with an image and a label map to `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and
-    `class_labels` (lists of B).
+    `class_labels` (lists of B), from which FASeg and QLSeg learn, and the same as `labels` (B, H, W), from which SeMask
+    does and metrics are computed.
 
     Images as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
     been through all resizing and keep their size.
@@ -69,7 +73,11 @@ class SegmentationCollator:
             do_resize=self.processor.do_resize and are_tensors != {True},
             return_tensors="pt",
         )
-        return {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
+        batch = {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
+        size, device = batch["pixel_values"].shape[-2:], batch["pixel_values"].device
+        ignored = IGNORE_INDEX if self.processor.ignore_index is None else self.processor.ignore_index
+        labels = label_maps_of_masks(batch["mask_labels"], batch["class_labels"], size, ignored, device)
+        return {**batch, "labels": labels}
 
 
 def _image(image: Any) -> torch.Tensor:

@@ -58,11 +58,14 @@ def test_collator_resizes_images_and_leaves_augmented_ones():
         "label": Image.fromarray(label),
     }
     batch = collator([row, row])
-    assert sorted(batch) == ["class_labels", "mask_labels", "pixel_mask", "pixel_values"]
+    assert sorted(batch) == ["class_labels", "labels", "mask_labels", "pixel_mask", "pixel_values"]
     assert batch["pixel_values"].shape == (2, 3, 64, 96)
     assert [classes.tolist() for classes in batch["class_labels"]] == [[0, 2], [0, 2]]
     covered = batch["mask_labels"][0].sum(0)
     assert covered[:, :6].sum() == 0 and (covered[:, 12:] == 1).all()
+    ids = batch["labels"]
+    assert ids.shape == (2, 64, 96) and (ids[:, :, :6] == 255).all()
+    assert (ids[:, :30, 12:] == 2).all() and (ids[:, 34:, 12:] == 0).all()
 
     rows = AugmentRows(training_augmentation(32, 32, scale_range=(1, 1)))({key: [row[key]] for key in row})
     augmented = [{key: value[0] for key, value in rows.items()}]

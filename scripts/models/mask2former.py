@@ -93,7 +93,7 @@ def check_is_mask2former(flag: str, name: str) -> None:
     found = config_of(name).get("model_type")
     if found != "mask2former":
         what = (
-            f"a checkpoint of {found}" if found else "no folder with a config.json, and no model of the Hub in reach"
+            f"a checkpoint of {found}" if found else "no folder with a config.json, no model of the Hub in reach"
         )
         raise UserError(f"{flag} {name}: {what}: name a Mask2Former of transformers")
 

@@ -1,7 +1,7 @@
 """Mask2Former checkpoints of transformers as FASeg models: with both of FASeg's ideas off, the two are one model.
 
 `FASegForUniversalSegmentation` without DFPQ and HRCA, with sine positions and a threshold of 0.5, computes what
-`Mask2FormerForUniversalSegmentation` does. Source: spec of the correspondence in docs/models.md.
+`Mask2FormerForUniversalSegmentation` does. See docs/models.md.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def check_is_mask2former(flag: str, name: str) -> None:
     """Raises `UserError` where a flag names something else."""
     found = config_of(name).get("model_type")
     if found != "mask2former":
-        what = (
-            f"a checkpoint of {found}" if found else "no folder with a config.json, no model of the Hub in reach"
-        )
+        what = f"a checkpoint of {found}" if found else "no folder with a config.json, no model of the Hub in reach"
         raise UserError(f"{flag} {name}: {what}: name a Mask2Former of transformers")
 
 

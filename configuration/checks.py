@@ -1,6 +1,9 @@
 """What the configurations share: checks, and what of a model's outputs is no prediction."""
 
+from typing import Any
+
 from transformers.configuration_utils import PreTrainedConfig
+
 
 # For `keys_to_ignore_at_inference`: what transformers' Trainer does not gather over the evaluation set for a
 # `compute_metrics`. Logits and scores are left.
@@ -20,6 +23,24 @@ NO_PREDICTIONS = [
     "semantic_maps",
     "loss_dict",
 ]
+
+
+class OwnCheckpoints:
+    """Mixin of a configuration: `from_pretrained` refuses the checkpoints of other models, which transformers only
+    warns of and then fills with random weights."""
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
+        """As transformers'. Raises a `ValueError` for the configuration of another model."""
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        kind, own = found.get("model_type"), cls.model_type  # type: ignore[attr-defined]
+        if kind not in (None, own):
+            fix = "load it with AutoModelForUniversalSegmentation"
+            if kind == "mask2former":
+                fix = "convert it: python scripts/convert_checkpoint.py --mask2former "
+                fix += f"{pretrained_model_name_or_path} --output_dir FOLDER"
+            raise ValueError(f"{pretrained_model_name_or_path} is a checkpoint of {kind}, not of {own}: {fix}")
+        return found, rest
 
 
 def require(config: PreTrainedConfig, name: str, condition: bool, fix: str) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, SwinConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks import NO_PREDICTIONS, require, require_classes
+from .checks import NO_PREDICTIONS, OwnCheckpoints, require, require_classes
 
 
 ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -78,7 +78,7 @@ class SeMaskSwinConfig(SwinConfig):
 
 
 @strict
-class SeMaskConfig(PreTrainedConfig):
+class SeMaskConfig(OwnCheckpoints, PreTrainedConfig):
     """Configuration of `SeMaskForSemanticSegmentation`: SeMask-FPN.
 
     Args:

@@ -1,8 +1,10 @@
-"""Turns an official FASeg, SeMask-FPN or QLSeg checkpoint into a folder that `from_pretrained` loads.
+"""Turns an official FASeg, SeMask-FPN or QLSeg checkpoint, or a Mask2Former of transformers, into a folder that
+`from_pretrained` loads.
 
 python scripts/convert_checkpoint.py --checkpoint ade_faseg_r50.pth --model_id faseg-resnet50-ade20k --output_dir DIR
 python scripts/convert_checkpoint.py --model_id faseg-resnet50-ade20k --output_dir DIR      (fetches the released file)
 python scripts/convert_checkpoint.py --checkpoint mine.safetensors --config config.json --output_dir DIR
+python scripts/convert_checkpoint.py --mask2former facebook/mask2former-swin-tiny-ade-semantic --output_dir DIR
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ RELEASED_FILES = {name: url for family in FAMILIES.values() for name, url in fam
 # Files that have to be fetched by hand, and where.
 RELEASED_PAGES = {name: page for family in FAMILIES.values() for name, page in family.released_pages.items()}
 HUB_CARDS = PROJECT_ROOT / "hub_cards"
+TASKS = ("semantic", "instance", "panoptic")
 
 
 @dataclass
 class ConvertArguments:
-    """Convert an official FASeg, SeMask-FPN or QLSeg checkpoint to a folder that from_pretrained loads."""
+    """Convert an official FASeg, SeMask-FPN or QLSeg checkpoint, or a Mask2Former of transformers, to a folder that
+    from_pretrained loads."""
 
     output_dir: str = flag("", "Folder to write; it must be new or empty, or see --overwrite.")
     checkpoint: str | None = path_flag(
@@ -43,6 +47,12 @@ class ConvertArguments:
     )
     model_id: str | None = flag(None, f"Released model: one of {', '.join([*RELEASED_FILES, *RELEASED_PAGES])}.")
     config: str | None = path_flag("config.json of the checkpoint's architecture, in place of --model_id.")
+    mask2former: str | None = path_flag(
+        "Mask2Former checkpoint of transformers, a folder or a name on the Hub, in place of the flags above."
+    )
+    task: str | None = flag(
+        None, "What the Mask2Former was trained for (semantic, instance or panoptic), where its name does not say it."
+    )
     url: str | None = flag(
         None,
         "URL to fetch the checkpoint from in place of the release's; one that ends with / is a folder that holds "
@@ -55,19 +65,36 @@ class ConvertArguments:
 
 
 def main() -> None:
-    # --- arguments ---------------------------------------------------------------------------------------------------
     arguments = parse_arguments(ConvertArguments)
     output_dir = _checked_output(arguments)
-    config_file = checked_config_file(arguments)
+    check_sources(arguments)
     from safetensors import SafetensorError
-    from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
     from scripts.models import loading
+
+    model, processor = mask2former_model(arguments) if arguments.mask2former else official_model(arguments)
+    explained = errors_explained(f"cannot write {output_dir}", OSError, SafetensorError)
+    with explained, atomic_folder(output_dir, manifest=False) as partial:
+        loading.save_model_folder(model, processor, partial)
+        if output_dir.exists() and any(output_dir.iterdir()) and not arguments.overwrite:
+            raise FileExistsError(f"{output_dir} is not empty")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tensors, classes = len(model.state_dict()), model.config.num_labels
+    print(f"{tensors} tensors ({parameters:,} parameters, {classes} classes) written to {output_dir}")
+
+
+def official_model(arguments: ConvertArguments) -> tuple[Any, Any]:
+    """The model of an official checkpoint, and its processor.
+
+    Raises:
+        UserError: the checkpoint is out of reach, damaged, or not of the configuration.
+    """
+    from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+
     from scripts.models.checkpoint_files import read_checkpoint
+    from scripts.models.loading import listed
 
-    config, processor = config_and_processor(config_file)
-
-    # --- weights -----------------------------------------------------------------------------------------------------
+    config, processor = config_and_processor(checked_config_file(arguments))
     try:
         checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else _fetch(arguments)
         if checkpoint.is_file():
@@ -82,19 +109,40 @@ def main() -> None:
         raise UserError(f"{error.strerror or error}: {error.filename or arguments.checkpoint}") from error
     constants = {name: value for name, value in model.state_dict().items() if name not in state_dict}
     if constants:  # all others were asked for above
-        print(f"not in the checkpoint, computed from the config: {loading.listed(constants)}")
+        print(f"not in the checkpoint, computed from the config: {listed(constants)}")
     model.load_state_dict(state_dict | constants, strict=True)
+    return model, processor
 
-    # --- folder ------------------------------------------------------------------------------------------------------
-    explained = errors_explained(f"cannot write {output_dir}", OSError, SafetensorError)
-    with explained, atomic_folder(output_dir, manifest=False) as partial:
-        loading.save_model_folder(model, processor, partial)
-        if output_dir.exists() and any(output_dir.iterdir()) and not arguments.overwrite:
-            raise FileExistsError(f"{output_dir} is not empty")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{len(state_dict)} tensors ({parameters:,} parameters, {config.num_labels} classes) written to {output_dir}"
-    )
+
+def mask2former_model(arguments: ConvertArguments) -> tuple[Any, Any]:
+    """The model of a Mask2Former of transformers, and its processor.
+
+    Raises:
+        UserError: it is out of reach or damaged, or is none.
+    """
+    from scripts.models import loading, mask2former
+    from scripts.models.arguments import ModelArguments
+
+    name = str(arguments.mask2former)
+    mask2former.check_is_mask2former("--mask2former", name)
+    overrides = [f"task={arguments.task}"] if arguments.task else []
+    named = ModelArguments(model_name_or_path=name, config_overrides=overrides)
+    config = loading.build_config(named)
+    return loading.build_model(named, config, new_classes=False), loading.build_processor(named, config)
+
+
+def check_sources(arguments: ConvertArguments) -> None:
+    """Raises `UserError` unless one checkpoint is named."""
+    if not arguments.mask2former:
+        checked_config_file(arguments)
+        if arguments.task:
+            raise UserError("--task is for --mask2former: an official checkpoint's configuration names its task")
+        return
+    for name in ("checkpoint", "model_id", "config", "url"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} and --mask2former name two checkpoints: give one")
+    if arguments.task not in (None, *TASKS):
+        raise UserError(f"--task {arguments.task}: give one of {', '.join(TASKS)}")
 
 
 def _checked_output(arguments: ConvertArguments) -> Path:

@@ -3,9 +3,9 @@
 The rows are those of `datasets.load_dataset`, with an image and a label map. The Trainer knows the labels that a model
 learns from by the names in its forward, and needs `remove_unused_columns=False`, because the columns are not the
 model's arguments. A `compute_metrics` is best given the label maps, by `label_names=["labels"]`; without one set
-`prediction_loss_only=True`, or the Trainer keeps the logits of the evaluation set for nothing. The processor says which
-id is ignored: if it is not 255, give it to the augmentation too, as `unlabelled`. docs/training.md has an example; mIoU
-comes from `scripts/eval.py`.
+`prediction_loss_only=True`, or the Trainer keeps the logits of the evaluation set for nothing. The processor says
+which id is ignored: if it is not 255, give it to the augmentation too, as `unlabelled`. docs/training.md has an
+example; mIoU comes from `scripts/eval.py`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForUniversalSegmentation,
@@ -23,6 +24,7 @@ import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - registers the models
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
+from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
 from scripts.models.families import family_of
 from scripts.models.model_files import check_model_files
@@ -50,6 +52,10 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
             base = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{flag} {name}: {error}") from error
+        if mask2former.is_mask2former(name):
+            task = mask2former.task_of(name, base, parse_overrides(arguments.config_overrides).get("task"))
+            base = mask2former.faseg_config(base, task)
+            print(f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation")
         values = {key: value for key, value in base.to_dict().items() if key != "transformers_version"}
         config_class = type(base)
     else:
@@ -109,13 +115,14 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
         except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise UserError(f"model: {error}") from error
     name = arguments.model_name_or_path
+    source: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": arguments.trust_remote_code}
+    model_class: Any = AutoModelForUniversalSegmentation
+    if mask2former.is_mask2former(name):
+        model_class = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING[type(config)]
+        source = {"pretrained_model_name_or_path": None, "state_dict": mask2former.read_weights(name)}
     try:
-        model, info = AutoModelForUniversalSegmentation.from_pretrained(
-            name,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=arguments.trust_remote_code,
+        model, info = model_class.from_pretrained(
+            **source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, SafetensorError) as error:
         hint = " (for new weights give --config_name)" if isinstance(error, OSError) else ""
@@ -163,6 +170,8 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
         settings: attributes to set, such as `size` and `do_reduce_labels`.
     """
     name = arguments.model_name_or_path or arguments.config_name
+    if name and mask2former.is_mask2former(name):
+        return mask2former.build_processor(name, config, **settings)
     if name:
         try:
             return AutoImageProcessor.from_pretrained(name, trust_remote_code=arguments.trust_remote_code, **settings)

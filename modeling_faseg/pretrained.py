@@ -27,8 +27,8 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
-    # Losses are means over what a batch shows. Without this line transformers' Trainer takes `**kwargs` of a forward for
-    # a sum over `num_items_in_batch`, and multiplies the loss by micro steps and processes.
+    # Losses are means over what a batch shows. Without this line transformers' Trainer takes `**kwargs` of a forward
+    # for a sum over `num_items_in_batch`, and multiplies the loss by micro steps and processes.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True

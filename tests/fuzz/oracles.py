@@ -18,8 +18,8 @@ from scripts.cli.errors import UserError
 REFUSALS = (ValueError, TypeError, StrictDataclassError, UserError)
 # What Python and torch say of an argument that nobody looked at; no user can act on it.
 INTERNAL = re.compile(
-    r"object at 0x|'NoneType' object|unsupported operand|not subscriptable|not iterable|has no attribute|positional argument"
-    r"|cannot convert float|too many values|not enough values|could not broadcast|invalid literal|'<' not supported"
+    r"object at 0x|'NoneType' object|unsupported operand|not subscriptable|not iterable|has no attribute"
+    r"|positional argument|cannot convert float|too many values|not enough values|could not broadcast|invalid literal|'<' not supported"
     r"|'>' not supported|mat1 and mat2|size mismatch|out of bounds|must be real number|Traceback"
 )
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import run_here
+from hostile import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from hostile import tried
 from oracles import check_command
 from PIL import Image
-from space_models import write_tiny_model
 
+from command_runs import run_here
 from scripts import check_dataset, convert_checkpoint, explain, export_hub, pack_dataset, predict, space, train
 from scripts import eval as eval_command
 from scripts.data.synthetic_scenes import write_dataset
+from space_models import write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,18 @@ BASE = {
     train: ["demo", *DATA, "--output_dir", "{out}/t", "--max_train_steps", "0"],
     space: ["--model_name_or_path", "{world}/nothing"],
 }  # fmt: skip
-VALUES = ["", "-1", "0", "1", "2.5", "1e38", "inf", "nan", "-inf", "99999999999999999999", "true", "None", "null", "é☃",
+VALUES = ["", "-1", "0", "1", "2.5", "1e38", "inf", "nan", "-inf", "99999999999999999999", "true", "None", "null",
+          "é☃",
           "a\nb", "x" * 5000, "[1, 2]", "{a: 1}", "=1", "../..", "no/such", "{world}/model", "{world}/data",
           "{world}/photos", "{world}/empty", "{world}/file", "{world}/null.json", "{world}/list.json",
           "{world}/deep.json", "{world}/latin.yaml", "{world}/list.yaml", "{world}/nested.yaml", "{world}/broken",
           "{world}/broken.safetensors", "{world}/fifo", "{world}/photos/one.png", "/dev/null", "{out}/new",
           "http://127.0.0.1:9/a.parquet", "\ud800"]  # fmt: skip
 # Where these may be large, the work is as large.
-COSTLY = {"max_train_steps", "num_train_epochs", "eval_shortest_edge", "eval_longest_edge", "crop_height", "crop_width",
-          "bootstrap_samples", "shuffle_buffer_size", "dataloader_num_workers", "train_samples", "push_to_hub", "hub_id",
+COSTLY = {"max_train_steps", "num_train_epochs", "eval_shortest_edge", "eval_longest_edge", "crop_height",
+          "crop_width",
+          "bootstrap_samples", "shuffle_buffer_size", "dataloader_num_workers", "train_samples", "push_to_hub",
+          "hub_id",
           "port", "per_device_train_batch_size", "per_device_eval_batch_size", "window_batch_size"}  # fmt: skip
 
 

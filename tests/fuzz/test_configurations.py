@@ -4,9 +4,9 @@ import json
 import math
 
 import torch
+from hostile import anything, tried
 from hypothesis import given
 from hypothesis import strategies as st
-from hostile import anything, tried
 from oracles import answered
 from tiny_models import TINY_RESNET, TINY_SWIN, tiny_config
 
@@ -34,7 +34,9 @@ FAMILIES = {
     ),
     "qlseg": (QLSegConfig, QLSegForSemanticSegmentation, {**QLSEG, "num_labels": 3}),
 }
-BACKBONES = st.sampled_from([TINY_RESNET, TINY_SWIN, SEMASK, {}, {"model_type": "no_such"}, {**TINY_RESNET, "depths": []}])
+BACKBONES = st.sampled_from(
+    [TINY_RESNET, TINY_SWIN, SEMASK, {}, {"model_type": "no_such"}, {**TINY_RESNET, "depths": []}]
+)
 LABELS = st.sampled_from(
     [{0: "a"}, {0: "a", 1: "a"}, {1: "a"}, {"0": "a", "1": "b"}, ["a", "b"], {}, None, {0: {"a": {}}}, {-1: "a"}, "ab"]
 )

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from hostile import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from hostile import tried
 from oracles import answered
 from PIL import Image
 
@@ -20,7 +20,8 @@ from scripts.data.samples import BadSample, decode_sample
 
 NAMES = st.sampled_from(["a", "b", "c.d", "ü", "x y", "deep/a", "A", "-1", "a" * 200, "_b", ".ipynb_checkpoints/a",
                          ".hidden/b", ".c", "__MACOSX/a", "two\nlines"])  # fmt: skip
-KINDS = st.sampled_from(["good"] * 6 + ["cut", "empty", "text", "fifo", "link", "broken link", "folder", "loop", "colours"])
+DAMAGE = ["cut", "empty", "text", "fifo", "link", "broken link", "folder", "loop", "colours"]
+KINDS = st.sampled_from(["good"] * 6 + DAMAGE)
 ENDINGS = st.sampled_from([".png"] * 6 + [".jpg", ".PNG", ".tif", ".txt", ""])
 TREES = st.lists(st.tuples(NAMES, ENDINGS, KINDS), max_size=5, unique_by=lambda entry: entry[:2])
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import torch
+from hostile import anything, tried
 from hypothesis import given
 from hypothesis import strategies as st
-from hostile import anything, tried
 from oracles import answered
 from PIL import Image
 
@@ -16,7 +16,8 @@ from image_processing import FASegImageProcessor, FASegImageProcessorPil
 BACKENDS = (FASegImageProcessor, FASegImageProcessorPil)
 SIZES = st.sampled_from(
     [
-        {"shortest_edge": 32, "longest_edge": 64}, {"shortest_edge": 1, "longest_edge": 1}, {"height": 32, "width": 48},
+        {"shortest_edge": 32, "longest_edge": 64}, {"shortest_edge": 1, "longest_edge": 1},
+        {"height": 32, "width": 48},
         {"shortest_edge": 0, "longest_edge": 64}, {"shortest_edge": -3, "longest_edge": 64}, {"longest_edge": 40},
         {"shortest_edge": 10**9}, {"height": 0, "width": 0}, {"height": 32}, {"shortest_edge": 30.5}, {}, 48, -3,
         {"max_height": 40, "max_width": 50}, {"shortest_edge": math.nan},
@@ -98,7 +99,8 @@ def map_of(kind, values, size, seed):
     }[kind]()
 
 
-IMAGES = ["array", "float", "unit", "normalised", "nan", "inf", "wide", "grey", "four", "PIL", "L", "P", "RGBA", "I;16",
+IMAGES = ["array", "float", "unit", "normalised", "nan", "inf", "wide", "grey", "four", "PIL", "L", "P", "RGBA",
+          "I;16",
           "first", "tensor", "half", "bool", "empty", "path", "none", "complex", "object", "list"]  # fmt: skip
 MAPS = ["uint8", "int32", "float", "halves", "PIL", "negative", "turned", "colours", "none"]
 VALUES = [[0], [0, 1, 2], [1, 2, 3], [0, 255], [255], [0, 299], [0, 65535]]

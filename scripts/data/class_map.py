@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -66,7 +66,7 @@ def read_class_map(file: str) -> dict[str, list[Any]]:
     """
     with errors_explained(f"--class_map {file}", OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         text = Path(file).read_text(encoding="utf-8")
-        content, lines = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        content, lines = yaml.safe_load(text), cast(yaml.MappingNode, yaml.compose(text, yaml.SafeLoader))
     if not isinstance(content, dict) or not content:
         raise UserError(f"--class_map {file}: write lines like `road: [road, lane]`")
     keys = [key.value for key, _ in lines.value]  # YAML itself lets the last of two equal keys win

@@ -180,7 +180,7 @@ def refuse_huge(value: Any) -> None:
     """
     if not isinstance(value, dict):
         return
-    source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    source: Any = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
     if isinstance(source, str) and not is_local_path(source):
         return  # Pillow's own bound, twice as high, holds
     with warnings.catch_warnings():

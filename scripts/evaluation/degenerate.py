@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from scripts.cli.errors import UserError
 
 
-def refuse_one_class(names: Mapping[int, str]) -> None:
+def refuse_one_class(names: Mapping[Any, str]) -> None:
     """Refuses a model of a single class, which can call no pixel anything else.
 
     Raises:

@@ -69,13 +69,21 @@ def six_digits(value: Any) -> Any:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """Lines of a `train_log.jsonl`; a last line that a killed run left half-written is passed over."""
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    """Lines of a `train_log.jsonl`; a last line that a killed run left half-written is passed over.
+
+    Other lines that are none of a log are left out too, and named on standard error.
+    """
+    lines: list[dict[str, Any]] = []
+    texts = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        elif number < len(texts):  # else it is what follows the last line break: nothing, or half a line
+            print(f"{file}: line {number} is no line of a training log and is left out", file=sys.stderr)
     return lines
 
 

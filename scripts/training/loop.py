@@ -40,7 +40,7 @@ from scripts.training.checkpointing import checkpoints, save_checkpoint
 from scripts.training.fingerprint import check_data_unchanged
 from scripts.training.log import TrainLog
 from scripts.training.run import Run, describe, set_up
-from scripts.training.stopping import Stopped, StopSignals
+from scripts.training.stopping import Stopped
 from scripts.training.tracking import finish_trackers, start_trackers
 
 
@@ -261,14 +261,14 @@ def loop(run: Run) -> dict[str, Any]:
         total=run.max_steps, initial=progress.step, desc="train", unit="step", dynamic_ncols=True,
         disable=not accelerator.is_main_process,
     )  # fmt: skip
-    with StopSignals() as signals, bar:
+    with bar:
         run.train_mode()
         evaluate_if_due(run, log)  # a signal may have come before the evaluation of the step that was saved
         batches = run.batches()
         while progress.step < run.max_steps:
             rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
             epoch = progress.epoch
-            step = training_step(run, batches, signals.received)
+            step = training_step(run, batches, run.signals.received)
             if progress.epoch > epoch:
                 if epoch == 0:
                     check_classes_seen(run)
@@ -346,15 +346,27 @@ def train_and_save(run: Run) -> dict[str, Any]:
     on_main(run.accelerator, lambda: announce(run))
     recipe = saved_recipe(arguments)
     start_trackers(run.accelerator, check_trackers(arguments.report_to), run.output_dir, run.progress.step, recipe)
-    try:
-        last = loop(run)
-    except Exception as error:
-        finish_trackers(run.accelerator)
-        if not isinstance(error, OSError) or error.errno not in DISK_FULL:
-            raise
-        raise UserError(f"{run.output_dir}: the disk is full{kept_checkpoint(run)}") from error
-    sharded = run.accelerator.distributed_type == DistributedType.FSDP
-    weights = run.accelerator.get_state_dict(run.model) if sharded else None
-    on_main(run.accelerator, lambda: finish(run, weights))
-    run.accelerator.end_training()
+    with run.signals:  # also in the last save, which a first signal lets end
+        try:
+            last = loop(run)
+        except Exception as error:
+            finish_trackers(run.accelerator)
+            if (reason := cannot_write(error, run.output_dir)) is None:
+                raise
+            raise UserError(f"{reason}{kept_checkpoint(run)}") from error
+        sharded = run.accelerator.distributed_type == DistributedType.FSDP
+        weights = run.accelerator.get_state_dict(run.model) if sharded else None
+        on_main(run.accelerator, lambda: finish(run, weights))
+        run.accelerator.end_training()
     return last
+
+
+def cannot_write(error: Exception, folder: Path) -> str | None:
+    """Which file in the folder could not be written and why, if that is what the error is about."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in DISK_FULL:
+        return f"{folder}: the disk is full"
+    if isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(folder):
+        return f"{error.filename}: {error.strerror}"
+    return None

@@ -31,6 +31,7 @@ from scripts.training.checkpointing import Progress, checkpoints, find_checkpoin
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import average_of, build_parameter_groups, build_scheduler
+from scripts.training.stopping import StopSignals
 from scripts.training.tracking import TrackedImages
 
 
@@ -61,6 +62,7 @@ class Run:
         average: moving average of the weights, if there is one.
         memory: estimate of what one process needs.
         settings: what decides the result, see `training_settings`.
+        signals: Ctrl-C and SIGTERM, kept for the loop.
         lock: what keeps other runs out of the output folder; the main process holds it.
     """
 
@@ -77,6 +79,7 @@ class Run:
     memory: str = ""
     progress: Progress = field(default_factory=Progress)
     bad_samples: BadSamples = field(default_factory=BadSamples)
+    signals: StopSignals = field(default_factory=StopSignals)
     lock: FolderLock = field(default_factory=lambda: FolderLock("--output_dir", Path()))
 
     @property

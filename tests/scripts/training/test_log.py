@@ -99,6 +99,17 @@ def test_a_resumed_run_drops_what_it_repeats_and_what_was_half_written(tmp_path)
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_damaged_line_is_named_and_the_others_are_kept(tmp_path, capsys):
+    file = tmp_path / "log.jsonl"
+    lines = [b'{"step": 1}', b"\xff\x00", b"[2]", b'{"loss": 1}', b'{"step": "x"}', b"[" * 100000, b'{"step": 2}', b""]
+    file.write_bytes(b"\n".join(lines))
+    assert [line["step"] for line in read_log(file)] == [1, 2]
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [f"{file}: line {number} is no line of a training log and is left out" for number in range(2, 7)]
+    TrainLog(file, 2, accelerator_of())
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_sums_go_on_after_a_checkpoint(tmp_path):
     log = TrainLog(tmp_path / "log.jsonl", 0, accelerator_of())
     log.add(0.5, terms(8.0))

@@ -249,6 +249,44 @@ def test_really_full_disk(tiny_recipe, shapes, tmp_path, command):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_log_that_cannot_be_written_is_one_line(start, tmp_path, monkeypatch):
+    log = tmp_path / "run" / "train_log.jsonl"
+
+    def lose():
+        log.unlink()
+        log.mkdir()
+
+    at_step(monkeypatch, 1, lose)
+    code, _, errors = start("--max_train_steps", 3, "--checkpointing_steps", 1)
+    assert code == 2 and f"error: {log}: Is a directory; {tmp_path / 'run' / 'checkpoint-1'} is kept" in errors[-1]
+
+
+def interrupted_in_the_last_save(arguments, rank):
+    """Ctrl-C reaches each process when the first is about to write the model."""
+    original, on_main = loop.loop, loop.on_main
+
+    def interrupted(accelerator, function):
+        os.kill(os.getpid(), signal.SIGINT)
+        return on_main(accelerator, function)
+
+    def then_interrupted(*args):
+        last = original(*args)
+        loop.on_main = interrupted
+        return last
+
+    loop.loop = then_interrupted
+    train(arguments)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_ctrl_c_in_the_last_save_lets_it_end(world, tiny_recipe, shapes, tmp_path):
+    arguments = arguments_for(tiny_recipe, shapes, tmp_path / "run", "--max_train_steps", 1)
+    codes, errors = in_processes(partial(interrupted_in_the_last_save, arguments), world)
+    assert codes == [0] * world, errors
+    assert load_file(tmp_path / "run" / "model.safetensors")
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
 # ----------------------------------------------------------------------------------------------- resuming and refusing
 
 

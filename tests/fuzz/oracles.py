@@ -19,8 +19,9 @@ REFUSALS = (ValueError, TypeError, StrictDataclassError, UserError)
 # What Python and torch say of an argument that nobody looked at; no user can act on it.
 INTERNAL = re.compile(
     r"object at 0x|'NoneType' object|unsupported operand|not subscriptable|not iterable|has no attribute"
-    r"|positional argument|cannot convert float|too many values|not enough values|could not broadcast|invalid literal|'<' not supported"
-    r"|'>' not supported|mat1 and mat2|size mismatch|out of bounds|must be real number|Traceback"
+    r"|positional argument|cannot convert float|too many values|not enough values|could not broadcast"
+    r"|invalid literal|'<' not supported|'>' not supported|mat1 and mat2|size mismatch|out of bounds"
+    r"|must be real number|Traceback"
 )
 
 

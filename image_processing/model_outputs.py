@@ -44,7 +44,7 @@ def checked_outputs(outputs: Any) -> tuple[Tensor | None, Tensor, int]:
 
 def require_finite(name: str, logits: Tensor, or_minus_infinity: bool = False) -> None:
     """Raise ValueError for logits that are NaN or infinite; -inf may be allowed, of a class that cannot be."""
-    ends = [float(end) for end in logits.aminmax()]  # both are NaN if one logit is
+    ends = [end.item() for end in logits.aminmax()]  # both are NaN if one logit is
     wrong = [end for end in ends if not math.isfinite(end) and not (or_minus_infinity and end == -math.inf)]
     if wrong:
         raise ValueError(

@@ -37,7 +37,9 @@ class FASegImageProcessor(FASegImageProcessorBase, TorchvisionBackend):  # type:
             image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         return image.contiguous() if device is None else image.contiguous().to(device)
 
-    def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
+    def resize(  # type: ignore[override]
+        self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
         """Bilinear with antialiasing, or as `resample` says."""
         if (size.height, size.width) == (1, 1) and image.dtype == torch.uint8:
             # torchvision fails on one pixel of 8 bits.

@@ -30,7 +30,9 @@ class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: igno
         """A NumPy array; `device` is for the torchvision backend."""
         return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
 
-    def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
+    def resize(  # type: ignore[override]
+        self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any
+    ) -> np.ndarray:
         """Bilinear, or as `resample` says; uint8 stays uint8, and float32 is not rounded.
 
         Channel by channel: as one image, Pillow would take a second or fourth channel for transparency.

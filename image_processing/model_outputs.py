@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +44,7 @@ def checked_outputs(outputs: Any) -> tuple[Tensor | None, Tensor, int]:
 
 def require_finite(name: str, logits: Tensor, or_minus_infinity: bool = False) -> None:
     """Raise ValueError for logits that are NaN or infinite; -inf may be allowed, of a class that cannot be."""
-    ends = [float(end) for end in logits.aminmax()]  # both are NaN if one logit is
+    ends = [end.item() for end in logits.aminmax()]  # both are NaN if one logit is
     wrong = [end for end in ends if not math.isfinite(end) and not (or_minus_infinity and end == -math.inf)]
     if wrong:
         raise ValueError(
@@ -71,7 +70,7 @@ def checked_sizes(name: str, sizes: Any, batch: int) -> list[Size]:
     if len(pairs) != batch:
         raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(side, Real) and side >= 1 for side in pair):
+        if len(pair) != 2 or not all(isinstance(side, (int, float)) and side >= 1 for side in pair):
             raise ValueError(f"{name} holds {pair}: pass (height, width), both at least 1")
         if pair[0] * pair[1] > MAX_PIXELS:
             raise ValueError(f"{name} holds {pair}: pass a size of at most {MAX_PIXELS} pixels")

@@ -429,7 +429,7 @@ def check_range(image: Any, index: int, kwargs: dict[str, Any]) -> None:
     eight_bits = image.dtype in (torch.uint8, np.uint8)
     if eight_bits and 255 * factor <= 1.5 * top:
         return
-    low, high = float(image.min()), float(image.max())
+    low, high = image.min().item(), image.max().item()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"image {index} holds {high if math.isfinite(low) else low}: pass finite numbers")
     if low < -0.1 * abs(high) and (kwargs["do_rescale"] or kwargs["do_normalize"]):

@@ -111,11 +111,11 @@ def check_colours(settings: Mapping[str, Any]) -> None:
     """Raise ValueError unless the scale, mean and deviation are finite numbers by which one can divide."""
     mean, std, factor = settings["image_mean"], settings["image_std"], settings["rescale_factor"]
     if factor is not None:
-        finite = isinstance(factor, Real) and 1e-12 <= factor <= 1e12
+        finite = isinstance(factor, Real) and 1e-12 <= float(factor) <= 1e12
         require(settings, "rescale_factor", finite, "pass a positive number, 1/255 for 8 bits")
     for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
         values = settings[name] if isinstance(settings[name], (list, tuple)) else [settings[name]]
-        right = all(v is None or (isinstance(v, Real) and math.isfinite(v) and v > least) for v in values)
+        right = all(v is None or (isinstance(v, Real) and least < float(v) < math.inf) for v in values)
         require(settings, name, right, "pass finite numbers, one per channel" + (" and above 0" if least == 0 else ""))
     if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)) and len(mean) != len(std):
         raise ValueError(f"image_mean={mean} and image_std={std}: pass as many numbers for both")

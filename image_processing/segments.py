@@ -137,7 +137,8 @@ def boxed_masks(
             torch.mul(logits.sigmoid_(), mask.float(), out=probs[:, columns])
             left, right = min(left, columns.start), columns.stop
         quality.append(total(probs) / (inside.count_nonzero() + 1e-6))
-        rows = inside[:, left:right].view(torch.uint8).amax(dim=1).nonzero() if left < right else []
+        hits = inside[:, left:right].view(torch.uint8)
+        rows = hits.amax(dim=1).nonzero() if left < right else hits.new_zeros(0)
         box = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
         masks.append(BoxedMask(size, box, slice(left, right), inside[box, left:right].clone()))
         inside[:, left:right] = False

@@ -29,6 +29,21 @@ NAME_COLUMNS = ("image_id", "file_name", "filename", "id")
 READING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetGenerationError)
 
 
+def check_class_count(count: int, do_reduce_labels: bool) -> None:
+    """Refuses more classes than label maps can hold beside the ignored id, whatever `ignore_value` says.
+
+    Raises:
+        UserError: names the count and the most that fit.
+    """
+    most = IGNORE_INDEX - do_reduce_labels
+    if count > most:
+        raise UserError(
+            f"{count} classes, but label maps are read with {IGNORE_INDEX} as the ignored id"
+            + (" and 0 as another (--do_reduce_labels)" if do_reduce_labels else "")
+            + f", so {most} fit: merge some by --class_map"
+        )
+
+
 def check_ignored_id(config: Any) -> None:
     """Refuses a model that ignores another id than the label maps do.
 

@@ -16,7 +16,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.processes import build_accelerator
 from scripts.data.loading import StreamRow
 from scripts.data.samples import RowFormat
-from scripts.data.sources import IGNORE_INDEX, check_ignored_id
+from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
 from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
@@ -59,6 +59,7 @@ class RecipeCost:
             arguments = replace(arguments, mixed_precision="bf16")
         self.accelerator = build_accelerator(arguments.mixed_precision)
         self.arguments = with_batch_sizes(arguments, self.accelerator.num_processes)
+        check_class_count(len(names), arguments.do_reduce_labels)
         self.config = build_config(arguments, names)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)

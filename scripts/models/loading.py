@@ -22,7 +22,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - registers the models
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import parse_overrides
 from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
@@ -180,7 +180,8 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
                 raise UserError(f"--model_name_or_path {name}: no image processor: {error}") from error
     settings = {**family_of(config).processor, **settings}
     processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
-    return processor_classes["torchvision"](task=getattr(config, "task", "semantic"), **settings)
+    with errors_explained("image processor", ValueError):
+        return processor_classes["torchvision"](task=getattr(config, "task", "semantic"), **settings)
 
 
 def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:

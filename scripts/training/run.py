@@ -19,7 +19,7 @@ from scripts.data.augmentation import training_augmentation
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
 from scripts.data.samples import BadSamples
-from scripts.data.sources import IGNORE_INDEX, check_ignored_id
+from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.evaluation.degenerate import refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
@@ -256,6 +256,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     max_steps = planned_steps(arguments, data.num_examples, micro_batch * accelerator.gradient_accumulation_steps)
 
     # ---- model
+    check_class_count(len(data.id2label or {}), arguments.do_reduce_labels)
     config = build_config(arguments, data.id2label)
     if data.palette:
         config.palette = data.palette

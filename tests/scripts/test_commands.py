@@ -234,6 +234,13 @@ def test_errors_of_model_and_data(trained, tiny_recipe, shapes, tmp_path, comman
     one_line(command(train_command, tiny_recipe, *data, *out, *kwargs), "nonsense")
     many = ["--id2label", write_names(tmp_path, 256)]
     one_line(command(train_command, tiny_recipe, *data, *out, *many), "256 classes")
+    # Another ignore_value, as the configuration would advise, does not help.
+    for flags in ([], ["--config_overrides", "ignore_value=256"]):
+        one_line(
+            command(train_command, tiny_recipe, *data, *out, *many, *flags), "so 255 fit: merge some by --class_map"
+        )
+    many = ["--id2label", write_names(tmp_path, 255), "--do_reduce_labels"]
+    one_line(command(train_command, tiny_recipe, *data, *out, *many), "so 254 fit: merge some by --class_map")
 
     broken = tmp_path / "broken"
     shutil.copytree(shapes, broken)

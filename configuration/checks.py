@@ -2,6 +2,7 @@
 
 from transformers.configuration_utils import PreTrainedConfig
 
+
 # For `keys_to_ignore_at_inference`: what transformers' Trainer does not gather over the evaluation set for a
 # `compute_metrics`. Logits and scores are left.
 NO_PREDICTIONS = [

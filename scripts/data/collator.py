@@ -47,8 +47,8 @@ class AugmentRows:
 @dataclass
 class SegmentationCollator:
     """Rows with an image and a label map to `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and
-    `class_labels` (lists of B), from which FASeg and QLSeg learn, and the same as `labels` (B, H, W), from which SeMask
-    does and metrics are computed.
+    `class_labels` (lists of B), from which FASeg and QLSeg learn, and the same as `labels` (B, H, W), from which
+    SeMask does and metrics are computed.
 
     Images as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
     been through all resizing and keep their size.

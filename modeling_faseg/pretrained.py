@@ -76,7 +76,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
 
 @torch.no_grad()
-def fill_unsaved_buffers(model: PreTrainedModel, incompatible_keys: Any) -> None:
+def fill_unsaved_buffers(model: Any, incompatible_keys: Any) -> None:
     """Compute the buffers again that no state dict holds, such as position indices: a model that came from the meta
     device by `to_empty` has garbage there. A hook after `load_state_dict`."""
     unsaved = [module for module in model.modules() if module._non_persistent_buffers_set]

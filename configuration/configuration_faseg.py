@@ -12,11 +12,11 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .checks import NO_PREDICTIONS, OwnCheckpoints, require, require_classes, require_counts
-from .configuration_semask import with_semantic_classes
+from .configuration_semask import SemanticClassesFollowLabels, with_semantic_classes
 
 
 @strict
-class FASegConfig(OwnCheckpoints, PreTrainedConfig):
+class FASegConfig(OwnCheckpoints, SemanticClassesFollowLabels, PreTrainedConfig):
     """Configuration of `FASegModel` and `FASegForUniversalSegmentation` ("Dynamic Focus-aware Positional Queries for
     Semantic Segmentation", CVPR 2023).
 

@@ -77,8 +77,22 @@ class SeMaskSwinConfig(SwinConfig):
         require(self, "use_absolute_embeddings", not self.use_absolute_embeddings, "set it to False: not offered")
 
 
+class SemanticClassesFollowLabels:
+    """Part of a configuration whose backbone may have semantic maps: maps of as many classes as there are labels keep
+    to the number of labels when that changes, as it does in `from_pretrained(folder, num_labels=...)`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        backbone, before = self.__dict__.get("backbone_config"), self.__dict__.get("id2label")
+        super().__setattr__(name, value)
+        follows = before is not None and getattr(backbone, "num_semantic_classes", None) == len(before)
+        if name == "id2label" and value is not None and follows and len(value) != len(before):
+            backbone = copy.deepcopy(backbone)
+            backbone.num_semantic_classes = len(value)
+            super().__setattr__("backbone_config", backbone)
+
+
 @strict
-class SeMaskConfig(OwnCheckpoints, PreTrainedConfig):
+class SeMaskConfig(OwnCheckpoints, SemanticClassesFollowLabels, PreTrainedConfig):
     """Configuration of `SeMaskForSemanticSegmentation`: SeMask-FPN.
 
     Args:

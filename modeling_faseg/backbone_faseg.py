@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 
 from .backbone_semask import SeMaskSwinBackbone
@@ -42,6 +43,7 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
             f"backbone_config of type {kind!r} with timm_backbone_kwargs={config.timm_backbone_kwargs} cannot be "
             f"built: {error}"
         ) from error
+    backbone.config.return_dict = True  # the model reads its maps by their name
     if not backbone.has_attentions:
         backbone._supports_sdpa = True
     _match_reference_swin(backbone)
@@ -72,20 +74,36 @@ class FASegFrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def check_strides(backbone: PreTrainedModel) -> None:
-    """Raise a `ValueError` unless a forward of a small image gives four maps of strides 4, 8, 16 and 32."""
+    """Raise a `ValueError` unless a forward of a small image gives four maps of strides 4, 8, 16 and 32.
+
+    The forward is one of shapes alone, on the meta device, wherever the weights are or are not.
+    """
     kind = backbone.config.model_type
     channels = getattr(backbone.config, "num_channels", 3)  # of the images that it takes
-    reference = next(backbone.parameters())
+    weights = {name: value.to("meta") for name, value in (*backbone.named_parameters(), *backbone.named_buffers())}
+    image = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device="meta", dtype=next(backbone.parameters()).dtype)
     was_training = backbone.training
     backbone.eval()
-    with torch.no_grad():
-        image = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE, device=reference.device, dtype=reference.dtype)
-        maps = backbone(image).feature_maps
-    backbone.train(was_training)
+    try:
+        with torch.no_grad():
+            maps = functional_call(backbone, weights, image).feature_maps
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"backbone_config of type {kind!r} does not read images of {PROBE_SIZE}x{PROBE_SIZE} ({error}): choose a "
+            "backbone that reads images of any size"
+        ) from error
+    finally:
+        backbone.train(was_training)
     if len(maps) != len(STRIDES):
         raise ValueError(
             f"backbone_config of type {kind!r} returns {len(maps)} feature map(s), need 4 (strides 4, 8, 16, 32): "
             f"set its out_features={ALL_STAGES} (for timm_backbone: out_indices of the four scales)"
+        )
+    found, expected = [feature_map.shape[1] for feature_map in maps], list(cast(Any, backbone).channels)
+    if found != expected:
+        raise ValueError(
+            f"backbone_config of type {kind!r} has maps whose second axis is {found}, need its channels {expected}: "
+            "choose a backbone that gives maps with channels first"
         )
     strides = tuple(PROBE_SIZE // feature_map.shape[-1] for feature_map in maps)
     if strides != STRIDES:

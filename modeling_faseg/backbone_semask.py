@@ -23,7 +23,7 @@ from transformers.models.swin.modeling_swin import SwinAttention, SwinPreTrained
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_semask import SeMaskSwinConfig
-from .pretrained import init_as_torch
+from .pretrained import fill_unsaved_buffers, init_as_torch
 
 
 if TYPE_CHECKING:
@@ -342,6 +342,7 @@ class SeMaskSwinBackbone(BackboneMixin, SeMaskSwinPreTrainedModel):
         self.hidden_states_norms = nn.ModuleDict(
             {stage: nn.LayerNorm(channels) for stage, channels in zip(self.out_features, self.channels)}
         )
+        self.register_load_state_dict_post_hook(fill_unsaved_buffers)
         self.post_init()
 
     def fit_pretrained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
     batch_norms,
+    check_channels,
     check_image_size,
     check_labels,
     init_as_torch,
@@ -298,6 +299,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
         Raises:
             ValueError: for images whose sides are not multiples of 32, and labels that do not fit them.
         """
+        check_channels(pixel_values, getattr(self.config.backbone_config, "num_channels", 3))
         check_labels(pixel_values, mask_labels, class_labels)
         has_labels = mask_labels is not None
         if output_auxiliary_logits is None:
@@ -312,6 +314,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             output_hidden_states,
             output_auxiliary_logits,
             output_mask_embeddings=train_auxiliary,
+            return_dict=True,
             **kwargs,
         )
 
@@ -327,7 +330,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             ]
 
         loss, loss_dict = None, None
-        if has_labels:
+        if mask_labels is not None and class_labels is not None:
             # Products, not masks: the loss multiplies out what it needs, the masks of a few queries.
             embeddings = outputs.mask_embeddings  # of the final prediction alone without an auxiliary loss
             masks = MaskProducts(_final_first(embeddings), outputs.pixel_decoder_last_hidden_state)
@@ -335,7 +338,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             loss_dict = self.criterion(masks, classes, mask_labels, class_labels, pixel_mask)
             if outputs.semantic_maps is not None:
                 size, ignored = cast(tuple[int, int], tuple(pixel_values.shape[-2:])), self.config.ignore_value
-                labels = label_maps_of_masks(mask_labels or [], class_labels or [], size, ignored, pixel_values.device)
+                labels = label_maps_of_masks(mask_labels, class_labels, size, ignored, pixel_values.device)
                 loss_dict["loss_semantic"] = semantic_map_loss(outputs.semantic_maps, labels, ignored)
             loss = self.criterion.weighted_sum(loss_dict)
         shared = shared_fields(outputs, FASegForUniversalSegmentationOutput)

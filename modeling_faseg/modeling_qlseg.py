@@ -24,6 +24,7 @@ from .loss_qlseg import QLSegLoss
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    check_channels,
     check_image_size,
     check_labels,
     check_pixel_mask,
@@ -231,6 +232,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         Raises:
             ValueError: for images whose sides do not fit, and labels that do not fit them.
         """
+        check_channels(pixel_values, self.config.num_channels)
         check_labels(pixel_values, mask_labels, class_labels)
         check_pixel_mask(pixel_values, pixel_mask)
         has_labels = mask_labels is not None
@@ -244,7 +246,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         train_auxiliary = has_labels and self.config.use_auxiliary_loss
         if output_attentions is not None:
             kwargs["output_attentions"] = output_attentions
-        outputs = self.model(pixel_values, output_hidden_states, **kwargs)
+        outputs = self.model(pixel_values, output_hidden_states, return_dict=True, **kwargs)
         masks = outputs.masks_queries_logits
         states = outputs.transformer_decoder_intermediate_states
         class_logits = self.class_predictor(states[-1])
@@ -275,7 +277,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         side, stride = self.config.image_size, self.config.window_stride
 
         def scores_of(windows: Tensor) -> Tensor:
-            outputs = self.model(windows)
+            outputs = self.model(windows, return_dict=True)
             class_logits = self.class_predictor(outputs.transformer_decoder_last_hidden_state)
             return class_scores(class_logits, outputs.masks_queries_logits[-1], (side, side))
 

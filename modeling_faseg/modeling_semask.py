@@ -24,7 +24,7 @@ from .loss_semask import (
     resized,
     sum_semantic_maps,
 )
-from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel, check_labels
+from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel, check_channels, check_labels
 
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
             ValueError: labels of other sizes than the images, or outside the classes.
         """
         mask_labels, class_labels = kwargs.pop("mask_labels", None), kwargs.pop("class_labels", None)
+        check_channels(pixel_values, cast(Any, self.config.backbone_config).num_channels)
         check_labels(pixel_values, mask_labels, class_labels)
         if labels is None and mask_labels is not None and class_labels is not None:
             size = cast(tuple[int, int], tuple(pixel_values.shape[-2:]))
@@ -154,7 +155,7 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
             kwargs["output_attentions"] = output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        outputs = self.backbone(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
+        outputs = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True, **kwargs)
         logits = self.decoder(outputs.feature_maps)
         auxiliary_logits = sum_semantic_maps(outputs.semantic_maps)
         loss, loss_dict = None, None

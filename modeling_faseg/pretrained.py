@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -28,12 +29,16 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     # Losses are means over what a batch shows. Without this line transformers' Trainer takes `**kwargs` of a forward
-    # for a sum over `num_items_in_batch`, and multiplies the loss by micro steps and processes.
+    # for a loss divided by `num_items_in_batch`, and multiplies it by micro steps and processes.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True
 
     _auto_classes: ClassVar[tuple[str, ...]]  # those that load the class
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_load_state_dict_post_hook(fill_unsaved_buffers)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, but a batch norm whose weight is frozen is a constant.
@@ -68,6 +73,32 @@ class SegmentationPreTrainedModel(PreTrainedModel):
                 f"no attentions are returned with attn_implementation={self.config._attn_implementation!r}: "
                 'use model.set_attn_implementation("eager")'
             )
+
+
+@torch.no_grad()
+def fill_unsaved_buffers(model: Any, incompatible_keys: Any) -> None:
+    """Compute the buffers again that no state dict holds, such as position indices: a model that came from the meta
+    device by `to_empty` has garbage there. A hook after `load_state_dict`."""
+    unsaved = [module for module in model.modules() if module._non_persistent_buffers_set]
+    if not unsaved:
+        return
+    saved = [tensor for module in unsaved for tensor in module.state_dict(keep_vars=True).values()]
+    for each in (*model.modules(), *saved):  # initialisation passes over what has this mark
+        each._is_hf_initialized = True
+    for module in unsaved:
+        module._is_hf_initialized = False
+    model.initialize_weights()
+    for tensor in saved:
+        tensor._is_hf_initialized = False
+
+
+def check_channels(pixel_values: Tensor, channels: int) -> None:
+    """Check that images have so many channels, naming both numbers if not."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+        raise ValueError(
+            f"pixel_values are of shape {tuple(pixel_values.shape)}, need (B, {channels}, H, W): the model's "
+            f"num_channels is {channels}"
+        )
 
 
 def batch_norms(module: nn.Module) -> list[Any]:

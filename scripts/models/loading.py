@@ -107,8 +107,11 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
     Args:
         new_classes: whether the class head may start anew where the checkpoint has other classes.
     Raises:
-        UserError: the checkpoint is unreadable, or is not one of this model.
+        UserError: the checkpoint is unreadable, or is not one of this model, or reads no RGB images.
     """
+    channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
+    if channels != 3:
+        raise UserError(f"num_channels={channels} of the model: images are read as RGB, set it to 3")
     if not arguments.model_name_or_path:
         try:
             return AutoModelForUniversalSegmentation.from_config(config)

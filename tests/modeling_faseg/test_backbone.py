@@ -10,6 +10,7 @@ from modeling_faseg.backbone_faseg import FASegFrozenBatchNorm2d, batch_norms
 
 
 TIMM = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+FIXED_SIZE = {**TIMM, "backbone": "swin_tiny_patch4_window7_224", "out_indices": [0, 1, 2, 3]}
 DINOV2 = {
     "model_type": "dinov2",
     "hidden_size": 16,
@@ -48,6 +49,11 @@ def test_too_few_maps_are_refused_with_the_fix():
         ({"backbone_config": {**TIMM, "out_indices": [1, 2, 3, 9]}}, "cannot be built"),
         ({"backbone_config": {**TIMM, "backbone": "nonet"}}, r"cannot be built: Unknown model \(nonet\)"),
         ({"backbone_config": TIMM, "timm_backbone_kwargs": {"a": 1}}, "timm_backbone_kwargs={'a': 1} cannot be built"),
+        ({"backbone_config": FIXED_SIZE}, r"does not read images of 64x64 \(Input height .*choose a backbone that"),
+        (
+            {"backbone_config": FIXED_SIZE, "timm_backbone_kwargs": {"strict_img_size": False}},
+            r"maps whose second axis is \[16, 8, 4, 2\], need its channels \[96, 192, 384, 768\]: choose",
+        ),
         ({"backbone_config": TINY_SWIN, "freeze_backbone_batch_norm": True}, "has no batch norm: set it to False"),
     ],
 )

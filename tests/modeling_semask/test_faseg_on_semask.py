@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_semask import TINY_BACKBONE, tiny_batch, tiny_config, tiny_faseg
+from tiny_semask import tiny_model as tiny_semask
 from torch.nn import functional as F
 from transformers import AutoModelForUniversalSegmentation
 
@@ -35,6 +36,16 @@ def test_the_auxiliary_loss_is_added_with_its_weight():
     assert term.item() == pytest.approx(F.cross_entropy(at_labels, batch["labels"], ignore_index=255).item(), rel=1e-4)
 
 
+def test_labels_of_a_batch_may_be_tensors():
+    """As FASeg takes them on other backbones: `(B, T, H, W)` masks and `(B, T)` classes."""
+    images, masks, classes = torch.randn(2, 3, 64, 64), torch.ones(2, 1, 64, 64), torch.tensor([[1], [2]])
+    losses = []
+    for each in ((masks, classes), (list(masks), list(classes))):
+        torch.manual_seed(0)
+        losses.append(tiny_faseg()(images, *each).loss_dict["loss_semantic"])
+    assert losses[0].equal(losses[1])
+
+
 def test_other_backbones_have_no_such_loss():
     swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
     model = tiny_faseg(backbone_config={**swin, "out_features": ["stage1", "stage2", "stage3", "stage4"]})
@@ -55,6 +66,26 @@ def test_configuration(tmp_path):
     assert FASegConfig.from_pretrained(tmp_path).backbone_config.to_dict() == config.backbone_config.to_dict()
     with pytest.raises(Exception, match="set its num_semantic_classes=2 to 5, the number of labels"):
         FASegConfig(backbone_config={**TINY_BACKBONE, "num_semantic_classes": 2}, num_labels=5)
+
+
+@pytest.mark.parametrize("count", [5, 2])
+@pytest.mark.parametrize("given", ["num_labels", "id2label"])
+@pytest.mark.parametrize("build", [tiny_faseg, tiny_semask], ids=["faseg", "semask"])
+def test_semantic_maps_follow_the_labels_that_a_model_is_loaded_with(build, given, count, tmp_path):
+    """As is usual for fine-tuning on other classes."""
+    build().save_pretrained(tmp_path)
+    labels = {"num_labels": count, "id2label": {number: f"class {number}" for number in range(count)}}
+    model_class = type(build())
+    model = model_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **{given: labels[given]})
+    assert model.config.num_labels == model.config.backbone_config.num_semantic_classes == count
+    masks, classes = [torch.ones(1, 64, 64)], [torch.tensor([count - 1])]
+    assert model(torch.randn(1, 3, 64, 64), mask_labels=masks, class_labels=classes).loss.isfinite()
+
+
+def test_more_semantic_maps_than_labels_stay_as_many(tmp_path):
+    tiny_semask(backbone_config={**TINY_BACKBONE, "num_semantic_classes": 9}).save_pretrained(tmp_path)
+    config = SeMaskForSemanticSegmentation.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True).config
+    assert config.backbone_config.num_semantic_classes == 9
 
 
 def test_saving_and_loading(tmp_path):

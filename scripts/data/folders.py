@@ -21,7 +21,7 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
     """Files of a folder and the folders in it, by their path below it without ending, in order of names.
 
     Raises:
-        UserError: no such folder, no file with one of the endings, or two of one stem.
+        UserError: no such folder, no file with one of the endings, two of one stem, a pipe or a broken link.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -29,6 +29,10 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
     found: dict[str, Path] = {}
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() in endings and not file.name.startswith("."):
+            if file.is_dir():
+                continue
+            if not file.is_file():
+                raise UserError(f"{flag} {folder}: {file.name} is no regular file: remove it")
             stem = file.relative_to(root).with_suffix("").as_posix()
             if stem in found:
                 raise UserError(f"{flag} {folder}: {found[stem].name} and {file.name} have one stem: remove one")

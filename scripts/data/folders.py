@@ -21,7 +21,7 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
     """Files of a folder and the folders in it, by their path below it without ending, in order of names; none hidden.
 
     Raises:
-        UserError: no such folder, no file with one of the endings, or two of one stem.
+        UserError: no such folder, no file with one of the endings, two of one stem, a pipe or a broken link.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -31,6 +31,10 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
         below = file.relative_to(root)
         # Nothing hidden, nor in a hidden folder: editors and file managers keep copies and previews there.
         if file.suffix.lower() in endings and not any(part.startswith(".") for part in below.parts):
+            if file.is_dir():
+                continue
+            if not file.is_file():
+                raise UserError(f"{flag} {folder}: {file.name} is no regular file: remove it")
             stem = below.with_suffix("").as_posix()
             if stem in found:
                 raise UserError(f"{flag} {folder}: {found[stem].name} and {file.name} have one stem: remove one")

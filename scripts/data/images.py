@@ -54,6 +54,8 @@ def output_names(images: list[Path]) -> list[str]:
 def read_image(path: Path) -> Image.Image | None:
     """RGB image, upright by its EXIF orientation; None, and a line on standard error, if it cannot be read."""
     try:
+        if not path.is_file():  # a pipe would be waited for, a device read without end
+            raise OSError("it is no regular file")
         with Image.open(path) as image:
             return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

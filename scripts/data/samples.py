@@ -137,13 +137,12 @@ def decode_sample(
 
 
 def sample_name(row: dict[str, Any], image_column: str, index: int | str) -> str:
-    """What errors call a sample: its id column, its file, or its place in the epoch."""
-    for column in NAME_COLUMNS:
-        if row.get(column) is not None:
-            return str(row[column])
+    """What errors call a sample: its id column, its file, or its place in the epoch; always in UTF-8."""
     image = row.get(image_column)
     path = image.get("path") if isinstance(image, dict) else None
-    return Path(path).name if path else f"#{index}"
+    names = (str(row[column]) for column in NAME_COLUMNS if row.get(column) is not None)
+    name = next(names, Path(path).name if path else f"#{index}")
+    return name.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
 
 
 def reason(error: Exception) -> str:

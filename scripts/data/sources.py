@@ -212,7 +212,13 @@ def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: 
     if "://" in name and not name.startswith("hf://"):
         raise ValueError("a URL must end in .parquet")
     check_card(arguments, bounds)
-    builder = datasets.load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+    revision = arguments.dataset_revision
+    try:
+        builder = datasets.load_dataset_builder(name, arguments.dataset_config_name, revision=revision)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise ValueError(f"{error}: a script is code, which is not run: convert the data to parquet") from error
     for file in names_in(dict(builder.config.data_files or {})):
         bounds.checked_name(file, f"{name}")
     return builder

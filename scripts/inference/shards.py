@@ -178,5 +178,8 @@ class ShardFolder:
             rows=" (unfinished: run the command again)" if rows is None else f": {rows} rows",
             score=SCORE_ROW if self.with_scores else "",
         )
-        with atomic_file(self.folder / "README.md") as partial:
+        with (
+            errors_explained(f"--output_dir {self.folder}", OSError),
+            atomic_file(self.folder / "README.md") as partial,
+        ):
             partial.write_text(text, encoding="utf-8")

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
 from scripts.data.bounds import Bounds
 from scripts.data.images import output_names, read_image
@@ -56,15 +56,17 @@ def predict_images(
     segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     palette = model_palette(model.config)
-    output_dir.mkdir(parents=True, exist_ok=True)
     files = output_files(images, output_dir)
     jobs = list(zip(images, files[::2], files[1::2], strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
     failed = 0
     with (
+        raised_on_all(accelerator),
+        errors_explained(f"--output_dir {output_dir}", OSError),
         accelerator.autocast(),
         tqdm(own, desc="predict", unit="image", disable=not accelerator.is_main_process) as bar,
     ):
+        output_dir.mkdir(parents=True, exist_ok=True)
         for path, labels_file, overlay_file in bar:
             image = read_image(path)
             if image is None:
@@ -247,9 +249,10 @@ class Prediction:
         row["label"] = png(label_image(labels, palette), sample["name"])
         if sample["index"] < self.overlays:
             folder = self.shards.folder / "overlays"
-            folder.mkdir(exist_ok=True)
             file = folder / f"{sample['index']:06d}.png"
-            write_png(with_legend(image, labels, names, palette), file, self.shards.overwrite)
+            with errors_explained(f"--output_dir {self.shards.folder}", OSError):
+                folder.mkdir(exist_ok=True)
+                write_png(with_legend(image, labels, names, palette), file, self.shards.overwrite)
         return row
 
     def _finish(self, total: int, bad: BadSamples) -> int:

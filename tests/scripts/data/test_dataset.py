@@ -1,6 +1,7 @@
 """Datasets from wherever they are: splits, columns, classes, folders of images and label maps."""
 
 import json
+import os
 import re
 import shutil
 
@@ -188,3 +189,9 @@ def test_wrong_folders(folders, tmp_path):
     assert "no such folder" in message()
     (tmp_path / "nowhere").mkdir()
     assert "no file ending in .png" in message()
+
+
+def test_a_pipe_among_masks_is_refused(folders, tmp_path):
+    os.mkfifo(tmp_path / "masks" / "town0" / "a.png")
+    with pytest.raises(UserError, match=r"a\.png is no regular file: remove it"):
+        LabelledDataset(folders, "train")

@@ -315,3 +315,66 @@ def test_killed_at_random(flags, tmp_path, num_processes):
     assert run(tmp_path / "killed").wait() == 0
     assert file_hashes(tmp_path / "killed") == file_hashes(tmp_path / "whole")
     assert len(read_back(tmp_path / "killed", tmp_path / "cache")) == 7
+
+
+# ------------------------------------------------------------------------------------------- odd names, files, disks
+
+
+def test_names_that_are_not_utf8(flags, tmp_path, command):
+    (tmp_path / "photos").mkdir()
+    with open(os.fsencode(tmp_path / "photos") + b"/caf\xe9.png", "wb") as file:
+        Image.new("RGB", (40, 30)).save(file, "PNG")
+    code, _, errors = command(predict_command, *flags, "--dataset_name", tmp_path / "photos")
+    assert code == 0, errors
+    rows = list(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True))
+    assert [row["image_id"] for row in rows] == ["caf\\udce9.png"]
+
+
+def test_a_dataset_with_a_loading_script_is_refused(flags, tmp_path, command):
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "script.py").write_text("raise SystemExit('it ran')")
+    code, _, errors = command(predict_command, *flags, "--dataset_name", tmp_path / "script")
+    assert code == 2 and "a script is code, which is not run: convert the data to parquet" in errors[-1], errors
+
+
+@pytest.fixture
+def photo(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos" / "a.png")
+    return tmp_path / "photos" / "a.png"
+
+
+def test_a_pipe_among_images_is_skipped(model_folder, photo, tmp_path, command):
+    os.mkfifo(photo.parent / "b.png")
+    given = [photo.parent, "--model_name_or_path", model_folder, "--output_dir", tmp_path / "out"]
+    code, _, errors = command(predict_command, *given)
+    assert code == 1 and any("b.png: skipped, cannot be read: it is no regular file" in line for line in errors)
+    assert (tmp_path / "out" / "a_labels.png").is_file()
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(model_folder, photo, tmp_path, command, monkeypatch):
+    given = [photo, "--model_name_or_path", model_folder, "--output_dir"]
+    code, _, errors = command(predict_command, *given, "/proc/none")
+    assert code == 2 and "error: --output_dir /proc/none: [Errno 2]" in errors[-1], errors
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, errors = command(predict_command, *given, tmp_path / "out")
+    assert code == 2 and "No space left on device" in errors[-1], errors
+
+
+def test_an_overlay_that_cannot_be_written_is_one_line(flags, tmp_path, command):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "overlays").write_text("a file")
+    code, _, errors = command(predict_command, *flags, "--overlays", 1)
+    assert code == 2 and "error: --output_dir" in errors[-1] and "overlays" in errors[-1], errors
+
+
+def test_a_name_that_gets_too_long_is_one_line(model_folder, photo, tmp_path, command):
+    long = photo.rename(photo.with_name("x" * 250 + ".png"))
+    code, _, errors = command(
+        predict_command, long, "--model_name_or_path", model_folder, "--output_dir", tmp_path / "out"
+    )
+    assert code == 2 and "File name too long" in errors[-1], errors

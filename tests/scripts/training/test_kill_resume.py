@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from kill_harness import VARIANTS, harness
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes, train_in_processes
 
 from scripts.cli.errors import UserError
@@ -173,3 +174,11 @@ def test_killed_at_five_random_points(world, precision, tiny_recipe, shapes, tmp
         if len(points) == 5:
             break
     assert len(points) == 5 and sum(map(bool, points)) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_command_leaves_no_process_and_ends_equal(variant, tmp_path):
+    """One kill of each; `tests/scripts/kill_harness.py --kills 60` does as many as are asked for."""
+    harness(1, tmp_path, variants=(variant,))

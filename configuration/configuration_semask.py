@@ -82,7 +82,8 @@ class SemanticClassesFollowLabels:
     to the number of labels when that changes, as it does in `from_pretrained(folder, num_labels=...)`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        backbone, before = self.__dict__.get("backbone_config"), self.__dict__.get("id2label")
+        backbone: Any = self.__dict__.get("backbone_config")
+        before: Any = self.__dict__.get("id2label")
         super().__setattr__(name, value)
         follows = before is not None and getattr(backbone, "num_semantic_classes", None) == len(before)
         if name == "id2label" and value is not None and follows and len(value) != len(before):

@@ -124,12 +124,12 @@ def faseg_config(config: Any, task: str) -> FASegConfig:
         value = getattr(config, field)
         if (list(value) if isinstance(value, tuple) else value) != only:
             raise UserError(f"this Mask2Former has {field}={value!r}, and only {only!r} can be run here")
-    values = {field: getattr(config, field) for field in SHARED}
+    values: dict[str, Any] = {field: getattr(config, field) for field in SHARED} | PLAIN
     # There the number counts predictions, of which the first comes before the first layer.
     layers = config.decoder_layers - 1
     if layers < 1:
         raise UserError(f"this Mask2Former has decoder_layers={config.decoder_layers}, and at least 2 are needed")
-    return FASegConfig(**values, **PLAIN, decoder_layers=layers, task=task)
+    return FASegConfig(**{**values, "decoder_layers": layers, "task": task})
 
 
 def renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,13 +159,14 @@ def read_weights(name: str) -> dict[str, Tensor]:
     level = loading.level
     loading.setLevel("CRITICAL")  # what it reports of keys and shapes becomes one line below
     try:
-        model, info = Mask2FormerForUniversalSegmentation.from_pretrained(
+        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
             name, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
     finally:
         loading.setLevel(level)
+    model, info = loaded
     # A constant that older files leave out.
     missing = sorted(set(info["missing_keys"]) - {"criterion.empty_weight"})
     shapes = sorted(
@@ -181,7 +182,7 @@ def read_weights(name: str) -> dict[str, Tensor]:
     return renamed(model.state_dict())
 
 
-def processor_settings(name: str, config: FASegConfig) -> dict[str, Any]:
+def processor_settings(name: str, config: Any) -> dict[str, Any]:
     """Settings of a `FASegImageProcessor` that reads images as the checkpoint's own does.
 
     Raises:
@@ -231,7 +232,7 @@ def stuff_of(config: Any) -> list[int] | None:
     return None
 
 
-def build_processor(name: str, config: FASegConfig, **settings: Any) -> FASegImageProcessor:
+def build_processor(name: str, config: Any, **settings: Any) -> FASegImageProcessor:
     """The image processor of a Mask2Former checkpoint; `settings` come first."""
     try:
         return FASegImageProcessor(**{**processor_settings(name, config), **settings})

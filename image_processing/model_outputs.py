@@ -60,12 +60,14 @@ def check_thresholds(threshold: float, mask_threshold: float, overlap_mask_area_
         "overlap_mask_area_threshold": overlap_mask_area_threshold,
     }
     for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value}: pass a number from 0 to 1")
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(f"{name}={value!r}: pass a number from 0 to 1")
 
 
 def checked_sizes(name: str, sizes: Any, batch: int) -> list[Size]:
     """`sizes` (list, array or tensor) as B pairs of positive integers, or ValueError."""
+    if not isinstance(sizes, Iterable) or isinstance(sizes, (str, dict)):
+        raise ValueError(f"{name}={sizes!r}: pass one (height, width) per image")
     pairs = [numbers_of(size) for size in sizes]
     if len(pairs) != batch:
         raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")

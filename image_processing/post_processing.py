@@ -10,7 +10,7 @@ masks a few columns at a time, so that the `(Q, H, W)` probabilities never exist
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import update_wrapper
-from types import MethodType
+from types import MethodType, NoneType
 from typing import Any, cast
 
 import torch
@@ -152,8 +152,8 @@ class FASegPostProcessing:
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
         check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        if max_detections < 1:
-            raise ValueError(f"max_detections={max_detections}: pass a number of at least 1")
+        if not isinstance(max_detections, int) or max_detections < 1:
+            raise ValueError(f"max_detections={max_detections!r}: pass a whole number of at least 1")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
         for image in self._images(outputs, target_sizes, input_sizes):
@@ -206,6 +206,8 @@ class FASegPostProcessing:
             label_ids_to_fuse = self.label_ids_to_fuse
         if label_ids_to_fuse is None:
             logger.warning_once("label_ids_to_fuse is not set: no segments are fused, each query stays one segment")
+        if not isinstance(label_ids_to_fuse, (list, tuple, set, frozenset, NoneType)):
+            raise ValueError(f"label_ids_to_fuse={label_ids_to_fuse!r}: pass a list of class ids")
         stuff = set(label_ids_to_fuse or ())
         results = []
         for image in self._images(outputs, target_sizes, input_sizes):

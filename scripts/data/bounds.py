@@ -39,11 +39,19 @@ class Bounds:
 
         Raises:
             UserError: it names what lies outside of its data set.
-            ValueError: it names a pipe, a device or the like.
+            ValueError: it names a pipe, a device or the like, or nothing.
         """
-        if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
-            return value
-        name = self.checked_name(str(value["path"]), what)
+        if isinstance(value, str):  # a column of plain paths
+            value = {"bytes": None, "path": value}
+        if value is None or isinstance(value, dict):
+            content, path = (value or {}).get("bytes"), (value or {}).get("path")
+            if isinstance(content, bytes):
+                return value
+            if content is not None or not isinstance(path, str):
+                raise ValueError("there is none: a row holds its bytes, or the path of a file of the data set")
+        else:
+            return value  # an array
+        name = self.checked_name(path, what)
         if is_local_path(name) and Path(name).exists() and not Path(name).is_file():
             raise ValueError(f"{name} is no regular file")
         return {"bytes": None, "path": name}

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +189,16 @@ def refuse_huge(value: Any) -> None:
         raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read: cut it into tiles")
 
 
+def rgb_pixels(image: Any) -> np.ndarray:
+    """`(H, W, 3)` uint8 of a Pillow image. Raises a `ValueError` for anything else."""
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"it is no image but {type(image).__name__}")
+    return pil_to_array(image, do_convert_rgb=True)
+
+
 def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:
     """`(3, H, W)` uint8 RGB of an undecoded image, turned upright by its EXIF orientation."""
-    pixels = decoded(value, f"image of sample {name}", bounds, partial(pil_to_array, do_convert_rgb=True))
+    pixels = decoded(value, f"image of sample {name}", bounds, rgb_pixels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -202,7 +208,11 @@ def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tens
         raise BadSample(f"label map of sample {name}: there is none")
     label = decoded(value, f"label map of sample {name}", bounds, np.asarray)
     if label.ndim != 2:
-        hint = "" if (label[..., :3] != label[..., :1]).any() else " (its channels are equal: keep one)"
+        hint = (
+            ""
+            if label.ndim != 3 or (label[..., :3] != label[..., :1]).any()
+            else " (its channels are equal: keep one)"
+        )
         raise UserError(
             f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours{hint}"
         )

@@ -64,13 +64,13 @@ class Bounds:
         """
         *inside, file = name.split("::")
         if not all(hop.startswith(ARCHIVES) for hop in inside):
-            raise UserError(f"{what} names {name!r}, which is no file of its data set")
+            raise UserError(f"{what} names {shown(name)}, which is no file of its data set")
         if is_local_path(file):
             return "::".join([*inside, self._local(file, what)])
         if self.allow_urls or self._on_hub(file):
             return name
         raise UserError(
-            f"{what} names {name!r}, which is not of its data set and may be any server: "
+            f"{what} names {shown(name)}, which is not of its data set and may be any server: "
             "give --allow_urls if you trust the data set"
         )
 
@@ -83,13 +83,18 @@ class Bounds:
         if not any(place.is_relative_to(folder) for folder in self.folders):
             inside = f" {self.folders[0]}" if self.folders else ""
             raise UserError(
-                f"{what} names {name!r}, which lies outside of its data set{inside}, links followed: "
+                f"{what} names {shown(name)}, which lies outside of its data set{inside}, links followed: "
                 "put the file itself into the data set"
             )
         return str(place)
 
 
 NO_FILES = Bounds()
+
+
+def shown(name: str) -> str:
+    """A stranger's name as a line may hold it."""
+    return repr(name if len(name) <= 200 else f"{name[:200]}...")
 
 
 def names_in(value: Any) -> Iterator[str]:

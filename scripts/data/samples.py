@@ -208,11 +208,8 @@ def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tens
         raise BadSample(f"label map of sample {name}: there is none")
     label = decoded(value, f"label map of sample {name}", bounds, np.asarray)
     if label.ndim != 2:
-        hint = (
-            ""
-            if label.ndim != 3 or (label[..., :3] != label[..., :1]).any()
-            else " (its channels are equal: keep one)"
-        )
+        are_equal = label.ndim == 3 and not (label[..., :3] != label[..., :1]).any()
+        hint = " (its channels are equal: keep one)" if are_equal else ""
         raise UserError(
             f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours{hint}"
         )

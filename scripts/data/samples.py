@@ -28,6 +28,7 @@ from scripts.storage.retries import with_retries
 
 
 MAX_PIXELS = 2**26  # 8192x8192: an image in the making takes up to 25 bytes for each
+LONGEST_NAME = 500  # of a sample in a line
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
 
@@ -141,7 +142,7 @@ def sample_name(row: dict[str, Any], image_column: str, index: int | str) -> str
     path = image.get("path") if isinstance(image, dict) else None
     names = (str(row[column]) for column in NAME_COLUMNS if row.get(column) is not None)
     name = next(names, Path(path).name if path else f"#{index}")
-    return name.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
+    return name[:LONGEST_NAME].encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
 
 
 def reason(error: Exception) -> str:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .label_maps import read_label_map  # noqa: F401
+    from .model_outputs import checked_sizes  # noqa: F401
     from .post_processing import FASegPostProcessing  # noqa: F401
+    from .processor_settings import check_settings  # noqa: F401
     from .segments import BoxedMask  # noqa: F401
     from .semantic_labels import ImageScores  # noqa: F401
 

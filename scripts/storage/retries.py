@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import fsspec.config
-from huggingface_hub.errors import OfflineModeIsEnabled
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
@@ -52,6 +51,8 @@ def http_status(error: BaseException) -> int | None:
 def network_fault(error: BaseException) -> BaseException | None:
     """The fault of the network that `error` came from and that may pass, None if there is none."""
     chain = list(causes(error))
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):  # a setting, which stays
         return None
     for cause in chain:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.bounds import Bounds
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_label, decode_sample
 from scripts.data.synthetic_scenes import encoded
@@ -66,9 +67,8 @@ def test_a_few_bytes_that_stand_for_gigabytes_are_not_decoded(on_disk, column, g
     with pytest.raises(
         BadSample, match=r"cannot be read: 12000x12000 pixels are more than the 67108864 that are read"
     ):
-        decode_sample(
-            {**{name: {"path": None, **value} for name, value in good.items()}, column: huge}, RowFormat(), 6, 0
-        )
+        row = {**{name: {"path": None, **value} for name, value in good.items()}, column: huge}
+        decode_sample(row, RowFormat(bounds=Bounds((tmp_path,))), 6, 0)
     assert (12000, 12000) not in loaded
 
 

@@ -153,7 +153,7 @@ class FASegPostProcessing:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
         check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
         if not isinstance(max_detections, int) or max_detections < 1:
-            raise ValueError(f"max_detections={max_detections!r}: pass a whole number of at least 1")
+            raise ValueError(f"max_detections={max_detections!r}: pass a number of at least 1")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
         for image in self._images(outputs, target_sizes, input_sizes):

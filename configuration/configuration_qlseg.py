@@ -101,8 +101,9 @@ class QLSegConfig(OwnCheckpoints, PreTrainedConfig):
         """
         super().validate_architecture()
         require_counts(self, QLSegConfig, but=("ignore_value",))
-        for name in ("mlp_ratio", "no_object_weight", "class_weight", "mask_weight", "dice_weight", "init_std"):
+        for name in ("mlp_ratio", "no_object_weight", "class_weight", "mask_weight", "dice_weight"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "set it to 0 or more")
+        require(self, "init_std", 0 < self.init_std < math.inf, "set it above 0")
         for name in ("dropout", "drop_path_rate", "attention_mask_threshold"):
             require(self, name, 0 <= getattr(self, name) < 1, "set it to 0 or more and below 1")
         side = self.image_size // self.patch_size * self.patch_size

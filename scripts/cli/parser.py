@@ -130,7 +130,7 @@ def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise UserError(f"recipe {name!r} not found: give a YAML file or one of {', '.join(shipped_recipes())}")
-    with errors_explained(f"recipe {path}", yaml.YAMLError, UnicodeDecodeError):
+    with errors_explained(f"recipe {path}", yaml.YAMLError, UnicodeDecodeError, RecursionError):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} holds {type(recipe).__name__}: write `key: value` lines")
@@ -210,7 +210,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise UserError(f"--config_overrides {item!r}: write key=value")
-        with errors_explained(f"--config_overrides {item!r}", yaml.YAMLError):
+        with errors_explained(f"--config_overrides {item!r}", yaml.YAMLError, RecursionError):
             value = yaml.safe_load(text)
         *parents, leaf = key.split(".")
         place = result

@@ -72,7 +72,7 @@ def write_scrubbed_recipe(source: Path, target: Path) -> dict[str, Any]:
     """
     try:
         recipe = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{source}: {error}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"{source} holds {type(recipe).__name__}: write `key: value` lines")

@@ -217,6 +217,7 @@ def test_a_tuple_holds_the_same():
         assert side == 8 and windows.equal(named.hrca_windows[3][0])
 
 
+@pytest.mark.export
 @torch.no_grad()
 def test_the_plain_forward_exports_without_it():
     """The graph of the plain forward gives no focus, and the one with it gives what eager gives."""

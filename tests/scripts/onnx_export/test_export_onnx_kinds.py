@@ -34,6 +34,8 @@ from scripts.onnx_export.decisions import FileDecisions, open_session
 from watched import Watched
 
 
+pytestmark = pytest.mark.export
+
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "onnx_runtime.py"
 NAMES = {index: f"class {index}" for index in range(6)}

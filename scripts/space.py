@@ -35,6 +35,7 @@ SPACE_FILES = (
     SPACE / "requirements.txt",
     PROJECT_ROOT / "scripts" / "drawing" / "visualization.py",
 )
+CONVERT_FIRST = "make it a folder of this project: python scripts/convert_checkpoint.py --mask2former"
 GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 
 
@@ -96,6 +97,8 @@ def checked_model(name: str | None) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"--model_name_or_path {name}: no config.json there: name an exported model's folder")
+        if '"mask2former"' in (path / "config.json").read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"--model_name_or_path {name} is a Mask2Former: {CONVERT_FIRST}")
         return str(path.resolve())
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

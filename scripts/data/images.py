@@ -28,7 +28,7 @@ def find_images(names: list[str]) -> list[Path]:
         if path.is_dir():
             shown = (file for file in path.iterdir() if not file.name.startswith("."))
             found = sorted(file for file in shown if file.suffix.lower() in endings)
-            own = {file for file in found if file.suffix == ".png" and file.is_file() and bears_mark(file)}
+            own = {file for file in found if is_drawn_here(file)}
             if own:
                 print(f"{path}: {len(own)} images that this project wrote are left out", file=sys.stderr)
             images += [file for file in found if file not in own]
@@ -39,6 +39,14 @@ def find_images(names: list[str]) -> list[Path]:
     if not images:
         raise UserError("no image: name images or a folder of them")
     return images
+
+
+def is_drawn_here(file: Path) -> bool:
+    """Whether this project wrote an image; one that cannot be read is left to `read_image`."""
+    try:
+        return file.suffix == ".png" and file.is_file() and bears_mark(file)
+    except OSError:
+        return False
 
 
 def output_names(images: list[Path]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -97,20 +98,19 @@ def check_is_mask2former(flag: str, name: str) -> None:
 
 
 def task_of(name: str, config: Any, given: str | None = None) -> str:
-    """What a checkpoint was trained for: as `given`, else as its names say.
+    """What a checkpoint was trained for: as `given`, else the last task that its name names.
 
     Raises:
-        UserError: none of its names ends in a task.
+        UserError: its name, without the folders above it, names no task.
     """
     if given:
         return given
     for known in (name, str(getattr(config, "_name_or_path", ""))):
-        words = re.split(r"[^a-z]+", known.lower().rstrip("/"))
-        for task in TASKS:
-            if task in words:
-                return task
+        words = re.split(r"[^a-z]+", Path(known).name.lower())
+        if named := [word for word in words if word in TASKS]:
+            return named[-1]
     raise UserError(
-        f"{name}: its name tells no task: give --task (or --config_overrides task=) semantic, instance or panoptic"
+        f"{name}: its name tells no task: give --task (or --config_overrides task=...): {', '.join(TASKS)}"
     )
 
 
@@ -192,17 +192,7 @@ def processor_settings(name: str, config: Any) -> dict[str, Any]:
         saved, _ = BaseImageProcessor.get_image_processor_dict(name)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: no image processor: {' '.join(str(error).split())}") from error
-    wanted = (
-        "size",
-        "image_mean",
-        "image_std",
-        "rescale_factor",
-        "do_resize",
-        "do_rescale",
-        "do_normalize",
-        "resample",
-    )
-    settings = {key: saved[key] for key in wanted if saved.get(key) is not None}
+    settings = {key: saved[key] for key in COMMON_SETTINGS if saved.get(key) is not None}
     size = settings.get("size", {"shortest_edge": 800, "longest_edge": 1333})
     if isinstance(size, int):
         longest = saved.get("max_size", saved.get("_max_size", 1333))

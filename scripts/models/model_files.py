@@ -17,6 +17,7 @@ from scripts.storage.retries import causes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 DEEPEST = 50  # objects and lists in each other; a model's own have five
 # Of what kind is what transformers itself reads, file by file; null stands for the default.
 KINDS: dict[str, dict[str, Any]] = {
@@ -39,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "resample": int,
     },
     INDEX: {"metadata": dict[str, Any], "weight_map": dict[str, str]},
+    PICKLED_INDEX: {"metadata": dict[str, Any], "weight_map": dict[str, str]},
 }
 
 

@@ -85,6 +85,11 @@ def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
         UserError: names the field.
     """
     stored, _ = PreTrainedConfig.get_config_dict(name)
+    if stored.get("model_type") == "mask2former":
+        raise UserError(
+            f"{name} is a Mask2Former: make it a folder of this project: python scripts/convert_checkpoint.py "
+            f"--mask2former {name} --output_dir FOLDER"
+        )
     known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS | OF_TRAINING
     if unknown := sorted(stored.keys() - known):
         raise UserError(

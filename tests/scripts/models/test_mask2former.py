@@ -221,6 +221,7 @@ def test_the_task_is_told_by_the_name_or_a_flag(folder, tmp_path, command):
     assert command(convert_checkpoint, *flags, "--task", "instance")[0] == 0
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").task == "instance"
     assert mask2former.task_of("facebook/mask2former-swin-large-coco-panoptic", None) == "panoptic"
+    assert mask2former.task_of("/data/semantic-segmentation/mask2former-coco-instance", None) == "instance"
 
 
 # ---- what is refused

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -60,7 +61,7 @@ def check_thresholds(threshold: float, mask_threshold: float, overlap_mask_area_
         "overlap_mask_area_threshold": overlap_mask_area_threshold,
     }
     for name, value in shares.items():
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not isinstance(value, Real) or not 0 <= value <= 1:
             raise ValueError(f"{name}={value!r}: pass a number from 0 to 1")
 
 
@@ -72,7 +73,7 @@ def checked_sizes(name: str, sizes: Any, batch: int) -> list[Size]:
     if len(pairs) != batch:
         raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(side, (int, float)) and side >= 1 for side in pair):
+        if len(pair) != 2 or not all(isinstance(side, Real) and side >= 1 for side in pair):
             raise ValueError(f"{name} holds {pair}: pass (height, width), both at least 1")
         if pair[0] * pair[1] > MAX_PIXELS:
             raise ValueError(f"{name} holds {pair}: pass a size of at most {MAX_PIXELS} pixels")

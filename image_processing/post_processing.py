@@ -8,8 +8,9 @@ the target; nothing is ever squashed to a fixed square. Images are handled one b
 masks a few columns at a time, so that the `(Q, H, W)` probabilities never exist at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
+from numbers import Integral
 from types import MethodType, NoneType
 from typing import Any, cast
 
@@ -152,7 +153,7 @@ class FASegPostProcessing:
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
         check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        if not isinstance(max_detections, int) or max_detections < 1:
+        if not isinstance(max_detections, Integral) or max_detections < 1:
             raise ValueError(f"max_detections={max_detections!r}: pass a number of at least 1")
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
@@ -206,9 +207,9 @@ class FASegPostProcessing:
             label_ids_to_fuse = self.label_ids_to_fuse
         if label_ids_to_fuse is None:
             logger.warning_once("label_ids_to_fuse is not set: no segments are fused, each query stays one segment")
-        if not isinstance(label_ids_to_fuse, (list, tuple, set, frozenset, NoneType)):
+        if not isinstance(label_ids_to_fuse, (Iterable, NoneType)) or isinstance(label_ids_to_fuse, (str, dict)):
             raise ValueError(f"label_ids_to_fuse={label_ids_to_fuse!r}: pass a list of class ids")
-        stuff = set(label_ids_to_fuse or ())
+        stuff = set() if label_ids_to_fuse is None else {int(index) for index in label_ids_to_fuse}
         results = []
         for image in self._images(outputs, target_sizes, input_sizes):
             segmentation, segments = panoptic_segments(

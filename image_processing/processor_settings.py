@@ -129,6 +129,8 @@ def check_labels(settings: Mapping[str, Any]) -> None:
     require(settings, "ignore_index", ignored is None or is_whole(ignored), "pass a whole number or None")
     if settings["do_reduce_labels"] and ignored is None:
         raise ValueError("do_reduce_labels=True turns label 0 into ignore_index, which is None: set ignore_index=255")
+    if settings["do_reduce_labels"] and ignored == 0:
+        raise ValueError("do_reduce_labels=True makes 0 the first class, and ignore_index=0: set ignore_index=255")
     # 0 may be ignored, the background that is no class; any other id of a class is a mistake.
     last = None if count is None else count - 1 + bool(settings["do_reduce_labels"])
     if last is not None and ignored is not None and 0 < ignored <= last:

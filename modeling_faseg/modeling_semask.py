@@ -134,16 +134,16 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
             pixel_mask: accepted because the processor gives it; padding is treated as image (reference).
             output_hidden_states: whether to return the backbone's maps before their norms.
             output_attentions: whether to return its window attention (needs `attn_implementation="eager"`).
-            kwargs: `mask_labels` and `class_labels`, as the processor gives them, stand for `labels` where those are
-                not given: per image `(T, H, W)` masks of 0 and 1, and `(T,)` classes. They are no parameters of their
-                own, because transformers' Trainer evaluates only batches that have all parameters named labels.
+            kwargs: `mask_labels` and `class_labels`, as the processor gives them, are taken in place of `labels`: per
+                image `(T, H, W)` masks of 0 and 1, and `(T,)` classes. They are no parameters of their own, because
+                transformers' Trainer evaluates only batches that have all parameters named labels.
         Raises:
             ValueError: labels of other sizes than the images, or outside the classes.
         """
         mask_labels, class_labels = kwargs.pop("mask_labels", None), kwargs.pop("class_labels", None)
         check_channels(pixel_values, cast(Any, self.config.backbone_config).num_channels)
         check_labels(pixel_values, mask_labels, class_labels)
-        if labels is None and mask_labels is not None and class_labels is not None:
+        if mask_labels is not None and class_labels is not None:
             size = cast(tuple[int, int], tuple(pixel_values.shape[-2:]))
             labels = label_maps_of_masks(
                 mask_labels, class_labels, size, self.config.ignore_value, pixel_values.device

@@ -32,6 +32,9 @@ class DatasetArguments:
     allow_urls: bool = flag(
         False, "Let the data set name any URL; by default only files of its own, for a URL may be any server."
     )
+    allow_links: bool = flag(
+        False, "Let files of the data set be links that lead out of its folder; for links that you made yourself."
+    )
     id2label: str | None = path_flag(
         'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
         "data, or the names that the dataset itself holds."

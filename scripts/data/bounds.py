@@ -6,6 +6,7 @@ this machine can reach, or wait for ever for a pipe.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,13 @@ class Bounds:
         folders: where its files lie on this machine; relative paths are seen from the first.
         hub: its address on the Hub, `hf://datasets/owner/name`.
         allow_urls: whether it may name any URL.
+        allow_links: whether its files may be links that lead out of its folders.
     """
 
     folders: tuple[Path, ...] = ()
     hub: str | None = None
     allow_urls: bool = False
+    allow_links: bool = False
 
     def checked_value(self, value: Any, what: str) -> Any:
         """An undecoded image that may be read; `what` names it in errors.
@@ -62,6 +65,8 @@ class Bounds:
         Raises:
             UserError: it lies outside of the data set.
         """
+        if is_local_path(name) and Path(*self.folders[:1], name).exists():  # such as `a::b.png`
+            return self._local(name, what)
         *inside, file = name.split("::")
         if not all(hop.startswith(ARCHIVES) for hop in inside):
             raise UserError(f"{what} names {shown(name)}, which is no file of its data set")
@@ -79,12 +84,13 @@ class Bounds:
 
     def _local(self, name: str, what: str) -> str:
         # Links are followed, for they come with archives and repositories too.
-        place = Path(*self.folders[:1], name).resolve()
+        place = Path(*self.folders[:1], name)
+        place = Path(os.path.abspath(place)) if self.allow_links else place.resolve()
         if not any(place.is_relative_to(folder) for folder in self.folders):
             inside = f" {self.folders[0]}" if self.folders else ""
             raise UserError(
                 f"{what} names {shown(name)}, which lies outside of its data set{inside}, links followed: "
-                "put the file itself into the data set"
+                "put the file itself into the data set, or give --allow_links if you made the links"
             )
         return str(place)
 

@@ -48,19 +48,21 @@ class AugmentRows:
 @dataclass
 class SegmentationCollator:
     """Rows with an image and a label map to `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and
-    `class_labels` (lists of B), from which FASeg and QLSeg learn, and the same as `labels` (B, H, W), from which
-    SeMask does and metrics are computed.
+    `class_labels` (lists of B), from which the models learn, and the same as `labels` (B, H, W), from which metrics
+    are computed.
 
     Images as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
     been through all resizing and keep their size.
 
     Args:
         processor: image processor of the model; its `ignore_index`, `do_reduce_labels` and `num_labels` hold.
+        with_labels: whether `labels` are made; the models learn without them.
     """
 
     processor: Any
     image_column_name: str = "image"
     label_column_name: str = "label"
+    with_labels: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images = [row[self.image_column_name] for row in rows]
@@ -74,6 +76,8 @@ class SegmentationCollator:
             return_tensors="pt",
         )
         batch = {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
+        if not self.with_labels:
+            return batch
         size, device = batch["pixel_values"].shape[-2:], batch["pixel_values"].device
         ignored = IGNORE_INDEX if self.processor.ignore_index is None else self.processor.ignore_index
         labels = label_maps_of_masks(batch["mask_labels"], batch["class_labels"], size, ignored, device)

@@ -116,22 +116,22 @@ Source = tuple[datasets.IterableDataset, list[str]]  # rows; paths or URLs of th
 
 def bounds_of(arguments: DatasetArguments, split: str) -> Bounds:
     """What the rows of a split and the card of its data set may name."""
-    allow_urls = arguments.allow_urls
+    allowed = {"allow_urls": arguments.allow_urls, "allow_links": arguments.allow_links}
     if split_folders(arguments, split):  # the rows are made here, of what the user named
-        return Bounds((Path(Path.cwd().anchor),), allow_urls=allow_urls)
+        return Bounds((Path(Path.cwd().anchor),), **allowed)
     name = arguments.dataset_name or ""
     place = Path(name).absolute()
     if place.exists():
         folder = (place if place.is_dir() else place.parent).resolve()
         # A repository in the Hub's cache: its snapshots are links to files beside them.
         cached = [above.parent for above in folder.parents if above.name == "snapshots"]
-        return Bounds((folder, *cached, *download_folders()), allow_urls=allow_urls)
+        return Bounds((folder, *cached, *download_folders()), **allowed)
     if name.startswith("hf://"):
-        return Bounds(download_folders(), name.rstrip("/"), allow_urls)
+        return Bounds(download_folders(), name.rstrip("/"), **allowed)
     if "://" in name:
-        return Bounds(allow_urls=allow_urls)
+        return Bounds(**allowed)
     cache = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset")).resolve()
-    return Bounds((cache, *download_folders()), f"hf://datasets/{name}", allow_urls)
+    return Bounds((cache, *download_folders()), f"hf://datasets/{name}", **allowed)
 
 
 def download_folders() -> tuple[Path, ...]:
@@ -150,8 +150,12 @@ def check_card(arguments: DatasetArguments, bounds: Bounds) -> None:
         file = file_of_dataset(arguments, name)
         if file is None:
             continue
-        text = file.read_text(encoding="utf-8")
-        card = DatasetCard(text).data.to_dict() if name == "README.md" else yaml.safe_load(text)
+        with errors_explained(f"{name} of the data set", yaml.YAMLError, ValueError, RecursionError):
+            text = file.read_text(encoding="utf-8")
+            if name != "README.md":
+                card = yaml.safe_load(text)
+            else:
+                card = DatasetCard(text).data.to_dict() if text.startswith("---") else {}
         for named in named_files(card):
             inside = bounds.hub and is_relative_path(named)
             bounds.checked_name(f"{bounds.hub}/{named}" if inside else named, f"{name} of the data set")
@@ -164,11 +168,12 @@ def check_saved(folder: Path, bounds: Bounds) -> None:
         UserError: names one of them.
     """
     splits = folder / "dataset_dict.json"
-    names = json.loads(splits.read_text(encoding="utf-8"))["splits"] if splits.is_file() else ["."]
-    for name in names:
-        state = Path(bounds.checked_name(str(folder.absolute() / name), "dataset_dict.json"), "state.json")
-        for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
-            bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/state.json")
+    with errors_explained(f"{folder} is no whole folder of save_to_disk", KeyError, TypeError, ValueError, OSError):
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"] if splits.is_file() else ["."]
+        for name in names:
+            state = Path(bounds.checked_name(str(folder.absolute() / name), "dataset_dict.json"), "state.json")
+            for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+                bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/state.json")
 
 
 def open_split(arguments: DatasetArguments, split: str) -> Source:

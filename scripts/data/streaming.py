@@ -221,7 +221,7 @@ class TrainingCollator:
             return batch
         examples = batch["examples"]
         return {
-            **SegmentationCollator(self.processor)(examples),
+            **SegmentationCollator(self.processor, with_labels=False)(examples),
             "names": [example["name"] for example in examples],
             "position": batch["position"],
             "bad": batch["bad"],

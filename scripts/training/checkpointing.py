@@ -166,7 +166,7 @@ def refuse_code(folder: Path) -> None:
         )
     if index := next(folder.rglob(".metadata"), None):  # of FSDP's sharded states
         raise UserError(f"--resume_from_checkpoint {folder}: {index} is a plain pickle, which could run code: refused")
-    for file in sorted(file for file in folder.iterdir() if file.suffix in PICKLES):
+    for file in sorted(file for file in folder.rglob("*") if file.suffix in PICKLES):
         try:
             load(file, map_location="cpu", mmap=True)
         except UnpicklingError as error:

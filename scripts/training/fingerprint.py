@@ -20,7 +20,8 @@ from scripts.training.arguments import TrainArguments
 
 # These may change, since they decide where and how a run works,
 FREE = {
-    "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset_name",
+    "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
+    "dataset_name",
     "eval_images", "eval_masks", "max_bad_samples", "num_train_epochs", "output_dir", "recipe",
     "resume_from_checkpoint", "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
     # what it reports,

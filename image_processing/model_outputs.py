@@ -73,7 +73,7 @@ def checked_sizes(name: str, sizes: Any, batch: int) -> list[Size]:
     if len(pairs) != batch:
         raise ValueError(f"{name} has {len(pairs)} sizes for {batch} images: pass one (height, width) per image")
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(side, Real) and side >= 1 for side in pair):
+        if len(pair) != 2 or not all(isinstance(side, (int, float)) and side >= 1 for side in pair):
             raise ValueError(f"{name} holds {pair}: pass (height, width), both at least 1")
         if pair[0] * pair[1] > MAX_PIXELS:
             raise ValueError(f"{name} holds {pair}: pass a size of at most {MAX_PIXELS} pixels")

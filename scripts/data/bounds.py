@@ -55,7 +55,7 @@ class Bounds:
         else:
             return value  # an array
         name = self.checked_name(path, what)
-        if is_local_path(name) and Path(name).exists() and not Path(name).is_file():
+        if is_local_path(name) and os.path.exists(name) and not Path(name).is_file():
             raise ValueError(f"{name} is no regular file")
         return {"bytes": None, "path": name}
 
@@ -65,7 +65,7 @@ class Bounds:
         Raises:
             UserError: it lies outside of the data set.
         """
-        if is_local_path(name) and Path(*self.folders[:1], name).exists():  # such as `a::b.png`
+        if is_local_path(name) and os.path.exists(Path(*self.folders[:1], name)):  # such as `a::b.png`
             return self._local(name, what)
         *inside, file = name.split("::")
         if not all(hop.startswith(ARCHIVES) for hop in inside):

@@ -116,22 +116,22 @@ Source = tuple[datasets.IterableDataset, list[str]]  # rows; paths or URLs of th
 
 def bounds_of(arguments: DatasetArguments, split: str) -> Bounds:
     """What the rows of a split and the card of its data set may name."""
-    allowed = {"allow_urls": arguments.allow_urls, "allow_links": arguments.allow_links}
+    allowed = partial(Bounds, allow_urls=arguments.allow_urls, allow_links=arguments.allow_links)
     if split_folders(arguments, split):  # the rows are made here, of what the user named
-        return Bounds((Path(Path.cwd().anchor),), **allowed)
+        return allowed((Path(Path.cwd().anchor),))
     name = arguments.dataset_name or ""
     place = Path(name).absolute()
     if place.exists():
         folder = (place if place.is_dir() else place.parent).resolve()
         # A repository in the Hub's cache: its snapshots are links to files beside them.
         cached = [above.parent for above in folder.parents if above.name == "snapshots"]
-        return Bounds((folder, *cached, *download_folders()), **allowed)
+        return allowed((folder, *cached, *download_folders()))
     if name.startswith("hf://"):
-        return Bounds(download_folders(), name.rstrip("/"), **allowed)
+        return allowed(download_folders(), name.rstrip("/"))
     if "://" in name:
-        return Bounds(**allowed)
+        return allowed()
     cache = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset")).resolve()
-    return Bounds((cache, *download_folders()), f"hf://datasets/{name}", **allowed)
+    return allowed((cache, *download_folders()), f"hf://datasets/{name}")
 
 
 def download_folders() -> tuple[Path, ...]:

@@ -75,5 +75,5 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    if "OUTCOMES" in os.environ:
+    if "OUTCOMES" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
         Path(os.environ["OUTCOMES"]).write_text(json.dumps(outcome_by_test, indent=1, sort_keys=True))

@@ -67,8 +67,9 @@ def run_tests(name: str, common_tests: Path, arguments: list[str]) -> tuple[int,
         "OUTCOMES": str(outcomes),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",  # as there are two processes
     }
-    options = ["-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), "--confcutdir", str(HERE), "-q"]
+    options = ["-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), "--confcutdir", str(HERE), "-q", "-n", "2"]
     command = [sys.executable, "-m", "pytest", *options, *arguments, str(HERE / name)]
     code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
     return code, json.loads(outcomes.read_text()) if outcomes.exists() else {}

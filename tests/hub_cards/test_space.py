@@ -118,6 +118,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         space.write_space(tmp_path / "taken", "user/a-model")
 
 
+@pytest.mark.system
 def test_every_task_where_the_project_is_not_installed(folder, panoptic_folder, tmp_path):
     image_file = folder / "examples" / "road-1.jpg"
     tasks = run_clean(

@@ -68,6 +68,7 @@ def test_saved_folder(processor_class, tmp_path):
     assert hasattr(panoptic, "post_process_panoptic_segmentation")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("without_torchvision", ["no", "yes"])
 def test_clean_process(without_torchvision, tmp_path):
     (FASegImageProcessor if without_torchvision == "yes" else FASegImageProcessorPil)(**SETTINGS).save_pretrained(

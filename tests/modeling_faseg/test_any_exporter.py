@@ -6,7 +6,7 @@ from tiny_models import tiny_batch, tiny_model
 from plain_onnx import check_plain_export, check_transformers_export
 
 
-@pytest.mark.export
+@pytest.mark.system
 @pytest.mark.parametrize(
     "check", [check_plain_export, pytest.param(check_transformers_export, marks=pytest.mark.slow)]
 )

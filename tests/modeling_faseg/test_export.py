@@ -62,7 +62,7 @@ def test_compile(resnet50):
     check(resnet50(images), compiled(images))
 
 
-@pytest.mark.export
+@pytest.mark.system
 @torch.no_grad()
 def test_inference_compiles_into_one_graph():
     """Traced whole, also where the CPU gathers (the slow test above runs what the compiler makes of it)."""

@@ -217,7 +217,7 @@ def test_a_tuple_holds_the_same():
         assert side == 8 and windows.equal(named.hrca_windows[3][0])
 
 
-@pytest.mark.export
+@pytest.mark.system
 @torch.no_grad()
 def test_the_plain_forward_exports_without_it():
     """The graph of the plain forward gives no focus, and the one with it gives what eager gives."""
@@ -251,6 +251,7 @@ print("the same")
 """
 
 
+@pytest.mark.system
 def test_exported_code_gives_the_same_focus_where_the_project_is_not_installed(tmp_path):
     model, images = tiny_model(), tiny_batch()["pixel_values"]
     model.save_pretrained(tmp_path / "saved")

@@ -16,6 +16,7 @@ CLASSES = {
 SIZE = {"shortest_edge": 64, "longest_edge": 128}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("backbone", [TINY_RESNET, TINY_SWIN], ids=lambda config: config["model_type"])
 def test_loads_where_the_project_is_not_installed(backbone, tmp_path):
     model, images = tiny_model(backbone_config=dict(backbone)), tiny_batch()["pixel_values"]

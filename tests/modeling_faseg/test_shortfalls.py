@@ -69,7 +69,7 @@ def test_9_dropout_drops_no_layer():
     assert len(calls) == 5 * model.config.decoder_layers
 
 
-@pytest.mark.export
+@pytest.mark.system
 @pytest.mark.parametrize("backbone", [None, pytest.param(TINY_SWIN, marks=pytest.mark.slow)], ids=["resnet", "swin"])
 def test_11_exports_with_dynamic_sizes(backbone):
     """`torch.export` with symbolic height, width and batch equals eager at other sizes."""

@@ -6,7 +6,7 @@ from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch
 from plain_onnx import check_plain_export, check_transformers_export
 
 
-@pytest.mark.export
+@pytest.mark.system
 @pytest.mark.parametrize(
     "check", [check_plain_export, pytest.param(check_transformers_export, marks=pytest.mark.slow)]
 )

@@ -1,5 +1,6 @@
 """Saved models carry their code: they load in a clean process that cannot import the project."""
 
+import pytest
 from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch
 from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
@@ -15,6 +16,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.system
 def test_loads_where_the_project_is_not_installed(tmp_path):
     images, sizes = tiny_qlseg_batch((70, 100))["pixel_values"], ((90, 70), (64, 64), (65, 64), (20, 30), (300, 40))
     processor = FASegImageProcessor(size={"shortest_edge": 64}, size_divisor=16)

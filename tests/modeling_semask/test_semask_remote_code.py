@@ -15,6 +15,7 @@ SAME_BACKBONE = """
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("make", "size", "divisor", "field"),
     [(tiny_model, (50, 71), 0, "logits"), (tiny_faseg, (64, 96), 32, "masks_queries_logits")],

@@ -54,6 +54,7 @@ def shared_server(monkeypatch):
     monkeypatch.setattr(type(SERVER), "set_forkserver_preload", lambda *_: None)
 
 
+@pytest.mark.system
 def test_quick_run_measures_stores_and_plots(tmp_path, capsys, uncollected, shared_server):
     file, plot = tmp_path / "results.json", tmp_path / "plot.png"
     flags = ["--quick", "--device", "cpu", "--repetitions", "3", "--output_file", str(file), "--plot_file", str(plot)]

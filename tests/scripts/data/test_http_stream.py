@@ -42,6 +42,7 @@ def stream_of(name, folder, **environment):
     return json.loads(printed), errors
 
 
+@pytest.mark.system
 def test_a_hub_stream_outlives_every_fault(shapes, tmp_path):
     """The connection breaks off, stalls, and is refused with 429 and 503 while the files are read."""
     data = LabelledDataset(DatasetArguments(str(shapes)), "train").stream
@@ -98,6 +99,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(f"datasets.config.STREAMING_{name}_INTERVAL", 0.02)
 
 
+@pytest.mark.system
 def test_a_plain_url_outlives_every_fault(shapes, quick):
     file = "data/train-00000-of-00003.parquet"
     expected = [row["image_id"] for row in LabelledDataset(DatasetArguments(str(shapes / file)), "train").stream]
@@ -166,6 +168,7 @@ def test_a_file_that_changes_on_its_server_is_other_data(shapes, tmp_path):
             check_data_unchanged(data, settings)
 
 
+@pytest.mark.system
 def test_training_over_a_bad_connection_ends_as_from_disk(shapes, tiny_recipe, quick, command, tmp_path):
     """Two epochs: the samples, and so the losses, are those of the run that reads the same file locally."""
     file = "data/train-00000-of-00003.parquet"

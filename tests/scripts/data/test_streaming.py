@@ -96,6 +96,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.system
 def test_each_sample_once_per_epoch_over_two_real_processes(tmp_path):
     """14 samples in batches of 2 x 3, of which some straddle two epochs; 4, 3 and 1 shards, 0 and 2 workers."""
     for shards in (4, 3, 1):

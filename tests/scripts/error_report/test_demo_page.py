@@ -112,6 +112,7 @@ def test_readmes_image_is_stale_after_any_change_of_its_sources(example, tmp_pat
 # ---- Ctrl-C
 
 
+@pytest.mark.system
 def test_ctrl_c_is_one_line(tmp_path):
     flags = ["--output_dir", tmp_path / "out", "--train_samples", 8, "--validation_samples", 2]
     process = subprocess.Popen(

@@ -14,6 +14,7 @@ from training_processes import run_script_twice
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.system
 def test_two_processes_equal_one(evaluated, shapes_model, tmp_path):
     """To the digit: means, classes, boundaries, sizes, interval, lens, and the samples skipped."""
     folder = write_split(tmp_path, samples(5, p1="image"))

@@ -322,6 +322,7 @@ def test_constants_that_a_trimmed_checkpoint_lacks_come_from_the_config(case, fi
     assert trimmed.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in trimmed.items())
 
 
+@pytest.mark.system
 def test_folder_loads_where_the_project_cannot_be_imported(converted, tmp_path):
     program = """
 import importlib.util, sys

@@ -36,7 +36,7 @@ from scripts.onnx_export.decisions import FileDecisions, open_session
 from watched import Watched
 
 
-pytestmark = pytest.mark.export
+pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[3]
 STATIC = ["--height", 64, "--width", 96]

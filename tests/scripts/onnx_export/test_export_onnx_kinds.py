@@ -34,7 +34,7 @@ from scripts.onnx_export.decisions import FileDecisions, open_session
 from watched import Watched
 
 
-pytestmark = pytest.mark.export
+pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "onnx_runtime.py"

@@ -90,6 +90,7 @@ def test_cards_carry_what_they_must(model_id):
     assert 5 <= len(snippet.splitlines()) <= 6 and f'"tester/{model_id}"' in snippet
 
 
+@pytest.mark.system
 def test_the_snippet_runs(tiny_recipe, tmp_path, monkeypatch, capsys):
     """A tiny model's folder stands in for the name on the Hub; the cards' snippets differ in nothing else."""
     model = write_model_folder(tiny_recipe, tmp_path / "model")

@@ -134,6 +134,7 @@ def test_an_export_replaces_only_an_export(export, checkpoint, tmp_path):
 # ---- push and pull ----
 
 
+@pytest.mark.system
 def test_a_stranger_gets_the_same_map_bit_for_bit(export, checkpoint, tmp_path, hub):
     """Pushed over a connection that breaks, pulled over one that breaks; the card's snippet runs as it stands."""
     hub.faults = [["PUT /lfs/", "drop", 2], ["PUT /lfs/", 503, 1], ["GET /tester/tiny/resolve", "drop", 2]]
@@ -228,6 +229,7 @@ def test_private_stays_private(export, hub, monkeypatch):
     )
 
 
+@pytest.mark.system
 def test_the_space_is_pushed_beside_the_model(export, hub, tmp_path):
     code, _, errors = export(*PUSH, "--space")
     assert code == 0, errors[-1:]

@@ -80,12 +80,14 @@ def killed_then_resumed(tiny_recipe, shapes, folder, break_it, world=1, flags=()
     return found
 
 
+@pytest.mark.system
 def test_killed_in_the_middle_of_a_step(tiny_recipe, shapes, tmp_path, unbroken):
     found = killed_then_resumed(tiny_recipe, shapes, tmp_path / "run", partial(die_in_step, [4]))
     assert found == ["checkpoint-2"]
     assert_equal_end(tmp_path / "run", unbroken()[0])
 
 
+@pytest.mark.system
 def test_killed_while_a_checkpoint_is_written(tiny_recipe, shapes, tmp_path, unbroken):
     folder = tmp_path / "run"
     found = killed_then_resumed(
@@ -108,6 +110,7 @@ def hold_at_step(rank):
     torch.optim.AdamW.step = step
 
 
+@pytest.mark.system
 def test_a_second_trainer_is_kept_out_of_the_folder(tiny_recipe, shapes, tmp_path, unbroken):
     """While one trains; once it was killed the next may go on."""
     folder = tmp_path / "run"

@@ -52,6 +52,7 @@ def test_flags_are_checked_before_anything_is_loaded(tiny_recipe, tmp_path, flag
         train_here(tiny_recipe, "nowhere", tmp_path, "--max_train_steps", 1, *flags)
 
 
+@pytest.mark.system
 def test_tensorboard_holds_figures_and_images_of_a_run_and_of_its_continuation(
     tiny_recipe, shapes, tmp_path, whole_run
 ):

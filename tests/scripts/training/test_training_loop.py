@@ -169,6 +169,7 @@ def stopped_by_the_other(arguments, rank):
         train(arguments)
 
 
+@pytest.mark.system
 def test_signal_of_one_process_stops_both(tiny_recipe, shapes, tmp_path):
     arguments = arguments_for(tiny_recipe, shapes, tmp_path / "run")
     codes, errors = in_processes(partial(stopped_by_the_other, arguments), world=2)
@@ -539,6 +540,7 @@ def with_bad_samples(arguments, rank):
         train(arguments)
 
 
+@pytest.mark.system
 def test_bad_samples_of_all_processes_are_counted_and_kept(tiny_recipe, shapes, tmp_path):
     flags = ["--max_bad_samples", 3, "--dataloader_num_workers", 0]
     arguments = arguments_for(tiny_recipe, shapes, tmp_path / "run", *flags)

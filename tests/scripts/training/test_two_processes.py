@@ -33,6 +33,8 @@ from scripts import predict as predict_command
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "accelerate"
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def two(model_folder, shapes, tmp_path_factory):

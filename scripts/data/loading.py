@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Thread
@@ -32,12 +33,23 @@ def start_worker(_: int) -> None:
     """Workers share the cores with the training step: one thread each.
 
     They form groups of their own: terminals, `timeout` and job managers send signals to all of a process's group, and
-    it still needs its workers to finish the step. A worker whose process is gone leaves by itself.
+    it still needs its workers to finish the step. Some signal every process of a job: a worker takes SIGTERM from its
+    own process alone. A worker whose process is gone leaves by itself.
     """
+    if hasattr(signal, "sigwaitinfo"):  # where signals tell their sender: not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads that start from here on, too
+        Thread(target=leave_when_told, args=(os.getppid(),), daemon=True, name="leave_when_told").start()
     Thread(target=leave_with_parent, daemon=True, name="leave_with_parent").start()
     torch.set_num_threads(1)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+
+
+def leave_when_told(parent: int) -> None:
+    """Ends this worker at a SIGTERM of the process that it works for."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def leave_with_parent() -> None:

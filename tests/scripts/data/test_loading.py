@@ -50,3 +50,38 @@ def test_workers_leave_with_their_process(number):
         for worker in workers:
             if worker.is_running():
                 worker.kill()
+
+
+def read_on_after_signals(connection):
+    """Reads all batches of two workers, of which the test sends signals after the first; then ends them."""
+    multiprocessing.set_start_method("fork", force=True)
+    loader = worker_loader(Images(), [[index] for index in range(20)], first_example, 2)
+    batches = iter(loader)
+    next(batches)
+    workers = multiprocessing.active_children()
+    connection.send([worker.pid for worker in workers])
+    connection.recv()
+    connection.send(1 + sum(len(image) == 1 << 20 for image in batches))
+    extra = iter(loader)
+    worker = multiprocessing.active_children()[0]
+    worker.terminate()  # as torch does with a worker that does not answer
+    worker.join(10)
+    connection.send(worker.exitcode)
+    del extra
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals do not tell their sender here")
+def test_a_signal_to_every_process_of_a_job_leaves_the_workers_to_theirs():
+    """Job managers and `pkill` send SIGTERM to each; the run finishes its step with them, and ends them itself."""
+    ours, theirs = SERVER.Pipe()
+    process = SERVER.Process(target=read_on_after_signals, args=(theirs,))
+    process.start()
+    theirs.close()
+    for worker in ours.recv():
+        os.kill(worker, signal.SIGTERM)
+    time.sleep(0.5)
+    ours.send("go on")
+    assert ours.recv() == 20
+    assert ours.recv() is not None
+    process.join()
+    assert process.exitcode == 0

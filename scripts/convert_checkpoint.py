@@ -5,6 +5,7 @@ python scripts/convert_checkpoint.py --checkpoint ade_faseg_r50.pth --model_id f
 python scripts/convert_checkpoint.py --model_id faseg-resnet50-ade20k --output_dir DIR      (fetches the released file)
 python scripts/convert_checkpoint.py --checkpoint mine.safetensors --config config.json --output_dir DIR
 python scripts/convert_checkpoint.py --mask2former facebook/mask2former-swin-tiny-ade-semantic --output_dir DIR
+                                                       (with --warm_start: a FASeg that starts from its weights)
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class ConvertArguments:
     )
     task: str | None = flag(
         None, "What the Mask2Former was trained for (semantic, instance or panoptic), where its name does not say it."
+    )
+    warm_start: bool = flag(
+        False,
+        "Write a FASeg with DFPQ and HRCA that starts from the weights of --mask2former, which has neither, and is to "
+        "be trained on (train.py --warm_start does both).",
     )
     url: str | None = flag(
         None,
@@ -122,9 +128,14 @@ def mask2former_model(arguments: ConvertArguments) -> tuple[Any, Any]:
     """
     from scripts.models import loading, mask2former
     from scripts.models.arguments import ModelArguments
+    from scripts.models.warm_start import WarmStart
 
     name = str(arguments.mask2former)
     mask2former.check_is_mask2former("--mask2former", name)
+    if arguments.warm_start:
+        start = WarmStart(name, [], arguments.task)
+        config = start.config()
+        return start.model(config), loading.build_processor(start.source, config)
     overrides = [f"task={arguments.task}"] if arguments.task else []
     named = ModelArguments(model_name_or_path=name, config_overrides=overrides)
     config = loading.build_config(named)
@@ -137,6 +148,8 @@ def check_sources(arguments: ConvertArguments) -> None:
         checked_config_file(arguments)
         if arguments.task:
             raise UserError("--task is for --mask2former: an official checkpoint's configuration names its task")
+        if arguments.warm_start:
+            raise UserError("--warm_start is for --mask2former: an official checkpoint has DFPQ and HRCA already")
         return
     for name in ("checkpoint", "model_id", "config", "url"):
         if getattr(arguments, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scripts.cli.parser import flag, path_flag
 
@@ -10,6 +11,8 @@ from scripts.cli.parser import flag, path_flag
 @dataclass
 class ModelArguments:
     """The flags that name a model, shared by the commands."""
+
+    checkpoint_flag: ClassVar[str] = "--model_name_or_path"  # what errors call the flag of the checkpoint
 
     model_name_or_path: str | None = path_flag("Folder of the checkpoint, or its name on the Hub (user/name).")
     config_name: str | None = path_flag(

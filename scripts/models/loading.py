@@ -46,23 +46,46 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
     """
     name = arguments.model_name_or_path or arguments.config_name
     if name:
-        flag = "--model_name_or_path" if arguments.model_name_or_path else "--config_name"
-        check_model_files(flag, name)
-        try:
-            base = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{flag} {name}: {error}") from error
-        if mask2former.is_mask2former(name):
-            task = mask2former.task_of(name, base, parse_overrides(arguments.config_overrides).get("task"))
-            base = mask2former.faseg_config(base, task)
-            print(f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation")
+        base = read_config(arguments, name)
         values = {key: value for key, value in base.to_dict().items() if key != "transformers_version"}
-        config_class = type(base)
-    else:
-        if arguments.model_type not in CONFIG_MAPPING:
-            raise UserError(f"--model_type {arguments.model_type}: unknown to transformers; 'faseg' is this project's")
-        values, config_class = {}, CONFIG_MAPPING[arguments.model_type]
-    for key, value in parse_overrides(arguments.config_overrides).items():
+        return with_changes(type(base), values, arguments.config_overrides, id2label)
+    if arguments.model_type not in CONFIG_MAPPING:
+        raise UserError(f"--model_type {arguments.model_type}: unknown to transformers; 'faseg' is this project's")
+    return with_changes(CONFIG_MAPPING[arguments.model_type], {}, arguments.config_overrides, id2label)
+
+
+def read_config(arguments: ModelArguments, name: str) -> PreTrainedConfig:
+    """Configuration of a folder or of a name on the Hub; that of a FASeg for a Mask2Former.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    flag = arguments.checkpoint_flag if arguments.model_name_or_path else "--config_name"
+    check_model_files(flag, name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {name}: {error}") from error
+    if not mask2former.is_mask2former(name):
+        return config
+    task = mask2former.task_of(name, config, parse_overrides(arguments.config_overrides).get("task"))
+    print(f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation")
+    return mask2former.faseg_config(config, task)
+
+
+def with_changes(
+    config_class: type[PreTrainedConfig],
+    values: dict[str, Any],
+    overrides: list[str],
+    id2label: dict[int, str] | None = None,
+) -> PreTrainedConfig:
+    """A configuration of these values, after overrides and with the classes of `id2label`.
+
+    Raises:
+        UserError: an override names no field.
+        StrictDataclassError: a field's value is wrong.
+    """
+    for key, value in parse_overrides(overrides).items():
         check_field(key, config_class, values)
         same_backbone = isinstance(value, dict) and value.get("model_type") in (None, _model_type(values.get(key)))
         before = values[key] if same_backbone and isinstance(values.get(key), dict) else {}
@@ -129,13 +152,13 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
         )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, SafetensorError) as error:
         hint = " (for new weights give --config_name)" if isinstance(error, OSError) else ""
-        raise UserError(f"--model_name_or_path {name}: {error}{hint}") from error
+        raise UserError(f"{arguments.checkpoint_flag} {name}: {error}{hint}") from error
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lacking -= resized_positions(arguments, name, model, lacking)
     renewed = {key for key in lacking if new_classes and LABEL_DEPENDENT.search(key)}
     if lacking - renewed:
         raise UserError(
-            f"--model_name_or_path {name}: missing or of another shape: {listed(lacking - renewed)}: it is a "
+            f"{arguments.checkpoint_flag} {name}: missing or of another shape: {listed(lacking - renewed)}: it is a "
             "checkpoint of another model"
         )
     if renewed:
@@ -180,7 +203,7 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
             return AutoImageProcessor.from_pretrained(name, trust_remote_code=arguments.trust_remote_code, **settings)
         except (OSError, ValueError) as error:
             if arguments.model_name_or_path:
-                raise UserError(f"--model_name_or_path {name}: no image processor: {error}") from error
+                raise UserError(f"{arguments.checkpoint_flag} {name}: no image processor: {error}") from error
     settings = {**family_of(config).processor, **settings}
     processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
     with errors_explained("image processor", ValueError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,23 +150,35 @@ def renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+@contextmanager
+def without_loading_report() -> Iterator[None]:
+    """Silences what transformers reports of keys and shapes while it loads weights."""
+
+    def silence(record: logging.LogRecord) -> bool:
+        return False
+
+    # A filter, not a level: where this logger has one of its own, transformers reports of sharding in its place.
+    loading = logging.getLogger("transformers.modeling_utils")
+    loading.addFilter(silence)
+    try:
+        yield
+    finally:
+        loading.removeFilter(silence)
+
+
 def read_weights(name: str) -> dict[str, Tensor]:
     """The weights of a Mask2Former checkpoint under this project's names, all of them read by transformers.
 
     Raises:
         UserError: the checkpoint is out of reach or broken, or is not what its configuration says.
     """
-    loading = logging.getLogger("transformers.modeling_utils")
-    level = loading.level
-    loading.setLevel("CRITICAL")  # what it reports of keys and shapes becomes one line below
     try:
-        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
-            name, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        with without_loading_report():  # one line below takes its place
+            loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
+                name, ignore_mismatched_sizes=True, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
-    finally:
-        loading.setLevel(level)
     model, info = loaded
     # A constant that older files leave out.
     missing = sorted(set(info["missing_keys"]) - {"criterion.empty_weight"})

@@ -41,6 +41,10 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
         "microsoft/resnet-50."
     )
+    warm_start: str | None = path_flag(
+        "Mask2Former to start from, a folder or a name on the Hub: a FASeg with DFPQ and HRCA gets its weights, "
+        "and trains on."
+    )
 
     crop_height: int = flag(512, "Height of the training crops in pixels.")
     crop_width: int = flag(512, "Width of the training crops in pixels.")
@@ -133,6 +137,9 @@ def check_arguments(arguments: TrainArguments) -> None:
         raise UserError("no output folder: give --output_dir")
     check_folder("--output_dir", Path(arguments.output_dir))
     check_values(arguments)
+    for name in ("model_name_or_path", "config_name", "backbone_weights"):
+        if arguments.warm_start and getattr(arguments, name):
+            raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")
 
 
 def check_values(arguments: TrainArguments) -> None:

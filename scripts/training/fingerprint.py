@@ -29,6 +29,7 @@ FREE = {
     "report_to",
     # or, like the initial weights, what a checkpoint holds itself.
     "backbone_weights", "config_name", "config_overrides", "id2label", "model_name_or_path", "model_type",
+    "warm_start",
 }  # fmt: skip
 # What begins so may differ too, but is named: the same flags may then give other numbers.
 VERSION = "version: "

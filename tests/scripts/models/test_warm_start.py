@@ -1,5 +1,7 @@
 """FASeg started from a Mask2Former: which weights go where, what is new, and the commands that do it."""
 
+import json
+
 import pytest
 import torch
 from mask2former_models import write_mask2former
@@ -131,13 +133,14 @@ TRAIN = [
 def test_training_starts_from_it_and_goes_on(folder, shapes, tmp_path, command):
     flags = ["--warm_start", folder, "--dataset_name", shapes, *TRAIN]
     code, out, errors = command(train, *flags, "--output_dir", tmp_path / "run", "--max_train_steps", 2)
-    assert code == 0 and "warm start from" in out, errors
+    assert code == 0 and "warm start from" in out, errors[-1]
     resumed = [*flags, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", tmp_path / "run" / "checkpoint-1"]
     code, _, errors = command(train, *resumed, "--max_train_steps", 2)
     assert code == 0, errors
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
     assert model.config.use_high_resolution_cross_attention and model.config.task == "semantic"
-    assert model.config.num_labels == 4
+    names = {int(index): name for index, name in json.loads((shapes / "id2label.json").read_text()).items()}
+    assert model.config.id2label == names
 
 
 def test_one_checkpoint_at_a_time(tmp_path, command):

@@ -45,7 +45,7 @@ def files_by_stem(flag: str, folder: str, endings: tuple[str, ...]) -> dict[str,
 
 
 def matched_pairs(images_flag: str, images: str, masks_flag: str, masks: str) -> list[tuple[str, str, str]]:
-    """`(stem, image, map)` of two folders, by stem.
+    """`(stem, image, map)` of two folders, by stem; the files by their absolute paths.
 
     Raises:
         UserError: an image without a map or the other way round, or a map in colours.
@@ -62,7 +62,7 @@ def matched_pairs(images_flag: str, images: str, masks_flag: str, masks: str) ->
             )
     first = next(iter(maps.values()))
     check_map_mode(first)
-    return [(stem, str(file), str(maps[stem])) for stem, file in image_files.items()]
+    return [(stem, str(file.absolute()), str(maps[stem].absolute())) for stem, file in image_files.items()]
 
 
 def check_map_mode(file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,8 +12,8 @@ import yaml
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.papers import paper_of
-from scripts.storage.retries import causes
-from scripts.storage.shared_text import code, code_fence, markdown, one_line, without_credentials
+from scripts.storage.json_files import object_fault, read_json
+from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
 
 
 if TYPE_CHECKING:
@@ -170,39 +169,27 @@ def read_results(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not there or is something else.
     """
+    name = f"--results {file}"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"--results {file}: no such file: write it with scripts/eval.py --output_file {file}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"--results {file}: {error}") from error
+        found = read_json(file, name)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{name}: no such file: write it with scripts/eval.py --output_file {file}") from error
+        raise
     if fault := results_fault(found):
-        raise UserError(f"--results {file}: no results file of scripts/eval.py: {fault}")
+        raise UserError(f"{name} is no results file of scripts/eval.py: it {fault}")
     return found
 
 
 def results_fault(found: Any) -> str | None:
     """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
-    from huggingface_hub.dataclasses import type_validator
-
-    if not isinstance(found, dict):
-        return f"it holds {type(found).__name__}"
-    if lacking := [key for key in NEEDED if key not in found]:
-        return f"it has no {lacking[0]!r}"
-    for key, kind in RESULTS.items():
-        if found.get(key) is None and key not in NEEDED:
-            continue
-        try:
-            type_validator(key, found[key], kind)
-        except TypeError as error:
-            return one_line(list(causes(error))[-1])  # the innermost names the value
+    if fault := object_fault(found, RESULTS, NEEDED):
+        return fault
     for key, names in INSIDE.items():
         parts = found.get(key) or []
         for part in [parts] if isinstance(parts, dict) else parts:
             if lacking := [name for name in names if name not in part]:
-                return f"{key!r} has no {lacking[0]!r}"
+                return f"has a wrong field: {key!r} has no {lacking[0]!r}"
     return None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from scripts import convert_checkpoint, export_hub, export_onnx
 from scripts import eval as eval_command
-from scripts.models.model_files import CONFIG, INDEX, KINDS, json_fault
+from scripts.models.model_files import CONFIG, INDEX, KINDS, read_model_file
 
 
 PROCESSOR = "preprocessor_config.json"
@@ -80,4 +80,4 @@ def test_every_command_looks(odd_model, tmp_path, command):
 
 def test_what_is_well_passes(model_folder):
     for name in (CONFIG, PROCESSOR):
-        assert json_fault(model_folder / name, KINDS[name]) is None
+        assert read_model_file(model_folder / name, name, KINDS[name])

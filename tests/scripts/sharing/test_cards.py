@@ -233,8 +233,8 @@ def test_wrong_cards_are_named(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ([1], "it holds list"),
-        (None, "it holds NoneType"),
+        ([1], "it holds list, not an object"),
+        (None, "it holds null, not an object"),
         ({"per_class": ...}, "it has no 'per_class'"),
         ({"per_class": ["road"]}, "'per_class' expected a dict"),
         ({"per_class": {"road": 41.0}}, "'per_class['road']' expected a dict, got float"),
@@ -253,7 +253,7 @@ def test_wrong_cards_are_named(change, message, tmp_path):
 def test_odd_results_files_are_named(change, message, results, tmp_path):
     odd = {k: v for k, v in (results | change).items() if v is not ...} if isinstance(change, dict) else change
     (tmp_path / "odd.json").write_text(json.dumps(odd))
-    with pytest.raises(UserError, match=f"odd.json: no results file of scripts/eval.py: .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=f"odd.json is no results file of scripts/eval.py: .*{re.escape(message)}"):
         read_results(tmp_path / "odd.json")
 
 

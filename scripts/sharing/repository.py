@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
@@ -19,7 +19,6 @@ from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
 from scripts.models.families import family_of
-from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import EARLIER, repository_files, write_scrubbed_recipe
@@ -63,18 +62,6 @@ class Export:
 
 
 # ---- checks before anything is written ------------------------------------------------------------------------------
-
-
-def check_finite(model: PreTrainedModel) -> None:
-    """Refuses weights that are not numbers.
-
-    Raises:
-        UserError: names the first tensor.
-    """
-    if bad := tensors_that_are_no_numbers(model):
-        name, count = next(iter(bad.items()))
-        more = f" ({len(bad)} such tensors)" if len(bad) > 1 else ""
-        raise UserError(f"weights: {name} holds {count} values that are nan or infinite{more}: nothing to share")
 
 
 def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:

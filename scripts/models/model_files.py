@@ -14,6 +14,7 @@ from scripts.storage.json_files import read_json
 
 
 CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 # Of what kind is what transformers itself reads, file by file; null stands for the default.
@@ -28,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "quantization_config": dict[str, Any],
         "transformers_version": str,
     },
-    "preprocessor_config.json": {
+    PROCESSOR: {
         "auto_map": dict[str, Any],
         "image_mean": list[float | int] | float | int,
         "image_processor_type": str,

@@ -16,10 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import get_session
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, causes
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.sharing.leaks import ALLOWED
-from scripts.storage.retries import asked_wait, causes, http_status, network_fault
+from scripts.storage.retries import asked_wait, http_status, network_fault
 
 
 READ_TIMEOUT = 120.0  # seconds without a byte; the library's own client would wait for ever

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.cli.errors import LONGEST_REASON, UserError
-from scripts.storage.retries import causes
+from scripts.cli.errors import LONGEST_REASON, UserError, causes
 from scripts.storage.shared_text import one_line
 
 

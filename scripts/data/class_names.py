@@ -45,18 +45,18 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[int, str]:
     """Names by id of a JSON object, which itself lets the last of two equal keys win.
 
     Raises:
-        ValueError: an id that is no number or comes twice, or a name that is no text.
+        UserError: an id that is no number or comes twice, or a name that is no text.
     """
     names: dict[int, str] = {}
     for key, name in pairs:
         try:
             index = int(key)
         except ValueError:
-            raise ValueError(f"{key!r} is no id of a class, which is a number") from None
+            raise UserError(f"{key!r} is no id of a class, which is a number") from None
         if index in names:
-            raise ValueError(f"id {index} is named twice, {names[index]!r} and {name!r}")
+            raise UserError(f"id {index} is named twice, {names[index]!r} and {name!r}")
         if not isinstance(name, str):
-            raise ValueError(f"the name of id {index} is {name!r}, no text")
+            raise UserError(f"the name of id {index} is {name!r}, no text")
         names[index] = name
     return names
 

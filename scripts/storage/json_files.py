@@ -27,7 +27,7 @@ def read_json(
         name: what errors call the file, such as a flag and its value; by default its path.
         kinds: field -> its kind, for a file that has to hold an object; see `object_fault`.
         needed: fields that have to be there.
-        of_pairs: makes something else than a dictionary of the fields of each object, or raises a `ValueError`.
+        of_pairs: makes something else than a dictionary of the fields of each object, or raises a `UserError`.
     Raises:
         UserError: it cannot be read, is no JSON in UTF-8, is nested too deeply or holds something else.
     """
@@ -38,6 +38,8 @@ def read_json(
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{name} is not a valid JSON file: {trimmed(error)}") from error
+    except UserError as error:
+        raise UserError(f"{name}: {trimmed(error)}") from error
     if kinds is not None and (fault := object_fault(found, kinds, needed)):
         raise UserError(f"{name} {fault}")
     return found

@@ -24,6 +24,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.storage.atomic import atomic_file
+from scripts.storage.json_files import read_json
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
 
@@ -67,7 +68,7 @@ def check_flags(file: Path, arguments: AblationArguments) -> None:
     names = ("train_recipe", "dataset_name", "train_flags")
     flags = {name: without_credentials(str(getattr(arguments, name))) for name in names}
     if file.is_file():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
+        earlier = read_json(file, kinds=dict.fromkeys(names, str), needed=names)
         for name in names:
             if earlier[name] != flags[name]:
                 raise UserError(
@@ -103,7 +104,7 @@ def run_once(arguments: AblationArguments, variant: str, seed: int) -> dict[str,
             done = subprocess.run([sys.executable, str(PROJECT_ROOT / "scripts" / script), *flags], check=False)
             if done.returncode:
                 raise UserError(f"{script} of {folder.name} left with exit code {done.returncode}")
-    return json.loads(results.read_text(encoding="utf-8"))
+    return read_json(results, kinds={"mean_iou": float | int}, needed=["mean_iou"])
 
 
 def summary(scores: dict[str, dict[int, float]]) -> dict[str, Any]:

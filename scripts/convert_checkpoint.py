@@ -196,16 +196,18 @@ def config_and_processor(config_file: Path) -> tuple[Any, Any]:
 
     import modeling_faseg  # noqa: F401 - registers the configurations and models
     from image_processing import FASegImageProcessor
-    from scripts.models.model_files import check_model_files
+    from scripts.models.model_files import KINDS, PROCESSOR, check_model_files, read_model_file
 
     check_model_files("--config", str(config_file))
     with errors_explained(str(config_file), ValueError, OSError, KeyError, TypeError, StrictDataclassError):
         config = AutoConfig.from_pretrained(config_file)
     if config.model_type not in FAMILIES:
         raise UserError(f"{config_file}: model_type is {config.model_type!r}, not one of {', '.join(FAMILIES)}")
-    beside = config_file.with_name("preprocessor_config.json")
+    beside = config_file.with_name(PROCESSOR)
     if beside.is_file():
-        processor = FASegImageProcessor.from_pretrained(beside.parent)
+        read_model_file(beside, f"--config {config_file}: {PROCESSOR} beside it", KINDS[PROCESSOR])
+        with errors_explained(str(beside), ValueError, OSError, TypeError):
+            processor = FASegImageProcessor.from_pretrained(beside.parent)
     else:
         processor = FASegImageProcessor(
             task=getattr(config, "task", "semantic"), num_labels=config.num_labels, ignore_index=config.ignore_value

@@ -22,6 +22,7 @@ if not __package__:  # started as a file: import the project from its root, neve
     )
 
 import json
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -147,7 +148,12 @@ def clear_output(folder: Path, overwrite: bool) -> None:
     check_folder("--output_dir", folder)
     present = [folder / name for name in MADE if (folder / name).exists()]
     if present and not (folder / OWN).is_file() and not overwrite:
-        raise UserError(f"--output_dir {folder} holds {present[0].name} of no demo: name another, or add --overwrite")
+        names = ", ".join(path.name for path in present)
+        again = shlex.join([sys.executable, *sys.argv, "--overwrite"])
+        raise UserError(
+            f"--output_dir {folder} holds {names} of no demo that this version knows: name another folder; or, if "
+            f"they may be deleted, such as those of an earlier version's demo: {again}"
+        )
     for path in present:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)

@@ -94,9 +94,9 @@ def load_export(arguments: ExportArguments) -> Export:
     Raises:
         UserError: it is no whole checkpoint, or the figures are of another.
     """
-    from scripts.models.loading import build_config, build_model, build_processor
+    from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
     from scripts.sharing.cards import card_file, read_card, read_results
-    from scripts.sharing.repository import Export, check_code_knows, check_finite, check_measured_on
+    from scripts.sharing.repository import Export, check_code_knows, check_measured_on
 
     checkpoint = str(arguments.model_name_or_path)
     facts = read_card(Path(arguments.card) if arguments.card else card_file(str(arguments.model_id)))
@@ -110,7 +110,7 @@ def load_export(arguments: ExportArguments) -> Export:
         )
     check_code_knows(type(config), checkpoint)
     model = build_model(named, config, new_classes=False).eval()
-    check_finite(model)
+    refuse_non_finite(model, f"--model_name_or_path {checkpoint}", ": nothing to share")
     if results is not None:
         check_measured_on(results, checkpoint)
     return Export(

@@ -92,9 +92,8 @@ def check_arguments(arguments: ExportArguments) -> None:
 def export_onnx(arguments: ExportArguments) -> Path:
     """Writes the file, or raises `UserError` and leaves none."""
     check_arguments(arguments)
-    from scripts.models.loading import build_config, build_model, build_processor
+    from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
     from scripts.onnx_export.kinds import kind_of
-    from scripts.onnx_export.network import check_weights
 
     # ---- model
     config = build_config(arguments)
@@ -103,7 +102,8 @@ def export_onnx(arguments: ExportArguments) -> Path:
     kind.check(size, arguments.with_processing)
     model = build_model(arguments, config, new_classes=False).eval()
     processor = build_processor(arguments, config, **kind.processor_settings(size))
-    check_weights(model)
+    given = f"--model_name_or_path {arguments.model_name_or_path}"
+    refuse_non_finite(model, given, ": the checkpoint is damaged, train it again")
     if arguments.with_processing and not size:
         refuse_small_images(processor, kind.least_side)
 

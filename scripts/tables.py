@@ -15,19 +15,19 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import difflib
-import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.benchmarking.tables import benchmark_markdown
+from scripts.benchmarking.tables import benchmark_markdown, read_parts
 from scripts.cli.errors import UserError
 from scripts.cli.parser import flag, parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, read_card, read_published
 from scripts.sharing.papers import PAPERS
 from scripts.storage.atomic import atomic_file
+from scripts.storage.json_files import read_json
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,13 +49,13 @@ def markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Model id -> what `scripts/eval.py` measured of it."""
     files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(BENCHMARK)]
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {file.stem: read_json(file, kinds={}) for file in files}
 
 
 def claim_markdown(folder: Path) -> str:
     """README's first sentence, with the figures that it claims."""
     mean_iou = number(read_results(folder)["faseg-mobilenetv2-camvid"]["mean_iou"])
-    benchmark = json.loads((folder / f"{BENCHMARK}cpu.json").read_text(encoding="utf-8"))
+    benchmark = read_parts(folder / f"{BENCHMARK}cpu.json")
     speed_up = benchmark["parts"]["resnet50-512"]["contestants"]["FASeg"]["speedup"][1]
     return textwrap.fill(
         "Train, check and share models that label every pixel of your images, with Transformers' own calls: "
@@ -105,7 +105,7 @@ def results_markdown(folder: Path, root: str) -> str:
 
 def ablation_markdown(file: Path) -> str:
     """A row per variant of `scripts/ablation.py`: mIoU of each seed, their mean and standard deviation."""
-    variants = json.loads(file.read_text(encoding="utf-8"))["variants"]
+    variants = read_json(file, kinds={"variants": dict[str, dict[str, Any]]}, needed=["variants"])["variants"]
     rows = []
     for name, row in variants.items():
         seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())

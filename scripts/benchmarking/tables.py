@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import errors_explained
 from scripts.evaluation.results import write_results
+from scripts.storage.json_files import read_json
 
 
 def merge(file: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
@@ -17,15 +17,20 @@ def merge(file: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the file is there but no results file of this command, or cannot be written.
     """
-    results: dict[str, Any] = {"parts": {}}
-    try:
-        if file.is_file():
-            results = json.loads(file.read_text(encoding="utf-8"))
-        results["parts"][name] = record
+    results = read_parts(file, f"--output_file {file}") if file.is_file() else {"parts": {}}
+    results["parts"][name] = record
+    with errors_explained(f"--output_file {file}", OSError, ValueError, TypeError):
         write_results(results, file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--output_file {file}: {type(error).__name__}: {error}") from error
     return results
+
+
+def read_parts(file: Path, name: str | None = None) -> dict[str, Any]:
+    """A results file of this command; `name` is what errors call it.
+
+    Raises:
+        UserError: it is something else.
+    """
+    return read_json(file, name, {"parts": dict[str, dict[str, Any]]}, ["parts"])
 
 
 def megabytes(count: int | None) -> str:
@@ -127,7 +132,7 @@ def memory_rows(record: dict[str, Any], per_image: str) -> list[list[str]]:
 
 def benchmark_markdown(file: Path) -> str:
     """README's tables from a results file: a row per part and contestant, and what fits for training."""
-    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+    parts = read_parts(file)["parts"]
     timed = [record for record in parts.values() if "contestants" in record]
     lines = []
     if timed:

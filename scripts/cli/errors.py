@@ -24,6 +24,15 @@ def errors_explained(what: str, *kinds: type[Exception]) -> Iterator[None]:
         raise UserError(f"{what}: {error}") from error
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it came from, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def fault_message(error: BaseException) -> str:
     """What is said of an error that nobody foresaw, in one line; its traceback goes into a file.
 

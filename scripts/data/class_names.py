@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.sources import file_beside
 from scripts.drawing.visualization import parse_palette
+from scripts.storage.json_files import read_json
 
 
 PALETTE_FILE = "palette.json"
@@ -35,25 +35,28 @@ def read_names(file: Path) -> dict[int, str]:
         UserError: no such file, or not of that form.
     """
     try:
-        names = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=named_once)
-        return dict(sorted(names.items()))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f'{file}: {error}: write {{"0": "name", ...}}') from error
+        names = read_json(file, kinds={}, of_pairs=named_once)
+    except UserError as error:
+        raise UserError(f'{error}: write {{"0": "name", ...}}') from error
+    return dict(sorted(names.items()))
 
 
 def named_once(pairs: list[tuple[str, Any]]) -> dict[int, str]:
     """Names by id of a JSON object, which itself lets the last of two equal keys win.
 
     Raises:
-        ValueError: an id that is no number or comes twice, or a name that is no text.
+        UserError: an id that is no number or comes twice, or a name that is no text.
     """
     names: dict[int, str] = {}
     for key, name in pairs:
-        index = int(key)
+        try:
+            index = int(key)
+        except ValueError:
+            raise UserError(f"{key!r} is no id of a class, which is a number") from None
         if index in names:
-            raise ValueError(f"id {index} is named twice, {names[index]!r} and {name!r}")
+            raise UserError(f"id {index} is named twice, {names[index]!r} and {name!r}")
         if not isinstance(name, str):
-            raise ValueError(f"the name of id {index} is {name!r}, no text")
+            raise UserError(f"the name of id {index} is {name!r}, no text")
         names[index] = name
     return names
 
@@ -111,6 +114,6 @@ def read_palette(file: Path) -> dict[str, str]:
     Raises:
         UserError: the file holds something that is no colour.
     """
-    with errors_explained(str(file), OSError, ValueError):
-        palette = parse_palette(json.loads(file.read_text(encoding="utf-8")))
+    with errors_explained(str(file), ValueError):
+        palette = parse_palette(read_json(file))
     return {str(index): "#{:02x}{:02x}{:02x}".format(*colour) for index, colour in sorted(palette.items())}

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets.utils.file_utils import is_local_path
+from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from scripts.storage.retries import with_retries
 
 
 MAX_PIXELS = 2**26  # 8192x8192: an image in the making takes up to 25 bytes for each
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many uncompressed, four channels of 16 bits each
 LONGEST_NAME = 500  # of a sample in a line
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
@@ -154,7 +155,7 @@ def pillow_image(value: Any, what: str, bounds: Bounds) -> Image.Image:
     """An undecoded image as Pillow reads it, if it is of its data set; `what` names it in errors."""
 
     def read() -> Image.Image:
-        checked = bounds.checked_value(value, what)
+        checked = with_bytes(bounds.checked_value(value, what))
         refuse_huge(checked)
         return datasets.Image().decode_example(checked)
 
@@ -171,6 +172,21 @@ def decoded(value: Any, what: str, bounds: Bounds, as_array: Callable[[Any], np.
         raise BadSample(f"{what}: cannot be read: {reason(error)}") from error
 
 
+def with_bytes(value: Any) -> Any:
+    """An undecoded image; where it is in an archive or on a server, with its bytes, so that they can be looked at.
+
+    Raises:
+        ValueError: it has more bytes than any image that is read; an archive may make them of few.
+    """
+    if not isinstance(value, dict) or value.get("bytes") is not None or is_local_path(value["path"]):
+        return value
+    with xopen(value["path"], "rb", download_config=datasets.DownloadConfig()) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than the {MAX_BYTES} bytes that are read: cut it into tiles")
+    return {**value, "bytes": content}
+
+
 def refuse_huge(value: Any) -> None:
     """Refuses an undecoded image by the size in its header: few bytes may stand for gigabytes of equal pixels.
 
@@ -180,8 +196,6 @@ def refuse_huge(value: Any) -> None:
     if not isinstance(value, dict):
         return
     source: Any = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
-    if isinstance(source, str) and not is_local_path(source):
-        return  # Pillow's own bound, twice as high, holds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error says more
         with Image.open(source) as image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -21,6 +20,7 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.bounds import Bounds, named_files, names_in
 from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
+from scripts.storage.json_files import read_json
 from scripts.storage.retries import Busy, bound_stalls, with_retries
 
 
@@ -168,12 +168,15 @@ def check_saved(folder: Path, bounds: Bounds) -> None:
         UserError: names one of them.
     """
     splits = folder / "dataset_dict.json"
-    with errors_explained(f"{folder} is no whole folder of save_to_disk", KeyError, TypeError, ValueError, OSError):
-        names = json.loads(splits.read_text(encoding="utf-8"))["splits"] if splits.is_file() else ["."]
+    broken, names = f"{folder} is no whole folder of save_to_disk", ["."]
+    kinds = {"_data_files": list[dict[str, str]]}
+    with errors_explained(broken, KeyError, ValueError, OSError):
+        if splits.is_file():
+            names = read_json(splits, f"{broken}: {splits.name}", {"splits": list[str]}, ["splits"])["splits"]
         for name in names:
-            state = Path(bounds.checked_name(str(folder.absolute() / name), "dataset_dict.json"), "state.json")
-            for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
-                bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/state.json")
+            state = Path(bounds.checked_name(str(folder.absolute() / name), splits.name), "state.json")
+            for entry in read_json(state, f"{broken}: {name}/{state.name}", kinds, kinds)["_data_files"]:
+                bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/{state.name}")
 
 
 def open_split(arguments: DatasetArguments, split: str) -> Source:

@@ -75,7 +75,15 @@ def parse_palette(value: Any) -> dict[int, Colour]:
     if not isinstance(value, Mapping | list | tuple):
         raise ValueError(f"a palette of {type(value).__name__}: write a mapping of id to colour, or a list by id")
     entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-    return {int(index): parse_colour(colour) for index, colour in entries if colour is not None}
+    palette = {}
+    for index, colour in entries:
+        try:
+            number = int(index)
+        except (TypeError, ValueError):
+            raise ValueError(f"a palette with {index!r} for the id of a class: write a number") from None
+        if colour is not None:
+            palette[number] = parse_colour(colour)
+    return palette
 
 
 def model_palette(config: Any) -> dict[int, Colour]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.storage.atomic import atomic_file
+from scripts.storage.json_files import read_json
 from scripts.storage.shared_text import code, front_matter, markdown
 
 
@@ -95,11 +96,11 @@ class ShardFolder:
             UserError: the folder's shards were made by something else.
         """
         data = self.path(0).parent
-        # `predictions.json` may hold anything.
-        with errors_explained(f"--output_dir {self.folder}", OSError, ValueError, AttributeError):
+        with errors_explained(f"--output_dir {self.folder}", OSError):
             data.mkdir(parents=True, exist_ok=True)
             if self.state_file.exists():
-                self._check_state(json.loads(self.state_file.read_text(encoding="utf-8")))
+                name = f"--output_dir {self.folder}: {self.state_file.name}"
+                self._check_state(read_json(self.state_file, name, kinds={}))
             elif any(data.glob("*.parquet")):
                 raise UserError(f"{data} holds parquet files of something else: give another --output_dir")
             elif not self.overwrite:

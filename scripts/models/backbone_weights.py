@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -25,10 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scripts.cli.errors import UserError
+from scripts.models.model_files import INDEX, KINDS, read_model_file
 from scripts.models.parameter_names import ConversionError, Source, official_source
 
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE = "model.safetensors"
 # What an error of the Hub means; the first that fits, for some are of several kinds.
 HUB_ERRORS: dict[type[Exception], str] = {
     GatedRepoError: "accept its terms on the Hub and log in (hf auth login)",
@@ -83,11 +83,16 @@ def weight_files(name: str) -> list[Path]:
 
 
 def shards(index: Path) -> list[str]:
-    """Files that a `model.safetensors.index.json` lists."""
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"--backbone_weights: {index} cannot be read: {error}") from error
+    """Files that a `model.safetensors.index.json` lists.
+
+    Raises:
+        UserError: it cannot be read, lists none, or names files elsewhere.
+    """
+    name = f"--backbone_weights: {index}"
+    weight_map = read_model_file(index, name, KINDS[INDEX]).get("weight_map")
+    if not weight_map:
+        raise UserError(f"{name} has no weight_map, so it names no weights")
+    return sorted(set(weight_map.values()))
 
 
 def load_backbone_weights(model: PreTrainedModel, name: str) -> str:

@@ -227,14 +227,6 @@ def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:
         )
 
 
-def tensors_that_are_no_numbers(model: PreTrainedModel) -> dict[str, int]:
-    """Name -> how many of its values are NaN or infinite, of the model's tensors that hold such values."""
-    counts = {
-        name: int((~value.isfinite()).sum()) for name, value in model.state_dict().items() if value.is_floating_point()
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
 def refuse_non_finite(model: PreTrainedModel, what: str, fix: str = "") -> None:
     """Refuses weights and buffers with NaN or infinite values, with which every prediction would be the same.
 
@@ -244,9 +236,11 @@ def refuse_non_finite(model: PreTrainedModel, what: str, fix: str = "") -> None:
     Raises:
         UserError: names the first tensor.
     """
-    if bad := tensors_that_are_no_numbers(model):
+    numbers = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    bad = [name for name, value in numbers.items() if not value.isfinite().all()]
+    if bad:
         more = f", as do {len(bad) - 1} other tensors" if len(bad) > 1 else ""
-        raise UserError(f"{what}: {next(iter(bad))} holds values that are NaN or infinite{more}{fix}")
+        raise UserError(f"{what}: {bad[0]} holds values that are NaN or infinite{more}{fix}")
 
 
 def save_model_folder(model: PreTrainedModel, processor: Any, folder: Path, state_dict: dict | None = None) -> None:

@@ -21,6 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from configuration import FASegConfig
 from image_processing import FASegImageProcessor
 from scripts.cli.errors import UserError
+from scripts.models.model_files import check_model_files
 from scripts.models.parameter_names import listed
 
 
@@ -92,6 +93,7 @@ def is_mask2former(name: str | None) -> bool:
 
 def check_is_mask2former(flag: str, name: str) -> None:
     """Raises `UserError` where a flag names something else."""
+    check_model_files(flag, name)
     found = config_of(name).get("model_type")
     if found != "mask2former":
         what = f"a checkpoint of {found}" if found else "no folder with a config.json, no model of the Hub in reach"

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import type_validator
 from transformers.utils import cached_file
 
 from scripts.cli.errors import UserError
-from scripts.storage.retries import causes
+from scripts.storage.json_files import read_json
 
 
 CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-DEEPEST = 50  # objects and lists in each other; a model's own have five
 # Of what kind is what transformers itself reads, file by file; null stands for the default.
 KINDS: dict[str, dict[str, Any]] = {
     CONFIG: {
@@ -31,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "quantization_config": dict[str, Any],
         "transformers_version": str,
     },
-    "preprocessor_config.json": {
+    PROCESSOR: {
         "auto_map": dict[str, Any],
         "image_mean": list[float | int] | float | int,
         "image_processor_type": str,
@@ -61,42 +59,25 @@ def check_model_files(flag: str, name: str) -> None:
             file = None
             with contextlib.suppress(OSError, ValueError):  # whoever loads the model says why it cannot be had
                 file = cached_file(name, file_name, _raise_exceptions_for_missing_entries=False)
-        if file is not None and Path(file).is_file() and (fault := json_fault(Path(file), kinds)):
-            raise UserError(f"{flag} {name}: {file_name} {fault}")
+        if file is not None and Path(file).is_file():
+            read_model_file(Path(file), f"{flag} {name}: {file_name}", kinds)
 
 
-def json_fault(file: Path, kinds: dict[str, Any]) -> str | None:
-    """What is wrong with a JSON file that should hold an object with fields of these kinds; None if nothing is."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError:
-        return "is nested too deeply"
-    except (OSError, ValueError) as error:
-        return f"is not a valid JSON file: {error}"
-    try:
-        json.dumps(found, ensure_ascii=False).encode()
-    except (RecursionError, UnicodeEncodeError) as error:
-        return "is nested too deeply" if isinstance(error, RecursionError) else f"holds text that is none: {error}"
-    if not isinstance(found, dict):
-        return f"holds {'null' if found is None else type(found).__name__}, not an object"
-    if deeper_than(found, DEEPEST):
-        return "is nested too deeply"
-    for field, kind in kinds.items():
-        if found.get(field) is not None:
-            try:
-                type_validator(field, found[field], kind)
-            except TypeError as error:
-                return f"has a wrong field: {list(causes(error))[-1]}"
+def read_model_file(file: Path, name: str, kinds: dict[str, Any]) -> dict[str, Any]:
+    """What one of these files holds.
+
+    Args:
+        name: what errors call it.
+        kinds: field -> its kind.
+    Raises:
+        UserError: it cannot be read, or holds something else than it should.
+    """
+    found = read_json(file, name, kinds)
     for field in ("dtype", "torch_dtype"):
         given = found.get(field)
         if isinstance(given, str) and not isinstance(getattr(torch, given, None), torch.dtype):
-            return f"has {field}={given!r}, which torch does not know"
-    if strange := next((part for part in (found.get("weight_map") or {}).values() if Path(part).name != part), None):
-        return f"names {strange!r}, which is no file beside it"
-    return None
-
-
-def deeper_than(value: Any, levels: int) -> bool:
-    """Whether objects and lists lie in each other more than so many times."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(deeper_than(item, levels - 1) for item in inside)
+            raise UserError(f"{name} has {field}={given!r}, which torch does not know")
+    weight_map = (found.get("weight_map") or {}) if "weight_map" in kinds else {}
+    if strange := next((part for part in weight_map.values() if Path(part).name != part), None):
+        raise UserError(f"{name} names {strange!r}, which is no file beside it")
+    return found

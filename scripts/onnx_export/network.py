@@ -20,8 +20,6 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
-from scripts.cli.errors import UserError
-from scripts.models.loading import tensors_that_are_no_numbers
 from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
 
 
@@ -48,12 +46,6 @@ class Tensors(nn.Module):
             pixel_values = pixel_values[:, :, :height, :width]
         outputs = self.model(pixel_values=pixel_values.to(self.model.dtype))
         return tuple(outputs[name].float() for name in self.names)
-
-
-def check_weights(model: PreTrainedModel) -> None:
-    """Raises `UserError` for weights that are not numbers, naming the first such tensor."""
-    for name in tensors_that_are_no_numbers(model):
-        raise UserError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged, train it again")
 
 
 def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: bool = False) -> onnx.ModelProto:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.papers import paper_of
-from scripts.storage.retries import causes
-from scripts.storage.shared_text import code, code_fence, markdown, one_line, without_credentials
+from scripts.storage.json_files import object_fault, read_json
+from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
 
 
 if TYPE_CHECKING:
@@ -45,18 +45,28 @@ RESULTS: dict[str, Any] = {
     "per_class": dict[str, dict[str, FIGURE]],
     "metric": str,
     "parameters": int,
-    "interval": dict[str, FIGURE],
-    "segment_sizes": list[dict[str, FIGURE]],
-    "protocol_lens": list[dict[str, str | FIGURE]],
+    "interval": dict[str, Any],
+    "segment_sizes": list[dict[str, Any]],
+    "protocol_lens": list[dict[str, Any]],
     "project": dict[str, Any],
     "dataset_revision": dict[str, Any],
+    "weights_sha256": str,
     **dict.fromkeys(FIGURES, FIGURE),
 }
-INSIDE = {
+INSIDE: dict[str, dict[str, Any]] = {
+    "protocol": {"name": str},
+    "interval": {"confidence": float | int, "low": FIGURE, "high": FIGURE},
+    "segment_sizes": {"max_area": int | None, "mean_iou": FIGURE},
+    "protocol_lens": {"habit": str, "detectron2": FIGURE},
+    "project": {"commit": str},
+    "dataset_revision": {"hub_commit": str, "sha256": str},
+}
+NEEDED_INSIDE = {
     "interval": ("confidence", "low", "high"),
     "segment_sizes": ("max_area", "mean_iou"),
     "protocol_lens": ("habit",),
 }
+MOST = 2**53  # of what is counted; beyond it a float is no longer exact
 PUBLISHED_FIGURES = {
     "mean_iou": "mIoU, single scale",
     "mean_iou_multi_scale": "mIoU, multi-scale and flip",
@@ -142,7 +152,9 @@ def read_card(file: Path) -> CardFacts:
         raise UserError(f"{file}: dataset lacks {lacking[0]}")
     if not found["notice"] or found["notice"].keys() - {"trained", "converted"}:
         raise UserError(f"{file}: notice has {sorted(found['notice'])}: give trained, converted or both")
-    return CardFacts(**found)
+    if fault := object_fault(found, get_type_hints(CardFacts), needed):
+        raise UserError(f"{file} {fault}")
+    return CardFacts(**{name: value for name, value in found.items() if value is not None})
 
 
 def card_file(model_id: str) -> Path:
@@ -170,40 +182,54 @@ def read_results(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not there or is something else.
     """
+    name = f"--results {file}"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"--results {file}: no such file: write it with scripts/eval.py --output_file {file}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"--results {file}: {error}") from error
+        found = read_json(file, name)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{name}: no such file: write it with scripts/eval.py --output_file {file}") from error
+        raise
     if fault := results_fault(found):
-        raise UserError(f"--results {file}: no results file of scripts/eval.py: {fault}")
+        raise UserError(f"{name} is no results file of scripts/eval.py: it {fault}")
     return found
 
 
 def results_fault(found: Any) -> str | None:
     """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
-    from huggingface_hub.dataclasses import type_validator
-
-    if not isinstance(found, dict):
-        return f"it holds {type(found).__name__}"
-    if lacking := [key for key in NEEDED if key not in found]:
-        return f"it has no {lacking[0]!r}"
-    for key, kind in RESULTS.items():
-        if found.get(key) is None and key not in NEEDED:
-            continue
-        try:
-            type_validator(key, found[key], kind)
-        except TypeError as error:
-            return one_line(list(causes(error))[-1])  # the innermost names the value
-    for key, names in INSIDE.items():
-        parts = found.get(key) or []
-        for part in [parts] if isinstance(parts, dict) else parts:
-            if lacking := [name for name in names if name not in part]:
-                return f"{key!r} has no {lacking[0]!r}"
+    if fault := object_fault(found, RESULTS, NEEDED):
+        return fault
+    for key, kinds in INSIDE.items():
+        for part in parts_of(found, key):
+            if fault := object_fault(part, kinds, NEEDED_INSIDE.get(key, ())):
+                return f"has a wrong field: {key!r} {fault}"
+    for name, value, most in figures_of(found):
+        if value is not None and not 0 <= value <= most:  # nan is not either
+            return f"has a wrong field: {name} is {str(value)[:20]}, need 0 to {most}"
     return None
+
+
+def parts_of(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The mappings that a field of a results file holds: one, several, or none where it was not measured."""
+    value = found.get(key) or []
+    return [value] if isinstance(value, dict) else value
+
+
+def figures_of(found: dict[str, Any]) -> Iterator[tuple[str, float | None, int]]:
+    """`(name, value, the most that it can be)` of all figures of a results file that a card shows."""
+    for key, most in {**dict.fromkeys(FIGURES, 100), "images": MOST, "parameters": MOST}.items():
+        yield repr(key), found.get(key), most
+    for label, row in found["per_class"].items():
+        for column in ("iou", "accuracy"):
+            yield f"{column!r} of class {label!r}", row.get(column), 100
+    inside = {
+        "interval": {"low": 100, "high": 100, "confidence": 1},
+        "segment_sizes": {"mean_iou": 100, "max_area": MOST},
+        "protocol_lens": {"detectron2": 100},
+    }
+    for key, bounds in inside.items():
+        for part in parts_of(found, key):
+            for column, most in bounds.items():
+                yield f"{column!r} of {key!r}", part.get(column), most
 
 
 def number(value: float | None) -> str:
@@ -228,11 +254,11 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
         rows.append(("parameters (millions)", f"{parameters / 1e6:.1f}"))
     protocol = dict(results["protocol"])
     settings = ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name")
-    name = protocol.get("name", "native")
+    name = protocol.get("name") or "native"
     return {
         **{key: markdown(results[key]) for key in ("dataset", "split", "images")},
         "rows": rows,
-        "metric": markdown(results.get("metric", "mIoU")),
+        "metric": markdown(results.get("metric") or "mIoU"),
         "protocol": code(name) + (f" ({markdown(settings)})" if settings else ""),
         "commit": code(((results.get("project") or {}).get("commit") or "unknown")[:7]),
         "command": (command := without_credentials(without_local_paths(results["command"]))),
@@ -243,7 +269,7 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
         ],
         "habits": [
             (markdown(row["habit"]), number(row.get("detectron2")))
-            for row in results.get("protocol_lens", [])
+            for row in parts_of(results, "protocol_lens")
             if row["habit"] != "protocol"
         ],
     }
@@ -274,7 +300,7 @@ def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
 def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str, Any]) -> list[str]:
     """What the model is not good at: of its data, of its size of segments as measured, and what nobody reproduced."""
     found = []
-    measured = [group for group in (results or {}).get("segment_sizes", []) if group.get("mean_iou") is not None]
+    measured = [group for group in parts_of(results or {}, "segment_sizes") if group["mean_iou"] is not None]
     if measured and results is not None:
         small = min(measured, key=lambda group: group["mean_iou"])
         bound = f"up to {small['max_area']} pixels" if small["max_area"] else "of the largest size"
@@ -290,7 +316,8 @@ def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str
     if results is not None:
         classes = [(row["iou"], name) for name, row in results["per_class"].items() if row.get("iou") is not None]
         worst = ", ".join(f"{markdown(name)} ({number(iou)})" for iou, name in sorted(classes)[:3])
-        found.append(f"The classes found worst, by IoU: {worst}.")
+        if worst:
+            found.append(f"The classes found worst, by IoU: {worst}.")
     if published and results is None:
         found.append(
             "The published figures were not reproduced by this project: nobody trained or evaluated the model on that "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import get_session
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, causes
+from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.sharing.leaks import ALLOWED
-from scripts.storage.retries import asked_wait, causes, http_status, network_fault
+from scripts.storage.retries import asked_wait, http_status, network_fault
 
 
 READ_TIMEOUT = 120.0  # seconds without a byte; the library's own client would wait for ever
@@ -152,8 +152,8 @@ def foreign_content(repository: Repository, folder: Path, present: list[str]) ->
         if repository.repo_type == "space":
             models = (metadata_load(there) or {}).get("models") if there else None
             return "another app" if "app.py" in present and repository.repo_id not in (models or []) else None
-        found = json.loads(there.read_text(encoding="utf-8")).get("model_type") if there else None
-    own = json.loads((folder / name).read_text(encoding="utf-8"))["model_type"]
+        found = read_model_file(there, "its config.json", KINDS[CONFIG]).get("model_type") if there else None
+    own = read_model_file(folder / name, str(folder / name), KINDS[CONFIG])["model_type"]
     weights = [file for file in present if file.endswith((".safetensors", ".bin", ".gguf"))]
     return None if found == own else f"a {found} model" if found else next(iter(weights), None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
@@ -20,8 +19,7 @@ from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
 from scripts.models.families import family_of
-from scripts.models.loading import tensors_that_are_no_numbers
-from scripts.models.model_files import CONFIG, KINDS, json_fault
+from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import EARLIER, repository_files, write_scrubbed_recipe
 from scripts.storage.atomic import atomic_folder, write_errors_explained
@@ -64,18 +62,6 @@ class Export:
 
 
 # ---- checks before anything is written ------------------------------------------------------------------------------
-
-
-def check_finite(model: PreTrainedModel) -> None:
-    """Refuses weights that are not numbers.
-
-    Raises:
-        UserError: names the first tensor.
-    """
-    if bad := tensors_that_are_no_numbers(model):
-        name, count = next(iter(bad.items()))
-        more = f" ({len(bad)} such tensors)" if len(bad) > 1 else ""
-        raise UserError(f"weights: {name} holds {count} values that are nan or infinite{more}: nothing to share")
 
 
 def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
@@ -205,9 +191,11 @@ def check_output(folder: Path, checkpoint: str) -> None:
         raise UserError(f"--output_dir {folder} is the checkpoint itself: name another folder")
     if folder.is_dir() and any(folder.iterdir()):
         repository_files(folder, EARLIER)
-        config = folder / CONFIG
-        readable = (folder / "LICENSE-CODE").is_file() and config.is_file() and not json_fault(config, KINDS[CONFIG])
-        if not readable or "model_type" not in json.loads(config.read_text(encoding="utf-8")):
+        try:
+            config = read_model_file(folder / CONFIG, CONFIG, KINDS[CONFIG])
+        except UserError:
+            config = {}
+        if "model_type" not in config or not (folder / "LICENSE-CODE").is_file():
             raise UserError(f"--output_dir {folder} is not empty and no earlier export: name another folder")
 
 

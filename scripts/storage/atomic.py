@@ -17,11 +17,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from scripts.cli.errors import UserError
 from scripts.storage.digests import sha256
+from scripts.storage.json_files import read_json
 
 
 MANIFEST = "manifest.json"
@@ -210,16 +212,16 @@ def recover(parent: Path) -> None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a published folder: its first missing or changed file; None if it is whole."""
-    try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        written = {str(name): (entry["size"], entry["sha256"]) for name, entry in entries.items()}
-    except FileNotFoundError:
+    if not (folder / MANIFEST).exists():
         return f"{MANIFEST} is missing, so it was not written whole"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # it may hold anything
+    try:
+        entries = read_json(folder / MANIFEST, "it", {"files": dict[str, dict[str, Any]]}, ["files"])["files"]
+        written = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
+    except (UserError, KeyError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     for name, (size, digest) in written.items():
         file = folder / name
-        if not file.is_file():
+        if not os.path.isfile(file):  # `Path.is_file` raises at names that are too long
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} is damaged: {file.stat().st_size} bytes, {size} were written"

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.storage.json_files import read_json
+from scripts.storage.shared_text import one_line
 
 
 try:
@@ -79,10 +81,10 @@ class FolderLock:
     def _holder(self) -> str:
         """Who holds the lock, as far as the file tells."""
         try:
-            holder = json.loads(self.file.read_text(encoding="utf-8"))
-            return f"process {holder['process']} on {holder['machine']}"
-        except (OSError, ValueError, KeyError, TypeError):
+            holder = read_json(self.file, kinds={"process": int, "machine": str}, needed=["process", "machine"])
+        except UserError:
             return "another process"
+        return f"process {holder['process']} on {one_line(holder['machine'])}"
 
     def release(self) -> None:
         """Gives the folder free, if this process holds it; folders made for it go if nothing was written."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import fsspec.config
 from tqdm import tqdm
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, causes
 
 
 MAX_RETRIES = 20  # in a row: a quarter of an hour
@@ -31,15 +31,6 @@ class Busy(ConnectionError):
     """A server that is there but failed a request; what it answered is not known."""
 
     status = 503
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and what it came from, outermost first."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def http_status(error: BaseException) -> int | None:

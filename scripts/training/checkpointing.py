@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main
 from scripts.storage.atomic import WRITE_ERRORS, damage, hidden_name, publish, recover, remove, write_failure
+from scripts.storage.json_files import read_json
 from scripts.training.fingerprint import check_settings
 
 
@@ -195,8 +196,7 @@ def find_checkpoint(name: str, output_dir: Path, settings: dict[str, Any]) -> Pa
             raise UserError(f"--resume_from_checkpoint {name}: {problem}: {older_whole(folder)}")
     else:
         folder = newest_whole(output_dir)
-    with errors_explained(f"--resume_from_checkpoint {name}: {folder / SETTINGS}", OSError, ValueError):
-        saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    saved = read_json(folder / SETTINGS, f"--resume_from_checkpoint {name}: {folder / SETTINGS}", {})
     check_settings(folder, saved, settings)
     return folder
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from scripts.storage.atomic import atomic_file
+from scripts.storage.json_files import parse_json
 
 
 try:
@@ -77,8 +78,8 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     texts = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+            line = parse_json(text)
+        except ValueError:
             line = None
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

@@ -24,6 +24,7 @@ from scripts.data.sources import readable
 from scripts.drawing.sheets import explained_strip, stacked
 from scripts.inference.predictors import SingleScale
 from scripts.storage.atomic import atomic_file
+from scripts.storage.json_files import read_json
 
 
 PROJECT = "faseg"
@@ -73,9 +74,9 @@ def finish_trackers(accelerator: Accelerator) -> None:
 def tracked_run_id(output_dir: Path, first_step: int) -> str:
     """The id under which trackers know the run in `output_dir`: a new one for a new run."""
     file = output_dir / "tracking.json"
-    with errors_explained(str(file), OSError, ValueError, KeyError):
+    with errors_explained(str(file), OSError):
         if first_step and file.is_file():
-            return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+            return read_json(file, kinds={"run_id": str}, needed=["run_id"])["run_id"]
         run_id = uuid.uuid4().hex[:12]
         with atomic_file(file) as partial:
             partial.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")

@@ -1,18 +1,29 @@
 """From a row to a checked sample: what is skipped, what stops a run, and what the message says."""
 
 import io
+import zipfile
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from scripts.cli.errors import UserError
+from scripts.data import samples
 from scripts.data.arguments import DatasetArguments
 from scripts.data.bounds import Bounds
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_label, decode_sample
+from scripts.data.samples import (
+    BadSample,
+    BadSamples,
+    RowFormat,
+    check_labels,
+    decode_image,
+    decode_label,
+    decode_sample,
+)
 from scripts.data.synthetic_scenes import encoded
 
 
@@ -56,20 +67,38 @@ def good(image):
 
 
 @pytest.mark.parametrize("column", ["image", "label"])
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_a_few_bytes_that_stand_for_gigabytes_are_not_decoded(on_disk, column, good, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["row", "disk", "archive", "server"])
+def test_a_few_bytes_that_stand_for_gigabytes_are_not_decoded(place, column, good, tmp_path, monkeypatch):
     file = tmp_path / "huge.png"
     Image.new("1", (12000, 12000)).save(file)
     assert file.stat().st_size < 20000
-    huge = {"bytes": None, "path": str(file)} if on_disk else {"bytes": file.read_bytes(), "path": None}
+    content = file.read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(file, "huge.png")
+    fsspec.filesystem("memory").pipe("/huge.png", content)
+    paths = {"disk": str(file), "archive": f"zip://huge.png::{tmp_path}/a.zip", "server": "memory://huge.png"}
+    huge = {"bytes": content if place == "row" else None, "path": paths.get(place)}
     loaded, original = [], Image.Image.load
     monkeypatch.setattr(Image.Image, "load", lambda image: loaded.append(image.size) or original(image))
     with pytest.raises(
         BadSample, match=r"cannot be read: 12000x12000 pixels are more than the 67108864 that are read"
     ):
         row = {**{name: {"path": None, **value} for name, value in good.items()}, column: huge}
-        decode_sample(row, RowFormat(bounds=Bounds((tmp_path,))), 6, 0)
+        decode_sample(row, RowFormat(bounds=Bounds((tmp_path,), allow_urls=True)), 6, 0)
     assert (12000, 12000) not in loaded
+
+
+def test_an_archive_that_unpacks_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_BYTES", 5000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("small.png", encoded(Image.new("RGB", (8, 6)), "PNG")["bytes"])
+        archive.writestr("huge.png", bytes(10**6))
+    assert (tmp_path / "a.zip").stat().st_size < 5000
+    bounds = Bounds((tmp_path,))
+    path = f"zip://{{}}.png::{tmp_path}/a.zip"
+    assert decode_image({"bytes": None, "path": path.format("small")}, "a", bounds).shape == (3, 6, 8)
+    with pytest.raises(BadSample, match="cannot be read: it has more than the 5000 bytes that are read"):
+        decode_image({"bytes": None, "path": path.format("huge")}, "a", bounds)
 
 
 def decode(tmp_path, **columns):

@@ -273,6 +273,7 @@ def test_older_files_lack_a_constant(spoilt):
     [
         (["--mask2former", "no/such-model"], "no folder with a config.json, no model of the Hub in reach"),
         (["--mask2former", "x", "--config", "y"], "--config and --mask2former name two checkpoints"),
+        (["--mask2former", "x", "--checkpoint", "y"], "--checkpoint and --mask2former name two checkpoints"),
         (["--model_id", "faseg-resnet50-ade20k", "--task", "instance"], "--task is for --mask2former"),
         (["--mask2former", "x", "--task", "depth"], "--task depth: give one of semantic, instance, panoptic"),
     ],
@@ -280,6 +281,21 @@ def test_older_files_lack_a_constant(spoilt):
 def test_flags_that_cannot_work(flags, said, tmp_path, command):
     code, _, errors = command(convert_checkpoint, *flags, "--output_dir", tmp_path / "out")
     assert code == 2 and said in errors[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"model_type": "faseg"}', "a checkpoint of faseg: name a Mask2Former of transformers"),
+        ("null", "config.json holds null, not an object"),
+        ('{"a": ' * 3000 + "1" + "}" * 3000, "config.json is not a valid JSON file: it is nested too deeply"),
+    ],
+)
+def test_what_is_no_mask2former_is_named(content, said, tmp_path, command):
+    """Before transformers reads any of it."""
+    (tmp_path / "config.json").write_text(content)
+    code, _, errors = command(convert_checkpoint, "--mask2former", tmp_path, "--output_dir", tmp_path / "out")
+    assert code == 2 and f"--mask2former {tmp_path}: {said}" in errors[-1]
 
 
 def test_a_relative_is_refused_wherever_a_model_is_named(spoilt):

@@ -7,10 +7,9 @@ import pytest
 
 from scripts import convert_checkpoint, export_hub, export_onnx
 from scripts import eval as eval_command
-from scripts.models.model_files import CONFIG, INDEX, KINDS, json_fault
+from scripts.models.model_files import CONFIG, INDEX, KINDS, PROCESSOR, read_model_file
 
 
-PROCESSOR = "preprocessor_config.json"
 DEEP = '{"a": ' * 3000 + "1" + "}" * 3000
 ODD = [
     (CONFIG, "null", "holds null, not an object"),
@@ -78,6 +77,16 @@ def test_every_command_looks(odd_model, tmp_path, command):
         assert answer[0] == 2 and "config.json holds null, not an object" in answer[2][-1], answer
 
 
+def test_the_processor_beside_a_configuration_is_looked_at(odd_model, tmp_path, command):
+    folder = odd_model(PROCESSOR, "null")
+    flags = ["--config", folder / CONFIG, "--checkpoint", folder / "model.safetensors"]
+    code, _, errors = command(convert_checkpoint, *flags, "--output_dir", tmp_path / "out")
+    assert code == 2 and f"{PROCESSOR} beside it holds null, not an object" in errors[-1], errors
+    (folder / PROCESSOR).write_text('{"size": "large"}')
+    code, _, errors = command(convert_checkpoint, *flags, "--output_dir", tmp_path / "out")
+    assert code == 2 and str(folder / PROCESSOR) in errors[-1], errors
+
+
 def test_what_is_well_passes(model_folder):
     for name in (CONFIG, PROCESSOR):
-        assert json_fault(model_folder / name, KINDS[name]) is None
+        assert read_model_file(model_folder / name, name, KINDS[name])

@@ -1,6 +1,7 @@
 """Model cards: every figure from a results file, published ones apart, licences said loudly, valid for the Hub."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from tiny_folder import write_model_folder
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.cards import (
+    DATASET_FACTS,
     HUB_CARDS,
+    NEEDED,
+    RESULTS,
     card_file,
     model_card,
     read_card,
     read_published,
     read_results,
+    results_fault,
     without_local_paths,
 )
 from scripts.sharing.papers import paper_of
@@ -218,6 +223,10 @@ def test_commands_keep_no_places_of_this_machine(command, shown):
         ({"dataset": {"name": "x"}}, "dataset lacks id"),
         ({"dataset": "x"}, "dataset holds 'x'"),
         ({"notice": {"stolen": "x"}}, "notice has ['stolen']"),
+        ({"notice": {"trained": 5}}, "has a wrong field: Field 'notice['trained']' expected str, got int"),
+        ({"license": 5}, "has a wrong field: Field 'license' expected str, got int"),
+        ({"limits": "none"}, "has a wrong field: Field 'limits' expected a list, got str"),
+        ({"dataset": dict.fromkeys(DATASET_FACTS, 5)}, "expected str, got int"),
         (None, "no mapping"),
     ],
 )
@@ -233,8 +242,8 @@ def test_wrong_cards_are_named(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ([1], "it holds list"),
-        (None, "it holds NoneType"),
+        ([1], "it holds list, not an object"),
+        (None, "it holds null, not an object"),
         ({"per_class": ...}, "it has no 'per_class'"),
         ({"per_class": ["road"]}, "'per_class' expected a dict"),
         ({"per_class": {"road": 41.0}}, "'per_class['road']' expected a dict, got float"),
@@ -248,13 +257,53 @@ def test_wrong_cards_are_named(change, message, tmp_path):
         ({"protocol_lens": [None]}, "protocol_lens"),
         ({"project": "main"}, "'project'"),
         ({"parameters": 1.5}, "'parameters'"),
+        ({"parameters": -1}, "'parameters' is -1, need 0 to"),
+        ({"parameters": 10**400}, "'parameters' is 1000"),
+        ({"images": True}, "'images' expected int, got bool"),
+        ({"images": -1}, "'images' is -1, need 0 to"),
+        ({"mean_iou": math.nan}, "'mean_iou' is nan, need 0 to 100"),
+        ({"mean_boundary_iou": math.inf}, "'mean_boundary_iou' is inf, need 0 to 100"),
+        ({"mean_accuracy": 101}, "'mean_accuracy' is 101, need 0 to 100"),
+        ({"overall_accuracy": 10**400}, "'overall_accuracy' is 1000"),
+        ({"per_class": {"road": {"iou": math.nan}}}, "'iou' of class 'road' is nan"),
+        ({"per_class": {"road": {"iou": 1.0, "accuracy": -1}}}, "'accuracy' of class 'road' is -1"),
+        ({"interval": {"low": 1.0, "high": 2.0, "confidence": None}}, "'confidence'"),
+        ({"interval": {"low": 1.0, "high": 2.0, "confidence": "95%"}}, "'confidence'"),
+        ({"interval": {"low": 1.0, "high": 2.0, "confidence": 95}}, "'confidence' of 'interval' is 95, need 0 to 1"),
+        ({"interval": {"low": "1", "high": 2.0, "confidence": 0.95}}, "'low'"),
+        ({"interval": {"low": 1.0, "high": math.nan, "confidence": 0.95}}, "'high' of 'interval' is nan"),
+        ({"segment_sizes": [{"mean_iou": 1.0, "max_area": "big"}]}, "'max_area'"),
+        ({"segment_sizes": [{"mean_iou": 1.0, "max_area": 1.5}]}, "'max_area'"),
+        ({"segment_sizes": [{"mean_iou": math.nan, "max_area": 1}]}, "'mean_iou' of 'segment_sizes' is nan"),
+        ({"protocol_lens": [{"habit": 5}]}, "'protocol_lens' has a wrong field: Field 'habit' expected str"),
+        ({"protocol_lens": [{"habit": "own", "detectron2": "high"}]}, "'detectron2'"),
+        ({"protocol_lens": [{"habit": "own", "detectron2": 200}]}, "'detectron2' of 'protocol_lens' is 200"),
+        ({"protocol": {"name": 5}}, "'protocol' has a wrong field: Field 'name' expected str"),
+        ({"project": {"commit": 5}}, "'project' has a wrong field: Field 'commit' expected str"),
+        ({"dataset_revision": {"sha256": 5}}, "'dataset_revision' has a wrong field: Field 'sha256' expected str"),
+        ({"weights_sha256": 5}, "'weights_sha256' expected str"),
     ],
 )  # fmt: skip
 def test_odd_results_files_are_named(change, message, results, tmp_path):
     odd = {k: v for k, v in (results | change).items() if v is not ...} if isinstance(change, dict) else change
     (tmp_path / "odd.json").write_text(json.dumps(odd))
-    with pytest.raises(UserError, match=f"odd.json: no results file of scripts/eval.py: .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=f"odd.json is no results file of scripts/eval.py: .*{re.escape(message)}"):
         read_results(tmp_path / "odd.json")
+
+
+@pytest.mark.parametrize("key", sorted(RESULTS.keys() - set(NEEDED)))
+def test_what_was_not_measured_may_be_null_or_lacking(key, results):
+    results[key] = None
+    assert results_fault(results) is None
+    shown = str(card_of(CAMVID, results))
+    del results[key]
+    assert results_fault(results) is None and str(card_of(CAMVID, results)) == shown
+
+
+def test_a_file_without_a_measured_class_names_no_worst_ones(results):
+    assert "The classes found worst" in card_of(CAMVID, results).text
+    results["per_class"] = {"road": {"iou": None, "accuracy": None}}
+    assert results_fault(results) is None and "found worst" not in card_of(CAMVID, results).text
 
 
 def test_an_interval_without_ends_is_said_to_be(results):

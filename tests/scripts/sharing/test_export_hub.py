@@ -321,7 +321,7 @@ def test_weights_that_are_not_numbers(export, copy):
     weights[name].view(-1)[3] = float("nan")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     message = error_of(export("--dry_run", source=copy))
-    assert f"weights: {name} holds 1 values that are nan or infinite" in message
+    assert f"--model_name_or_path {copy}: {name} holds values that are NaN or infinite: nothing to share" in message
 
 
 def test_a_model_with_its_datasets_colours_is_shared(export, copy, tmp_path):

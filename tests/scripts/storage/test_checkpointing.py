@@ -69,6 +69,12 @@ def test_a_folder_is_written_replaced_and_told_whole(tmp_path):
         (lambda folder: (folder / "b.txt").unlink(), "b.txt is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing, so it was not written whole"),
         (lambda folder: (folder / MANIFEST).write_text("{"), f"{MANIFEST} cannot be read"),
+        (
+            lambda folder: (folder / MANIFEST).write_text(
+                f'{{"files": {{"{"x" * 300}": {{"size": 1, "sha256": ""}}}}}}'
+            ),
+            "xxx is missing",
+        ),
         *(
             (lambda folder, text=text: (folder / MANIFEST).write_text(text), f"{MANIFEST} cannot be read")
             for text in (

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ THEIRS = "not for the likes of you\n"
 def refused(answer, *said):
     code, _, errors = answer
     assert code == 2 and all(words in errors[-1] for words in said), errors
+    return errors[-1]
 
 
 def test_what_the_project_writes_it_may_write_over(tmp_path):
@@ -157,7 +160,11 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path, command):
     folder = tmp_path / "demo"
     (folder / "dataset").mkdir(parents=True)
     (folder / "novel.txt").write_text(THEIRS)
-    refused(command(demo, "--output_dir", folder), f"{folder} holds dataset of no demo", "--overwrite")
+    (folder / "report.html").write_text(THEIRS)
+    said = refused(command(demo, "--output_dir", folder), f"{folder} holds dataset, report.html of no demo")
+    again = f"{shlex.quote(sys.executable)} demo.py --output_dir {shlex.quote(str(folder))} --overwrite"
+    assert said.endswith(f"earlier version's demo: {again}"), "one step"
+    assert (folder / "report.html").read_text() == THEIRS
     refused(command(demo, "--output_dir", folder / "novel.txt"), "is a file: name another folder")
     demo.clear_output(folder, overwrite=True)
     assert sorted(os.listdir(folder)) == [demo.OWN, "novel.txt"]

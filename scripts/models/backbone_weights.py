@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, causes
 from scripts.models.model_files import INDEX, KINDS, read_model_file
 from scripts.models.parameter_names import ConversionError, Source, official_source
 
@@ -35,7 +35,7 @@ HUB_ERRORS: dict[type[Exception], str] = {
     RepositoryNotFoundError: "no such file, folder or model on the Hub",
     LocalEntryNotFoundError: "no such file or folder, not in the Hub's cache, and the Hub is out of reach",
     OfflineModeIsEnabled: "no such file or folder, not in the Hub's cache, and the Hub is out of reach",
-    EntryNotFoundError: f"the model on the Hub has no {WHOLE}",
+    EntryNotFoundError: "the model on the Hub has no {file}",
     HFValidationError: "no such file or folder, and no name of the Hub",
 }
 # What a classification checkpoint has and a backbone has not (timm's and transformers' names).
@@ -51,6 +51,12 @@ TIMM_RESNET = (
     (r"layer(\d)\.(\d+)\.downsample\.0\.", r"backbone.res{0}.\2.shortcut."),
     (r"layer(\d)\.(\d+)\.downsample\.1\.", r"backbone.res{0}.\2.shortcut.norm."),
 )
+
+
+def hub_reason(error: Exception, file: str) -> str:
+    """Why `file` of a name on the Hub could not be read, if it is the Hub's doing; else what the error says."""
+    found = (words for kind, words in HUB_ERRORS.items() if any(isinstance(cause, kind) for cause in causes(error)))
+    return next((words.format(file=file) for words in found), str(error))
 
 
 def weight_files(name: str) -> list[Path]:
@@ -78,7 +84,7 @@ def weight_files(name: str) -> list[Path]:
             index = Path(hf_hub_download(name, INDEX))
             return [Path(hf_hub_download(name, shard)) for shard in shards(index)]
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = next((words for kind, words in HUB_ERRORS.items() if isinstance(error, kind)), error)
+        reason = hub_reason(error, WHOLE)
         raise UserError(f"--backbone_weights {name}: {reason}") from error
 
 

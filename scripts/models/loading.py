@@ -26,6 +26,7 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import parse_overrides
 from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
+from scripts.models.backbone_weights import hub_reason
 from scripts.models.families import family_of
 from scripts.models.model_files import check_model_files
 
@@ -65,7 +66,8 @@ def read_config(arguments: ModelArguments, name: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag} {name}: {error}") from error
+        reason = str(error) if Path(name).exists() else hub_reason(error, "config.json")
+        raise UserError(f"{flag} {name}: {reason}") from error
     if not mask2former.is_mask2former(name):
         return config
     task = mask2former.task_of(name, config, parse_overrides(arguments.config_overrides).get("task"))

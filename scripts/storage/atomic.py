@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 HIDDEN = re.compile(r"^\.(best|model|checkpoint-\d+)\.(partial|replaced)$")
 HIDDEN_FILE = re.compile(r"^\..+\.partial$")
 LONGEST_NAME = 255  # bytes, of every common file system
+UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What torch, safetensors and the system raise when a file cannot be written.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -44,7 +46,12 @@ def hidden_name(path: Path, kind: str) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Waits until a file or folder is on the disk; a file that its library keeps private may be read by others, too.
+
+    safetensors gives files to their owner alone, whatever the umask.
+    """
+    if path.is_file() and path.stat().st_mode & 0o777 == 0o600:
+        path.chmod(0o666 & ~UMASK)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

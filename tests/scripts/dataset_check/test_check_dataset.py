@@ -256,6 +256,7 @@ def test_folders_of_images_and_maps(command, tmp_path):
     code, out, errors = command(check_dataset, *flags)
     assert code == 0, errors
     assert "train: samples: 3" in out and "note split-not-read [validation]" in out
+    assert "give both folders, or go without" in out
     flags += ["--eval_images", tmp_path / "photos", "--eval_masks", tmp_path]  # where no map has an image's name
     code, out, _ = command(check_dataset, *flags)
     assert code == 1 and "error split-not-read [validation]: --eval_masks" in out

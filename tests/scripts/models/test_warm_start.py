@@ -120,8 +120,9 @@ def test_what_has_the_ideas_already_is_refused(folder, tmp_path):
     started(folder).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"--warm_start .*: it has DFPQ or HRCA already: give it as --model_name_or"):
         WarmStart(str(tmp_path), [])
-    with pytest.raises(UserError, match=r"--warm_start /nowhere"):
-        WarmStart("/nowhere", [])
+    for nowhere in ("/nowhere/model", "no/where"):
+        with pytest.raises(UserError, match=rf"--warm_start {nowhere}: no such file or folder, (and no|not in) "):
+            WarmStart(nowhere, [])
 
 
 TRAIN = [

@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from scripts.cli.errors import UserError
 from scripts.storage import atomic
@@ -358,3 +360,13 @@ def test_a_link_stays_and_a_file_is_no_folder(tmp_path):
 def test_a_device_is_written_to_and_stays():
     write_file(Path(os.devnull), "text")
     assert Path(os.devnull).is_char_device()
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path):
+    """It gives a file to its owner alone; the umask decides, as for every other file."""
+    with atomic_folder(tmp_path / "model") as partial:
+        save_file({"weight": torch.zeros(2)}, partial / "model.safetensors")
+        (partial / "config.json").write_text("{}")
+        (partial / "script.sh").touch(mode=0o700)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] and modes["script.sh"] == 0o700 & ~atomic.UMASK

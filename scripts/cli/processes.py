@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +26,8 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
     Raises:
         UserError: a precision that does not exist or that the device cannot do.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun and `accelerate launch`
+        Thread(target=leave_with_launcher, args=(os.getppid(),), daemon=True, name="leave_with_launcher").start()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if on_cpu and precision == "fp16":  # Accelerate would train in float32 without a word
@@ -32,6 +36,17 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     with errors_explained(f"--mixed_precision {mixed_precision}", ValueError):
         return Accelerator(cpu=on_cpu and several, mixed_precision=mixed_precision)
+
+
+def leave_with_launcher(launcher: int) -> None:
+    """Ends this process soon after the launcher that started it is gone, as a kill of its own would.
+
+    The launcher gives each process a session of its own: what kills the launcher's group does not reach them, and they
+    would train on with nobody to stop them.
+    """
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:

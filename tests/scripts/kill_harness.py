@@ -64,8 +64,12 @@ def command_of(variant: str, place: Path, folder: Path) -> list[str]:
 
 def start(variant: str, place: Path, folder: Path) -> subprocess.Popen:
     """The command in a group of its own."""
+    return start_command(command_of(variant, place, folder), folder)
+
+
+def start_command(command: list[str], folder: Path) -> subprocess.Popen:
+    """A command line that writes into `folder`, in a group of its own; what it says is beside the folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    command = command_of(variant, place, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".txt"), "w") as output:
         return subprocess.Popen(

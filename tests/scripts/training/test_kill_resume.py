@@ -6,9 +6,10 @@ import signal
 import time
 from functools import partial
 
+import psutil
 import pytest
 import torch
-from kill_harness import VARIANTS, harness
+from kill_harness import SECONDS_TO_LEAVE, VARIANTS, command_of, harness, prepare, start_command
 from training_processes import arguments_for, assert_equal_end, end_state, in_processes, train_in_processes
 
 from scripts.cli.errors import UserError
@@ -133,6 +134,28 @@ def test_a_second_trainer_is_kept_out_of_the_folder(tiny_recipe, shapes, tmp_pat
     codes, errors = train_in_processes(arguments_for(tiny_recipe, shapes, folder, *resume))
     assert codes == [0], errors
     assert_equal_end(folder, unbroken()[0])
+
+
+@pytest.mark.system
+def test_processes_leave_with_their_launcher(tmp_path):
+    """`accelerate launch` gives each a session of its own: whoever kills the launcher does not reach them."""
+    prepare(tmp_path)
+    folder = tmp_path / "run"
+    command = [*command_of("train in two processes", tmp_path, folder), "--max_train_steps", "100000"]
+    launcher = start_command(command, folder)
+    try:
+        deadline = time.monotonic() + 200
+        while not (folder / "train_log.jsonl").exists():
+            assert launcher.poll() is None and time.monotonic() < deadline, folder.with_suffix(".txt").read_text()
+            time.sleep(0.2)
+    finally:
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        launcher.wait()
+        left = psutil.wait_procs(family, timeout=SECONDS_TO_LEAVE)[1]
+        for process in left:
+            process.kill()
+    assert len(family) >= 2 and not left
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def check(arguments: CheckArguments) -> int:
     rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
 
     # ---- recipe, whose own faults come before the long reading
-    has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path
+    has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
     recipe = RecipeCost(arguments, data.row_format, names) if has_model and names and not of_names else None
 
     # ---- samples

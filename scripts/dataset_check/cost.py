@@ -21,6 +21,7 @@ from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
 from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
+from scripts.models.warm_start import WarmStart
 from scripts.training.arguments import TrainArguments, with_batch_sizes
 from scripts.training.memory import activation_bytes, state_bytes
 from scripts.training.run import augmentation_of, build_optimizer, prepare_network
@@ -60,10 +61,11 @@ class RecipeCost:
         self.accelerator = build_accelerator(arguments.mixed_precision)
         self.arguments = with_batch_sizes(arguments, self.accelerator.num_processes)
         check_class_count(len(names), arguments.do_reduce_labels)
-        self.config = build_config(arguments, names)
+        self.start = WarmStart.of(arguments)
+        self.config = self.start.config(names) if self.start else build_config(arguments, names)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
-        model = build_model(self.arguments, self.config)
+        model = self.start.model(self.config) if self.start else build_model(self.arguments, self.config)
         self.model = prepare_network(model, self.arguments, self.accelerator).train()
         self.form = form
         self.rows: list[dict[str, Any]] = []
@@ -87,10 +89,8 @@ class RecipeCost:
             steps = max(1, arguments.num_train_epochs * examples // batch)
         epochs = f", {steps * batch / examples:.1f} epochs" if steps and examples else ""
         size = f"{arguments.crop_height}x{arguments.crop_width}"
-        cost.facts["recipe"] = (
-            f"{arguments.recipe or arguments.config_name or arguments.model_name_or_path}: "
-            f"{f'{steps} steps' if steps else 'steps'} of {batch} crops of {size}{epochs}"
-        )
+        named = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
+        cost.facts["recipe"] = f"{named}: {f'{steps} steps' if steps else 'steps'} of {batch} crops of {size}{epochs}"
         cost.numbers |= {"steps": steps, "batch": batch}
         if self._memory(cost):
             try:
@@ -190,7 +190,8 @@ class RecipeCost:
             raise UserError("no sample without a fault was read")
         samples = TrainingSamples(self.form, num_labels, augmentation_of(arguments), arguments.seed)
         labels = {"do_reduce_labels": arguments.do_reduce_labels, "ignore_index": IGNORE_INDEX}
-        processor = build_processor(arguments, self.config, **labels, num_labels=num_labels)
+        source = self.start.source if self.start else arguments
+        processor = build_processor(source, self.config, **labels, num_labels=num_labels)
         count = arguments.per_device_train_batch_size
         rows = [StreamRow(0, index, self.rows[index % len(self.rows)]) for index in range(count)]
         started = time.perf_counter()

@@ -22,6 +22,7 @@ from scripts.dataset_check.label_rule import LabelRule
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenImages
 from scripts.models.loading import build_config
+from scripts.models.warm_start import WarmStart
 from scripts.training.arguments import TrainArguments
 
 
@@ -70,8 +71,10 @@ def read_classes(
         names = names_of_features(data.stream.features)
     else:  # also one that the trainer refuses, so that its fault is told with the others
         names = read_names(data.classes_file)
-    if names is None and arguments.model_name_or_path:
-        names = {int(index): str(name) for index, name in (build_config(arguments).id2label or {}).items()}
+    if names is None and (arguments.model_name_or_path or arguments.warm_start):
+        start = WarmStart.of(arguments)
+        config = start.config() if start else build_config(arguments)
+        names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     if not names:
         fix = 'write id2label.json beside the data, {"0": "name", ...}, or give --id2label'
         return None, None, [Finding("error", "no-class-names", (), "there are no class names", fix)]

@@ -74,6 +74,13 @@ class WarmStart:
         if self.plain.use_dynamic_positional_queries or self.plain.use_high_resolution_cross_attention:
             raise UserError(f"--warm_start {name}: it has DFPQ or HRCA already: give it as --model_name_or_path")
 
+    @classmethod
+    def of(cls, arguments: Any) -> WarmStart | None:
+        """The one that flags of training ask for, if they do: of label maps, since those are trained on here."""
+        if not arguments.warm_start:
+            return None
+        return cls(arguments.warm_start, arguments.config_overrides, "semantic", arguments.trust_remote_code)
+
     def config(self, id2label: dict[int, str] | None = None) -> PreTrainedConfig:
         """Configuration of the new model."""
         values = {key: value for key, value in self.plain.to_dict().items() if key != "transformers_version"}

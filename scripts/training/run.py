@@ -251,10 +251,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
 
     # ---- data
     data = LabelledDataset(arguments, arguments.train_split_name)
-    start = None
-    if arguments.warm_start:  # label maps are what is trained on here
-        overrides = arguments.config_overrides
-        start = WarmStart(arguments.warm_start, overrides, "semantic", arguments.trust_remote_code)
+    start = WarmStart.of(arguments)
     if data.id2label is None and not (arguments.model_name_or_path or start):
         raise UserError("no class names: give --id2label, or put id2label.json beside the data")
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes

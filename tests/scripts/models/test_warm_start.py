@@ -8,7 +8,7 @@ from mask2former_models import write_mask2former
 from tiny_models import TINY_RESNET
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from scripts import convert_checkpoint, train
+from scripts import check_dataset, convert_checkpoint, train
 from scripts.cli.errors import UserError
 from scripts.models.arguments import ModelArguments
 from scripts.models.loading import build_config, build_model
@@ -142,6 +142,12 @@ def test_training_starts_from_it_and_goes_on(folder, shapes, tmp_path, command):
     assert model.config.use_high_resolution_cross_attention and model.config.task == "semantic"
     names = {int(index): name for index, name in json.loads((shapes / "id2label.json").read_text()).items()}
     assert model.config.id2label == names
+
+
+def test_the_check_weighs_what_would_be_trained(folder, shapes, command):
+    code, out, errors = command(check_dataset, "--warm_start", folder, "--dataset_name", shapes, *TRAIN)
+    assert code == 0, errors
+    assert "warm start from" in out and f"recipe: {folder}: steps of 2 crops of 64x96" in out
 
 
 def test_one_checkpoint_at_a_time(tmp_path, command):

@@ -24,6 +24,7 @@ from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, path_flag, run_command
+from scripts.models.arguments import Mask2FormerArguments
 from scripts.models.families import FAMILIES, family_of
 from scripts.storage.atomic import atomic_folder
 from scripts.storage.digests import sha256
@@ -127,17 +128,18 @@ def mask2former_model(arguments: ConvertArguments) -> tuple[Any, Any]:
         UserError: it is out of reach or damaged, or is none.
     """
     from scripts.models import loading, mask2former
-    from scripts.models.arguments import ModelArguments
     from scripts.models.warm_start import WarmStart
 
     name = str(arguments.mask2former)
     mask2former.check_is_mask2former("--mask2former", name)
     if arguments.warm_start:
-        start = WarmStart(name, [], arguments.task)
+        start = WarmStart(name, [], arguments.task, source=Mask2FormerArguments)
         config = start.config()
-        return start.model(config), loading.build_processor(start.source, config)
+        model, table = start.model(config)
+        print(table)
+        return model, loading.build_processor(start.source, config)
     overrides = [f"task={arguments.task}"] if arguments.task else []
-    named = ModelArguments(model_name_or_path=name, config_overrides=overrides)
+    named = Mask2FormerArguments(model_name_or_path=name, config_overrides=overrides)
     config = loading.build_config(named)
     return loading.build_model(named, config, new_classes=False), loading.build_processor(named, config)
 
@@ -149,7 +151,7 @@ def check_sources(arguments: ConvertArguments) -> None:
         if arguments.task:
             raise UserError("--task is for --mask2former: an official checkpoint's configuration names its task")
         if arguments.warm_start:
-            raise UserError("--warm_start is for --mask2former: an official checkpoint has DFPQ and HRCA already")
+            raise UserError("--warm_start is for --mask2former: an official checkpoint is no Mask2Former")
         return
     for name in ("checkpoint", "model_id", "config", "url"):
         if getattr(arguments, name):

@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, path_flag, run_command
@@ -37,6 +37,12 @@ class ExplainArguments(ModelArguments):
     )
     max_segments: int = flag(6, "How many segments of each image are shown, the largest ones.")
     recipe: str | None = flag(None, "YAML file with values of these flags.")
+
+
+class ComparedArguments(ExplainArguments):
+    """The second checkpoint."""
+
+    checkpoint_flag = "--compare"
 
 
 def check_arguments(arguments: ExplainArguments) -> None:
@@ -66,7 +72,10 @@ def explain(arguments: ExplainArguments) -> int:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     first, second = Explainer(arguments, device), None
     if arguments.compare:
-        second = Explainer(replace(arguments, model_name_or_path=arguments.compare, config_overrides=[]), device)
+        compared = ComparedArguments(
+            **{**asdict(arguments), "model_name_or_path": arguments.compare, "config_overrides": []}
+        )
+        second = Explainer(compared, device)
         if class_names(first.model.config) != class_names(second.model.config):
             raise UserError(f"--compare {arguments.compare} has other classes than the model: give one of the same")
         if first.name == second.name:

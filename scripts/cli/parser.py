@@ -39,6 +39,7 @@ else:
 
 Arguments = TypeVar("Arguments")
 
+STARTED_BY = os.getppid()  # asked before the libraries are imported, which takes seconds
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PROJECT_ROOT / "scripts" / "recipes"
 FAULT = 70  # exit code: EX_SOFTWARE of the system's sysexits.h

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, send_to_device
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import STARTED_BY
 
 
 Result = TypeVar("Result")
@@ -26,8 +28,8 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
     Raises:
         UserError: a precision that does not exist or that the device cannot do.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun and `accelerate launch`
-        Thread(target=leave_with_launcher, args=(os.getppid(),), daemon=True, name="leave_with_launcher").start()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun, and by `accelerate launch` for several processes
+        Thread(target=leave_with_launcher, args=(STARTED_BY,), daemon=True, name="leave_with_launcher").start()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if on_cpu and precision == "fp16":  # Accelerate would train in float32 without a word
@@ -46,6 +48,7 @@ def leave_with_launcher(launcher: int) -> None:
     """
     while os.getppid() == launcher:
         time.sleep(1)
+    print(f"process {os.getpid()}: its launcher is gone, so it leaves", file=sys.stderr, flush=True)
     os._exit(1)
 
 

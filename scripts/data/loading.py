@@ -36,16 +36,17 @@ def start_worker(_: int) -> None:
     it still needs its workers to finish the step. Some signal every process of a job: a worker takes SIGTERM from its
     own process alone. A worker whose process is gone leaves by itself.
     """
-    if hasattr(signal, "sigwaitinfo"):  # where signals tell their sender: not on macOS
+    run = multiprocessing.parent_process()
+    if run and hasattr(signal, "sigwaitinfo"):  # where signals tell their sender: not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads that start from here on, too
-        Thread(target=leave_when_told, args=(os.getppid(),), daemon=True, name="leave_when_told").start()
+        Thread(target=leave_when_told, args=(run.pid,), daemon=True, name="leave_when_told").start()
     Thread(target=leave_with_parent, daemon=True, name="leave_with_parent").start()
     torch.set_num_threads(1)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
-def leave_when_told(parent: int) -> None:
+def leave_when_told(parent: int | None) -> None:
     """Ends this worker at a SIGTERM of the process that it works for."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass

@@ -29,6 +29,7 @@ from scripts.storage.retries import with_retries
 
 MAX_PIXELS = 2**26  # 8192x8192: an image in the making takes up to 25 bytes for each
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many uncompressed, four channels of 16 bits each
+CHUNK_BYTES = 2**20
 LONGEST_NAME = 500  # of a sample in a line
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
@@ -180,11 +181,15 @@ def with_bytes(value: Any) -> Any:
     """
     if not isinstance(value, dict) or value.get("bytes") is not None or is_local_path(value["path"]):
         return value
+    content = bytearray()
     with xopen(value["path"], "rb", download_config=datasets.DownloadConfig()) as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than the {MAX_BYTES} bytes that are read: cut it into tiles")
-    return {**value, "bytes": content}
+        while part := file.read(
+            CHUNK_BYTES
+        ):  # of some servers a read gives what has arrived, however much is asked for
+            content += part
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"it has more than the {MAX_BYTES} bytes that are read: cut it into tiles")
+    return {**value, "bytes": bytes(content)}
 
 
 def refuse_huge(value: Any) -> None:

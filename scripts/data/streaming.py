@@ -184,7 +184,7 @@ class TrainingSamples(Dataset):
             stand_ins = self.stand_ins(batch.spare, good, bad)
             examples = [example or next(stand_ins, None) for example in examples]
             if None in examples:
-                more = f"; and {len(bad) - 1} more" if len(bad) > 1 else ""
+                more = f"; and {len(bad) - 1} samples more" if len(bad) > 1 else ""
                 raise UserError(f"no sample of a batch can be used: {bad[0]}{more}")
         except UserError as error:
             return error

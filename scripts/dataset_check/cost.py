@@ -65,7 +65,7 @@ class RecipeCost:
         self.config = self.start.config(names) if self.start else build_config(arguments, names)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
-        model = self.start.model(self.config) if self.start else build_model(self.arguments, self.config)
+        model = self.start.model(self.config)[0] if self.start else build_model(self.arguments, self.config)
         self.model = prepare_network(model, self.arguments, self.accelerator).train()
         self.form = form
         self.rows: list[dict[str, Any]] = []

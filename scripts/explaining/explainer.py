@@ -28,8 +28,8 @@ class Explainer:
     def __init__(self, arguments: ModelArguments, device: Any) -> None:
         config = build_config(arguments)
         self.model = build_model(arguments, config, new_classes=False).to(device).eval()
-        refuse_non_finite(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
-        check_tells_focus(self.model, f"--model_name_or_path {arguments.model_name_or_path}")
+        refuse_non_finite(self.model, f"{arguments.checkpoint_flag} {arguments.model_name_or_path}")
+        check_tells_focus(self.model, f"{arguments.checkpoint_flag} {arguments.model_name_or_path}")
         self.processor = build_processor(arguments, config)
         self.device = device
         self.name = Path(arguments.model_name_or_path or "").resolve().name

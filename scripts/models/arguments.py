@@ -30,3 +30,15 @@ class ModelArguments:
         action="extend",
     )
     trust_remote_code: bool = flag(False, "Allow the Python code that comes with the checkpoint to run.")
+
+
+class WarmStartArguments(ModelArguments):
+    """The checkpoint that a warm start is from."""
+
+    checkpoint_flag = "--warm_start"
+
+
+class Mask2FormerArguments(ModelArguments):
+    """The checkpoint that is converted."""
+
+    checkpoint_flag = "--mask2former"

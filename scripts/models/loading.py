@@ -48,6 +48,9 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
     name = arguments.model_name_or_path or arguments.config_name
     if name:
         base = read_config(arguments, name)
+        if mask2former.is_mask2former(name):
+            task = cast(Any, base).task
+            print(f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation")
         values = {key: value for key, value in base.to_dict().items() if key != "transformers_version"}
         return with_changes(type(base), values, arguments.config_overrides, id2label)
     if arguments.model_type not in CONFIG_MAPPING:
@@ -71,7 +74,6 @@ def read_config(arguments: ModelArguments, name: str) -> PreTrainedConfig:
     if not mask2former.is_mask2former(name):
         return config
     task = mask2former.task_of(name, config, parse_overrides(arguments.config_overrides).get("task"))
-    print(f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation")
     return mask2former.faseg_config(config, task)
 
 

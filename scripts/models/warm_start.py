@@ -2,7 +2,7 @@
 
 Mask2Former's decoder attends to three levels in turn, FASeg's to a fourth after them (HRCA). Layer `l` of round `r`
 keeps its level: it is layer `3r + l` there and `4r + l` here; an HRCA layer starts as a copy of the layer before it.
-See docs/models.md for what was measured.
+See docs/models.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, PreTrainedCon
 from configuration import FASegConfig
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
-from scripts.models.arguments import ModelArguments
+from scripts.models.arguments import ModelArguments, WarmStartArguments
 from scripts.models.loading import LABEL_DEPENDENT, build_model, listed, read_config, with_changes
 from scripts.models.mask2former import without_loading_report
 
@@ -43,12 +43,6 @@ PARTS = (
 )
 
 
-class WarmStartArguments(ModelArguments):
-    """The checkpoint that a warm start is from."""
-
-    checkpoint_flag = "--warm_start"
-
-
 class WarmStart:
     """A Mask2Former, or a FASeg without both ideas, as the start of a FASeg with them.
 
@@ -56,23 +50,32 @@ class WarmStart:
         name: folder of the checkpoint or its name on the Hub.
         overrides: fields of the new model's configuration to change, as `--config_overrides`.
         task: what the new model is for, where no override says so.
+        source: the class of arguments, which knows what errors call the flag.
         trust_remote_code: whether the checkpoint's own code may run.
     Raises:
         UserError: it cannot be read, or has one of the ideas already.
     """
 
-    def __init__(self, name: str, overrides: list[str], task: str | None = None, trust_remote_code: bool = False):
+    def __init__(
+        self,
+        name: str,
+        overrides: list[str],
+        task: str | None = None,
+        trust_remote_code: bool = False,
+        source: type[ModelArguments] = WarmStartArguments,
+    ):
         if task and "task" not in parse_overrides(overrides):
             overrides = [*overrides, f"task={task}"]
         self.name, self.overrides = name, overrides
-        self.source = WarmStartArguments(
-            model_name_or_path=name, config_overrides=overrides, trust_remote_code=trust_remote_code
-        )
+        self.source = source(model_name_or_path=name, config_overrides=overrides, trust_remote_code=trust_remote_code)
         self.plain = read_config(self.source, name)
         if not isinstance(self.plain, FASegConfig):
-            raise UserError(f"--warm_start {name}: it is a {self.plain.model_type}: give a Mask2Former")
+            raise UserError(f"{self.source.checkpoint_flag} {name}: it is a {self.plain.model_type}, no Mask2Former")
         if self.plain.use_dynamic_positional_queries or self.plain.use_high_resolution_cross_attention:
-            raise UserError(f"--warm_start {name}: it has DFPQ or HRCA already: give it as --model_name_or_path")
+            raise UserError(
+                f"{self.source.checkpoint_flag} {name}: it has DFPQ or HRCA already: train.py takes it as "
+                "--model_name_or_path"
+            )
 
     @classmethod
     def of(cls, arguments: Any) -> WarmStart | None:
@@ -91,8 +94,8 @@ class WarmStart:
         }
         return with_changes(FASegConfig, values, self.overrides, id2label)
 
-    def model(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """The new model. What came from where is printed.
+    def model(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, str]:
+        """The new model, and a table of what came from where.
 
         Raises:
             UserError: the checkpoint is unreadable, or too unlike the configuration.
@@ -100,20 +103,25 @@ class WarmStart:
         state_dict = build_model(self.source, self.plain, new_classes=False).state_dict()
         taken = carried_over(state_dict, cast(FASegConfig, self.plain), cast(FASegConfig, config))
         model_class: Any = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING[type(config)]
-        with without_loading_report():  # the table below says more
-            model, info = model_class.from_pretrained(
-                None, state_dict=taken, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-            )
+        try:
+            with without_loading_report():  # the table says more
+                model, info = model_class.from_pretrained(
+                    None, state_dict=taken, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+                )
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+            raise UserError(f"{self.source.checkpoint_flag} {self.name}: {error}") from error
         new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
         if unlike := {key for key in new if not NEW.match(key) and not LABEL_DEPENDENT.search(key)}:
-            raise UserError(f"--warm_start {self.name}: missing or of another shape: {listed(unlike)}")
-        print(table(self.name, model, new, cast(FASegConfig, self.plain).decoder_layers))
-        return model
+            flag = self.source.checkpoint_flag
+            raise UserError(f"{flag} {self.name}: missing or of another shape: {listed(unlike)}")
+        return model, table(self.name, model, new, cast(FASegConfig, self.plain).decoder_layers)
 
 
 def layers_here(there: int) -> int:
-    """How many decoder layers a FASeg has that keeps all of a Mask2Former's and ends as the released ones do: on the
-    coarsest level, after a whole round."""
+    """How many decoder layers a FASeg has that keeps all of a Mask2Former's.
+
+    Whole rounds are followed by one more layer on the coarsest level, as in the released models: 13 for nine.
+    """
     rounds, rest = divmod(there, LEVELS)
     return rounds * (LEVELS + 1) + max(rest, 1)
 

@@ -347,9 +347,7 @@ def snippet(name: str, sample: str | None = None) -> str:
 def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None) -> str:
     """What the licence of the weights follows from: of what they were trained on, or converted from, or both."""
     origins = ["trained"] if recipe else ["converted"]
-    if recipe and (
-        recipe.get("model_name_or_path") or recipe.get("warm_start")
-    ):  # tuned further: what the first weights came with stays
+    if recipe and recipe.get("model_name_or_path"):  # tuned further: what the first weights came with stays
         origins = ["converted", "trained"]
     return " ".join([facts.notice[origin] for origin in origins if origin in facts.notice] or facts.notice.values())
 

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ def sync(path: Path) -> None:
 
     safetensors gives files to their owner alone, whatever the umask.
     """
-    if path.is_file() and path.stat().st_mode & 0o777 == 0o600:
-        path.chmod(0o666 & ~UMASK)
+    if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+        with suppress(OSError):  # some mounts have no modes of their own
+            path.chmod(0o666 & ~UMASK)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -42,8 +42,8 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "microsoft/resnet-50."
     )
     warm_start: str | None = path_flag(
-        "Mask2Former to start from, a folder or a name on the Hub: a FASeg with DFPQ and HRCA gets its weights, "
-        "and trains on."
+        "Mask2Former to start from, or FASeg without DFPQ and HRCA, a folder or a name on the Hub: a FASeg with both "
+        "gets its weights, and trains on."
     )
 
     crop_height: int = flag(512, "Height of the training crops in pixels.")
@@ -137,13 +137,13 @@ def check_arguments(arguments: TrainArguments) -> None:
         raise UserError("no output folder: give --output_dir")
     check_folder("--output_dir", Path(arguments.output_dir))
     check_values(arguments)
-    for name in ("model_name_or_path", "config_name", "backbone_weights"):
-        if arguments.warm_start and getattr(arguments, name):
-            raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")
 
 
 def check_values(arguments: TrainArguments) -> None:
     """Raises `UserError` at numbers and names that no training can work with."""
+    for name in ("model_name_or_path", "config_name", "backbone_weights"):
+        if arguments.warm_start and getattr(arguments, name):
+            raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")
     scales = arguments.scale_range
     if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1] <= HIGHEST_SCALE):
         raise UserError(f"--scale_range {scales}: give two factors above 0 and up to {HIGHEST_SCALE}, LOW HIGH")

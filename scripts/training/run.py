@@ -277,8 +277,13 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
         do_reduce_labels=arguments.do_reduce_labels,
         ignore_index=IGNORE_INDEX,
         num_labels=config.num_labels,
+        **({"task": "semantic"} if start else {}),
     )
-    model = start.model(config) if start else build_model(arguments, config)
+    if start:
+        model, table = start.model(config)
+        accelerator.print(table)
+    else:
+        model = build_model(arguments, config)
     if arguments.backbone_weights:
         accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
     given = arguments.model_name_or_path or arguments.warm_start or arguments.backbone_weights

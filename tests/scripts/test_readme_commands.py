@@ -10,9 +10,11 @@ import sys
 
 import pytest
 import timm
+from mask2former_models import write_mask2former
 from page_commands import script_commands, shell_lines
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_models import TINY_RESNET
 from transformers import AutoConfig, ResNetBackbone
 
 import modeling_faseg  # noqa: F401 - registers the model
@@ -103,7 +105,10 @@ def placeholders(shapes, tmp_path_factory):
     save_file(timm_net.state_dict(), folder / "mobilenetv2_100.safetensors")
     config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / "faseg-resnet50-ade20k").backbone_config
     save_file(ResNetBackbone(config).state_dict(), folder / "model.safetensors")
+    mask2former = folder / "mask2former-tiny-ade-semantic"
+    write_mask2former(mask2former, TINY_RESNET, num_queries=10)
     return {
+        "facebook/mask2former-swin-tiny-ade-semantic": str(mask2former),
         "path/to/camvid": str(shapes),
         "path/to/ade20k": str(shapes),
         "path/to/dataset": str(shapes),

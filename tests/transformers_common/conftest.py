@@ -50,7 +50,7 @@ def generated_image(url: str) -> str:
     waves = [np.sin(rows / 31 + shift) + np.cos(columns / 23 - shift) for shift in (0.0, 0.7, 1.9)]
     image = (np.stack(waves, axis=-1) * 60 + 127).astype(np.uint8)
     image[120:300, 200:420] = (200, 60, 30)
-    path = Path(tempfile.gettempdir()) / "faseg_common_tests_image.png"
+    path = Path(tempfile.gettempdir()) / f"faseg_common_tests_image_{os.getpid()}.png"
     Image.fromarray(image).save(path)
     return str(path)
 

@@ -226,6 +226,6 @@ def test_good_samples_of_the_batch_stand_in_where_the_spare_is_bad_too(tmp_path)
 
 def test_a_batch_without_any_good_sample_stops(tmp_path):
     with pytest.raises(
-        UserError, match=r"no sample of a batch can be used: image of sample broken_[^;]*; and \d+ more$"
+        UserError, match=r"no sample of a batch can be used: image of sample broken_[^;]*; and \d+ samples more$"
     ):
         batches(write_with_broken(tmp_path, 0, 4), batch_size=2, count=1)

@@ -84,7 +84,7 @@ RECIPE_ROWS = {
     "crop_height": "crop height",
     "crop_width": "crop width",
     "learning_rate": "learning rate",
-    "backbone_lr_multiplier": "times this for the backbone",
+    "backbone_lr_multiplier": "multiplier of the learning rate for the backbone",
     "lr_scheduler_type": "schedule",
     "weight_decay": "weight decay",
     "max_grad_norm": "gradient norm clipped to",

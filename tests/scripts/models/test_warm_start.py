@@ -159,13 +159,18 @@ def test_a_plain_model_of_another_task_becomes_one_of_label_maps(folder, shapes,
     assert AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run").config.task == "semantic"
 
 
-def test_a_configuration_that_cannot_be_is_one_line(folder, tmp_path, command):
-    run = ["--warm_start", folder, "--dataset_name", "nowhere", "--output_dir", tmp_path / "run"]
-    wrong = [*TRAIN, "num_queries=7"]
-    with pytest.raises(UserError, match=r"--warm_start .*: missing or of another shape: .*queries"):
-        start = WarmStart(str(folder), ["num_queries=7"])
-        start.model(start.config())
-    assert command(train, *run, *wrong)[0] == 2
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("num_queries=7", "missing or of another shape: model.transformer_decoder.queries_"),
+        ("backbone_config.downsample_in_first_stage=true", "strides"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_one_line(wrong, message, folder, shapes, tmp_path, command):
+    run = ["--warm_start", folder, "--dataset_name", shapes, "--output_dir", tmp_path / "run"]
+    code, _, errors = command(train, *run, "--max_train_steps", 1, *TRAIN, wrong)
+    assert code == 2 and errors[-1].startswith(f"train.py: error: --warm_start {folder}: "), errors[-1]
+    assert message in errors[-1]
     code, _, errors = command(check_dataset, *run[:4], "--backbone_weights", "somewhere")
     assert code == 2 and "--warm_start and --backbone_weights both name where the model comes from" in errors[-1]
 

@@ -183,9 +183,8 @@ def with_bytes(value: Any) -> Any:
         return value
     content = bytearray()
     with xopen(value["path"], "rb", download_config=datasets.DownloadConfig()) as file:
-        while part := file.read(
-            CHUNK_BYTES
-        ):  # of some servers a read gives what has arrived, however much is asked for
+        # Of some servers a read gives what has arrived, however much is asked for: only an empty one is the end.
+        while part := file.read(CHUNK_BYTES):
             content += part
             if len(content) > MAX_BYTES:
                 raise ValueError(f"it has more than the {MAX_BYTES} bytes that are read: cut it into tiles")

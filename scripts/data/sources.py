@@ -74,7 +74,7 @@ def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             stream = iter(rest)
         try:
             return next(stream, None)
-        except Exception:
+        except Exception:  # whatever it is, the stream is opened anew if another try follows
             stream = None
             raise
 

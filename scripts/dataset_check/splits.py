@@ -50,12 +50,8 @@ def open_splits(arguments: TrainArguments) -> tuple[dict[str, LabelledDataset], 
 def split_not_read(split: str, reason: str) -> Finding:
     """A note where there is no such split, an error where it is there but wrong."""
     if NO_SUCH_SPLIT.search(reason):
-        fix = (
-            "give both folders, or go without"
-            if "give both folders" in reason
-            else "name another split, or go without"
-        )
-        return Finding("note", "split-not-read", (split,), reason, fix)
+        other = "give both folders" if "give both folders" in reason else "name another split"
+        return Finding("note", "split-not-read", (split,), reason, f"{other}, or go without")
     return Finding("error", "split-not-read", (split,), reason, "put right what it says")
 
 

@@ -211,3 +211,17 @@ def test_an_unknown_size_is_judged_after_a_hundred_samples():
     bad.add(["a", "b", "c"], seen=99)
     with pytest.raises(UserError, match="3 bad samples, more than the 1"):
         bad.add([], seen=1)
+
+
+def test_an_image_whose_server_gives_it_piece_by_piece_is_read_whole(monkeypatch):
+    """Servers that tell no length give, at each read, what has arrived."""
+    image = Image.effect_noise((32, 24), 50).convert("RGB")
+    content = io.BytesIO(encoded(image, "PNG")["bytes"])
+
+    class Slow(io.RawIOBase):
+        def read(self, size=-1):
+            return content.read(min(size, 100))
+
+    monkeypatch.setattr(samples, "xopen", lambda *args, **kwargs: Slow())
+    found = samples.with_bytes({"bytes": None, "path": "https://example.org/image.png"})
+    assert np.array_equal(Image.open(io.BytesIO(found["bytes"])), image)

@@ -20,8 +20,8 @@ from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_
 from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
-from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca
-from scripts.models.warm_start import WarmStart
+from scripts.models.loading import build_processor, refuse_dead_hrca
+from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments, with_batch_sizes
 from scripts.training.memory import activation_bytes, state_bytes
 from scripts.training.run import augmentation_of, build_optimizer, prepare_network
@@ -61,11 +61,11 @@ class RecipeCost:
         self.accelerator = build_accelerator(arguments.mixed_precision)
         self.arguments = with_batch_sizes(arguments, self.accelerator.num_processes)
         check_class_count(len(names), arguments.do_reduce_labels)
-        self.start = WarmStart.of(arguments)
-        self.config = self.start.config(names) if self.start else build_config(arguments, names)
+        start = start_of(self.arguments)
+        self.source, self.config = start.source, start.config(names)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
-        model = self.start.model(self.config)[0] if self.start else build_model(self.arguments, self.config)
+        model, _ = start.model(self.config)
         self.model = prepare_network(model, self.arguments, self.accelerator).train()
         self.form = form
         self.rows: list[dict[str, Any]] = []
@@ -190,8 +190,7 @@ class RecipeCost:
             raise UserError("no sample without a fault was read")
         samples = TrainingSamples(self.form, num_labels, augmentation_of(arguments), arguments.seed)
         labels = {"do_reduce_labels": arguments.do_reduce_labels, "ignore_index": IGNORE_INDEX}
-        source = self.start.source if self.start else arguments
-        processor = build_processor(source, self.config, **labels, num_labels=num_labels)
+        processor = build_processor(self.source, self.config, **labels, num_labels=num_labels)
         count = arguments.per_device_train_batch_size
         rows = [StreamRow(0, index, self.rows[index % len(self.rows)]) for index in range(count)]
         started = time.perf_counter()

@@ -21,8 +21,7 @@ from scripts.dataset_check.finding import Finding
 from scripts.dataset_check.label_rule import LabelRule
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenImages
-from scripts.models.loading import build_config
-from scripts.models.warm_start import WarmStart
+from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments
 
 
@@ -68,8 +67,7 @@ def read_classes(
     else:  # also one that the trainer refuses, so that its fault is told with the others
         names = read_names(data.classes_file)
     if names is None and (arguments.model_name_or_path or arguments.warm_start):
-        start = WarmStart.of(arguments)
-        config = start.config() if start else build_config(arguments)
+        config = start_of(arguments).config()
         names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     if not names:
         fix = 'write id2label.json beside the data, {"0": "name", ...}, or give --id2label'

@@ -20,7 +20,7 @@ from configuration import FASegConfig
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
 from scripts.models.arguments import ModelArguments, WarmStartArguments
-from scripts.models.loading import LABEL_DEPENDENT, build_model, listed, read_config, with_changes
+from scripts.models.loading import LABEL_DEPENDENT, build_config, build_model, listed, read_config, with_changes
 from scripts.models.mask2former import without_loading_report
 
 
@@ -67,6 +67,7 @@ class WarmStart:
         if task and "task" not in parse_overrides(overrides):
             overrides = [*overrides, f"task={task}"]
         self.name, self.overrides = name, overrides
+        self.processor_settings = {name: value for name, value in parse_overrides(overrides).items() if name == "task"}
         self.source = source(model_name_or_path=name, config_overrides=overrides, trust_remote_code=trust_remote_code)
         self.plain = read_config(self.source, name)
         if not isinstance(self.plain, FASegConfig):
@@ -76,13 +77,6 @@ class WarmStart:
                 f"{self.source.checkpoint_flag} {name}: it has DFPQ or HRCA already: train.py takes it as "
                 "--model_name_or_path"
             )
-
-    @classmethod
-    def of(cls, arguments: Any) -> WarmStart | None:
-        """The one that flags of training ask for, if they do: of label maps, since those are trained on here."""
-        if not arguments.warm_start:
-            return None
-        return cls(arguments.warm_start, arguments.config_overrides, "semantic", arguments.trust_remote_code)
 
     def config(self, id2label: dict[int, str] | None = None) -> PreTrainedConfig:
         """Configuration of the new model."""
@@ -115,6 +109,29 @@ class WarmStart:
             flag = self.source.checkpoint_flag
             raise UserError(f"{flag} {self.name}: missing or of another shape: {listed(unlike)}")
         return model, table(self.name, model, new, cast(FASegConfig, self.plain).decoder_layers)
+
+
+class PlainStart:
+    """The model that the flags name, or a new one of the configuration that they name; used as a `WarmStart` is."""
+
+    def __init__(self, arguments: ModelArguments):
+        self.source = arguments
+        self.processor_settings: dict[str, Any] = {}
+
+    def config(self, id2label: dict[int, str] | None = None) -> PreTrainedConfig:
+        """Its configuration."""
+        return build_config(self.source, id2label)
+
+    def model(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, str]:
+        """The model, and nothing that is to be said of it."""
+        return build_model(self.source, config), ""
+
+
+def start_of(arguments: Any) -> WarmStart | PlainStart:
+    """What training starts from by its flags; a warm start is for label maps, since those are trained on here."""
+    if not arguments.warm_start:
+        return PlainStart(arguments)
+    return WarmStart(arguments.warm_start, arguments.config_overrides, "semantic", arguments.trust_remote_code)
 
 
 def layers_here(there: int) -> int:

@@ -23,8 +23,8 @@ from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.evaluation.degenerate import refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
-from scripts.models.loading import build_config, build_model, build_processor, refuse_dead_hrca, refuse_non_finite
-from scripts.models.warm_start import WarmStart
+from scripts.models.loading import build_processor, refuse_dead_hrca, refuse_non_finite
+from scripts.models.warm_start import start_of
 from scripts.storage.atomic import recover
 from scripts.storage.lock import FolderLock
 from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
@@ -251,15 +251,15 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
 
     # ---- data
     data = LabelledDataset(arguments, arguments.train_split_name)
-    start = WarmStart.of(arguments)
-    if data.id2label is None and not (arguments.model_name_or_path or start):
+    start = start_of(arguments)
+    if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):
         raise UserError("no class names: give --id2label, or put id2label.json beside the data")
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
     max_steps = planned_steps(arguments, data.num_examples, micro_batch * accelerator.gradient_accumulation_steps)
 
     # ---- model
     check_class_count(len(data.id2label or {}), arguments.do_reduce_labels)
-    config = start.config(data.id2label) if start else build_config(arguments, data.id2label)
+    config = start.config(data.id2label)
     if data.palette:
         config.palette = data.palette
     check_ignored_id(config)
@@ -271,19 +271,17 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
         checkpoint = on_main(accelerator, lambda: find_checkpoint(wanted, output_dir, settings))
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
     processor = build_processor(
-        start.source if start else arguments,
+        start.source,
         config,
         size={"shortest_edge": shortest, "longest_edge": arguments.eval_longest_edge or 4 * shortest},
         do_reduce_labels=arguments.do_reduce_labels,
         ignore_index=IGNORE_INDEX,
         num_labels=config.num_labels,
-        **({"task": "semantic"} if start else {}),
+        **start.processor_settings,
     )
-    if start:
-        model, table = start.model(config)
-        accelerator.print(table)
-    else:
-        model = build_model(arguments, config)
+    model, origins = start.model(config)
+    if origins:
+        accelerator.print(origins)
     if arguments.backbone_weights:
         accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
     given = arguments.model_name_or_path or arguments.warm_start or arguments.backbone_weights

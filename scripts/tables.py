@@ -104,13 +104,15 @@ def results_markdown(folder: Path, root: str) -> str:
 
 
 def ablation_markdown(file: Path) -> str:
-    """A row per variant of `scripts/ablation.py`: mIoU of each seed, their mean and standard deviation."""
+    """A row per variant of `scripts/ablation.py`: mIoU of each seed, mean and standard deviation, steps and time."""
     variants = read_json(file, kinds={"variants": dict[str, dict[str, Any]]}, needed=["variants"])["variants"]
     rows = []
     for name, row in variants.items():
         seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())
-        rows.append([name, seeds, number(row["mean"]), number(row["standard_deviation"])])
-    return markdown(["decoder", "mIoU of each seed", "mean", "standard deviation"], rows)
+        times = [row["steps"], number(row["processor_minutes"])] if "steps" in row else ["-", "-"]
+        rows.append([name, seeds, number(row["mean"]), number(row["standard_deviation"]), *times])
+    head = ["decoder", "mIoU of each seed", "mean", "standard deviation", "steps", "processor minutes"]
+    return markdown(head, rows)
 
 
 def lens_markdown(rows: list[dict[str, Any]]) -> str:

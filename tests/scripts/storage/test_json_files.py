@@ -109,6 +109,10 @@ READERS = {
     "tracking": ("tracking.json", lambda file: tracked_run_id(file.parent, 5)),
     "benchmark": ("benchmark.json", lambda file: merge(file, "part", {})),
     "ablation": ("ablation.json", lambda file: ablation.check_flags(file, ablation.AblationArguments())),
+    "ablation_runs": (
+        "summary.json",
+        lambda file: ablation.earlier_runs(ablation.AblationArguments(output_file=str(file))),
+    ),
     "save_to_disk": ("dataset_dict.json", lambda file: check_saved(file.parent, Bounds((file.parent,)))),
     "state": ("state.json", lambda file: check_saved(file.parent, Bounds((file.parent,)))),
 }
@@ -142,6 +146,7 @@ def test_every_reader_names_the_file(reader, content, tmp_path):
         ("tracking", {}),
         ("benchmark", {"parts": []}),
         ("ablation", {"train_recipe": 1}),
+        ("ablation_runs", {"runs": {"both": []}}),
         ("save_to_disk", {"splits": 5}),
         ("save_to_disk", {"splits": [1]}),
         ("state", {"_data_files": [1]}),

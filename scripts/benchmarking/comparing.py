@@ -18,9 +18,16 @@ import torch
 from scripts.benchmarking.contestants import Case
 from scripts.benchmarking.floor import needed_multiply_adds, semantic_products
 from scripts.benchmarking.measuring import Stages, in_child, interleave, matmul_rate, peak_of, quartiles
-from scripts.benchmarking.parts import ON_CUDA, Effort, Part, Target
+from scripts.benchmarking.parts import MASK2FORMER_HERE, ON_CUDA, Effort, Part, Target
 from scripts.benchmarking.plain import DecoderWork, LossWork, MatcherWork
-from scripts.benchmarking.workloads import Counting, DataPath, Inference, PostProcessing, TrainingStep
+from scripts.benchmarking.workloads import (
+    Counting,
+    DataPath,
+    Inference,
+    PostProcessing,
+    TrainingStep,
+    random_images,
+)
 from scripts.cli.errors import UserError
 from scripts.evaluation.results import command_line, package_versions
 
@@ -64,6 +71,9 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
         raise UserError(skipped[part.baseline])
     device = torch.device(effort.device)
     runs = {name: workload.run for name, workload in workloads.items()}
+    differences = {}
+    if part.kind == "inference" and MASK2FORMER_HERE in workloads:
+        differences = outputs_apart(workloads[MASK2FORMER_HERE], workloads[part.baseline])
     measured, rates = interleave(runs, effort.repetitions, effort.seconds, lambda: matmul_rate(device))
     synchronisations = {}
     if effort.device == "cuda":
@@ -82,6 +92,7 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
         "matmul_rate": quartiles(rates),
         "multiply_adds": floor,
         "floor_seconds": sum(floor.values()) / rate if floor else None,
+        "outputs_apart": differences,
         "contestants": {},
         "skipped": skipped,
         **provenance(effort),
@@ -100,6 +111,24 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
     targets = () if effort.quick else part.targets
     record["targets"] = [judged(target, record["contestants"]) for target in targets]
     return record
+
+
+@torch.no_grad()
+def outputs_apart(ours: Inference, theirs: Inference) -> dict[str, float]:
+    """How far two models of equal weights are apart on one input: largest differences of logits, share of labels."""
+    case = ours.case
+    pixel_values = ours.processor(images=random_images(case, 0), return_tensors="pt")["pixel_values"].to(case.device)
+    found, wanted = (work.model(pixel_values=pixel_values) for work in (ours, theirs))
+    sizes = [(case.height, case.width)] * case.batch
+    maps = [
+        torch.stack(ours.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes))
+        for outputs in (found, wanted)
+    ]
+    for work in (ours, theirs):
+        work.clock.take()
+    names = {"class logits": "class_queries_logits", "mask logits": "masks_queries_logits"}
+    apart = {words: (found[name] - wanted[name]).abs().max().item() for words, name in names.items()}
+    return {**apart, "labels": (maps[0] != maps[1]).float().mean().item()}
 
 
 def provenance(effort: Effort) -> dict[str, Any]:

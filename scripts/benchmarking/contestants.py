@@ -1,7 +1,8 @@
 """The models that are compared, all with random weights: FASeg in its variants, and transformers' models.
 
 FASeg and Mask2Former get the same backbone configuration, 100 queries and as many classes; each is run with its own
-image processor. SegFormer-B2 and EoMT (ViT-L, its released size) stand beside them for context.
+image processor. "Mask2Former here" is that Mask2Former with its weights, run as a FASeg without DFPQ and HRCA.
+SegFormer-B2 and EoMT (ViT-L, its released size) stand beside them for context.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from transformers.models.segformer import SegformerForSemanticSegmentation, Segf
 
 import modeling_faseg  # noqa: F401 - registers the models
 from image_processing import FASegImageProcessor
-from scripts.benchmarking.parts import FASEG, MASK2FORMER
+from scripts.benchmarking.parts import FASEG, MASK2FORMER, MASK2FORMER_HERE
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.models import mask2former
 
 
 BACKBONES = {"ResNet-50": "faseg-resnet50-ade20k", "Swin-T": "faseg-swin-tiny-ade20k"}
@@ -64,7 +66,7 @@ class Case:
     @property
     def is_faseg(self) -> bool:
         """Whether the model is this project's."""
-        return self.contestant.split()[0] == FASEG
+        return self.contestant.split()[0] == FASEG or self.contestant == MASK2FORMER_HERE
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,7 +101,11 @@ def build_model(case: Case) -> nn.Module:
         UserError: a variant that this machine or this version cannot do; the reason stands in it.
     """
     torch.manual_seed(0)
-    if case.is_faseg:
+    if case.contestant == MASK2FORMER_HERE:
+        theirs = Mask2FormerForUniversalSegmentation(mask2former_config(case))
+        model = AutoModelForUniversalSegmentation.from_config(mask2former.faseg_config(theirs.config, "semantic"))
+        model.load_state_dict(mask2former.renamed(theirs.state_dict()))
+    elif case.is_faseg:
         model = AutoModelForUniversalSegmentation.from_config(faseg_config(case))
     elif case.contestant.startswith(MASK2FORMER):
         model = Mask2FormerForUniversalSegmentation(mask2former_config(case))

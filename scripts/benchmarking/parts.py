@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FASEG = "FASeg"
 MASK2FORMER = "HF Mask2Former"
+MASK2FORMER_HERE = "Mask2Former here"  # the same weights, run by this project
 # After "FASeg" any of these words: what is done to the model once it is built.
 VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels")
 CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
@@ -65,6 +66,7 @@ SMALL: dict[str, Any] = {"height": 512, "width": 512, "classes": 150}
 LARGE: dict[str, Any] = {"height": 1024, "width": 2048, "classes": 19}
 SWIN: dict[str, Any] = {"backbone": "Swin-T"}
 EXACT = (FASEG, MASK2FORMER)
+SAME_WEIGHTS = (MASK2FORMER_HERE, MASK2FORMER)
 PRECISIONS = (FASEG, BF16, MASK2FORMER)
 PLAIN_SETTING = {**SMALL, "batch": 2}
 
@@ -91,6 +93,13 @@ MUST_SHOW = {
     "counting": Part("counting", LARGE, (FASEG, EVALUATE), EVALUATE, (Target(FASEG, 10.0),), weighed=False),
 }
 FURTHER = {
+    **{
+        f"mask2former-{backbone}-{size}": Part(
+            "inference", {**setting, **of_backbone}, SAME_WEIGHTS, targets=(Target(MASK2FORMER_HERE, speed, 0.35),)
+        )
+        for backbone, of_backbone, speed in (("resnet50", {}, 1.9), ("swin-tiny", SWIN, 1.75))
+        for size, setting in (("512", SMALL), ("1024x2048", LARGE))
+    },
     "swin-tiny-1024x2048": Part("inference", {**LARGE, **SWIN}, EXACT),
     "swin-tiny-training": Part("training", {**SMALL, **SWIN, "batch": 2}, (FASEG, MASK2FORMER)),
     "resnet50-512-batch8": Part("inference", {**SMALL, "batch": 8}, PRECISIONS),
@@ -116,11 +125,11 @@ def check_contestant(name: str) -> None:
         UserError: names it.
     """
     first, *words = name.split() or [""]
-    known = name in (MASK2FORMER, *CONTEXT) or (first == FASEG and all(word in VARIANT_WORDS for word in words))
+    known = name in (*SAME_WEIGHTS, *CONTEXT) or (first == FASEG and all(word in VARIANT_WORDS for word in words))
     if not known:
         raise UserError(
-            f"--contestants {name!r}: choose {MASK2FORMER!r}, {CONTEXT[0]!r}, {CONTEXT[1]!r} or {FASEG!r} followed by "
-            f"any of {', '.join(VARIANT_WORDS)}"
+            f"--contestants {name!r}: choose {', '.join(map(repr, (*SAME_WEIGHTS, *CONTEXT)))} or {FASEG!r} followed "
+            f"by any of {', '.join(VARIANT_WORDS)}"
         )
 
 

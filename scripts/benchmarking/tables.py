@@ -74,6 +74,11 @@ def part_table(record: dict[str, Any]) -> str:
             lines.append(f"  {stage:<26}{milliseconds(values):>28}{'':>10}{percent(shares.get(stage)):>12}")
         if "synchronisations" in row:
             lines.append(f"  waits for the GPU: {row['synchronisations']} per run")
+    if apart := record.get("outputs_apart"):
+        lines.append(
+            f"equal weights, one input: class logits at most {apart['class logits']:.1e} apart, mask logits "
+            f"{apart['mask logits']:.1e}, {100 * apart['labels']:.3f} % of the pixels labelled otherwise"
+        )
     lines += [f"{name}: not run, {reason}" for name, reason in record["skipped"].items()]
     lines += [target_line(target, record) for target in record["targets"]]
     return "\n".join(lines)

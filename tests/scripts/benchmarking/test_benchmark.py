@@ -13,11 +13,21 @@ from training_processes import SERVER
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from scripts.benchmark import BenchmarkArguments, benchmark, check_arguments, chosen_parts
-from scripts.benchmarking.comparing import judged, summary
-from scripts.benchmarking.contestants import Case, faseg_config, mask2former_config
+from scripts.benchmarking.comparing import judged, measure_part, outputs_apart, summary
+from scripts.benchmarking.contestants import BACKBONES, Case, faseg_config, mask2former_config
 from scripts.benchmarking.floor import count_multiply_adds
 from scripts.benchmarking.measuring import Clock, in_child, interleave, matmul_rate, peak_of, quartiles
-from scripts.benchmarking.parts import EVALUATE, FASEG, MASK2FORMER, MUST_SHOW, PARTS, PLAIN, Effort, Target
+from scripts.benchmarking.parts import (
+    EVALUATE,
+    FASEG,
+    MASK2FORMER,
+    MUST_SHOW,
+    PARTS,
+    PLAIN,
+    SAME_WEIGHTS,
+    Effort,
+    Target,
+)
 from scripts.benchmarking.plain import DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.scaling import needs, saved_bytes, saved_storages
 from scripts.benchmarking.tables import benchmark_markdown, merge, part_table
@@ -164,6 +174,24 @@ def test_plain_implementation_decodes_matches_and_loses_alike():
         work = LossWork(Case(name, **TINY))
         averages.append(torch.stack([work.loss(work.inputs(seed)).detach() for seed in range(8)]).mean())
     torch.testing.assert_close(averages[0], averages[1], rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mask2former_here_has_the_weights_of_the_other(backbone):
+    ours, theirs = (Inference(Case(name, backbone, **TINY)) for name in SAME_WEIGHTS)
+    apart = outputs_apart(ours, theirs)
+    assert apart["class logits"] < 1e-4 and apart["mask logits"] < 1e-4 and apart["labels"] < 1e-3
+    assert list(ours.run(1)) == list(theirs.run(1)), "the comparison leaves nothing in the stages"
+    with torch.no_grad():
+        ours.model.class_predictor.bias += 0.5
+    assert outputs_apart(ours, theirs)["class logits"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_part_of_equal_weights_says_how_far_outputs_are_apart(uncollected):
+    record = measure_part(PARTS["mask2former-resnet50-512"], Effort("cpu", 1, 0.0, True, False))
+    assert set(record["contestants"]) == set(SAME_WEIGHTS)
+    assert "equal weights, one input: class logits at most" in part_table(record)
+    assert not measure_part(PARTS["resnet50-512"], Effort("cpu", 1, 0.0, True, False), [FASEG])["outputs_apart"]
 
 
 # --------------------------------------------------------------------------------------------------------- measuring

@@ -94,6 +94,7 @@ def load_export(arguments: ExportArguments) -> Export:
     Raises:
         UserError: it is no whole checkpoint, or the figures are of another.
     """
+    from scripts.models.licences import check_keeps_licence
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
     from scripts.sharing.cards import card_file, read_card, read_results
     from scripts.sharing.repository import Export, check_code_knows, check_measured_on
@@ -109,6 +110,7 @@ def load_export(arguments: ExportArguments) -> Export:
             "in hub_cards/, or write a card of your own for --card"
         )
     check_code_knows(type(config), checkpoint)
+    check_keeps_licence(facts.license, config)
     model = build_model(named, config, new_classes=False).eval()
     refuse_non_finite(model, f"--model_name_or_path {checkpoint}", ": nothing to share")
     if results is not None:

@@ -149,7 +149,8 @@ def build_graph(
     import onnx
     import torch
 
-    from scripts.onnx_export.metadata import describe, license_of
+    from scripts.models.licences import license_of
+    from scripts.onnx_export.metadata import describe
     from scripts.onnx_export.network import export_network, in_eight_bits
     from scripts.onnx_export.processing import with_processing
 

@@ -28,6 +28,7 @@ from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import hub_reason
 from scripts.models.families import family_of
+from scripts.models.licences import inherited
 from scripts.models.model_files import check_model_files
 
 
@@ -74,7 +75,10 @@ def read_config(arguments: ModelArguments, name: str) -> PreTrainedConfig:
     if not mask2former.is_mask2former(name):
         return config
     task = mask2former.task_of(name, config, parse_overrides(arguments.config_overrides).get("task"))
-    return mask2former.faseg_config(config, task)
+    found = mask2former.faseg_config(config, task)
+    for field, value in inherited(name, config).items():
+        setattr(found, field, value)
+    return found
 
 
 def with_changes(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 import transformers
-from huggingface_hub.repocard import metadata_load
 from transformers.image_utils import SizeDict
-from transformers.utils import cached_file
 
 from scripts.onnx_export.kinds import Kind, Size
 
@@ -67,16 +64,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, SizeDict):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def license_of(name: str, config: Any) -> str:
-    """The licence that the checkpoint's card or configuration names, "unknown" if neither does."""
-    card = Path(name) / "README.md"
-    if not card.is_file():
-        try:
-            cached = cached_file(name, "README.md", _raise_exceptions_for_missing_entries=False)
-        except (OSError, ValueError):
-            cached = None
-        card = Path(cached) if cached else card
-    facts = (metadata_load(card) or {}) if card.is_file() else {}
-    return str(facts.get("license_name") or facts.get("license") or getattr(config, "license", None) or "unknown")

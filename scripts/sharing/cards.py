@@ -12,6 +12,7 @@ import yaml
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.models.licences import origin_notice
 from scripts.sharing.papers import paper_of
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
@@ -344,18 +345,19 @@ def snippet(name: str, sample: str | None = None) -> str:
     )
 
 
-def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None) -> str:
+def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None, config: Any) -> str:
     """What the licence of the weights follows from: of what they were trained on, or converted from, or both."""
     origins = ["trained"] if recipe else ["converted"]
     if recipe and recipe.get("model_name_or_path"):  # tuned further: what the first weights came with stays
         origins = ["converted", "trained"]
-    return " ".join([facts.notice[origin] for origin in origins if origin in facts.notice] or facts.notice.values())
+    said = [facts.notice[origin] for origin in origins if origin in facts.notice] or [*facts.notice.values()]
+    return " ".join([*said, *filter(None, [origin_notice(config)])])
 
 
 def model_card(
     model_id: str,
     repo_id: str,
-    model_type: str,
+    config: Any,
     facts: CardFacts,
     results: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
@@ -366,7 +368,7 @@ def model_card(
     """The card of a repository.
 
     Args:
-        model_type: of the configuration; it tells the paper.
+        config: the model's configuration; it tells the paper, and what the weights come from.
         results: of `read_results`; without them the card says "not measured".
         recipe: what the weights were trained with; None for converted ones.
         samples: `image`, `input` and `caption` of each sample image.
@@ -374,13 +376,13 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    published, paper = read_published().get(model_id, {}), paper_of(model_type)
+    published, paper = read_published().get(model_id, {}), paper_of(config.model_type)
     data = ModelCardData(
         license=facts.license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["image-segmentation", "semantic-segmentation", paper.family, "vision"],
-        base_model=facts.base_model,
+        base_model=facts.base_model or getattr(config, "base_model", None),
         metrics=["mean_iou", "accuracy"] if results else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=eval_results(results, facts) if results else None,
@@ -391,7 +393,7 @@ def model_card(
         title=facts.name,
         summary=facts.summary,
         paper=paper,
-        notice=licence_notice(facts, recipe),
+        notice=licence_notice(facts, recipe, config),
         license=facts.license,
         non_commercial="-nc" in facts.license.lower(),
         samples=samples or [],

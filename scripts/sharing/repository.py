@@ -19,6 +19,7 @@ from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
 from scripts.models.families import family_of
+from scripts.models.licences import FIELDS
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import EARLIER, repository_files, write_scrubbed_recipe
@@ -36,7 +37,7 @@ LICENCE_TEXTS = {
 # What transformers writes into a config.json besides its fields.
 OF_TRANSFORMERS = {"_name_or_path", "_commit_hash", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 OF_TRANSFORMERS |= {"attn_implementation", "_attn_implementation", "num_labels", "quantization_config"}
-OF_TRAINING = {"palette"}  # fields that `train.py` adds to a model's own
+OURS = {"palette", *FIELDS}  # fields that the commands add to a model's own
 
 
 @dataclass
@@ -76,7 +77,7 @@ def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
             f"{name} is a Mask2Former: make it a folder of this project: python scripts/convert_checkpoint.py "
             f"--mask2former {name} --output_dir FOLDER"
         )
-    known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS | OF_TRAINING
+    known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS | OURS
     if unknown := sorted(stored.keys() - known):
         raise UserError(
             f"{name}: config.json has {unknown[0]!r}, which this code does not know: the code is older than the "
@@ -134,12 +135,16 @@ def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
     return written
 
 
-def licence_text(facts: CardFacts, recipe: dict[str, Any] | None) -> str:
-    """The repository's LICENSE: of the weights, with the code's named apart."""
+def licence_text(facts: CardFacts, notice: str) -> str:
+    """The repository's LICENSE: of the weights, with the code's named apart.
+
+    Args:
+        notice: what the licence of the weights follows from.
+    """
     where = LICENCE_TEXTS.get(facts.license.lower())
     return (
         f"The weights in this repository (*.safetensors, onnx/*.onnx) are licensed under {facts.license}"
-        f"{f': {where}' if where else ''}\n\n{licence_notice(facts, recipe)}\n\n"
+        f"{f': {where}' if where else ''}\n\n{notice}\n\n"
         "The code (*.py) is licensed under Apache-2.0, see LICENSE-CODE.\n"
     )
 
@@ -161,10 +166,11 @@ def fill(export: Export, folder: Path) -> ModelCard:
     backbone = getattr(export.model.config, "backbone_config", None)
     files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     timm = getattr(backbone, "model_type", "") == "timm_backbone" or family_of(export.model.config).needs_timm
+    notice = licence_notice(export.facts, recipe, export.model.config)
     card = model_card(
         export.model_id,
         export.repo_id,
-        export.model.config.model_type,
+        export.model.config,
         export.facts,
         export.results,
         recipe,
@@ -173,7 +179,7 @@ def fill(export: Export, folder: Path) -> ModelCard:
         needs_timm=timm,
     )
     card.save(folder / "README.md")
-    (folder / "LICENSE").write_text(licence_text(export.facts, recipe), encoding="utf-8")
+    (folder / "LICENSE").write_text(licence_text(export.facts, notice), encoding="utf-8")
     shutil.copyfile(PROJECT_ROOT / "LICENSE", folder / "LICENSE-CODE")
     return card
 

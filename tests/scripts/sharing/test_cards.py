@@ -11,6 +11,7 @@ from hub_exports import loopback
 from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_folder import write_model_folder
+from transformers import CONFIG_MAPPING
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
@@ -43,13 +44,13 @@ def results():
 
 def card_of(model_id, results=None, recipe=None, **settings):
     facts, family = read_card(card_file(model_id)), model_id.split("-")[0]
-    return model_card(model_id, f"tester/{model_id}", family, facts, results, recipe, **settings)
+    return model_card(model_id, f"tester/{model_id}", CONFIG_MAPPING[family](), facts, results, recipe, **settings)
 
 
 @pytest.mark.parametrize(("family", "others"), [("semask", ("FASeg", "QLSeg")), ("qlseg", ("FASeg", "SeMask"))])
 def test_a_model_of_ones_own_cites_its_own_paper(family, others):
     """The paper goes by the kind of model, whatever its name."""
-    card = model_card("my-streets", "tester/my-streets", family, read_card(card_file(CAMVID)))
+    card = model_card("my-streets", "tester/my-streets", CONFIG_MAPPING[family](), read_card(card_file(CAMVID)))
     assert family in card.data.tags and "faseg" not in card.data.tags
     bibtex = card.text[card.text.index("```bibtex") :]
     assert {"semask": "SeMask", "qlseg": "Multi-query"}[family] in bibtex and "focus-aware" not in bibtex.lower()

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub.repocard import metadata_load
 from markdown_it import MarkdownIt
 
+from configuration import FASegConfig
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.arguments import DatasetArguments
 from scripts.error_report.confusion import csv_link
@@ -62,14 +63,16 @@ def test_a_block_of_code_ends_where_it_should():
 def test_the_models_card_obeys_no_name():
     model_id = "faseg-mobilenetv2-camvid"
     results, facts = read_results(RESULTS / f"{model_id}.json"), read_card(card_file(model_id))
-    usual = model_card(model_id, "user/name", "faseg", facts, results)
+    usual = model_card(model_id, "user/name", FASegConfig(), facts, results)
     row = next(iter(results["per_class"].values()))
     results["per_class"] = dict.fromkeys(HOSTILE, row)
     results |= {"dataset": HOSTILE[0], "split": HOSTILE[2], "metric": HOSTILE[3], "project": {"commit": HOSTILE[7]}}
     results["protocol"] |= {"name": HOSTILE[7], "source": HOSTILE[0]}
     results["command"] += " '```\n# heading\n<script>'"
     results["command"] += " --dataset_name https://jane:secret@example.org/x"
-    card = model_card(model_id, "user/name", "faseg", facts, results, {"dataset_name": HOSTILE[0], "seed": HOSTILE[2]})
+    card = model_card(
+        model_id, "user/name", FASegConfig(), facts, results, {"dataset_name": HOSTILE[0], "seed": HOSTILE[2]}
+    )
     page, before = shown(card.text), shown(usual.text)
     assert "<script" not in page and "secret" not in card.text
     headings = re.findall(r"<h\d>(.*?)</h\d>", before)

@@ -46,8 +46,9 @@ space: $(STAMP)
 test: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
+# These wait more.
 test-system: $(STAMP)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'system and not slow' --numprocesses 3 --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'system and not slow' --numprocesses 4 --dist loadfile
 
 # Ever new hostile inputs for so many seconds; stops at the first that is answered wrongly, and names its seed.
 SECONDS_OF_FUZZ ?= 3600

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import transformers
@@ -58,8 +59,7 @@ def fetch_common_tests(version: str) -> Path:
 
 
 def run_tests(name: str, common_tests: Path, arguments: list[str]) -> tuple[int, dict[str, str]]:
-    """Run one model's folder; return pytest's exit code and the outcome of each test by name."""
-    print(f"\n== {name} under the common tests of Transformers {transformers.__version__}", flush=True)
+    """Run one model's folder, then print what it said; return pytest's exit code and the outcome of each test by name."""
     outcomes = CACHE / f"outcomes-{name}.json"
     outcomes.unlink(missing_ok=True)
     environment = os.environ | {
@@ -67,12 +67,14 @@ def run_tests(name: str, common_tests: Path, arguments: list[str]) -> tuple[int,
         "OUTCOMES": str(outcomes),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        "OMP_NUM_THREADS": "1",  # as there are two processes
+        "OMP_NUM_THREADS": "1",  # as two models are tested at a time
     }
-    options = ["-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), "--confcutdir", str(HERE), "-q", "-n", "2"]
+    options = ["-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), "--confcutdir", str(HERE), "-q"]
     command = [sys.executable, "-m", "pytest", *options, *arguments, str(HERE / name)]
-    code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
-    return code, json.loads(outcomes.read_text()) if outcomes.exists() else {}
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False, capture_output=True, text=True)
+    title = f"== {name} under the common tests of Transformers {transformers.__version__}"
+    print(f"\n{title}\n{done.stdout}{done.stderr}", flush=True)
+    return done.returncode, json.loads(outcomes.read_text()) if outcomes.exists() else {}
 
 
 def passed(outcomes: dict[str, str]) -> set[str]:
@@ -81,9 +83,12 @@ def passed(outcomes: dict[str, str]) -> set[str]:
 
 def main() -> int:
     common_tests = fetch_common_tests(transformers.__version__)
-    _, reference = run_tests("mask2former", common_tests, ["--tb=no", "-r", "fE"])
-    code, ours = run_tests("faseg", common_tests, ["--tb=short", *sys.argv[1:]])
-    failed = [name for name in OTHERS if run_tests(name, common_tests, ["--tb=short", *sys.argv[1:]])[0]]
+    tasks = {name: ["--tb=short", *sys.argv[1:]] for name in ("faseg", *OTHERS)}
+    tasks["mask2former"] = ["--tb=no", "-r", "fE"]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        running = {name: pool.submit(run_tests, name, common_tests, options) for name, options in tasks.items()}
+    (_, reference), (code, ours) = running["mask2former"].result(), running["faseg"].result()
+    failed = [name for name in OTHERS if running[name].result()[0]]
 
     lost = sorted(passed(reference) - passed(ours))
     still_missing = sorted(set(NEWLY_PASSED) - passed(ours))

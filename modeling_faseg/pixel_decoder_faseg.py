@@ -35,12 +35,16 @@ class FASegPixelDecoderOutput:
 
 
 class FASegGroupNorm(nn.GroupNorm):
-    """Group norm that can leave padding out of its statistics."""
+    """Group norm that can leave padding out of its statistics.
+
+    A group of a single value (a narrow model, an image of 32 x 32 pixels) becomes zero before scale and bias, as with
+    padding, where torch's own module refuses it.
+    """
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """`(B, C, H, W)` features, with `valid` `(B, 1, H, W)` or None for all."""
         if valid is None:
-            return super().forward(features)
+            return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
         batch_size, channels, height, width = features.shape
         grouped = features.float().view(batch_size, self.num_groups, channels // self.num_groups, height, width)
         weights = valid[:, :, None].to(grouped.dtype)

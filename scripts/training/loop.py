@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,8 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
             run.progress.classes |= {int(index) for image in batch["class_labels"] for index in image}
         with accelerator.accumulate(run.model):
             where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
-            with errors_explained(where, ValueError):  # of the matcher, at logits that are not finite
+            # Of the matcher, at logits that are not finite.
+            with errors_explained(where, ValueError), small_crops_explained(run.arguments):
                 outputs = run.model(**send_to_device(batch, accelerator.device))
             accelerator.backward(outputs.loss)
         names_of_terms = ["loss", *outputs.loss_dict]
@@ -114,6 +115,21 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
     run.progress.step += 1
     run.progress.epoch, run.progress.index = position
     return step
+
+
+@contextmanager
+def small_crops_explained(arguments: TrainArguments) -> Iterator[None]:
+    """Says which flags leave a batch norm with one value per channel, where torch names a shape."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"--crop_height {arguments.crop_height} --crop_width {arguments.crop_width} "
+            f"--per_device_train_batch_size {arguments.per_device_train_batch_size}: a batch norm gets a single value "
+            "per channel: give larger crops or a larger batch"
+        ) from error
 
 
 def agree(run: Run, step: Step, received_signal: int) -> int:

@@ -120,3 +120,16 @@ def test_a_batch_that_is_all_padding_stays_finite():
     model = tiny_model(mask_padding=True)
     output = model(torch.zeros(1, 3, 64, 64), pixel_mask=torch.zeros(1, 64, 64))
     assert output.masks_queries_logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_one_coarse_token_is_normalised_with_and_without_a_mask():
+    """Groups of a single value: 32 channels in 32 groups on an image of 32x32, alone in its batch."""
+    image, outputs = torch.randn(1, 3, 32, 32, dtype=torch.float64), []
+    for mask_padding in (False, True):
+        model = tiny_model(mask_padding=mask_padding, high_resolution_min_windows=1).eval().double()
+        assert model.config.feature_size == 32
+        outputs.append(model(image, pixel_mask=torch.ones(1, 32, 32)))
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        torch.testing.assert_close(outputs[0][name], outputs[1][name], atol=1e-4, rtol=0)
+        assert outputs[0][name].isfinite().all()

@@ -226,6 +226,22 @@ def test_training_errors_at_wrong_values(flags, message, tiny_recipe, shapes, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_crops_and_edges_of_one_pixel(trained, tiny_recipe, shapes, tmp_path, command):
+    """Work, but for training on a single value per channel."""
+    data = ["--dataset_name", shapes]
+    crops = ["--crop_height", 1, "--crop_width", 1, "--config_overrides", "high_resolution_min_windows=1"]
+    train = [tiny_recipe, *data, *crops, "--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    one_line(
+        command(train_command, *train, "--per_device_train_batch_size", 1),
+        "--crop_height 1 --crop_width 1 --per_device_train_batch_size 1: a batch norm gets a single value per channel",
+    )
+    assert command(train_command, *train, "--per_device_train_batch_size", 2)[0] == 0
+    edges, results = ["--eval_shortest_edge", 1, "--eval_longest_edge", 1], tmp_path / "results.json"
+    flags = ["--model_name_or_path", trained, *data, *edges, "--output_file", results]
+    assert command(eval_command, *flags)[0] == 0
+    assert 0 <= json.loads(results.read_text())["mean_iou"] <= 100
+
+
 def test_errors_of_model_and_data(trained, tiny_recipe, shapes, tmp_path, command):
     out = ["--output_dir", tmp_path / "out", "--max_train_steps", 9]
     backbone = "backbone_config={model_type: timm_backbone, backbone: resnet18, out_indices: [1, 2, 3, 4]}"

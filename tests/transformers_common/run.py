@@ -59,7 +59,7 @@ def fetch_common_tests(version: str) -> Path:
 
 
 def run_tests(name: str, common_tests: Path, arguments: list[str]) -> tuple[int, dict[str, str]]:
-    """Run one model's folder, then print what it said; return pytest's exit code and the outcome of each test by name."""
+    """Run one model's folder and print what it said; return pytest's exit code, and outcomes by the tests' names."""
     outcomes = CACHE / f"outcomes-{name}.json"
     outcomes.unlink(missing_ok=True)
     environment = os.environ | {

@@ -6,66 +6,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_config as faseg_config
-from tiny_qlseg import tiny_qlseg_config
-from tiny_semask import TINY_BACKBONE
-from tiny_semask import tiny_config as semask_config
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, default_data_collator
-
-from image_processing import FASegImageProcessor
-from modeling_faseg import (
-    FASegForUniversalSegmentation,
-    QLSegForSemanticSegmentation,
-    SeMaskForSemanticSegmentation,
-)
-from scripts.data.collator import SegmentationCollator
-
-
-MODELS = ("faseg", "semask", "qlseg")
-HEADS = {"faseg": "class_predictor", "semask": "classifier", "qlseg": "class_predictor"}
-
-
-def build(kind):
-    """A tiny model without dropout; nothing of it is frozen."""
-    torch.manual_seed(0)
-    if kind == "faseg":
-        return FASegForUniversalSegmentation(faseg_config())
-    if kind == "qlseg":
-        return QLSegForSemanticSegmentation(tiny_qlseg_config(dropout=0.0, drop_path_rate=0.0, init_std=0.2))
-    backbone = {**TINY_BACKBONE, "drop_path_rate": 0.0, "semantic_dropout": 0.0}
-    return SeMaskForSemanticSegmentation(semask_config(backbone_config=backbone, decoder_dropout=0.0))
-
-
-def rows(count):
-    """Pictures of 64x64 with label maps of three classes in blocks, a strip of them unlabelled."""
-    generator = torch.Generator().manual_seed(3)
-    found = []
-    for _ in range(count):
-        label = torch.randint(0, 3, (8, 8), generator=generator).repeat_interleave(8, 0).repeat_interleave(8, 1)
-        label[:4] = 255
-        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=generator)
-        found.append({"image": image, "label": label.to(torch.uint8)})
-    return found
-
-
-def trainer_of(model, folder, data, evaluated=None, callbacks=None, compute_metrics=None, **settings):
-    arguments = TrainingArguments(
-        str(folder),
-        **{
-            "remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-            "save_strategy": "no", "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 2,
-            "per_device_eval_batch_size": 2, "max_steps": 1, **settings,
-        },
-    )  # fmt: skip
-    return Trainer(
-        model,
-        arguments,
-        data_collator=SegmentationCollator(FASegImageProcessor()),
-        train_dataset=data,
-        eval_dataset=evaluated,
-        callbacks=callbacks,
-        compute_metrics=compute_metrics,
-    )
+from tiny_trainers import HEADS, MODELS, build, one_step, rows, trainer_of
+from transformers import EarlyStoppingCallback, default_data_collator
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -147,38 +89,25 @@ def test_stops_early_and_keeps_the_best_model(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_accumulation_is_a_mean(kind, tmp_path):
-    """Four pictures in a batch, or in four micro steps; they are one picture, so that batch norms see the same. FASeg
-    draws points, which the tolerance allows for; a sum in place of a mean would be four times as much."""
-    found = []
-    for batch, steps in ((4, 1), (1, 4)):
-        trainer = trainer_of(
-            build(kind),
-            tmp_path,
-            rows(1) * 4,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
-            learning_rate=0.0,
-            max_grad_norm=1e9,
-        )
-        trainer.train()
-        found.append(trainer.state.log_history[0])
-    assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=0.1)
-    assert found[1]["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=0.2)
+    """Four images in a batch, or in four micro steps; a sum in place of a mean would be four times as much."""
+    whole, parts = (one_step(kind, tmp_path, batch, steps) for batch, steps in ((4, 1), (1, 4)))
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=0.1)
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=0.2)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_lora_trains_nothing_that_is_not_saved(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "saved"), [*HEADS.items(), ("semask", "decoder"), ("faseg", "pixel_decoder")])
+def test_lora_trains_nothing_that_is_not_saved(kind, saved, tmp_path):
     """The adapter on the saved base model predicts what the trained model does: batch norms have not moved."""
     peft = pytest.importorskip("peft")
     base = build(kind)
     base.save_pretrained(tmp_path / "base")
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=[HEADS[kind]])
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=[saved])
     trainer = trainer_of(peft.get_peft_model(base, settings), tmp_path / "runs", rows(2), rows(2), max_steps=3)
     assert trainer.evaluate()["eval_loss"] > 0
     trainer.train()
     trainer.save_model(tmp_path / "adapter")
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == [HEADS[kind]]
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == [saved]
 
     fresh = type(base).from_pretrained(tmp_path / "base")
     again = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
@@ -191,4 +120,4 @@ def test_lora_trains_nothing_that_is_not_saved(kind, tmp_path):
     assert not torch.allclose(one[name], untrained[name], atol=1e-2)
     after = trainer.model.unload().state_dict()
     moved = {name for name, value in before.items() if not value.equal(after[name])}
-    assert moved and all(HEADS[kind] in name for name in moved)
+    assert moved and all(f"{saved}." in name for name in moved)

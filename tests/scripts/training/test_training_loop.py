@@ -349,6 +349,19 @@ def test_a_checkpoint_knows_the_code_and_libraries_that_wrote_it(start, tmp_path
     assert ', not "other": the run goes on, but not exactly as if it had never stopped' in errors[0]
 
 
+def test_the_digest_of_the_code_changes_with_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "PROJECT_ROOT", tmp_path)
+    digests = set()
+    for place in fingerprint.CODE:
+        (tmp_path / place / "deep").mkdir(parents=True)
+        for text in ("a = 1", "a = 2"):
+            (tmp_path / place / "deep" / "code.py").write_text(text)
+            digests.add(fingerprint.code_digest())
+    assert len(digests) == 2 * len(fingerprint.CODE)
+    monkeypatch.undo()
+    assert all(list((fingerprint.PROJECT_ROOT / place).rglob("*.py")) for place in fingerprint.CODE)
+
+
 def test_damaged_checkpoints(start, tmp_path):
     flags = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 3]
     assert start(*flags)[0] == 0

@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 from tiny_models import tiny_config
+from tiny_trainers import MODELS, one_step
 from two_processes import (
     COUNTS,
     IN_TWO_PROCESSES,
@@ -42,7 +43,8 @@ def two(model_folder, shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "cpu.yaml"]
     script = Path(__file__).with_name("two_processes.py")
-    paths = [str(ROOT), str(ROOT / "tests" / "modeling_faseg")]
+    helpers = [ROOT / "tests" / f"modeling_{kind}" for kind in MODELS]
+    paths = list(map(str, [ROOT, *helpers]))
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         list(map(str, [*launch, script, folder, model_folder, shapes])),
@@ -112,6 +114,15 @@ def test_trainer_in_two_processes(model_folder, two):
     start = load_file(model_folder / "model.safetensors")
     trained = load_file(two / "trainer" / "model.safetensors")
     assert sum(not torch.equal(value, start[name]) for name, value in trained.items()) > len(start) // 2
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_trainer_averages_over_processes(kind, two, tmp_path):
+    """The same four images in one process, or two in each of two; a sum would be twice as much."""
+    one = one_step(kind, tmp_path, batch=4)
+    both = found(two)["one step"][kind]
+    assert both["loss"] == pytest.approx(one["loss"], rel=0.1)
+    assert both["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.2)
 
 
 def test_sharded_model_trains_as_its_copies(two):

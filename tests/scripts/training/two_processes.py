@@ -1,7 +1,7 @@
 """Run by `accelerate launch` in two gloo processes for test_two_processes.py; leaves its findings in a folder.
 
 `two_processes.py FOLDER MODEL_FOLDER SHAPES`: FOLDER gets `rank<r>.json` and, by part, files of its own. PYTHONPATH
-holds the project and tests/modeling_faseg.
+holds the project and the folders of the tests' helpers.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from tiny_models import TINY_SWIN, tiny_config
+from tiny_trainers import MODELS, one_step
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -192,6 +193,7 @@ def main(folder, model_folder, shapes):
             found["variants"][name] = traceback.format_exc(limit=-2)
 
     found["sharded"] = sharded_against_copied(accelerator)
+    found["one step"] = {kind: one_step(kind, folder / "trainer", batch=2) for kind in MODELS}
     trainer = build_trainer(model_folder, shapes, folder / "trainer", max_steps=3, save_strategy="no")
     trainer.train()
     found["eval_loss"] = trainer.evaluate()["eval_loss"]

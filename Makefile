@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER := $(VENV)/.browser-installed
 
 # Tests and the demo make their own data: after installation nothing reaches for the network.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
@@ -9,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error T
 # Of what building prints, setuptools' standing advice on editable installations is left out; all else is shown.
 PIP_INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
-.PHONY: help install demo space test test-system fuzz test-slow test-hf test-browser lint types format clean
+.PHONY: help install demo space test test-system fuzz test-slow test-hf install-browser test-browser lint types format clean
 
 help:
 	@echo "make demo       train, evaluate and use a small FASeg on generated data, about 2 minutes; leaves an HTML report"
@@ -65,8 +66,13 @@ test-slow: $(STAMP)
 test-hf: $(STAMP)
 	$(BIN)/python tests/transformers_common/run.py
 
-test-browser: $(STAMP)
+install-browser: $(BROWSER)
+
+$(BROWSER): $(STAMP)
 	@$(PIP_INSTALL) --editable '.[browser]'
+	@touch $@
+
+test-browser: $(BROWSER)
 	$(OFFLINE) $(BIN)/python -m pytest tests/browser --timeout 600
 
 lint: $(STAMP)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from transformers import CONFIG_MAPPING
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -25,9 +26,14 @@ NO_PREDICTIONS = [
 ]
 
 
-class OwnCheckpoints:
+class Checked:
     """Mixin of a configuration: `from_pretrained` refuses the checkpoints of other models, which transformers only
-    warns of and then fills with random weights."""
+    warns of and then fills with random weights; so are classes and backbones refused that transformers cannot read."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_labels(getattr(self, "id2label", None))
+        check_backbone(getattr(self, "backbone_config", None))
+        super().__post_init__(**kwargs)  # type: ignore[misc]
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
@@ -41,6 +47,27 @@ class OwnCheckpoints:
                 fix += f"{pretrained_model_name_or_path} --output_dir FOLDER"
             raise ValueError(f"{pretrained_model_name_or_path} is a checkpoint of {kind}, not of {own}: {fix}")
         return found, rest
+
+
+def check_labels(id2label: Any) -> None:
+    """Raise a `ValueError` unless classes, if given, are a dictionary of ids and names."""
+    if id2label is None:
+        return
+    fix = "give a dictionary of ids and names, such as {0: 'road', 1: 'tree'}"
+    if not isinstance(id2label, dict):
+        raise ValueError(f"id2label={id2label!r}: {fix}")
+    for index, name in id2label.items():
+        if not isinstance(name, str) or not str(index).removeprefix("-").isdecimal():
+            raise ValueError(f"id2label has {index!r}: {name!r}: {fix}")
+
+
+def check_backbone(backbone_config: Any) -> None:
+    """Raise a `ValueError` for a dictionary that is no configuration of a model."""
+    if isinstance(backbone_config, dict) and (kind := backbone_config.get("model_type")) not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has model_type={kind!r}, unknown to transformers: set it to 'resnet', 'swin', "
+            "'convnextv2', 'timm_backbone', ..."
+        )
 
 
 def require(config: PreTrainedConfig, name: str, condition: bool, fix: str) -> None:
@@ -58,6 +85,7 @@ def require_counts(config: PreTrainedConfig, config_class: type, but: tuple[str,
 
 def require_classes(config: PreTrainedConfig, ignore_value: int) -> None:
     """Check that the classes are numbered without a gap and that none of them is ignored."""
+    check_labels(config.id2label)
     id2label = config.id2label or {}
     numbered = bool(id2label) and sorted(id2label) == list(range(len(id2label)))
     require(config, "id2label", numbered, "number the classes 0, 1, 2, ... without a gap, at least one")

@@ -8,15 +8,15 @@ import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks import NO_PREDICTIONS, OwnCheckpoints, require, require_classes, require_counts
+from .checks import NO_PREDICTIONS, Checked, require, require_classes, require_counts
 from .configuration_semask import SemanticClassesFollowLabels, with_semantic_classes
 
 
 @strict
-class FASegConfig(OwnCheckpoints, SemanticClassesFollowLabels, PreTrainedConfig):
+class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     """Configuration of `FASegModel` and `FASegForUniversalSegmentation` ("Dynamic Focus-aware Positional Queries for
     Semantic Segmentation", CVPR 2023).
 
@@ -122,13 +122,6 @@ class FASegConfig(OwnCheckpoints, SemanticClassesFollowLabels, PreTrainedConfig)
     init_xavier_std: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type")
-            if kind not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"backbone_config has model_type={kind!r}, unknown to transformers: set it to 'resnet', 'swin', "
-                    "'convnextv2', 'timm_backbone', ..."
-                )
         super().__post_init__(**kwargs)
         self.backbone_config = with_semantic_classes(self.backbone_config, self.num_labels)
 

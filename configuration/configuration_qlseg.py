@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .checks import NO_PREDICTIONS, OwnCheckpoints, require, require_classes, require_counts
+from .checks import NO_PREDICTIONS, Checked, require, require_classes, require_counts
 
 
 @strict
-class QLSegConfig(OwnCheckpoints, PreTrainedConfig):
+class QLSegConfig(Checked, PreTrainedConfig):
     """Configuration of `QLSegModel` and `QLSegForSemanticSegmentation`.
 
     Args:

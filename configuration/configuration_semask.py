@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, SwinConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .checks import NO_PREDICTIONS, OwnCheckpoints, require, require_classes
+from .checks import NO_PREDICTIONS, Checked, require, require_classes
 
 
 ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -85,15 +85,16 @@ class SemanticClassesFollowLabels:
         backbone: Any = self.__dict__.get("backbone_config")
         before: Any = self.__dict__.get("id2label")
         super().__setattr__(name, value)
-        follows = before is not None and getattr(backbone, "num_semantic_classes", None) == len(before)
-        if name == "id2label" and value is not None and follows and len(value) != len(before):
+        if name != "id2label" or not isinstance(before, dict) or not isinstance(value, dict):
+            return  # what is no dictionary is refused
+        if getattr(backbone, "num_semantic_classes", None) == len(before) != len(value):
             backbone = copy.deepcopy(backbone)
             backbone.num_semantic_classes = len(value)
             super().__setattr__("backbone_config", backbone)
 
 
 @strict
-class SeMaskConfig(OwnCheckpoints, SemanticClassesFollowLabels, PreTrainedConfig):
+class SeMaskConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     """Configuration of `SeMaskForSemanticSegmentation`: SeMask-FPN.
 
     Args:

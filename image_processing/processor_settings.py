@@ -116,7 +116,8 @@ def check_colours(settings: Mapping[str, Any]) -> None:
     for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
         values = settings[name] if isinstance(settings[name], (list, tuple)) else [settings[name]]
         right = all(v is None or (isinstance(v, Real) and least < float(v) < math.inf) for v in values)
-        require(settings, name, right, "pass finite numbers, one per channel" + (" and above 0" if least == 0 else ""))
+        fix = "pass finite numbers, one per channel" + (" and above 0" if least == 0 else "")
+        require(settings, name, len(values) > 0 and right, fix)
     if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)) and len(mean) != len(std):
         raise ValueError(f"image_mean={mean} and image_std={std}: pass as many numbers for both")
 

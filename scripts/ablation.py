@@ -2,8 +2,8 @@
 
 `python scripts/ablation.py --train_recipe faseg-mobilenetv2-camvid --dataset_name DATA --output_dir outputs/ablation
 --output_file results/ablation/faseg-mobilenetv2-camvid.json` runs `scripts/train.py` and `scripts/eval.py` once per
-variant and seed. Runs that are finished are not repeated, so the command can be stopped and given again; seeds that
-the output file has already are kept beside the new ones.
+variant and seed. Runs that are finished are not repeated, so the command can be stopped and given again. Variants and
+seeds that the output file has already stay in it, so that some may be added later.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import json
 import os
+import re
 import statistics
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, read_recipe, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import object_fault, read_json
@@ -91,8 +94,9 @@ class AblationArguments:
     overwrite: bool = overwrite_flag()
     variants: list[str] = flag(
         ["both", "dfpq", "hrca", "neither"],
-        f"What is compared, of {', '.join(VARIANTS)}. equal-time trains both ideas for the processor time that "
-        "mask2former took, warm-start trains them from the trained mask2former for a quarter of the steps.",
+        f"What is compared, of {', '.join(VARIANTS)}. equal-time trains both ideas for the time of CPUs that "
+        "mask2former took, warm-start trains them from the trained mask2former for a quarter of the steps; what these "
+        "two need is trained too.",
     )
     seeds: list[int] = flag([0, 1, 2], "Seeds; each variant is trained once with each.")
     backbone_weights: str | None = flag(
@@ -103,7 +107,7 @@ class AblationArguments:
 
 # Arguments that all runs of a folder and of an output file have in common.
 MADE_WITH = ("train_recipe", "dataset_name", "backbone_weights", "train_flags")
-TRAINED = {"steps": int, "processor_minutes": float | int}
+TRAINED = {"steps": int, "processor_minutes": float | int | None}  # null where that is not known
 RUN = {"mean_iou": float | int, **TRAINED}
 Runs = dict[str, dict[int, dict[str, Any]]]  # variant -> seed -> run
 
@@ -115,24 +119,21 @@ def run_folder(arguments: AblationArguments, variant: str, seed: int) -> Path:
 
 def made_with(arguments: AblationArguments) -> dict[str, str]:
     """The flags that decide what a run is."""
-    return {name: without_credentials(str(getattr(arguments, name))) for name in MADE_WITH}
+    return {name: without_credentials(str(getattr(arguments, name) or "")) for name in MADE_WITH}
 
 
-def check_made_with(earlier: Any, arguments: AblationArguments, what: str, flag_name: str) -> None:
+def check_made_with(earlier: Any, arguments: AblationArguments, what: str) -> None:
     """Refuses what was made with other flags.
 
     Args:
         earlier: the flags that it was made with.
         what: its place.
-        flag_name: the flag that named it.
     Raises:
         UserError: names the flag that differs.
     """
     for name, value in made_with(arguments).items():
         if earlier[name] != value:
-            raise UserError(
-                f"{what} was made with --{name} {earlier[name]!r}, not {value!r}: name another {flag_name}"
-            )
+            raise UserError(f"{what} was made with --{name} {earlier[name]!r}, not {value!r}")
 
 
 def check_flags(file: Path, arguments: AblationArguments) -> None:
@@ -143,7 +144,10 @@ def check_flags(file: Path, arguments: AblationArguments) -> None:
     """
     if file.is_file():
         earlier = read_json(file, kinds=dict.fromkeys(MADE_WITH, str), needed=MADE_WITH)
-        check_made_with(earlier, arguments, str(file.parent), "--output_dir")
+        try:
+            check_made_with(earlier, arguments, str(file.parent))
+        except UserError as error:
+            raise UserError(f"{error}: name another --output_dir") from error
     else:
         write_object(made_with(arguments), file)
 
@@ -154,18 +158,34 @@ def write_object(values: dict[str, Any], file: Path) -> None:
         partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
-def run_script(script: str, run: str, *flags: str) -> float:
-    """Runs a command of `scripts/`; returns the seconds of processor time that it and its children took.
+def run_script(script: str, run: str, *flags: str) -> None:
+    """Runs a command of `scripts/`.
 
     Raises:
         UserError: it failed, what it printed stands above.
     """
-    before = os.times()
     done = subprocess.run([sys.executable, str(PROJECT_ROOT / "scripts" / script), *flags], check=False)
-    after = os.times()
     if done.returncode:
         raise UserError(f"{script} of {run} left with exit code {done.returncode}")
-    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@contextmanager
+def timed(file: Path, resumed: bool) -> Iterator[None]:
+    """Adds the processor time of the commands run inside to those of earlier attempts, also of one that fails.
+
+    Args:
+        file: a list of seconds; null where an attempt was stopped together with this process, so that nobody knows.
+        resumed: whether there was an attempt before.
+    """
+    attempts = read_json(file)["seconds"] if file.is_file() else [None] if resumed else []
+    before = os.times()
+    write_object({"seconds": [*attempts, None]}, file)
+    try:
+        yield
+    finally:
+        after = os.times()
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        write_object({"seconds": [*attempts, round(seconds, 1)]}, file)
 
 
 def train_once(arguments: AblationArguments, name: str, seed: int, runs: Runs) -> dict[str, Any]:
@@ -174,7 +194,7 @@ def train_once(arguments: AblationArguments, name: str, seed: int, runs: Runs) -
     Args:
         runs: of the variants before it.
     """
-    from scripts.training.checkpointing import checkpoints, step_of
+    from scripts.training.checkpointing import checkpoints
     from scripts.training.log import read_log
 
     variant, folder = VARIANTS[name], run_folder(arguments, name, seed)
@@ -188,20 +208,26 @@ def train_once(arguments: AblationArguments, name: str, seed: int, runs: Runs) -
         elif arguments.backbone_weights:
             flags += ["--backbone_weights", arguments.backbone_weights]
         if variant.time_of:
-            both = runs["both"][seed]
-            share = runs[variant.time_of][seed]["processor_minutes"] / both["processor_minutes"]
+            both, other = runs["both"][seed], runs[variant.time_of][seed]
+            if not both["processor_minutes"] or not other["processor_minutes"]:
+                raise UserError(
+                    f"{folder.name}: how long both-seed{seed} and {variant.time_of}-seed{seed} took is not known, as "
+                    "one was stopped: delete its folder to train it again, or leave equal-time out of --variants"
+                )
+            share = other["processor_minutes"] / both["processor_minutes"]
             flags += ["--max_train_steps", str(max(round(share * both["steps"]), 1))]
         if variant.overrides:
             flags += ["--config_overrides", *variant.overrides]
-        at_step = 0
-        if found := checkpoints(folder):  # of a run that was stopped
+        if resumed := bool(checkpoints(folder)):  # of a run that was stopped
             flags += ["--resume_from_checkpoint", "latest"]
-            at_step = step_of(found[-1])
-        seconds = run_script("train.py", folder.name, *flags)
-        steps = read_log(folder / "train_log.jsonl")[-1]["step"]
-        minutes = seconds / max(steps - at_step, 1) * steps / 60
-        write_object({"steps": steps, "processor_minutes": round(minutes, 2)}, trained)
-    return read_json(trained, kinds=TRAINED, needed=TRAINED)
+        (folder / "results.json").unlink(missing_ok=True)  # of other weights
+        attempts = folder / "processor_time.json"
+        with timed(attempts, resumed):
+            run_script("train.py", folder.name, *flags)
+        steps, seconds = read_log(folder / "train_log.jsonl")[-1]["step"], read_json(attempts)["seconds"]
+        minutes = None if None in seconds else round(sum(seconds) / 60, 2)
+        write_object({"steps": steps, "processor_minutes": minutes}, trained)
+    return read_json(trained, kinds=TRAINED, needed=["steps"])
 
 
 def run_once(arguments: AblationArguments, name: str, seed: int, runs: Runs) -> dict[str, Any]:
@@ -229,14 +255,27 @@ def earlier_runs(arguments: AblationArguments) -> Runs:
     file = Path(str(arguments.output_file))
     if not file.is_file():
         return {}
+    try:
+        return runs_of(file, arguments)
+    except UserError as error:
+        if arguments.overwrite:
+            return {}
+        raise UserError(f"{error}: name another --output_file, or add --overwrite") from error
+
+
+def runs_of(file: Path, arguments: AblationArguments) -> Runs:
+    """Runs in a results file of this command; errors say nothing of a fix."""
     kinds = {**dict.fromkeys(MADE_WITH, str), "runs": dict[str, dict[str, dict[str, Any]]]}
-    found = read_json(file, kinds=kinds, needed=kinds)
-    check_made_with(found, arguments, str(file), "--output_file")
+    found = read_json(file)
+    if fault := object_fault(found, kinds, kinds):
+        raise UserError(f"{file} {fault}")
+    check_made_with(found, arguments, str(file))
     runs: Runs = {}
     for name, by_seed in found["runs"].items():
         for seed, run in by_seed.items():
-            if name not in VARIANTS or not seed.isdigit() or object_fault(run, RUN, RUN):
-                raise UserError(f"{file} has an odd run, {name} of seed {seed}: name another --output_file")
+            whole = re.fullmatch(r"\d{1,10}", seed, re.ASCII)
+            if name not in VARIANTS or not whole or object_fault(run, RUN, ["mean_iou", "steps"]):
+                raise UserError(f"{file} has an odd run, {name} of seed {seed}")
             runs.setdefault(name, {})[int(seed)] = run
     return runs
 
@@ -249,10 +288,11 @@ def summary(runs: Runs) -> dict[str, Any]:
             "mean": round(statistics.mean(scores), 2),
             "standard_deviation": round(statistics.stdev(scores), 2) if len(scores) > 1 else None,
             "steps": round(statistics.mean(run["steps"] for run in runs[name].values())),
-            "processor_minutes": round(statistics.mean(run["processor_minutes"] for run in runs[name].values()), 1),
+            "processor_minutes": round(statistics.mean(minutes), 1) if minutes else None,
         }
         for name, variant in VARIANTS.items()
         if (scores := [run["mean_iou"] for run in runs.get(name, {}).values()])
+        for minutes in [[run["processor_minutes"] for run in runs[name].values() if run["processor_minutes"]]]
     }
 
 
@@ -263,8 +303,8 @@ def summary_table(variants: dict[str, Any]) -> str:
     for name, row in variants.items():
         spread = "-" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
         seeds = ", ".join(f"{value:.2f}" for value in row["mean_iou_by_seed"].values())
-        time = f"{row['steps']:>5}  {row['processor_minutes']:>7.1f}"
-        lines.append(f"{name:<{width}}  {row['mean']:>9.2f}  {spread:<4}  {time}  {seeds}")
+        minutes = "-" if row["processor_minutes"] is None else f"{row['processor_minutes']:.1f}"
+        lines.append(f"{name:<{width}}  {row['mean']:>9.2f}  {spread:<4}  {row['steps']:>5}  {minutes:>7}  {seeds}")
     return "\n".join(lines)
 
 
@@ -282,28 +322,46 @@ def asked_for(names: list[str]) -> list[str]:
     return [name for name in VARIANTS if name in needed | set(names)]
 
 
+def check_warm_start(arguments: AblationArguments) -> None:
+    """Raises `UserError` where the recipe or its further flags name weights or an architecture beside a warm start."""
+    from scripts.training.arguments import TrainArguments
+
+    recipe = read_recipe(str(arguments.train_recipe), [field.name for field in fields(TrainArguments)])
+    given = {*recipe, *re.findall(r"--(\w+)", arguments.train_flags)}
+    for name in ("config_name", "model_name_or_path", "backbone_weights"):
+        if name in given:
+            fix = "give --backbone_weights to this command" if name == "backbone_weights" else "take another recipe"
+            raise UserError(
+                f"--variants warm-start: --train_recipe or --train_flags has {name}, which train.py does not take "
+                f"beside --warm_start: {fix}, or leave warm-start out"
+            )
+
+
 def ablation(arguments: AblationArguments) -> dict[str, Any]:
     """All runs, seed by seed; returns what is written to the output file after each."""
     for name in ("train_recipe", "dataset_name", "output_dir", "output_file"):
         if not getattr(arguments, name):
             raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
     names = asked_for(arguments.variants)
+    if any(VARIANTS[name].warm_start for name in names):
+        check_warm_start(arguments)
     check_folder("--output_dir", Path(str(arguments.output_dir)))
     output_file = Path(str(arguments.output_file))
     check_output_file("--output_file", output_file, arguments.overwrite)
     earlier_runs(arguments)
+    own: Runs = {}
     for seed in arguments.seeds:
-        runs: Runs = {}
         for name in names:
-            run = run_once(arguments, name, seed, runs)
-            runs.setdefault(name, {})[seed] = {field: run[field] for field in RUN}
-            together = earlier_runs(arguments)  # another process may have added its own
-            together.setdefault(name, {})[seed] = runs[name][seed]
+            run = run_once(arguments, name, seed, own)
+            own.setdefault(name, {})[seed] = {field: run.get(field) for field in RUN}
+            runs = earlier_runs(arguments)  # with those that a command beside this one has added since
+            for each, by_seed in own.items():
+                runs.setdefault(each, {}).update(by_seed)
             results = {
                 **made_with(arguments),
                 **{key: run[key] for key in ("metric", "dataset", "split", "images", "protocol")},
-                "variants": summary(together),
-                "runs": {name: together[name] for name in VARIANTS if name in together},
+                "variants": summary(runs),
+                "runs": {name: runs[name] for name in VARIANTS if name in runs},
                 "command": command_line(),
                 "versions": package_versions(),
             }

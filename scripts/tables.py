@@ -109,10 +109,12 @@ def ablation_markdown(file: Path) -> str:
     rows = []
     for name, row in variants.items():
         seeds = ", ".join(number(value) for value in row["mean_iou_by_seed"].values())
-        times = [row["steps"], number(row["processor_minutes"])] if "steps" in row else []  # not in older files
+        times = [row.get("steps", "-"), number(row.get("processor_minutes"))]
         rows.append([name, seeds, number(row["mean"]), number(row["standard_deviation"]), *times])
     head = ["decoder", "mIoU of each seed", "mean", "standard deviation", "steps", "processor minutes"]
-    return markdown(head[: len(rows[0])], rows)
+    if not any("steps" in row for row in variants.values()):  # an older file
+        head, rows = head[:-2], [row[:-2] for row in rows]
+    return markdown(head, rows)
 
 
 def lens_markdown(rows: list[dict[str, Any]]) -> str:

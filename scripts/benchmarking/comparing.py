@@ -49,7 +49,8 @@ def cases_of(part: Part, effort: Effort, contestants: Sequence[str] = ()) -> dic
     names = list(contestants or part.contestants)
     if part.baseline not in names:
         names.append(part.baseline)
-    if not contestants and effort.device == "cuda" and part.kind == "inference":
+    variants = part.kind == "inference" and MASK2FORMER_HERE not in names
+    if not contestants and effort.device == "cuda" and variants:
         names = list(dict.fromkeys((*ON_CUDA, *names)))
     setting = dict(part.setting)
     if effort.quick:
@@ -82,7 +83,7 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
     gc.collect()
 
     rate = statistics.median(rates)
-    floor = floor_of(part.kind, cases[part.baseline])
+    floor = floor_of(part.kind, cases.get(MASK2FORMER_HERE, cases[part.baseline]))
     record: dict[str, Any] = {
         "title": part.title(cases[part.baseline]),
         "kind": part.kind,
@@ -170,7 +171,8 @@ def summary(rounds: list[Stages], baseline_totals: list[float], floor: dict[str,
 
 
 def floor_of(kind: str, case: Case) -> dict[str, int]:
-    """Stage -> multiply-adds that FASeg needs; of a training step three times the forward's; none for other kinds."""
+    """Stage -> multiply-adds that this project's network needs, three times the forward's for a training step; none for
+    other kinds."""
     if kind not in ("inference", "post-processing", "training"):
         return {}
     if kind == "post-processing":

@@ -94,6 +94,13 @@ def mask2former_config(case: Case) -> Mask2FormerConfig:
     return Mask2FormerConfig(backbone_config=faseg_config(case).backbone_config, **values)
 
 
+def network_config(case: Case) -> Any:
+    """Configuration of this project's network at the case's setting."""
+    if case.contestant == MASK2FORMER_HERE:
+        return mask2former.faseg_config(mask2former_config(case), "semantic")
+    return faseg_config(case)
+
+
 def build_model(case: Case) -> nn.Module:
     """The model in evaluation mode on its device.
 
@@ -103,10 +110,10 @@ def build_model(case: Case) -> nn.Module:
     torch.manual_seed(0)
     if case.contestant == MASK2FORMER_HERE:
         theirs = Mask2FormerForUniversalSegmentation(mask2former_config(case))
-        model = AutoModelForUniversalSegmentation.from_config(mask2former.faseg_config(theirs.config, "semantic"))
+        model = AutoModelForUniversalSegmentation.from_config(network_config(case))
         model.load_state_dict(mask2former.renamed(theirs.state_dict()))
     elif case.is_faseg:
-        model = AutoModelForUniversalSegmentation.from_config(faseg_config(case))
+        model = AutoModelForUniversalSegmentation.from_config(network_config(case))
     elif case.contestant.startswith(MASK2FORMER):
         model = Mask2FormerForUniversalSegmentation(mask2former_config(case))
     elif case.contestant == "HF SegFormer-B2":

@@ -11,22 +11,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForUniversalSegmentation
 
-from scripts.benchmarking.contestants import Case, faseg_config, watched_modules
+from scripts.benchmarking.contestants import Case, network_config, watched_modules
 from scripts.benchmarking.measuring import in_child
-from scripts.benchmarking.parts import FASEG
+from scripts.benchmarking.parts import FASEG, MASK2FORMER_HERE
 
 
 CORNERS, POINTS, LEVELS = 4, 4, 3  # of a bilinear sample; per head and level; of the deformable encoder
 
 
 def needed_multiply_adds(case: Case) -> dict[str, int]:
-    """Stage -> multiply-adds of one image-to-label-map run of FASeg at the case's setting.
+    """Stage -> multiply-adds of one image-to-label-map run at the case's setting, of FASeg or of a Mask2Former here.
 
     Products, convolutions and attention are counted by torch on tensors without data; bilinear samples of the
     deformable attention and the sum over queries at full size, which is most of post-processing, by formula.
     Elementwise work, norms and resizing count nothing, so this is a floor.
     """
-    one = _counted_once(dataclasses.replace(case, contestant=FASEG, device="cpu", batch=1))
+    contestant = MASK2FORMER_HERE if case.contestant == MASK2FORMER_HERE else FASEG
+    one = _counted_once(dataclasses.replace(case, contestant=contestant, device="cpu", batch=1))
     return {stage: case.batch * count for stage, count in one.items()}
 
 
@@ -38,7 +39,7 @@ def _counted_once(case: Case) -> dict[str, int]:
 
 def count_multiply_adds(case: Case) -> dict[str, int]:
     """What `needed_multiply_adds` returns."""
-    config = faseg_config(case)
+    config = network_config(case)
     counter = FlopCounterMode(display=False)
     with FakeTensorMode():
         # Fused attention is not counted on every device.

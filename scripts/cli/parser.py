@@ -128,7 +128,7 @@ def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
         UserError: no such file, not a mapping, or a key that is none of `fields`.
     """
     candidates = [Path(name), RECIPES / name, RECIPES / f"{name}.yaml"]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    path = next(filter(os.path.isfile, candidates), None)  # unlike pathlib's, false for names that cannot be
     if path is None:
         raise UserError(f"recipe {name!r} not found: give a YAML file or one of {', '.join(shipped_recipes())}")
     with errors_explained(f"recipe {path}", yaml.YAMLError, UnicodeDecodeError, RecursionError):

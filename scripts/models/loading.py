@@ -28,7 +28,7 @@ from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import hub_reason
 from scripts.models.families import family_of
-from scripts.models.licences import inherited
+from scripts.models.licences import FIELDS, inherited, origin_of
 from scripts.models.model_files import check_model_files
 
 
@@ -51,8 +51,13 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
         base = read_config(arguments, name)
         if mask2former.is_mask2former(name):
             task = cast(Any, base).task
-            print(f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation")
-        values = {key: value for key, value in base.to_dict().items() if key != "transformers_version"}
+            licence = origin_of(base).get("license", "unknown")
+            print(
+                f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation; licence of "
+                f"its weights: {licence}"
+            )
+        left_out = {"transformers_version"} if arguments.model_name_or_path else {"transformers_version", *FIELDS}
+        values = {key: value for key, value in base.to_dict().items() if key not in left_out}
         return with_changes(type(base), values, arguments.config_overrides, id2label)
     if arguments.model_type not in CONFIG_MAPPING:
         raise UserError(f"--model_type {arguments.model_type}: unknown to transformers; 'faseg' is this project's")
@@ -76,7 +81,7 @@ def read_config(arguments: ModelArguments, name: str) -> PreTrainedConfig:
         return config
     task = mask2former.task_of(name, config, parse_overrides(arguments.config_overrides).get("task"))
     found = mask2former.faseg_config(config, task)
-    for field, value in inherited(name, config).items():
+    for field, value in inherited(name, config, mask2former.config_of(name).get("_name_or_path")).items():
         setattr(found, field, value)
     return found
 

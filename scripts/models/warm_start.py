@@ -20,6 +20,7 @@ from configuration import FASegConfig
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
 from scripts.models.arguments import ModelArguments, WarmStartArguments
+from scripts.models.licences import origin_of
 from scripts.models.loading import LABEL_DEPENDENT, build_config, build_model, listed, read_config, with_changes
 from scripts.models.mask2former import without_loading_report
 
@@ -185,5 +186,9 @@ def table(name: str, model: PreTrainedModel, new: set[str], there: int) -> str:
         counts[row] += value.numel()
     total = sum(counts.values())
     carried = sum(count for (_, source), count in counts.items() if source != "new")
-    lines = [f"warm start from {name}: {100 * carried / total:.1f} % of {total:,} parameters are taken over"]
+    licence = origin_of(config).get("license", "unknown")
+    lines = [
+        f"warm start from {name} (licence of its weights: {licence}): {100 * carried / total:.1f} % of {total:,} "
+        "parameters are taken over"
+    ]
     return "\n".join([*lines, *(f"  {part:<26} {source:<9} {count:>12,}" for (part, source), count in counts.items())])

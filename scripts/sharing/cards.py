@@ -12,7 +12,7 @@ import yaml
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
-from scripts.models.licences import origin_notice
+from scripts.models.licences import is_non_commercial, origin_notice, origin_of
 from scripts.sharing.papers import paper_of
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
@@ -382,7 +382,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["image-segmentation", "semantic-segmentation", paper.family, "vision"],
-        base_model=facts.base_model or getattr(config, "base_model", None),
+        base_model=facts.base_model or origin_of(config).get("base_model"),
         metrics=["mean_iou", "accuracy"] if results else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=eval_results(results, facts) if results else None,
@@ -395,7 +395,7 @@ def model_card(
         paper=paper,
         notice=licence_notice(facts, recipe, config),
         license=facts.license,
-        non_commercial="-nc" in facts.license.lower(),
+        non_commercial=is_non_commercial(facts.license),
         samples=samples or [],
         snippet=snippet(repo_id, samples[0]["input"] if samples else None),
         needs_timm=needs_timm,

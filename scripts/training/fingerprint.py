@@ -14,6 +14,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.evaluation.results import package_versions
+from scripts.models.licences import FIELDS
 from scripts.storage.digests import sha256
 from scripts.training.arguments import TrainArguments
 
@@ -36,7 +37,7 @@ VERSION = "version: "
 CODE = ("configuration", "image_processing", "modeling_faseg", "scripts/data", "scripts/models", "scripts/training")
 # Of no account in a model's configuration.
 NOT_OF_THE_MODEL = {
-    "_name_or_path", "architectures", "auto_map", "dtype", "palette", "torch_dtype", "transformers_version",
+    "_name_or_path", "architectures", "auto_map", "dtype", "palette", "torch_dtype", "transformers_version", *FIELDS,
 }  # fmt: skip
 
 

@@ -37,9 +37,8 @@ FAMILIES = {
 BACKBONES = st.sampled_from(
     [TINY_RESNET, TINY_SWIN, SEMASK, {}, {"model_type": "no_such"}, {**TINY_RESNET, "depths": []}]
 )
-LABELS = st.sampled_from(
-    [{0: "a"}, {0: "a", 1: "a"}, {1: "a"}, {"0": "a", "1": "b"}, ["a", "b"], {}, None, {0: {"a": {}}}, {-1: "a"}, "ab"]
-)
+NO_LABELS: list[object] = [["a", "b"], {}, None, "ab", 5, {0: {"a": {}}}, {-1: "a"}, {"x": "a"}, {0: 1}]
+LABELS = st.sampled_from([{0: "a"}, {0: "a", 1: "a"}, {1: "a"}, {"0": "a", "1": "b"}, *NO_LABELS])
 SMALL = 300  # a larger number is refused or not by its kind: building a million layers shows nothing more
 
 
@@ -75,7 +74,8 @@ def test_a_configuration_is_refused_or_holds(case):
     if refusal:
         return
     saved = config.to_dict()
-    assert kind.from_dict(json.loads(json.dumps(saved))).to_dict() == saved
+    again = kind.from_dict(json.loads(json.dumps(saved))).to_dict()
+    assert again == saved or repr(again) == repr(saved)  # a nan is unlike itself
     if not all(map(is_small, fields.values())):
         return
     with torch.device("meta"):

@@ -383,6 +383,7 @@ def test_without_padding_and_resizing(backend):
         ({"rescale_factor": float("inf")}, "rescale_factor=inf: pass a positive number"),
         ({"image_std": [0.2, 0.0, 0.2]}, "image_std=.*: pass finite numbers, one per channel and above 0"),
         ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean=.*: pass finite numbers"),
+        ({"image_std": []}, r"image_std=.*: pass finite numbers, one per channel and above 0"),
         ({"image_std": [1.0, 1.0]}, r"image_std=\(1.0, 1.0\): pass as many numbers for both"),
         ({"do_resize": "no"}, "do_resize='no': pass True or False"),
         ({"num_labels": 0}, "num_labels=0: pass a whole number from 1 on"),

@@ -5,7 +5,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny_models import tiny_config
 from transformers import AutoConfig, Mask2FormerConfig
 
-from configuration import FASegConfig
+from configuration import FASegConfig, QLSegConfig, SeMaskConfig
 from modeling_faseg import FASegForUniversalSegmentation
 
 
@@ -38,15 +38,29 @@ def test_contradictions_are_refused(fields, message):
         tiny_config(**fields)
 
 
-@pytest.mark.parametrize("backbone", [{"model_type": "nope"}, {"depths": [1]}])
-def test_unknown_backbone_types_are_named(backbone):
+@pytest.mark.parametrize("kind", [FASegConfig, SeMaskConfig])
+@pytest.mark.parametrize("backbone", [{"model_type": "nope"}, {"depths": [1]}, {}])
+def test_unknown_backbone_types_are_named(kind, backbone):
     with pytest.raises(ValueError, match=r"backbone_config has model_type=('nope'|None), unknown to transformers"):
-        tiny_config(backbone_config=backbone)
+        kind(backbone_config=backbone)
 
 
-def test_class_ids_have_no_gap():
-    with pytest.raises(StrictDataclassError, match=r"id2label={0: 'a', 2: 'b'}: number the classes"):
-        FASegConfig(id2label={0: "a", 2: "b"})
+@pytest.mark.parametrize("kind", [FASegConfig, SeMaskConfig, QLSegConfig])
+@pytest.mark.parametrize(
+    ("id2label", "message"),
+    [
+        ({0: "a", 2: "b"}, r"id2label={0: 'a', 2: 'b'}: number the classes"),
+        (["a", "b"], r"id2label=\['a', 'b'\]: give a dictionary"),
+        ("ab", "id2label='ab': give a dictionary"),
+        (5, "id2label=5: give a dictionary"),
+        ({0: {"a": {}}}, "id2label has 0: {'a': {}}: give a dictionary"),
+        ({"x": "a"}, "id2label has 'x': 'a': give a dictionary"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(kind, id2label, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        kind(id2label=id2label)
+    assert kind(id2label={"0": "a", "1": "b"}).num_labels == 2
 
 
 def test_the_model_checks_fields_that_were_assigned_later():

@@ -1,5 +1,6 @@
 """The ablation command: finished runs are taken as they are, means and spreads are right, failures stop it."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from training_processes import run_script
 
 from configuration import FASegConfig
+from scripts import ablation as ablation_module
 from scripts.ablation import VARIANTS, AblationArguments, ablation, made_with, run_folder
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
@@ -96,18 +98,50 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert value_of(commands[0], "--resume_from_checkpoint") == "latest"
 
 
-def test_the_time_of_a_stopped_run_counts_all_its_steps(tmp_path, monkeypatch):
+def processor_times(monkeypatch, *seconds):
+    """Commands take these seconds of processor time, one after the other."""
+    ends = [0.0, *itertools.accumulate(seconds)]
+    times = iter([os.times_result((0, 0, end, 0, 0)) for pair in itertools.pairwise(ends) for end in pair])
+    monkeypatch.setattr("os.times", lambda: next(times))
+
+
+def test_the_time_of_a_stopped_run_is_that_of_all_attempts(tmp_path, monkeypatch):
     given = arguments(tmp_path, [0], variants=["both"])
     finished_runs(given)
     folder = run_folder(given, "both", 0)
     (folder / "trained.json").unlink()
-    (folder / "checkpoint-30").mkdir()
+    processor_times(monkeypatch, 6.0, 18.0)
+    recorded_commands(monkeypatch, returncode=1)
+    with pytest.raises(UserError, match="exit code 1"):
+        ablation(given)
+    assert not (folder / "results.json").exists(), "of other weights"
+    (folder / "checkpoint-40").mkdir()
+    (folder / "train_log.jsonl").write_text('{"step": 40}\n')
+    finished_runs(given, {"both": [40.0]})
+    (folder / "trained.json").unlink()
+    recorded_commands(monkeypatch, returncode=0)
+    with pytest.raises(UserError, match=r"results\.json"):  # eval.py wrote none here
+        ablation(given)
+    assert json.loads((folder / "trained.json").read_text()) == {"steps": 40, "processor_minutes": 0.4}
+
+
+def test_the_time_of_a_killed_attempt_is_not_known(tmp_path, monkeypatch):
+    given = arguments(tmp_path, [0], variants=["equal-time"])
+    finished_runs(given, {"both": [40.0], "mask2former": [30.0]})
+    folder = run_folder(given, "both", 0)
+    (folder / "trained.json").write_text('{"steps": 40, "processor_minutes": null}')
+    with pytest.raises(UserError, match=r"equal-time-seed0: how long both-seed0 and .* is not known"):
+        ablation(given)
+    assert (
+        json.loads((tmp_path / "summary.json").read_text())["variants"]["DFPQ and HRCA"]["processor_minutes"] is None
+    )
+    (folder / "trained.json").unlink()
+    (folder / "checkpoint-20").mkdir()
     (folder / "train_log.jsonl").write_text('{"step": 40}\n')
     recorded_commands(monkeypatch, returncode=0)
-    times = iter([(0, 0, 5, 1, 0), (0, 0, 10, 2, 0)])
-    monkeypatch.setattr("os.times", lambda: os.times_result(next(times)))
-    # 6 seconds for the last 10 of 40 steps
-    assert ablation(given)["runs"]["both"][0] == {"mean_iou": 40.0, "steps": 40, "processor_minutes": 0.4}
+    with pytest.raises(UserError, match=r"results\.json"):
+        ablation(given)
+    assert json.loads((folder / "trained.json").read_text())["processor_minutes"] is None
 
 
 def test_a_trained_run_is_only_evaluated(tmp_path, monkeypatch):
@@ -159,12 +193,65 @@ def test_runs_of_other_flags_are_refused(tmp_path):
         ablation(given)
 
 
-@pytest.mark.parametrize("runs", ['{"both": {"x": {}}}', '{"both": {"0": {"mean_iou": 1}}}', '{"all": {"0": {}}}'])
-def test_odd_output_files_are_refused(tmp_path, runs):
-    given = arguments(tmp_path, [0])
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ('{"both": {"x": {}}}', "has an odd run, both of seed x"),
+        ('{"both": {"²": {"mean_iou": 1, "steps": 1}}}', "has an odd run, both of seed ²"),
+        ('{"both": {"0": {"mean_iou": 1}}}', "has an odd run, both of seed 0"),
+        ('{"all": {"0": {}}}', "has an odd run, all of seed 0"),
+        ('{"both": []}', "has a wrong field: Field 'runs"),
+        ("null", "has a wrong field: Field 'runs'"),
+    ],
+)
+def test_odd_output_files_are_refused_or_replaced_when_asked(tmp_path, runs, message):
+    given, file = arguments(tmp_path, [0]), tmp_path / "summary.json"
+    finished_runs(given)
     flags = json.dumps(made_with(given) | {"written_by": MARK})
-    (tmp_path / "summary.json").write_text(f'{flags[:-1]}, "runs": {runs}}}')
-    with pytest.raises(UserError, match=r"summary\.json has an odd run"):
+    file.write_text(f'{flags[:-1]}, "runs": {runs}}}')
+    with pytest.raises(UserError, match=rf"summary\.json .*{message}.*: name another --output_file, or add"):
+        ablation(given)
+    given.overwrite = True
+    ablation(given)
+    assert list(json.loads(file.read_text())["runs"]) == list(SCORES)
+
+
+def test_commands_side_by_side_lose_no_run(tmp_path, monkeypatch):
+    """What another command has written since is kept."""
+    given, other = arguments(tmp_path, [0], variants=["both", "dfpq"]), arguments(tmp_path, [1], variants=["both"])
+    finished_runs(given)
+    finished_runs(other)
+    evaluated = ablation_module.run_once
+
+    def run_once(arguments, name, *others):
+        if name == "dfpq":
+            monkeypatch.setattr(ablation_module, "run_once", evaluated)
+            ablation(other)
+        return evaluated(arguments, name, *others)
+
+    monkeypatch.setattr(ablation_module, "run_once", run_once)
+    runs = ablation(given)["runs"]
+    assert {name: sorted(by_seed) for name, by_seed in runs.items()} == {"both": [0, 1], "dfpq": [0]}
+
+
+def test_results_into_a_pipe_have_all_runs(tmp_path):
+    given = arguments(tmp_path, [0], variants=["both", "dfpq"])
+    finished_runs(given)
+    given.output_file = os.devnull
+    assert list(ablation(given)["runs"]) == ["both", "dfpq"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "named"),
+    [
+        ("faseg-swin-tiny-ade20k", "", "config_name"),
+        ("demo", "--backbone_weights w.safetensors", "backbone_weights"),
+    ],
+)
+def test_a_warm_start_that_train_would_refuse_is_refused_at_once(tmp_path, recipe, flags, named):
+    given = arguments(tmp_path, [0], variants=["warm-start"])
+    given.train_recipe, given.train_flags = recipe, flags
+    with pytest.raises(UserError, match=f"--variants warm-start: .* has {named}, which"):
         ablation(given)
 
 

@@ -21,6 +21,7 @@ from scripts.benchmarking.parts import (
     EVALUATE,
     FASEG,
     MASK2FORMER,
+    MASK2FORMER_HERE,
     MUST_SHOW,
     PARTS,
     PLAIN,
@@ -249,7 +250,10 @@ def test_the_clock_separates_watched_parts_from_the_rest():
 
 
 def test_multiply_adds_of_the_released_model():
+    plain = count_multiply_adds(Case(MASK2FORMER_HERE))
     counts = count_multiply_adds(Case(FASEG))
+    assert plain["backbone"] == counts["backbone"]
+    assert plain["transformer decoder"] < 0.8 * counts["transformer decoder"], "four layers and HRCA less"
     assert counts["post-processing"] == 100 * 150 * 512 * 512
     assert counts["backbone"] / 1e9 == pytest.approx(21.4, rel=0.01)  # ResNet-50 at 512x512 without its classifier
     assert 60e9 < sum(counts.values()) < 73.4e9, "below the reference's, which predicts every mask at full size"

@@ -1,6 +1,7 @@
 """Licences of weights: what a Mask2Former's weights carry into all that starts from them, up to the exported card."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -11,7 +12,9 @@ from transformers import Mask2FormerConfig
 from configuration import FASegConfig
 from scripts import convert_checkpoint, export_hub
 from scripts.cli.errors import UserError
-from scripts.models.licences import check_keeps_licence, inherited, origin_notice
+from scripts.models.arguments import ModelArguments
+from scripts.models.licences import check_keeps_licence, inherited, license_of, origin_notice, origin_of
+from scripts.models.loading import build_config, read_config
 from scripts.models.warm_start import WarmStart
 from scripts.sharing import clean_load
 from scripts.sharing.cards import HUB_CARDS
@@ -28,14 +31,36 @@ def folder(tmp_path_factory):
     return written
 
 
-@pytest.mark.parametrize("name", ["facebook/mask2former-swin-tiny-ade-semantic", "facebook/mask2former-resnet-50"])
-def test_the_model_zoo_is_not_for_commercial_use(name, tmp_path):
-    """Whatever its cards say, also of a folder that was saved from it."""
-    fields = {"license": "cc-by-nc-4.0", "base_model": name}
-    assert inherited(name, Mask2FormerConfig()) == fields
-    config = Mask2FormerConfig()
-    config._name_or_path = name
-    assert inherited(str(tmp_path), config) == fields
+@pytest.fixture
+def spoilt(folder, tmp_path):
+    """A copy whose files a test may change."""
+    shutil.copytree(folder, tmp_path / folder.name)
+    return tmp_path / folder.name
+
+
+ZOO = "facebook/mask2former-swin-tiny-ade-semantic"
+NC = {"license": "cc-by-nc-4.0", "base_model": ZOO}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ZOO,
+        "mask2former-swin-tiny-ade-semantic",  # a clone of it
+        "/cache/models--facebook--mask2former-swin-tiny-ade-semantic/snapshots/0123",
+    ],
+)
+def test_the_model_zoo_is_not_for_commercial_use(name):
+    """Whatever its cards say."""
+    assert inherited(name, Mask2FormerConfig()) == NC
+    assert license_of(name, Mask2FormerConfig()) == "cc-by-nc-4.0"
+
+
+def test_a_folder_may_tell_what_it_was_saved_from(spoilt):
+    """As configurations of transformers 4 do."""
+    file = spoilt / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": ZOO}))
+    assert origin_of(read_config(ModelArguments(model_name_or_path=str(spoilt)), str(spoilt))) == NC
 
 
 def test_a_folder_says_its_licence_in_its_card_or_not_at_all(folder, tmp_path):
@@ -43,25 +68,54 @@ def test_a_folder_says_its_licence_in_its_card_or_not_at_all(folder, tmp_path):
     assert inherited(str(tmp_path), Mask2FormerConfig()) == {}
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"---\nlicense: [mit, apache-2.0]\n---\n",
+        b"---\n- a\n---\n",
+        b"---\nlicense: {\n---\n",
+        b"---\nlicense: \xff\n---\n",
+        b"---\nlicense: '<script>'\n---\n",
+        b"",
+    ],
+)
+def test_an_odd_card_names_no_licence(card, spoilt):
+    (spoilt / "README.md").write_bytes(card)
+    assert origin_of(read_config(ModelArguments(model_name_or_path=str(spoilt)), str(spoilt))) == {}
+
+
+def test_an_architecture_alone_has_no_licence(folder, tmp_path, command):
+    assert origin_of(build_config(ModelArguments(config_name=str(folder)))) == {}
+    assert command(convert_checkpoint, "--mask2former", folder, "--output_dir", tmp_path / "converted")[0] == 0
+    assert origin_of(build_config(ModelArguments(config_name=str(tmp_path / "converted")))) == {}
+    weights = ModelArguments(model_name_or_path=str(tmp_path / "converted"))
+    assert origin_of(build_config(weights)) == {"license": "cc-by-nc-4.0"}
+
+
 @pytest.mark.parametrize("given", ["cc-by-nc-4.0", "CC-BY-NC-SA-4.0"])
 def test_a_licence_for_non_commercial_use_is_kept(given):
     check_keeps_licence(given, FASegConfig(license="cc-by-nc-4.0"))
     check_keeps_licence("mit", FASegConfig(license="apache-2.0"))
     check_keeps_licence("mit", FASegConfig())
-    with pytest.raises(
-        UserError, match=r"license: mit, but the weights of the checkpoint that .* write license: cc-by"
-    ):
+    with pytest.raises(UserError, match=r"license: mit, but by config.json the weights of the check.* are"):
         check_keeps_licence("mit", FASegConfig(license="cc-by-nc-4.0"))
 
 
 def test_what_is_said_of_the_origin():
     assert origin_notice(FASegConfig()) == ""
-    found = origin_notice(FASegConfig(license="cc-by-nc-4.0", base_model="facebook/mask2former-a"))
-    assert found.startswith("It starts from `facebook/mask2former-a`, whose weights are licensed under cc-by-nc-4.0")
+    assert origin_notice(FASegConfig(**NC)) == (
+        f"The weights come from `{ZOO}` under cc-by-nc-4.0, and what is trained from them stays so."
+    )
+    assert origin_notice(FASegConfig(license="mit")) == "The weights come from another checkpoint under mit."
+    hostile = FASegConfig(license="<script>\n# mine", base_model="a/b` [x](y)")
+    assert origin_notice(hostile) == "" and origin_of(hostile) == {}
 
 
 def test_a_warm_start_keeps_the_licence(folder):
-    assert WarmStart(str(folder), []).config().license == "cc-by-nc-4.0"
+    start = WarmStart(str(folder), [])
+    config = start.config()
+    assert config.license == "cc-by-nc-4.0"
+    assert "(licence of its weights: cc-by-nc-4.0)" in start.model(config)[1]
 
 
 @pytest.mark.parametrize("warm_start", [False, True])
@@ -79,7 +133,7 @@ def test_the_exported_card_keeps_it(folder, warm_start, command, tmp_path, monke
         found, _, errors = command(export_hub, *named, "--output_dir", exported)
         assert found == code, errors
         if code:
-            assert "write license: cc-by-nc-4.0" in errors[-1] and not exported.exists()
+            assert "are licensed under cc-by-nc-4.0, and what" in errors[-1] and not exported.exists()
             continue
         for name in ("README.md", "LICENSE"):
-            assert "It starts from weights that are licensed under cc-by-nc-4.0" in (exported / name).read_text()
+            assert "come from another checkpoint under cc-by-nc-4.0, and what" in (exported / name).read_text()

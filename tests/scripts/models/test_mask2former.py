@@ -156,7 +156,7 @@ def test_a_converted_folder_loads_and_is_equal(folder, tmp_path, command):
     code, out, errors = command(convert_checkpoint, *flags)
     assert code == 0, errors
     assert out.splitlines()[0].endswith(
-        "is a Mask2Former: run as FASeg without DFPQ and HRCA, for semantic segmentation"
+        "run as FASeg without DFPQ and HRCA, for semantic segmentation; licence of its weights: unknown"
     )
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "out").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")

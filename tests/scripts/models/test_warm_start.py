@@ -65,7 +65,7 @@ def test_every_tensor_is_its_own_or_new(folder, plain, capsys, caplog):
             taken.add(place)
     assert {name.split(".")[2] for name in ours.keys() - taken} == {"focus_queries"}
     printed = capsys.readouterr()
-    assert f"warm start from {folder}: 99.4 % of " in printed.out
+    assert f"warm start from {folder} (licence of its weights: unknown): 99.4 % of " in printed.out
     lines = [line.split() for line in printed.out.splitlines()]
     for there, places in WENT_TO.items():
         assert all(["decoder", "layer", str(place), "layer", str(there), "10,752"] in lines for place in places)

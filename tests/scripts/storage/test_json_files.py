@@ -146,7 +146,6 @@ def test_every_reader_names_the_file(reader, content, tmp_path):
         ("tracking", {}),
         ("benchmark", {"parts": []}),
         ("ablation", {"train_recipe": 1}),
-        ("ablation_runs", {"runs": {"both": []}}),
         ("save_to_disk", {"splits": 5}),
         ("save_to_disk", {"splits": [1]}),
         ("state", {"_data_files": [1]}),

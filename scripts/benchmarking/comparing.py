@@ -171,7 +171,7 @@ def summary(rounds: list[Stages], baseline_totals: list[float], floor: dict[str,
 
 
 def floor_of(kind: str, case: Case) -> dict[str, int]:
-    """Stage -> multiply-adds that this project's network needs, thrice the forward's to train; none for other kinds."""
+    """Stage -> multiply-adds of this project's network, thrice the forward's to train; none for other kinds."""
     if kind not in ("inference", "post-processing", "training"):
         return {}
     if kind == "post-processing":

@@ -109,8 +109,17 @@ def check_ids(
             )
 
 
+def nearest_centres(before: int, after: int) -> np.ndarray:
+    """Index of the pixel, of `before` along a side, that each of `after` has its centre in.
+
+    As PIL's NEAREST and torch's "nearest-exact", but for centres on the border of two pixels, where these round as
+    they come.
+    """
+    return ((np.arange(after) + 0.5) * (before / after)).astype(np.int64).clip(max=before - 1)
+
+
 def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest neighbour at pixel centres, as PIL's NEAREST and torch's "nearest-exact".
+    """Nearest neighbour at pixel centres.
 
     Deviation: the reference samples training maps with torch's "nearest" (pixel corners); centres agree with the
     bilinear image. Guarded by `test_label_map_resize_is_centred`.
@@ -118,9 +127,7 @@ def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
     height, width = label_map.shape
     if (height, width) == size:
         return label_map
-    rows = ((np.arange(size[0]) + 0.5) * (height / size[0])).astype(np.int64).clip(max=height - 1)
-    columns = ((np.arange(size[1]) + 0.5) * (width / size[1])).astype(np.int64).clip(max=width - 1)
-    return label_map[rows[:, None], columns]
+    return label_map[nearest_centres(height, size[0])[:, None], nearest_centres(width, size[1])]
 
 
 def label_map_to_masks(

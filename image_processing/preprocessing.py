@@ -28,7 +28,14 @@ from transformers.image_utils import (
 from transformers.processing_utils import Unpack
 from transformers.utils import logging
 
-from .label_maps import check_ids, label_map_to_masks, read_label_map, resize_label_map, split_label_maps
+from .label_maps import (
+    check_ids,
+    label_map_to_masks,
+    nearest_centres,
+    read_label_map,
+    resize_label_map,
+    split_label_maps,
+)
 from .model_outputs import MAX_PIXELS
 from .post_processing import FASegPostProcessing
 from .processor_settings import (
@@ -37,6 +44,7 @@ from .processor_settings import (
     check_names,
     check_settings,
     check_size,
+    is_nearest,
     round_up,
 )
 
@@ -312,7 +320,10 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
             check_channels(image, index, kwargs)
             check_range(image, index, kwargs)
-            if size != original_sizes[index]:
+            if size != original_sizes[index] and is_nearest(kwargs["resample"]):  # alike in both backends
+                rows, columns = map(nearest_centres, original_sizes[index], size)
+                image = image[:, rows][:, :, columns]
+            elif size != original_sizes[index]:
                 image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample=kwargs["resample"])
             own_canvas = canvas if kwargs["do_pad"] else size
             pixel_values.append(self.pad_to(self.scale(image, kwargs), own_canvas))

@@ -101,6 +101,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_padding(settings["size_divisor"], settings["pad_size"])
 
 
+def is_nearest(resample: Any) -> bool:
+    """Whether images are to be resized by their nearest pixels."""
+    return getattr(resample, "value", resample) in (PILImageResampling.NEAREST, "nearest", "nearest-exact")
+
+
 def require(settings: Mapping[str, Any], name: str, condition: bool, fix: str) -> None:
     """Raise ValueError that names the setting, its value and the fix unless `condition` holds."""
     if not condition:

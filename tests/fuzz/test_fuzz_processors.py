@@ -39,7 +39,7 @@ SETTINGS = {
     "image_mean": st.sampled_from([[0.5] * 3, 0.5, [0.5], [], [math.nan] * 3, None, [0.5] * 4]),
     "image_std": st.sampled_from([[0.5] * 3, 0.5, 0.0, [0.0] * 3, [], [math.inf] * 3, None]),
     "task": st.sampled_from(["semantic", "instance", "panoptic", "depth", None]),
-    "resample": st.sampled_from([0, 2, 3, 99, None, "bilinear"]),
+    "resample": st.sampled_from([0, 2, 3, 99, None, "bilinear", "nearest", "nearest-exact"]),
     "label_ids_to_fuse": st.sampled_from([None, [0], [], [-1], 3]),
     "reduce_labels": st.just(True),
     "ignore_value": st.just(0),

@@ -108,6 +108,21 @@ def test_pixels_are_the_references():
         assert inputs.input_sizes.tolist() == [[48, 80]]
 
 
+@pytest.mark.parametrize("resample", [0, "nearest", "nearest-exact", PIL.Image.Resampling.NEAREST])
+@pytest.mark.parametrize("size", [(32, 64), (20, 64), (64, 640)])
+def test_backends_take_the_same_nearest_pixels(resample, size):
+    """Also where a pixel's centre falls on the border of two: column 22 of 45 on 28 of 56. As PIL does elsewhere."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    edges = {"shortest_edge": size[0], "longest_edge": size[1]}
+    plain = {"do_normalize": False, "size": edges, "resample": resample}
+    found = [backend(**plain)(image, return_tensors="pt") for backend in BACKENDS]
+    torch.testing.assert_close(found[0]["pixel_values"], found[1]["pixel_values"], atol=1e-6, rtol=0)
+    height, width = (int(found[0]["pixel_mask"][0].sum(axis).max()) for axis in (0, 1))
+    values = (found[0]["pixel_values"][0, :, :height, :width].permute(1, 2, 0) * 255).round()
+    expected = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.NEAREST)
+    assert (values.numpy() == np.asarray(expected)).mean() > 0.95
+
+
 def test_backends_agree_on_a_batch_of_sizes():
     images = [random_image(50, 83), random_image(100, 30), random_image(48, 48)]
     maps = [np.random.default_rng(1).integers(0, 5, image.size[::-1]) for image in images]

@@ -29,10 +29,13 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d found, 3.11 or newer needed: make PYTHON=python3.12 ..." % v[:2])'
-	@echo "Installing into $(VENV): about 3.5 minutes and 7 GB of disk, most of it PyTorch with CUDA. Errors are shown."
+	@test -n "$(wildcard $(BIN)/../lib/*/site-packages/torch)" && echo "Installing into $(VENV), which has PyTorch." || \
+	  echo "Installing into $(VENV): about 3.5 minutes and 7 GB of disk, most of it PyTorch with CUDA. Errors are shown."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) --upgrade pip
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(BIN)/python -c 'import torchvision' || \
+	  { echo "PyTorch and torchvision in $(VENV) do not fit together: make clean, and install both from one place"; exit 1; }
 	@touch $@
 	@echo "Installed. Try it: make demo"
 

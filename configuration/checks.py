@@ -31,6 +31,9 @@ class Checked:
     warns of and then fills with random weights; so are classes and backbones refused that transformers cannot read."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        count = kwargs.get("num_labels")
+        if "num_labels" in kwargs and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ValueError(f"num_labels={count!r}: give a whole number of classes, at least 1, or leave it out")
         check_labels(getattr(self, "id2label", None))
         check_backbone(getattr(self, "backbone_config", None))
         super().__post_init__(**kwargs)  # type: ignore[misc]

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import FASegAttention
 from .configuration_qlseg import QLSegConfig
 from .decisions import Decisions
+from .embeddings import all_rows
 
 
 @dataclass
@@ -158,7 +159,8 @@ class QLSegDecoder(nn.Module):
             for norm, project, each in zip(self.input_norms, self.input_projections, maps)
         ]
         queries = [
-            embedding.weight.expand(maps[0].shape[0], -1, -1) for embedding in cast(list[nn.Embedding], self.queries)
+            all_rows(embedding, maps[0]).expand(maps[0].shape[0], -1, -1)
+            for embedding in cast(list[nn.Embedding], self.queries)
         ]
         output = QLSegDecoderOutput([], [])
         masks = None

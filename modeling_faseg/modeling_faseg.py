@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
     from .decisions import Decisions  # noqa: F401
     from .deformable_sampling import sample_maps  # noqa: F401
+    from .embeddings import all_rows  # noqa: F401
     from .hrca_faseg import FASegWindows  # noqa: F401
     from .loss_terms import check_targets  # noqa: F401
     from .matcher_faseg import FASegHungarianMatcher  # noqa: F401

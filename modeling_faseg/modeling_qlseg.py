@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .decisions import Decisions  # noqa: F401
     from .deformable_attention import FASegDeformableSelfAttention  # noqa: F401
     from .deformable_sampling import sample_maps  # noqa: F401
+    from .embeddings import all_rows  # noqa: F401
     from .loss_terms import check_targets  # noqa: F401
     from .position_encoding import FASegSinePositionEncoding  # noqa: F401
 

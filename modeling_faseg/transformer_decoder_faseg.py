@@ -17,6 +17,7 @@ from .attention import FASegAttention
 from .configuration_faseg import FASegConfig
 from .decisions import Decisions
 from .dfpq_faseg import POOLING_THRESHOLD, FASegFocusQueries, initial_attention
+from .embeddings import all_rows
 from .hrca_faseg import HIGH_RESOLUTION_LEVEL, FASegWindowAttention, FASegWindows
 
 
@@ -198,13 +199,14 @@ class FASegTransformerDecoder(nn.Module):
         """
         if self.config.enforce_input_projection:
             feature_maps = [project(level) for project, level in zip(self.input_projections, feature_maps)]
-        levels = self._coarse_levels(feature_maps, positions, mask_features, valid)
-        learned = self.queries_embedder.weight
-        hidden_states = self.queries_features.weight.expand(mask_features.shape[0], -1, -1)
+        level_embed = all_rows(self.level_embed, mask_features)
+        levels = self._coarse_levels(feature_maps, positions, mask_features, level_embed, valid)
+        learned = all_rows(self.queries_embedder, mask_features)
+        hidden_states = all_rows(self.queries_features, mask_features).expand(mask_features.shape[0], -1, -1)
         output = FASegTransformerDecoderOutput([], [], [], [], FASegFocus() if output_focus else None)
 
         mask_embeddings = self._predict(hidden_states, output)
-        positional_queries = self._initial_queries(mask_embeddings, levels[0])
+        positional_queries = self._initial_queries(learned, mask_embeddings, levels[0])
         coarse_attention: Tensor | None = None
         attended: FASegLevel | FASegWindows
         for index, layer in enumerate(self.layers):
@@ -213,7 +215,7 @@ class FASegTransformerDecoder(nn.Module):
                 attended = FASegWindows(
                     self.config, cast(Tensor, coarse_attention), feature_maps, valid, self.decisions
                 )
-                keys, values = attended.read(feature_maps[number], positions[number], self.level_embed.weight[number])
+                keys, values = attended.read(feature_maps[number], positions[number], level_embed[number])
                 hidden_states, attention = layer(
                     hidden_states, learned[None], positional_queries, keys, values, attended.blocked(), output_focus
                 )
@@ -238,14 +240,19 @@ class FASegTransformerDecoder(nn.Module):
         return output
 
     def _coarse_levels(
-        self, feature_maps: list[Tensor], positions: list[Tensor], mask_features: Tensor, valid: list[Tensor] | None
+        self,
+        feature_maps: list[Tensor],
+        positions: list[Tensor],
+        mask_features: Tensor,
+        level_embed: Tensor,
+        valid: list[Tensor] | None,
     ) -> list[FASegLevel]:
         """Levels 0, 1 and 2. Resizing is linear: resizing the mask features once per level equals resizing the masks
         in every layer."""
         levels = []
         for index in range(HIGH_RESOLUTION_LEVEL):
             size = feature_maps[index].shape[-2:]
-            values = feature_maps[index].flatten(2).transpose(1, 2) + self.level_embed.weight[index]
+            values = feature_maps[index].flatten(2).transpose(1, 2) + level_embed[index]
             position = positions[index].flatten(2).transpose(1, 2)
             resized = nn.functional.interpolate(mask_features.detach(), size, mode="bilinear", align_corners=False)
             level_valid = None if valid is None else valid[index].flatten(2)
@@ -260,9 +267,8 @@ class FASegTransformerDecoder(nn.Module):
         output.mask_embeddings.append(self.mask_embedder(normalised))
         return output.mask_embeddings[-1]
 
-    def _initial_queries(self, mask_embeddings: Tensor, level: FASegLevel) -> Tensor:
+    def _initial_queries(self, learned: Tensor, mask_embeddings: Tensor, level: FASegLevel) -> Tensor:
         """`(B, Q, C)` positional queries of the first layer, by its mask."""
-        learned = self.queries_embedder.weight
         if self.focus_queries is None:
             return learned.expand(mask_embeddings.shape[0], -1, -1)
         outside = self.decisions.below(level.mask_probs(mask_embeddings), POOLING_THRESHOLD)

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -84,7 +85,10 @@ class OneLineParser(HfArgumentParser):
     """`HfArgumentParser` whose errors are one line without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(" ".join(message.split()))
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized arguments") else []
+        near = [match[0] for option in unknown if (match := difflib.get_close_matches(option, known, n=1))]
+        raise UserError(" ".join(message.split()) + (f": did you mean {', '.join(near)}?" if near else ""))
 
 
 def project_path(name: str) -> str:

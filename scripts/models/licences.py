@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import metadata_load
-from transformers.utils import cached_file
 
 from scripts.cli.errors import UserError
 
@@ -28,6 +26,9 @@ def license_of(name: str, config: Any) -> str:
     """The licence that a checkpoint's card or configuration names, "unknown" if neither does."""
     if zoo_model(name):
         return ZOO_LICENSE
+    from huggingface_hub.repocard import metadata_load  # not before the flags of a command are checked
+    from transformers.utils import cached_file
+
     card = Path(name) / "README.md"
     try:
         if not card.is_file():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,11 @@ def check_model_files(flag: str, name: str) -> None:
         UserError: names the flag, the file and the field.
     """
     path = Path(name)
+    if not path.exists() and path.parent.is_dir() and path.parent != Path():
+        names = [file.parent.name for file in path.parent.glob(f"*/{CONFIG}")]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f": did you mean {path.parent / near[0]}?" if near else ""
+        print(f"{flag} {name}: there is no such folder, so the Hub is asked for it{hint}", file=sys.stderr)
     for file_name, kinds in KINDS.items():
         file: str | Path | None = path / file_name
         if path.is_file():

@@ -53,6 +53,18 @@ def test_models_are_built_without_weights(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "semask backbone"])
+def test_weights_may_lie_on_the_disk(kind, tmp_path):
+    """`device_map` brings them to where they are used around calls of modules, and what reads them otherwise fails."""
+    model = MODELS[kind]()
+    model.save_pretrained(tmp_path / "model")
+    device_map, elsewhere = {"": "disk"}, tmp_path / "weights"
+    offloaded = type(model).from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=elsewhere)
+    assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+    for one, other in zip(outputs_of(offloaded), outputs_of(model), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "semask backbone"])
 def test_tuples_are_returned_if_the_configuration_says_so(kind):
     """Whether it is the model's that says so or its backbone's, whose maps the model itself reads by name."""
     model = MODELS[kind]()

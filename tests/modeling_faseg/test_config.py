@@ -63,6 +63,13 @@ def test_classes_that_cannot_be_are_refused(kind, id2label, message):
     assert kind(id2label={"0": "a", "1": "b"}).num_labels == 2
 
 
+@pytest.mark.parametrize("kind", [FASegConfig, SeMaskConfig, QLSegConfig])
+@pytest.mark.parametrize("count", [None, 0, -1, 2.5, "3", True])
+def test_counts_of_classes_that_cannot_be_are_refused(kind, count):
+    with pytest.raises(ValueError, match=r"num_labels=.*: give a whole number of classes"):
+        kind(num_labels=count)
+
+
 def test_the_model_checks_fields_that_were_assigned_later():
     config = tiny_config()
     config.num_attention_heads = 5

@@ -160,7 +160,7 @@ def test_errors_are_one_line_with_exit_code_2(tiny_recipe, shapes, tmp_path, com
     recipe = [tiny_recipe, *data, *out]
     one_line(command(train_command, tiny_recipe, *data), "give --output_dir")
     one_line(command(train_command, *recipe, "--learning_rate", "fast"), "invalid float value: 'fast'")
-    one_line(command(train_command, *recipe, "--learning_rat", "1"), "unrecognized arguments: --learning_rat")
+    one_line(command(train_command, *recipe, "--learning_rat", "1"), "--learning_rat 1: did you mean --learning_rate?")
     one_line(command(train_command, *recipe, "--config_overrides", "hidden_dim=30"), "hidden_dim")
     one_line(command(train_command, *recipe, "--config_overrides", "num_queries=many"), "num_queries")
     one_line(command(train_command, *recipe, "--crop_height", 32, "--crop_width", 32), "high_resolution_reduction")

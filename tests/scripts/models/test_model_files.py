@@ -7,7 +7,7 @@ import pytest
 
 from scripts import convert_checkpoint, export_hub, export_onnx
 from scripts import eval as eval_command
-from scripts.models.model_files import CONFIG, INDEX, KINDS, PROCESSOR, read_model_file
+from scripts.models.model_files import CONFIG, INDEX, KINDS, PROCESSOR, check_model_files, read_model_file
 
 
 DEEP = '{"a": ' * 3000 + "1" + "}" * 3000
@@ -90,3 +90,16 @@ def test_the_processor_beside_a_configuration_is_looked_at(odd_model, tmp_path, 
 def test_what_is_well_passes(model_folder):
     for name in (CONFIG, PROCESSOR):
         assert read_model_file(model_folder / name, name, KINDS[name])
+
+
+def test_a_folder_that_is_not_there_is_said_so_before_the_hub_is_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / CONFIG).write_text("{}")
+    check_model_files("--model_name_or_path", "outputs/mne")
+    said = "--model_name_or_path outputs/mne: there is no such folder, so the Hub is asked for it"
+    assert capsys.readouterr().err.strip() == f"{said}: did you mean outputs/mine?"
+    check_model_files("--model_name_or_path", "nobody/none")
+    check_model_files("--model_name_or_path", "outputs/mine")
+    assert not capsys.readouterr().err

@@ -26,14 +26,18 @@ NO_PREDICTIONS = [
 ]
 
 
+MOST_LABELS = 2**16  # as many ids as a label map of 16 bits holds; transformers makes a name for each
+
+
 class Checked:
     """Mixin of a configuration: `from_pretrained` refuses the checkpoints of other models, which transformers only
     warns of and then fills with random weights; so are classes and backbones refused that transformers cannot read."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         count = kwargs.get("num_labels")
-        if "num_labels" in kwargs and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise ValueError(f"num_labels={count!r}: give a whole number of classes, at least 1, or leave it out")
+        if "num_labels" in kwargs and (type(count) is not int or not 1 <= count <= MOST_LABELS):
+            fix = f"give a whole number of classes from 1 to {MOST_LABELS}, or leave it out"
+            raise ValueError(f"num_labels={count!r}: {fix}")
         check_labels(getattr(self, "id2label", None))
         check_backbone(getattr(self, "backbone_config", None))
         super().__post_init__(**kwargs)  # type: ignore[misc]

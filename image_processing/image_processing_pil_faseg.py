@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers.image_processing_backends import PilBackend, torch_pil_interpolation_mapping
+from transformers.image_processing_backends import PilBackend
 
 from .preprocessing import FASegImageProcessorBase, FASegImageProcessorKwargs
+from .processor_settings import pillow_filter
 
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .label_maps import read_label_map  # noqa: F401
     from .model_outputs import checked_sizes  # noqa: F401
     from .post_processing import FASegPostProcessing  # noqa: F401
-    from .processor_settings import check_settings  # noqa: F401
     from .segments import BoxedMask  # noqa: F401
     from .semantic_labels import ImageScores  # noqa: F401
 
@@ -39,7 +39,7 @@ class FASegImageProcessorPil(FASegImageProcessorBase, PilBackend):  # type: igno
 
         Channel by channel: as one image, Pillow would take a second or fourth channel for transparency.
         """
-        resample = (torch_pil_interpolation_mapping or {}).get(resample, resample)  # None without torchvision
+        resample = pillow_filter(resample)
         bands = [PIL.Image.fromarray(band).resize((size.width, size.height), resample) for band in image]
         return np.stack([np.asarray(band) for band in bands])
 

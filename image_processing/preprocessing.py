@@ -44,7 +44,7 @@ from .processor_settings import (
     check_names,
     check_settings,
     check_size,
-    is_nearest,
+    pillow_filter,
     round_up,
 )
 
@@ -316,15 +316,16 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         if kwargs["return_tensors"] is not None and not kwargs["do_pad"] and len(set(sizes)) > 1:
             raise ValueError(f"images of sizes {sorted(set(sizes))} make no batch: set do_pad=True")
 
+        resample = pillow_filter(kwargs["resample"])
         pixel_values, pixel_mask = [], []
         for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
             check_channels(image, index, kwargs)
             check_range(image, index, kwargs)
-            if size != original_sizes[index] and is_nearest(kwargs["resample"]):  # alike in both backends
+            if size != original_sizes[index] and resample == PILImageResampling.NEAREST:  # alike in both backends
                 rows, columns = map(nearest_centres, original_sizes[index], size)
                 image = image[:, rows][:, :, columns]
             elif size != original_sizes[index]:
-                image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample=kwargs["resample"])
+                image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample)
             own_canvas = canvas if kwargs["do_pad"] else size
             pixel_values.append(self.pad_to(self.scale(image, kwargs), own_canvas))
             mask = np.zeros(own_canvas, dtype=np.int64)

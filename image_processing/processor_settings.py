@@ -101,9 +101,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_padding(settings["size_divisor"], settings["pad_size"])
 
 
-def is_nearest(resample: Any) -> bool:
-    """Whether images are to be resized by their nearest pixels."""
-    return getattr(resample, "value", resample) in (PILImageResampling.NEAREST, "nearest", "nearest-exact")
+def pillow_filter(resample: Any) -> PILImageResampling:
+    """Pillow's name of a filter, which may be a number, a name, or torchvision's; bilinear for None."""
+    value = getattr(resample, "value", resample)
+    names = {kind.name.lower(): kind for kind in RESAMPLE} | {"nearest-exact": PILImageResampling.NEAREST}
+    if value is None:
+        return PILImageResampling.BILINEAR
+    return names[value] if isinstance(value, str) else PILImageResampling(value)
 
 
 def require(settings: Mapping[str, Any], name: str, condition: bool, fix: str) -> None:

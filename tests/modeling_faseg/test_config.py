@@ -64,7 +64,7 @@ def test_classes_that_cannot_be_are_refused(kind, id2label, message):
 
 
 @pytest.mark.parametrize("kind", [FASegConfig, SeMaskConfig, QLSegConfig])
-@pytest.mark.parametrize("count", [None, 0, -1, 2.5, "3", True])
+@pytest.mark.parametrize("count", [None, 0, -1, 2.5, "3", True, 2**31])
 def test_counts_of_classes_that_cannot_be_are_refused(kind, count):
     with pytest.raises(ValueError, match=r"num_labels=.*: give a whole number of classes"):
         kind(num_labels=count)

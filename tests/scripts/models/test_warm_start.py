@@ -80,6 +80,16 @@ def test_sine_positions_leave_the_pixel_decoder_as_it_is(folder, plain):
     assert torch.allclose(first, second, atol=1e-5)
 
 
+def test_positional_queries_begin_as_the_learned_ones_and_where_the_query_looked(folder):
+    decoder = started(folder).model.transformer_decoder
+    learned = decoder.queries_embedder.weight
+    attention, positions = torch.rand(1, len(learned), 20).softmax(-1), torch.rand(1, 20, learned.shape[1]) * 2 - 1
+    with torch.no_grad():
+        found = decoder.focus_queries(attention, positions, learned)
+    torch.testing.assert_close(found, attention @ positions + learned, atol=1e-5, rtol=0)
+    assert decoder.focus_queries.fc1.weight.requires_grad
+
+
 def test_classes_of_the_data_get_a_new_head(folder):
     start = WarmStart(str(folder), ["high_resolution_reduction=4"], "semantic")
     model, table = start.model(start.config({index: f"stuff {index}" for index in range(3)}))

@@ -139,7 +139,7 @@ def start_of(arguments: Any) -> WarmStart | PlainStart:
 
 
 def pass_on(focus_queries: Any, learned: Tensor) -> None:
-    """Lets the layers of DFPQ hand on what they get: the learned positional queries, as Mask2Former reads them, plus the
+    """Lets the layers of DFPQ hand on what they get: the learned positional queries, which Mask2Former reads, plus the
     positions where each query looked.
 
     Two linear layers with a ReLU between them do so where the first lifts its values above zero and the second takes

@@ -50,7 +50,7 @@ space: $(STAMP)
 test: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-# These wait more.
+# Four processes here: these tests wait longer for what they started.
 test-system: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'system and not slow' --numprocesses 4 --dist loadfile
 

@@ -64,9 +64,9 @@ VARIANTS = {
     "both": Variant("DFPQ and HRCA", ideas(True, True)),
     "dfpq": Variant("DFPQ alone", ideas(True, False)),
     "hrca": Variant("HRCA alone", ideas(False, True)),
-    "neither": Variant("neither", ideas(False, False)),
+    "neither": Variant("neither of the two", ideas(False, False)),
     "mask2former": Variant(
-        "Mask2Former: neither, 9 layers, sine positions, threshold 0.5",
+        "Mask2Former as published: 9 layers, sine positions, threshold 0.5",
         (
             *ideas(False, False),
             "decoder_layers=9",
@@ -282,17 +282,19 @@ def runs_of(file: Path, arguments: AblationArguments) -> Runs:
 
 def summary(runs: Runs) -> dict[str, Any]:
     """Per variant, by its label: mIoU in percent of each seed, mean, sample standard deviation, steps and time."""
+    return {variant.label: summary_of(runs[name]) for name, variant in VARIANTS.items() if runs.get(name)}
+
+
+def summary_of(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """One variant's part of the summary."""
+    scores, steps = ([run[field] for run in by_seed.values()] for field in ("mean_iou", "steps"))
+    minutes = [run["processor_minutes"] for run in by_seed.values() if run["processor_minutes"]]
     return {
-        variant.label: {
-            "mean_iou_by_seed": {str(seed): run["mean_iou"] for seed, run in sorted(runs[name].items())},
-            "mean": round(statistics.mean(scores), 2),
-            "standard_deviation": round(statistics.stdev(scores), 2) if len(scores) > 1 else None,
-            "steps": round(statistics.mean(run["steps"] for run in runs[name].values())),
-            "processor_minutes": round(statistics.mean(minutes), 1) if minutes else None,
-        }
-        for name, variant in VARIANTS.items()
-        if (scores := [run["mean_iou"] for run in runs.get(name, {}).values()])
-        for minutes in [[run["processor_minutes"] for run in runs[name].values() if run["processor_minutes"]]]
+        "mean_iou_by_seed": {str(seed): run["mean_iou"] for seed, run in sorted(by_seed.items())},
+        "mean": round(statistics.mean(scores), 2),
+        "standard_deviation": round(statistics.stdev(scores), 2) if len(scores) > 1 else None,
+        "steps": round(statistics.mean(steps)),
+        "processor_minutes": round(statistics.mean(minutes), 1) if minutes else None,
     }
 
 

@@ -14,6 +14,7 @@ from scripts import ablation as ablation_module
 from scripts.ablation import VARIANTS, AblationArguments, ablation, made_with, run_folder
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
+from scripts.models.mask2former import PLAIN
 from scripts.storage.outputs import MARK
 
 
@@ -165,6 +166,7 @@ def test_mask2former_and_what_is_compared_to_it(tmp_path, monkeypatch):
     assert not config.use_dynamic_positional_queries and not config.use_high_resolution_cross_attention
     assert (config.decoder_layers, config.positional_encoding_type) == (9, "sine")
     assert config.attention_mask_threshold == 0.5
+    assert {name: getattr(config, name) for name in PLAIN} == PLAIN, "as a converted Mask2Former is run"
     assert value_of(commands[-1], "--backbone_weights") == "timm.safetensors"
 
     finished_runs(given, {"mask2former": [30.0]}, minutes=3.0)

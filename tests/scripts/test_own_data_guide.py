@@ -16,6 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from faulty_datasets import generated
+from scripts.data.bounds import Bounds
+from scripts.data.mask_colours import read_mask_colours
+from scripts.data.samples import decode_label
 
 
 ROOT = Path(__file__).parents[2]
@@ -97,9 +100,9 @@ def test_the_commands_run_on_little(command, tmp_path, monkeypatch):
     net = timm.create_model("mobilenetv2_100")
     save_file(net.state_dict(), tmp_path / "mobilenetv2_100.safetensors")
     Image.fromarray(np.zeros((96, 128, 3), dtype=np.uint8)).save(tmp_path / "street.jpg")
-    for name, mode in (("photos", "RGB"), ("masks", "L")):
+    for name, pixels in (("photos", np.zeros((64, 96, 3), np.uint8)), ("masks", np.eye(64, 96, dtype=np.uint8) * 255)):
         (tmp_path / name).mkdir()
-        Image.new(mode, (96, 64)).save(tmp_path / name / "0.png")
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
     (tmp_path / "id2label.json").write_text('{"0": "sky"}')
     monkeypatch.chdir(tmp_path)
     for module, flags in script_commands(GUIDE):
@@ -111,11 +114,13 @@ def test_the_commands_run_on_little(command, tmp_path, monkeypatch):
         assert (tmp_path / "outputs" / output.format("camvid")).is_file(), output
 
 
-def test_colours_become_ids(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_colours_become_ids(tmp_path):
     pixels = np.zeros((4, 6, 3), dtype=np.uint8)
-    pixels[:2], pixels[2:, :3] = (128, 64, 128), (70, 70, 70)
-    Image.fromarray(pixels).save("colours.png")
-    exec(blocks("python")[0], {})
-    expected = [[0] * 6] * 2 + [[1] * 3 + [255] * 3] * 2
-    assert np.asarray(Image.open("ids.png")).tolist() == expected
+    pixels[:2], pixels[2:, :3], pixels[3, 0] = (128, 64, 128), (0, 0, 142), (0, 0, 70)
+    Image.fromarray(pixels).save(tmp_path / "colours.png")
+    (tmp_path / "colours.json").write_text(blocks("json")[0])
+    names, colours = read_mask_colours(str(tmp_path / "colours.json"))
+    value = {"path": str(tmp_path / "colours.png"), "bytes": None}
+    label = decode_label(value, "colours", Bounds((tmp_path,)), colours)
+    assert names == {0: "road", 1: "car"}
+    assert label.tolist() == [[0] * 6] * 2 + [[1] * 3 + [255] * 3] * 2

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.check_dataset import CheckArguments, check
 from scripts.cli.errors import UserError
-from scripts.cli.parser import arguments_for, parse_arguments, parse_overrides
+from scripts.cli.parser import PROJECT_ROOT, arguments_for, parse_arguments, parse_overrides
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.explain import ExplainArguments, explain
 from scripts.predict import PredictArguments, predict
@@ -92,3 +92,15 @@ def test_a_recipe_that_was_not_read_is_refused(function, arguments_class, tmp_pa
     with pytest.raises(UserError, match=rf"use arguments_for\({arguments_class.__name__}, 'demo', \.\.\.\)"):
         function(arguments_class(recipe="demo", output_dir=str(tmp_path)) if function is train else
                  arguments_class(recipe="demo"))  # fmt: skip
+
+
+def test_the_documented_lines_train(tiny_recipe, shapes, tmp_path, monkeypatch):
+    page = (PROJECT_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    program = page.split("## In Python\n")[1].split("```python\n")[1].split("```")[0]
+    for old, new in {'"demo"': f'"{tiny_recipe}", max_train_steps=2', "path/to/dataset": str(shapes)}.items():
+        assert old in program
+        program = program.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(program, names)
+    assert names["last"]["step"] == 2 and (tmp_path / "outputs" / "python" / "model.safetensors").is_file()

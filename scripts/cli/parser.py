@@ -132,6 +132,11 @@ def program() -> list[str]:
     return ["python", *(["-m", f"scripts.{Path(name).stem}"] if as_module else [name])]
 
 
+def start_of(script: str) -> str:
+    """How a user starts another command, such as `convert_checkpoint`: by `faseg` where the project is installed."""
+    return f"python scripts/{script}.py" if IS_CHECKOUT else f"faseg {script.replace('_', '-')}"
+
+
 def flag(default: Any, help_text: str, **settings: Any) -> Any:
     """A field of a dataclass that is a flag: its default, what `--help` says, and settings of `add_argument`."""
     metadata = {"help": help_text, **settings}

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
-from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT
+from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, start_of
 from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
@@ -75,7 +75,7 @@ def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
     stored, _ = PreTrainedConfig.get_config_dict(name)
     if stored.get("model_type") == "mask2former":
         raise UserError(
-            f"{name} is a Mask2Former: make it a folder of this project: python scripts/convert_checkpoint.py "
+            f"{name} is a Mask2Former: make it a folder of this project: {start_of('convert_checkpoint')} "
             f"--mask2former {name} --output_dir FOLDER"
         )
     known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS | OURS

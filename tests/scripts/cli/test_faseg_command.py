@@ -97,6 +97,13 @@ def test_the_command_line_of_somebody_elses_program_is_not_recorded(monkeypatch)
 # ---- where the project is installed ----
 
 
+def test_advice_names_a_command_that_is_there(monkeypatch, called):
+    assert parser.start_of("convert_checkpoint") == "python scripts/convert_checkpoint.py"
+    monkeypatch.setattr(parser, "IS_CHECKOUT", False)
+    verb, *flags = parser.start_of("convert_checkpoint").split()[1:]
+    assert called(verb, *flags, "--help")[0] == 0
+
+
 def test_only_the_projects_own_files_are_found_beside_installed_packages(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert project_path("tests") == str(PROJECT_ROOT / "tests")

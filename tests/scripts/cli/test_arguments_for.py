@@ -104,3 +104,14 @@ def test_the_documented_lines_train(tiny_recipe, shapes, tmp_path, monkeypatch):
     names = {}
     exec(program, names)
     assert names["last"]["step"] == 2 and (tmp_path / "outputs" / "python" / "model.safetensors").is_file()
+
+
+def test_what_was_given_is_known(tmp_path):
+    """A training may decide what nobody gave by the data."""
+    values = {"output_dir": tmp_path, "max_train_steps": 3, "scale_range": None}
+    assert "scale_range" in parse_arguments(TrainArguments, ["demo"]).given
+    arguments = arguments_for(TrainArguments, "demo", **values)
+    assert {"output_dir", "max_train_steps", "learning_rate"} <= arguments.given
+    assert not {"scale_range", "weights"} & arguments.given
+    with pytest.raises(UserError, match="TrainArguments has no given"):
+        arguments_for(TrainArguments, given=["seed"])

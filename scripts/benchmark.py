@@ -25,7 +25,7 @@ from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, check_
 from scripts.benchmarking.startup import startup_table
 from scripts.benchmarking.tables import merge, part_table
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, check_at_least, flag, parse_arguments, run_command
+from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, check_at_least, flag, parse_arguments, run_command
 from scripts.storage.outputs import check_output_file, overwrite_flag
 
 
@@ -94,7 +94,9 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
             check_output_file(f"--{name}", Path(file), arguments.overwrite)
     if arguments.plot_file:
         check_output_file("--plot_file:", scaling_file(Path(arguments.plot_file)), arguments.overwrite)
-    if not arguments.quick:
+    if not arguments.quick and not (arguments.output_file and arguments.plot_file):
+        if not IS_CHECKOUT:
+            raise UserError("give --output_file and --plot_file, or --quick: their defaults are files of a checkout")
         suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
         results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
         arguments.output_file = arguments.output_file or str(results)

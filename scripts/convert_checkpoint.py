@@ -71,8 +71,8 @@ class ConvertArguments:
     overwrite: bool = flag(False, "Replace what --output_dir holds.")
 
 
-def main() -> None:
-    arguments = parse_arguments(ConvertArguments)
+def convert(arguments: ConvertArguments) -> None:
+    """Converts, and writes the folder."""
     output_dir = _checked_output(arguments)
     check_sources(arguments)
     from safetensors import SafetensorError
@@ -228,6 +228,10 @@ def _fetch(arguments: ConvertArguments) -> Path:
 
     folder = Path(arguments.download_dir) if arguments.download_dir else Path(get_dir()) / "checkpoints"
     return download(url, folder)
+
+
+def main() -> None:
+    convert(parse_arguments(ConvertArguments))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, program, run_command
 from scripts.data.arguments import DatasetArguments
 from scripts.eval import EvaluateArguments, evaluate
 from scripts.explain import ExplainArguments
@@ -53,17 +53,8 @@ SHARDS = 2  # of each split, none of them empty
 MADE = ("dataset", "model", "results.json", "example.png", "prediction.png", "report.html")
 OWN = ".demo"  # by this file a folder is known as a demo's
 
-# Hides an editable installation of the project, so that all code comes from the model's folder.
 PIPELINE_PROGRAM = """
-import importlib.util
 import json
-import sys
-from pathlib import Path
-sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-sys.path = [place for place in sys.path if not (Path(place) / "modeling_faseg").is_dir()]
-found = [name for name in ("configuration", "image_processing", "modeling_faseg") if importlib.util.find_spec(name)]
-if found:
-    sys.exit(f"the project can still be imported: {found}")
 from transformers import pipeline
 model, image, masks = sys.argv[1:]
 segment = pipeline("image-segmentation", model=model, trust_remote_code=True)
@@ -107,10 +98,12 @@ def segment_elsewhere(model: Path, image_file: Path, id2label: dict[int, str]) -
     import numpy as np
     from PIL import Image
 
+    from scripts.sharing.clean_load import HIDE_PROJECT
+
     label2id = {name: index for index, name in id2label.items()}
     with tempfile.TemporaryDirectory() as folder:
         places = [str(model.resolve()), str(image_file.resolve()), folder]
-        command = [sys.executable, "-I", "-c", PIPELINE_PROGRAM, *places]
+        command = [sys.executable, "-I", "-c", HIDE_PROJECT + PIPELINE_PROGRAM, *places]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"pipeline in a clean process failed:\n{done.stderr}")
@@ -149,7 +142,8 @@ def clear_output(folder: Path, overwrite: bool) -> None:
     present = [folder / name for name in MADE if (folder / name).exists()]
     if present and not (folder / OWN).is_file() and not overwrite:
         names = ", ".join(path.name for path in present)
-        again = shlex.join([sys.executable, *sys.argv, "--overwrite"])
+        started = [sys.executable if word == "python" else word for word in program()]
+        again = shlex.join([*started, *sys.argv[1:], "--overwrite"])
         raise UserError(
             f"--output_dir {folder} holds {names} of no demo that this version knows: name another folder; or, if "
             f"they may be deleted, such as those of an earlier version's demo: {again}"
@@ -237,7 +231,7 @@ def main() -> int:
     try:
         return run_demo(parse_arguments(DemoArguments))
     except Stopped as stopped:  # by Ctrl-C in training, which ends with its step
-        print("demo.py: interrupted", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         return 128 + stopped.signal_number
 
 

@@ -21,7 +21,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, check_at_most, flag, parse_arguments, run_command
+from scripts.cli.parser import (
+    check_at_least,
+    check_at_most,
+    check_recipe_read,
+    flag,
+    parse_arguments,
+    run_command,
+)
 from scripts.data.arguments import DatasetArguments
 from scripts.evaluation.protocols import (
     LABEL_IDS,
@@ -124,6 +131,7 @@ def report_file(name: str) -> Path:
 
 def check_arguments(arguments: EvaluateArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
+    check_recipe_read(arguments)
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
     if arguments.protocol not in (*PROTOCOLS, NATIVE):

@@ -17,7 +17,16 @@ if not __package__:  # started as a file: import the project from its root, neve
 from dataclasses import asdict, dataclass
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, path_flag, run_command
+from scripts.cli.parser import (
+    ReadPath,
+    check_at_least,
+    check_folder,
+    check_recipe_read,
+    flag,
+    parse_arguments,
+    path_flag,
+    run_command,
+)
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
 
@@ -47,6 +56,7 @@ class ComparedArguments(ExplainArguments):
 
 def check_arguments(arguments: ExplainArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
+    check_recipe_read(arguments)
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
     check_folder("--output_dir", Path(arguments.output_dir))

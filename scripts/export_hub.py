@@ -147,9 +147,9 @@ def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
     return space
 
 
-def main() -> None:
+def export(arguments: ExportArguments) -> None:
+    """Writes the repository's folder, checks it, and uploads it where the arguments ask for that."""
     # ---- arguments, checkpoint, figures ----
-    arguments = parse_arguments(ExportArguments)
     check_arguments(arguments)
     import torch
 
@@ -194,6 +194,10 @@ def main() -> None:
     except UserError as error:
         raise UserError(f"pushed as commit {pushed.commit[:12]}, but {error}") from error
     print(f"loads from the Hub without this project; largest difference of logits {difference:.2g}")
+
+
+def main() -> None:
+    export(parse_arguments(ExportArguments))
 
 
 if __name__ == "__main__":

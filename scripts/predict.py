@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
+from scripts.cli.parser import (
+    ReadPath,
+    check_at_least,
+    check_folder,
+    check_recipe_read,
+    flag,
+    parse_arguments,
+    run_command,
+)
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
@@ -90,6 +98,7 @@ def published_name(name: str | None) -> str:
 
 def check_arguments(arguments: PredictArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
+    check_recipe_read(arguments)
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
     if not arguments.output_dir:

@@ -24,7 +24,7 @@ import tempfile
 from dataclasses import dataclass
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command
+from scripts.cli.parser import PROJECT_ROOT, ReadPath, flag, parse_arguments, run_command, start_of
 
 
 SPACE = PROJECT_ROOT / "hub_cards" / "space"
@@ -35,7 +35,7 @@ SPACE_FILES = (
     SPACE / "requirements.txt",
     PROJECT_ROOT / "scripts" / "drawing" / "visualization.py",
 )
-CONVERT_FIRST = "make it a folder of this project: python scripts/convert_checkpoint.py --mask2former"
+CONVERT_FIRST = f"make it a folder of this project: {start_of('convert_checkpoint')} --mask2former"
 GRADIO_VERSION = "6.31.0"  # the one that the browser test runs
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from scripts.benchmarking.tables import benchmark_markdown, read_parts
 from scripts.cli.errors import UserError
-from scripts.cli.parser import flag, parse_arguments, run_command
+from scripts.cli.parser import IS_CHECKOUT, flag, parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, read_card, read_published
 from scripts.sharing.papers import PAPERS
 from scripts.storage.atomic import atomic_file
@@ -237,6 +237,8 @@ class TablesArguments:
 
 def main() -> int:
     arguments = parse_arguments(TablesArguments)
+    if not IS_CHECKOUT:
+        raise UserError("README.md, docs/ and results/ are in a checkout alone: run python scripts/tables.py there")
     from scripts.error_report.demo_page import README_IMAGE, readme_image_is_stale
 
     code = 0

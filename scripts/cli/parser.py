@@ -43,6 +43,9 @@ Arguments = TypeVar("Arguments")
 STARTED_BY = os.getppid()  # asked before the libraries are imported, which takes seconds
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PROJECT_ROOT / "scripts" / "recipes"
+# Whether the project runs from its repository. Where it is installed, PROJECT_ROOT is Python's folder of packages: it
+# holds the project's packages and `hub_cards`, beside what others installed.
+IS_CHECKOUT = (PROJECT_ROOT / "pyproject.toml").is_file()
 FAULT = 70  # exit code: EX_SOFTWARE of the system's sysexits.h
 
 
@@ -85,6 +88,10 @@ class Unset(list):
     """Stands for the value of a flag that is not given; a flag that adds to a list makes a copy of it."""
 
 
+class ReadRecipe(str):
+    """Name of a recipe whose values the arguments beside it hold already."""
+
+
 class OneLineParser(HfArgumentParser):
     """`HfArgumentParser` whose errors are one line without the usage text."""
 
@@ -96,10 +103,14 @@ class OneLineParser(HfArgumentParser):
 
 
 def project_path(name: str) -> str:
-    """`name` as it stands if it exists, else the same path below the project, else `name` (a Hub id, perhaps)."""
+    """`name` as it stands if it exists, else the same path below the project, else `name` (a Hub id, perhaps).
+
+    Of an installed project only `hub_cards` is looked into: other folders beside it are other packages.
+    """
     below_project = PROJECT_ROOT / name
+    own = IS_CHECKOUT or Path(name).parts[:1] == ("hub_cards",)
     try:
-        return str(below_project) if not Path(name).exists() and below_project.exists() else name
+        return str(below_project) if own and not Path(name).exists() and below_project.exists() else name
     except OSError as error:  # such as a name longer than a file system takes
         raise UserError(f"{name}: {error.strerror}") from error
 
@@ -114,6 +125,20 @@ class ReadPath(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         setattr(namespace, self.dest, list(map(project_path, values)) if self.nargs else project_path(values))
+
+
+def program() -> list[str]:
+    """The words that start this command: `faseg train`, or `python` and how the script was named."""
+    name = sys.argv[0]
+    if name.startswith("faseg "):  # set by scripts/__main__.py
+        return name.split()
+    as_module = getattr(sys.modules["__main__"], "__package__", None) == "scripts"
+    return ["python", *(["-m", f"scripts.{Path(name).stem}"] if as_module else [name])]
+
+
+def start_of(script: str) -> str:
+    """How a user starts another command, such as `convert_checkpoint`: by `faseg` where the project is installed."""
+    return f"python scripts/{script}.py" if IS_CHECKOUT else f"faseg {script.replace('_', '-')}"
 
 
 def flag(default: Any, help_text: str, **settings: Any) -> Any:
@@ -186,6 +211,7 @@ def parse_arguments(
     first = "[RECIPE] " if takes_recipe else "".join(f"[{name.upper()} ...] " for name in positional)
     parser = OneLineParser(
         arguments_class,  # type: ignore[arg-type]
+        prog=Path(sys.argv[0]).name,
         allow_abbrev=False,
         description=arguments_class.__doc__,
         usage=f"%(prog)s {first}[--flag value ...]",
@@ -207,13 +233,55 @@ def parse_arguments(
         with errors_explained(f"recipe {recipe_name}", UserError):
             below = parser.parse_intermixed_args(flags)
         namespace = parser.parse_intermixed_args(argv, below)
-        namespace.recipe = recipe_name
+        namespace.recipe = ReadRecipe(recipe_name)
     for name in positional:
         setattr(namespace, name, getattr(namespace, f"positional_{name}") or getattr(namespace, name))
     arguments = arguments_class(**{field: getattr(namespace, field) for field in fields})
     if hasattr(arguments, "given"):
         arguments.given = frozenset(given)
     return arguments
+
+
+def arguments_for(arguments_class: type[Arguments], recipe: str | None = None, **values: Any) -> Arguments:
+    """Fills `arguments_class` from Python values, as the command line fills it from text; `values` win over `recipe`.
+
+    Args:
+        recipe: a YAML file, or the name of one in `scripts/recipes`.
+        values: flag -> value, checked as on the command line: paths may be `Path`s, one item may stand for a list,
+            `config_overrides` may be a mapping. None stands for "not given", also over a recipe's value.
+    Raises:
+        UserError: unknown flag or recipe, or a value of the wrong type.
+    """
+    fields = {each.name: each for each in dataclasses.fields(arguments_class) if each.init}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"give fields of {arguments_class.__name__}"
+            raise UserError(f"{arguments_class.__name__} has no {name}: {hint}")
+        if value is None and fields[name].default is not None:
+            raise UserError(f"{name}=None: give a value, or leave it out")
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    # What no flag can say: an empty list, and no value in place of a recipe's.
+    unsaid = {name: value for name, value in given.items() if value is None or value == []}
+    flags = recipe_flags({name: value for name, value in given.items() if name not in unsaid})
+    arguments = parse_arguments(arguments_class, [*flags, *([f"--recipe={recipe}"] if recipe else [])])
+    for name, value in unsaid.items():
+        setattr(arguments, name, value)
+    if hasattr(arguments, "given"):
+        arguments.given = arguments.given - unsaid.keys() | {name for name, value in unsaid.items() if value == []}
+    return arguments
+
+
+def check_recipe_read(arguments: Any) -> None:
+    """Refuses arguments that name a recipe without its values, as a dataclass that is built directly does.
+
+    Raises:
+        UserError: names the recipe and what reads it.
+    """
+    recipe = arguments.recipe
+    if recipe and not isinstance(recipe, ReadRecipe):
+        name = type(arguments).__name__
+        raise UserError(f"{name}(recipe={recipe!r}) reads no recipe: use arguments_for({name}, {recipe!r}, ...)")
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
 from collections import Counter
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, program
 from scripts.storage.atomic import atomic_file
 from scripts.storage.digests import sha256
 from scripts.storage.outputs import MARK
@@ -62,10 +63,18 @@ def package_versions(*others: str) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command as it was given, the script's place as seen from the project, URLs without user and password."""
-    script = Path(sys.argv[0]).resolve()  # `python -m` gives the whole path
-    name = script.relative_to(PROJECT_ROOT).as_posix() if script.is_relative_to(PROJECT_ROOT) else script.name
-    return "python " + shlex.join([name, *map(without_credentials, sys.argv[1:])])
+    """The command as it was given, the script's place as seen from the project, URLs without user and password.
+
+    In a program or a notebook of somebody else's, whose command line says nothing of it, a comment that says so.
+    """
+    words = program()
+    if words[0] == "python":
+        script = Path(sys.argv[0]).resolve()  # `python -m` gives the whole path
+        if not (PROJECT_ROOT / "scripts" / script.name).is_file():
+            return "# called from Python"
+        place = script.relative_to(PROJECT_ROOT) if script.is_relative_to(PROJECT_ROOT) else Path(script.name)
+        words = ["python", place.as_posix()]
+    return shlex.join([*words, *map(without_credentials, sys.argv[1:])])
 
 
 def percent(value: float) -> float | None:
@@ -178,16 +187,34 @@ def details_text(results: dict[str, Any]) -> str:
 
 
 def project_commit() -> dict[str, Any] | None:
-    """`commit` of the checkout that runs, and whether it is `dirty`: a tracked file differs; None outside one."""
+    """`commit` of the checkout that runs, and whether it is `dirty`: a tracked file differs.
+
+    Of an installed project the commit that pip fetched it at; None where it was installed from anything else.
+    """
+    if not IS_CHECKOUT:
+        commit = installed_commit()
+        return {"commit": commit, "dirty": False} if commit else None
+    # Variables such as GIT_DIR, which git sets for its hooks, name a repository in place of the folder's own.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PROJECT_ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=environment)
+        return done.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != PROJECT_ROOT:
-            return None  # installed below somebody else's checkout
+            return None  # an unpacked archive below somebody else's checkout
         changed = git("status", "--porcelain", "--untracked-files=no")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def installed_commit() -> str | None:
+    """The commit that pip noted when it installed the project from a git repository (PEP 610), else None."""
+    try:
+        origin = json.loads(distribution("faseg-transformers").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    return origin.get("vcs_info", {}).get("commit_id")

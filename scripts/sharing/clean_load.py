@@ -20,7 +20,8 @@ from scripts.cli.errors import UserError
 TOLERANCE = 1e-4  # as between this project and the reference
 SIZE = (96, 128)  # height and width of the image that is compared
 TIMEOUT = 1800.0  # seconds, the download included
-PROGRAM = """
+# The begin of a program that is to find none of the project, as a program in Python.
+HIDE_PROJECT = """
 import sys
 
 class NotHere:
@@ -30,6 +31,10 @@ class NotHere:
             raise ModuleNotFoundError(f"{name} is not to be had here")
 
 sys.meta_path.insert(0, NotHere())
+"""
+PROGRAM = (
+    HIDE_PROJECT
+    + """
 import numpy as np
 import torch
 from PIL import Image
@@ -46,6 +51,7 @@ with torch.no_grad():
 found = {k: v.float() for k, v in outputs.items() if k.endswith(("logits", "scores")) and torch.is_tensor(v)}
 np.savez(output, **found)
 """
+)
 
 
 def generated_image() -> Image.Image:

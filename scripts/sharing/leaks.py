@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import get_token
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT, project_path
 
 
 CODE_PACKAGES = ("configuration", "image_processing", "modeling_faseg")
@@ -49,9 +49,9 @@ HEADER_BYTES = 8
 
 def is_place(value: str) -> bool:
     """Whether a recipe's value is a path on this machine rather than a Hub id or a URL."""
-    return bool(re.match(r"[/~.\\]|[A-Za-z]:[\\/]", value)) or any(
-        (root / value).exists() for root in (Path(), PROJECT_ROOT)
-    )
+    if re.match(r"[/~.\\]|[A-Za-z]:[\\/]", value):
+        return True
+    return project_path(value) != value or Path(value).exists()
 
 
 def scrubbed_recipe(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, start_of
 from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.predictors import SingleScale
@@ -74,7 +75,7 @@ def check_code_knows(config_class: type[PreTrainedConfig], name: str) -> None:
     stored, _ = PreTrainedConfig.get_config_dict(name)
     if stored.get("model_type") == "mask2former":
         raise UserError(
-            f"{name} is a Mask2Former: make it a folder of this project: python scripts/convert_checkpoint.py "
+            f"{name} is a Mask2Former: make it a folder of this project: {start_of('convert_checkpoint')} "
             f"--mask2former {name} --output_dir FOLDER"
         )
     known = config_class().to_dict().keys() | PreTrainedConfig().to_dict().keys() | OF_TRANSFORMERS | OURS
@@ -180,8 +181,15 @@ def fill(export: Export, folder: Path) -> ModelCard:
     )
     card.save(folder / "README.md")
     (folder / "LICENSE").write_text(licence_text(export.facts, notice), encoding="utf-8")
-    shutil.copyfile(PROJECT_ROOT / "LICENSE", folder / "LICENSE-CODE")
+    (folder / "LICENSE-CODE").write_text(code_licence(), encoding="utf-8")
     return card
+
+
+def code_licence() -> str:
+    """The text of the licence of the project's code."""
+    if IS_CHECKOUT:
+        return (PROJECT_ROOT / "LICENSE").read_text(encoding="utf-8")
+    return distribution("faseg-transformers").read_text("licenses/LICENSE") or ""
 
 
 # ---- the folder as a whole ------------------------------------------------------------------------------------------

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import ReadPath, check_at_least, check_at_most, check_folder, flag, path_flag, shipped_recipes
+from scripts.cli.parser import (
+    ReadPath,
+    check_at_least,
+    check_at_most,
+    check_folder,
+    check_recipe_read,
+    flag,
+    path_flag,
+    shipped_recipes,
+)
 from scripts.data.arguments import DatasetArguments
 from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
@@ -149,6 +158,7 @@ def check_arguments(arguments: TrainArguments) -> None:
 
 def check_values(arguments: TrainArguments) -> None:
     """Raises `UserError` at numbers and names that no training can work with."""
+    check_recipe_read(arguments)
     for name in ("model_name_or_path", "config_name", "backbone_weights"):
         if arguments.warm_start and getattr(arguments, name):
             raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")

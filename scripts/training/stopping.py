@@ -11,6 +11,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from scripts.cli.parser import program
+
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A terminal and a launcher may both pass one Ctrl-C on.
@@ -69,7 +71,4 @@ def command_to_go_on(num_processes: int) -> str:
             next(given, None)
         elif not argument.startswith("--resume_from_checkpoint="):
             arguments.append(argument)
-    package = getattr(sys.modules["__main__"], "__package__", None)
-    module = package and ["-m", f"{package}.{os.path.basename(sys.argv[0]).removesuffix('.py')}"]
-    script = module or [sys.argv[0]]
-    return shlex.join(["python", *script, *arguments, "--resume_from_checkpoint", "latest"])
+    return shlex.join([*program(), *arguments, "--resume_from_checkpoint", "latest"])

@@ -3,6 +3,8 @@
 import re
 import shlex
 
+from scripts.__main__ import VERBS
+
 
 MODULE = re.compile(r"(?:scripts/(\w+)\.py|scripts\.(\w+))$")
 
@@ -23,8 +25,11 @@ def shell_lines(page):
 
 
 def script_commands(page):
-    """`(module, flags)` of the lines that start one of the project's commands, by python, -m or accelerate launch."""
+    """`(module, flags)` of the lines that start a command: by `faseg`, python, -m or accelerate launch."""
     for words in shell_lines(page):
+        if words[0] == "faseg":
+            yield VERBS[words[1]], words[2:]
+            continue
         for index, word in enumerate(words):
             if match := MODULE.match(word):
                 yield match[1] or match[2], words[index + 1 :]

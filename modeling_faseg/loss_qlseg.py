@@ -36,7 +36,6 @@ class QLSegLoss(MaskFormerLoss):
         matcher: Any = match_classes
         super().__init__(config.num_queries, matcher, weights, config.no_object_weight)
         self.class_weights = config.class_weights
-        self.empty_weight: Tensor
         self.register_buffer("empty_weight", self.weights_of_classes())
 
     def weights_of_classes(self) -> Tensor:

@@ -38,6 +38,8 @@ class Progress:
         epoch, index: place of the stream's next sample.
         evaluated: last step that was evaluated.
         best_step, best_score: where validation mIoU was highest, and how high.
+        improved_score: mIoU when it last rose by more than the threshold of early stopping.
+        not_improved: evaluations since then.
         classes: those that occurred in training; when they are two or more, perhaps not all.
         logs: what each process has summed up since the log's last line.
     """
@@ -48,6 +50,8 @@ class Progress:
     evaluated: int = 0
     best_step: int = 0
     best_score: float = -1.0
+    improved_score: float = -1.0
+    not_improved: int = 0
     classes: set[int] = field(default_factory=set)
     logs: list[dict[str, Any]] = field(default_factory=list)
 

@@ -40,7 +40,7 @@ def count_class_pixels(data: LabelledDataset, num_labels: int, limit: int = FIRS
     counts = np.zeros(IGNORE_INDEX + 1 + num_labels, dtype=np.int64)
     total = min(limit, data.num_examples or limit)
     rows = islice(interleaved_rows(data.stream, shards), limit)
-    for place, row in tqdm(rows, "count pixels", total, unit="map", dynamic_ncols=True, leave=False):
+    for place, row in tqdm(rows, "count pixels", total, unit="map", dynamic_ncols=True):
         name = sample_name(row, form.image_column, place)
         try:
             label = class_ids(decode_label(row[form.label_column], name, form.bounds), form, num_labels, name)

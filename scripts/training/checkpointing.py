@@ -55,6 +55,14 @@ class Progress:
     classes: set[int] = field(default_factory=set)
     logs: list[dict[str, Any]] = field(default_factory=list)
 
+    def count_evaluation(self, mean_iou: float, threshold: float) -> None:
+        """Counts an evaluation for early stopping: whether mIoU has risen by more than the threshold since it last
+        did, so that many small rises together count as well."""
+        if mean_iou > self.improved_score + threshold:
+            self.improved_score, self.not_improved = mean_iou, 0
+        else:
+            self.not_improved += 1
+
     def state_dict(self) -> dict[str, Any]:
         """For `save_checkpoint`."""
         return asdict(self)

@@ -211,10 +211,7 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
         progress.evaluated = progress.step
         run.images.write(run.result, progress.step)
-        if scores["mean_iou"] > progress.improved_score + arguments.early_stopping_threshold:
-            progress.improved_score, progress.not_improved = float(scores["mean_iou"]), 0
-        else:
-            progress.not_improved += 1
+        progress.count_evaluation(float(scores["mean_iou"]), arguments.early_stopping_threshold)
         if scores["mean_iou"] > progress.best_score:
             progress.best_step, progress.best_score = progress.step, float(scores["mean_iou"])
             on_main(accelerator, lambda: save_best(run))

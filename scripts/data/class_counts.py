@@ -43,7 +43,9 @@ def count_class_pixels(data: LabelledDataset, num_labels: int, limit: int = FIRS
     for place, row in tqdm(rows, "count pixels", total, unit="map", dynamic_ncols=True):
         name = sample_name(row, form.image_column, place)
         try:
-            label = class_ids(decode_label(row[form.label_column], name, form.bounds), form, num_labels, name)
+            label = class_ids(
+                decode_label(row[form.label_column], name, form.bounds, form.colours), form, num_labels, name
+            )
         except BadSample:
             continue
         counts += np.bincount(label.numpy().ravel(), minlength=len(counts))

@@ -6,7 +6,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
 from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
-from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
+from scripts.data.mask_colours import MaskColours
+from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, readable
 from scripts.storage.retries import with_retries
 
 
@@ -42,6 +43,7 @@ class RowFormat:
     Args:
         do_reduce_labels: label 0 means ignored and the classes start at 1.
         class_map: what stands for the ids of the maps, None if they stay as they are.
+        colours: ids of the colours, for maps in colours; None where none are known.
         bounds: the files that the rows may name.
     """
 
@@ -50,6 +52,7 @@ class RowFormat:
     do_reduce_labels: bool = False
     class_map: ClassMap | None = None
     bounds: Bounds = NO_FILES
+    colours: MaskColours | None = None
 
 
 class BadSample(UserError):
@@ -123,7 +126,7 @@ def decode_sample(
     """
     name = sample_name(row, form.image_column, index)
     image = decode_image(row[form.image_column], name, form.bounds)
-    label = decode_label(row[form.label_column], name, form.bounds)
+    label = decode_label(row[form.label_column], name, form.bounds, form.colours)
     if image.shape[-2:] != label.shape:
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
         hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
@@ -142,7 +145,7 @@ def class_ids(label: torch.Tensor, form: RowFormat, num_labels: int, name: str) 
         return label
     count = len(form.class_map.id2label)
     if count != num_labels:
-        raise UserError(f"--class_map {form.class_map.file} makes {count} classes but the model has {num_labels}")
+        raise UserError(f"{form.class_map.source} makes {count} classes but the model has {num_labels}")
     return form.class_map.apply(label, name)
 
 
@@ -216,6 +219,19 @@ def refuse_huge(value: Any) -> None:
         raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read: cut it into tiles")
 
 
+def image_sizes(rows: Iterable[dict[str, Any]], form: RowFormat) -> Iterator[tuple[int, int]]:
+    """`(height, width)` of the images of undecoded rows, upright, as their headers tell; those unreadable left out."""
+    for index, row in enumerate(readable(rows)):
+        try:
+            image = pillow_image(row[form.image_column], sample_name(row, form.image_column, index), form.bounds)
+            if isinstance(image, Image.Image):
+                yield image.height, image.width
+        except UserError:
+            raise
+        except Exception:  # PIL raises many kinds on a broken file; the run will name it
+            continue
+
+
 def rgb_pixels(image: Any) -> np.ndarray:
     """`(H, W, 3)` uint8 of a Pillow image. Raises a `ValueError` for anything else."""
     if not isinstance(image, Image.Image):
@@ -229,16 +245,25 @@ def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tens
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:
-    """`(H, W)` uint8 or int32 class ids of an undecoded image."""
+def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES, colours: MaskColours | None = None) -> torch.Tensor:
+    """`(H, W)` uint8 or int32 class ids of an undecoded image, of its colours where `colours` says so.
+
+    Raises:
+        BadSample: it cannot be read.
+        UserError: it holds no ids, which concerns the other maps as well.
+    """
     if value is None:
         raise BadSample(f"label map of sample {name}: there is none")
-    label = decoded(value, f"label map of sample {name}", bounds, np.asarray)
+
+    def as_array(image: Image.Image) -> np.ndarray:
+        return colours.label_map(image, name) if colours and colours.applies_to(image) else np.asarray(image)
+
+    label = decoded(value, f"label map of sample {name}", bounds, as_array)
     if label.ndim != 2:
         are_equal = label.ndim == 3 and not (label[..., :3] != label[..., :1]).any()
-        hint = " (its channels are equal: keep one)" if are_equal else ""
+        fix = "its channels are equal: keep one" if are_equal else "give --mask_colors with the colour of each class"
         raise UserError(
-            f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours{hint}"
+            f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours ({fix})"
         )
     if label.dtype.kind not in "uib":
         raise UserError(f"label map of sample {name} holds {label.dtype}: need integers, one class id per pixel")

@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,18 @@ class TrainArguments(ModelArguments, DatasetArguments):
     """Train a segmentation model on a streamed dataset. A YAML recipe may give the values of flags; flags on the
     command line win."""
 
+    # The fields that flags or a recipe gave; the others have their defaults.
+    given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+
     recipe: str | None = flag(None, f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}.")
     output_dir: str | None = flag(None, "Folder that gets the checkpoints, the log and the trained model.")
     train_split_name: str = flag("train", "Split of the dataset that is trained on.")
     eval_split_name: str = flag("validation", "Split of the dataset that --eval_steps evaluates on.")
+    settings_from_data: bool = flag(
+        False,
+        "Choose sizes, steps, batch and learning rate from the data and the machine, where no flag or recipe gives "
+        "them; each is printed with its reason.",
+    )
     backbone_weights: str | None = path_flag(
         "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
         "microsoft/resnet-50."
@@ -203,7 +211,7 @@ def check_values(arguments: TrainArguments) -> None:
     check_at_least(arguments, 0, *rates, *counts)
     check_at_most(arguments, HIGHEST_RATE, *rates)
     check_trackers(arguments.report_to)
-    if arguments.num_tracked_images and not arguments.eval_steps:
+    if arguments.num_tracked_images and not evaluates(arguments):
         raise UserError("--num_tracked_images: drawn when the model is evaluated: give --eval_steps")
     if not arguments.learning_rate > 0:
         raise UserError(f"--learning_rate {arguments.learning_rate}: give a number above 0")
@@ -219,6 +227,11 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(f"--lr_scheduler_type {arguments.lr_scheduler_type!r}: give one of {', '.join(SCHEDULES)}")
 
 
+def evaluates(arguments: TrainArguments) -> bool:
+    """Whether there will be evaluations; so it is assumed where the data are still to be asked."""
+    return bool(arguments.eval_steps) or arguments.settings_from_data
+
+
 def check_extras(arguments: TrainArguments) -> None:
     """Raises `UserError` at wrong values of what the reference does not have: more augmentation, weights of classes,
     early stopping."""
@@ -227,7 +240,7 @@ def check_extras(arguments: TrainArguments) -> None:
     check_at_most(arguments, 1, *shares)
     check_at_most(arguments, 180, "rotation")
     check_at_least(arguments, 1, "early_stopping_patience")
-    if arguments.early_stopping_patience and not arguments.eval_steps:
+    if arguments.early_stopping_patience and not evaluates(arguments):
         raise UserError("--early_stopping_patience: it counts evaluations: give --eval_steps")
     if arguments.early_stopping_threshold and not arguments.early_stopping_patience:
         raise UserError("--early_stopping_threshold: give --early_stopping_patience, which it is for")
@@ -319,7 +332,7 @@ def planned_steps(arguments: TrainArguments, examples: int | None, total_batch: 
 
 def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
     """What is kept beside the model: the settings without this machine's folders, and URLs without a password."""
-    places = ("output_dir", "recipe", "resume_from_checkpoint")
+    places = ("given", "output_dir", "recipe", "resume_from_checkpoint")
     recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
     for each in fields(arguments):
         if each.name in recipe and each.metadata.get("action") is ReadPath and Path(recipe[each.name]).exists():

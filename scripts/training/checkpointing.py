@@ -40,7 +40,7 @@ class Progress:
         best_step, best_score: where validation mIoU was highest, and how high.
         improved_score: mIoU when it last rose by more than the threshold of early stopping.
         not_improved: evaluations since then.
-        classes: those that occurred in training; when they are two or more, perhaps not all.
+        classes: those that occurred in the label maps of training.
         logs: what each process has summed up since the log's last line.
     """
 

@@ -22,9 +22,10 @@ from scripts.training.arguments import TrainArguments
 
 # These may change, since they decide where and how a run works,
 FREE = {
-    "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "dataset_name",
-    "eval_images", "eval_masks", "max_bad_samples", "num_train_epochs", "output_dir", "overwrite_output_dir", "recipe",
+    "allow_absent_classes", "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit",
+    "dataloader_num_workers", "dataset_name",
+    "eval_images", "eval_masks", "given", "max_bad_samples", "num_train_epochs", "output_dir",
+    "overwrite_output_dir", "recipe",
     "resume_from_checkpoint", "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
     # what it reports,
     "eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps", "logging_steps", "num_tracked_images",
@@ -62,7 +63,7 @@ def training_settings(
     """
     free = FREE - set(STOP_BY) if arguments.early_stopping_patience else FREE
     flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in free}
-    for name in ("class_map", "albumentations"):
+    for name in ("class_map", "mask_colors", "albumentations"):
         file = getattr(arguments, name)
         if file and Path(file).is_file():
             flags[f"--{name}"] = sha256(Path(file))

@@ -99,7 +99,7 @@ def model_and_rates(arguments: TrainArguments) -> Choices:
     if arguments.model_name_or_path or arguments.warm_start:
         return {"learning_rate": (1e-4, "the whole model is pretrained")}
     choices: Choices = {"learning_rate": (5e-4, "the decoder is new")}
-    if not arguments.config_name:
+    if not arguments.config_name and not any("backbone_config" in item for item in arguments.config_overrides):
         recipe = read_recipe(SMALL_MODEL, [field.name for field in fields(TrainArguments)])
         small = recipe_flags({"config_overrides": recipe["config_overrides"]})[1:]
         overrides = [*small, *arguments.config_overrides]

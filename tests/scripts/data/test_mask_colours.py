@@ -61,7 +61,7 @@ def test_colours_by_id(arguments, tmp_path):
     assert (label == WANTED).all()
     (tmp_path / "id2label.json").unlink()
     with pytest.raises(UserError, match="has ids, so class names are needed: give --id2label"):
-        read(arguments(mask_colors=by_id))
+        assert LabelledDataset(arguments(mask_colors=by_id), "train").id2label
 
 
 def test_the_palette_beside_the_data_is_taken(arguments):

@@ -1,5 +1,6 @@
 """What the configurations share: checks, and what of a model's outputs is no prediction."""
 
+import math
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -55,6 +56,14 @@ class Checked:
             raise ValueError(f"{pretrained_model_name_or_path} is a checkpoint of {kind}, not of {own}: {fix}")
         return found, rest
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', which sets what is given last: `class_weights` come together with the classes that they
+        are for, so that `from_pretrained(folder, num_labels=3, class_weights=None)` drops those of other classes."""
+        if "class_weights" in kwargs:
+            config_dict = {**config_dict, "class_weights": kwargs.pop("class_weights")}
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
 
 def check_labels(id2label: Any) -> None:
     """Raise a `ValueError` unless classes, if given, are a dictionary of ids and names."""
@@ -91,10 +100,16 @@ def require_counts(config: PreTrainedConfig, config_class: type, but: tuple[str,
 
 
 def require_classes(config: PreTrainedConfig, ignore_value: int) -> None:
-    """Check that the classes are numbered without a gap and that none of them is ignored."""
+    """Check that the classes are numbered without a gap, that none of them is ignored, and their weights."""
     check_labels(config.id2label)
     id2label = config.id2label or {}
     numbered = bool(id2label) and sorted(id2label) == list(range(len(id2label)))
     require(config, "id2label", numbered, "number the classes 0, 1, 2, ... without a gap, at least one")
     fix = f"choose an id that is no class: id2label has {len(id2label)} classes"
     require(config, "ignore_value", ignore_value not in id2label, fix)
+    weights = getattr(config, "class_weights", None)
+    if weights is not None:
+        fix = f"give one number for each of the {len(id2label)} classes, or None for equal weights"
+        require(config, "class_weights", len(weights) == len(id2label), fix)
+        usable = all(0 <= weight < math.inf for weight in weights) and any(weights)
+        require(config, "class_weights", usable, "give numbers of 0 or more, not all of them 0")

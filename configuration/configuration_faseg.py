@@ -52,6 +52,9 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
             out.
         task: What the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
         no_object_weight: Weight of the no-object class in the classification loss (Mask2Former).
+        class_weights: Weight of each class in the classification loss and in that on a backbone's semantic maps, K
+            numbers, for classes that are rare; all 1 if left out (reference). Matching, masks and the no-object class
+            do not change.
         class_weight: Weight of the classification term in loss and matching (Mask2Former).
         mask_weight: Weight of the binary cross-entropy of masks in loss and matching (Mask2Former).
         dice_weight: Weight of the dice term in loss and matching (Mask2Former).
@@ -107,6 +110,7 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     exclude_ignored_pixels: bool = False
     task: Literal["semantic", "instance", "panoptic"] = "semantic"
     no_object_weight: float | int = 0.1
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
     class_weight: float | int = 2.0
     mask_weight: float | int = 5.0
     dice_weight: float | int = 5.0

@@ -45,6 +45,8 @@ class QLSegConfig(Checked, PreTrainedConfig):
         ignore_value: Label id that belongs to no class; such pixels count as outside every mask.
         task: The only one.
         no_object_weight: Weight of classes that the image does not show in the classification loss.
+        class_weights: Weight of each class in the classification loss, K numbers, for classes that are rare; all 1 if
+            left out (reference).
         class_weight: Weight of the classification term.
         mask_weight: Weight of the focal term of the masks.
         dice_weight: Weight of the dice term of the masks.
@@ -85,6 +87,7 @@ class QLSegConfig(Checked, PreTrainedConfig):
     ignore_value: int = 255
     task: Literal["semantic"] = "semantic"
     no_object_weight: float | int = 0.1
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
     class_weight: float | int = 1.0
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0

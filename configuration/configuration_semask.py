@@ -105,6 +105,8 @@ class SeMaskConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
         auxiliary_loss_weight: Weight of the loss on the summed semantic maps (reference).
         ohem_min_kept: Pixels per image that the loss on the logits keeps, the hardest of the batch; all if left out
             (reference: 100000 in ADE20K-L and in COCO-Stuff models).
+        class_weights: Weight of each class in both cross-entropies, K numbers, for classes that are rare; all 1 if
+            left out (reference). The means are still over all pixels, as mmsegmentation's are.
         ignore_value: Label id that belongs to no class; such pixels add nothing to the loss but count in its mean
             (reference).
         init_std: Standard deviation for modules without an initialisation of their own.
@@ -122,6 +124,7 @@ class SeMaskConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     decoder_dropout: float | int = 0.1
     auxiliary_loss_weight: float | int = 0.4
     ohem_min_kept: int | None = None
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
     ignore_value: int = 255
     init_std: float | int = 0.02
 

@@ -30,6 +30,7 @@ class FASegLoss(nn.Module):
         super().__init__()
         self.num_labels = cast(int, config.num_labels)
         self.no_object_weight = config.no_object_weight
+        self.class_weights = config.class_weights
         self.weights = {
             "loss_cross_entropy": config.class_weight,
             "loss_mask": config.mask_weight,
@@ -44,11 +45,15 @@ class FASegLoss(nn.Module):
         self.matcher = FASegHungarianMatcher(
             config.class_weight, config.mask_weight, config.dice_weight, config.train_num_points
         )
-        self.register_buffer("empty_weight", class_weights(self.num_labels, self.no_object_weight))
+        self.register_buffer("empty_weight", self.weights_of_classes())
+
+    def weights_of_classes(self) -> Tensor:
+        """`(K + 1,)` as the configuration has them."""
+        return class_weights(self.num_labels, self.no_object_weight, self.class_weights)
 
     def reset_parameters(self) -> None:
         """Fill the buffer again, as a model made on the meta device needs."""
-        init.copy_(self.empty_weight, class_weights(self.num_labels, self.no_object_weight))
+        init.copy_(self.empty_weight, self.weights_of_classes())
 
     def forward(
         self,

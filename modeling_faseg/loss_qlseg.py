@@ -35,10 +35,16 @@ class QLSegLoss(MaskFormerLoss):
         }
         matcher: Any = match_classes
         super().__init__(config.num_queries, matcher, weights, config.no_object_weight)
+        self.class_weights = config.class_weights
+        self.register_buffer("empty_weight", self.weights_of_classes())
+
+    def weights_of_classes(self) -> Tensor:
+        """`(K + 1,)` as the configuration has them."""
+        return class_weights(self.num_labels, self.eos_coef, self.class_weights)
 
     def reset_parameters(self) -> None:
         """Fill the buffer again, as a model made on the meta device needs."""
-        init.copy_(self.empty_weight, class_weights(self.num_labels, self.eos_coef))
+        init.copy_(self.empty_weight, self.weights_of_classes())
 
     def forward(  # type: ignore[override]
         self,

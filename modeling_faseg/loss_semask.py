@@ -3,6 +3,8 @@
 Notation: B batch, K classes, H and W of the labels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,35 +36,59 @@ def resized(maps: Tensor, size: tuple[int, int] | torch.Size, align_corners: boo
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def pixel_loss(logits: Tensor, labels: Tensor, ignore_value: int, min_kept: int | None = None) -> Tensor:
+def pixel_loss(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_value: int,
+    min_kept: int | None = None,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
     """Cross-entropy of SeMask-FPN: a mean over all pixels, to which ignored ones add nothing (reference).
 
     Args:
         logits: `(B, K, h, w)`, resized to the labels; labels: `(B, H, W)` in 0..K-1 or `ignore_value`.
         min_kept: pixels per image that are kept, the hardest of the batch; the mean is still over all (OHEM).
+        class_weights: K numbers that the losses of the pixels of each class are multiplied by, before that choice.
     """
     with torch.autocast(logits.device.type, enabled=False):
         at_labels = resized(logits.float(), labels.shape[-2:])
-        losses = F.cross_entropy(at_labels, labels, ignore_index=ignore_value, reduction="none").flatten()
+        weights = weights_of_maps(at_labels, class_weights)
+        losses = F.cross_entropy(at_labels, labels, weights, ignore_index=ignore_value, reduction="none").flatten()
         kept = losses
         if min_kept is not None:
             kept = losses.topk(min(min_kept * len(labels), len(losses)), sorted=False).values
         return kept.sum() / len(losses)
 
 
-def semantic_map_loss(semantic_maps: tuple[Tensor, ...], labels: Tensor, ignore_value: int) -> Tensor:
+def weights_of_maps(logits: Tensor, class_weights: Sequence[float] | None) -> Tensor | None:
+    """`(C,)` for logits `(B, C, h, w)`, of which a backbone may have more than there are classes; those are never a
+    label, and weigh 1."""
+    if class_weights is None:
+        return None
+    spare = logits.shape[1] - len(class_weights)
+    return logits.new_tensor([*class_weights, *[1.0] * spare])
+
+
+def semantic_map_loss(
+    semantic_maps: tuple[Tensor, ...],
+    labels: Tensor,
+    ignore_value: int,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
     """The auxiliary loss of a mask-classification model: cross-entropy of the summed semantic maps, a mean over the
     pixels that are not ignored. Corners are aligned, other than in SeMask-FPN (reference).
 
     Args:
         semantic_maps: `(B, K, H/s, W/s)`, fine to coarse; labels: `(B, H, W)` in 0..K-1 or `ignore_value`.
+        class_weights: K numbers that the losses of the pixels of each class are multiplied by.
     Returns:
         A scalar, 0 where every pixel is ignored.
     """
     with torch.autocast(labels.device.type, enabled=False):
         summed = sum_semantic_maps([semantic_map.float() for semantic_map in semantic_maps], align_corners=True)
         at_labels = resized(summed, labels.shape[-2:], align_corners=True)
-        total = F.cross_entropy(at_labels, labels, ignore_index=ignore_value, reduction="sum")
+        weights = weights_of_maps(at_labels, class_weights)
+        total = F.cross_entropy(at_labels, labels, weights, ignore_index=ignore_value, reduction="sum")
         return total / (labels != ignore_value).sum().clamp(min=1)
 
 

@@ -340,7 +340,8 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
             if outputs.semantic_maps is not None:
                 size, ignored = cast(tuple[int, int], tuple(pixel_values.shape[-2:])), self.config.ignore_value
                 labels = label_maps_of_masks(mask_labels, class_labels, size, ignored, pixel_values.device)
-                loss_dict["loss_semantic"] = semantic_map_loss(outputs.semantic_maps, labels, ignored)
+                weights = self.config.class_weights
+                loss_dict["loss_semantic"] = semantic_map_loss(outputs.semantic_maps, labels, ignored, weights)
             loss = self.criterion.weighted_sum(loss_dict)
         shared = shared_fields(outputs, FASegForUniversalSegmentationOutput)
         shared["masks_queries_logits"] = outputs.masks_queries_logits[-1]

@@ -160,10 +160,10 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
         auxiliary_logits = sum_semantic_maps(outputs.semantic_maps)
         loss, loss_dict = None, None
         if labels is not None:
-            ignored = self.config.ignore_value
+            ignored, weights = self.config.ignore_value, self.config.class_weights
             loss_dict = {
-                "loss_cross_entropy": pixel_loss(logits, labels, ignored, self.config.ohem_min_kept),
-                "loss_semantic": pixel_loss(auxiliary_logits, labels, ignored),
+                "loss_cross_entropy": pixel_loss(logits, labels, ignored, self.config.ohem_min_kept, weights),
+                "loss_semantic": pixel_loss(auxiliary_logits, labels, ignored, class_weights=weights),
             }
             loss = loss_dict["loss_cross_entropy"] + self.config.auxiliary_loss_weight * loss_dict["loss_semantic"]
         return SeMaskSemanticSegmenterOutput(

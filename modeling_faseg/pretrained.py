@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .loss_terms import keep_class_weights
+
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +41,14 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register_load_state_dict_post_hook(fill_unsaved_buffers)
+        self.register_load_state_dict_post_hook(keep_class_weights)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> Any:
+        """As transformers', but classes weigh what the configuration says, not what they did in the checkpoint."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        keep_class_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, but a batch norm whose weight is frozen is a constant.

@@ -33,7 +33,7 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if on_cpu and precision == "fp16":  # Accelerate would train in float32 without a word
-        raise UserError("--mixed_precision fp16: a CPU has none: give bf16 or no")
+        raise UserError("--mixed_precision fp16: a CPU has none: give --mixed_precision no, or bf16")
     # Without a GPU and without being told, Accelerate takes each of several processes for a run of its own.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     with errors_explained(f"--mixed_precision {mixed_precision}", ValueError):

@@ -1,8 +1,9 @@
-"""Training augmentation of the reference, joint over image and label map, in `torchvision.transforms.v2`."""
+"""Training augmentation, joint over image and label map, in `torchvision.transforms.v2`: the reference's, and what may
+be added to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
 from image_processing.preprocessing import network_size
+from scripts.cli.errors import UserError
 
 
 IMAGE_FILL = 128  # before normalisation; the reference pads with mid-grey
 LABEL_FILL = 255  # ignored
 CROP_TRIES = 10  # as the references do
+LEAST_SHARE = 1e-4  # of all labelled pixels: a rarer class is drawn, or weighs, as if it had this share
+BLUR_SIGMA = (0.1, 2.0)  # pixels, as SimCLR draws them
+BLUR_KERNEL = 13  # pixels: three of the largest sigma to either side, and the middle one
+
+Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
 
 def uniform(low: float, high: float) -> float:
@@ -70,27 +77,66 @@ class RandomCrop(v2.Transform):
         max_class_share: drawn anew, up to `CROP_TRIES` times, while one class has at least this share of the window's
             labelled pixels, or all of them; 1: the first window is taken.
         unlabelled: ids that are no class.
+        rare_class_share: probability from 0 to 1 that the window is laid around a pixel of a class that is drawn
+            among those of the map, each as likely as it is rare; as far as the image's borders let it.
+        id_shares: share of all labelled pixels of the data set by id of the label maps, from 0 on; without it each
+            class of a map is as likely.
     """
 
     def __init__(
-        self, height: int, width: int, max_class_share: float = 1.0, unlabelled: Sequence[int] = (LABEL_FILL,)
+        self,
+        height: int,
+        width: int,
+        max_class_share: float = 1.0,
+        unlabelled: Sequence[int] = (LABEL_FILL,),
+        rare_class_share: float = 0.0,
+        id_shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.height = height
         self.width = width
         self.max_class_share = max_class_share
         self.unlabelled = torch.tensor(unlabelled)
+        self.rare_class_share = rare_class_share
+        self.id_weights = None if id_shares is None else 1 / torch.tensor(id_shares).double().clamp(min=LEAST_SHARE)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        window = self.draw(*flat_inputs[0].shape[-2:])
+        window = self.window(flat_inputs)
         if self.max_class_share < 1:
             for _ in range(CROP_TRIES):
                 labels = F.crop(flat_inputs[1].as_subclass(torch.Tensor), **window)
                 _, counts = labels[~torch.isin(labels, self.unlabelled)].unique(return_counts=True)
                 if len(counts) > 1 and counts.max() / counts.sum() < self.max_class_share:
                     break
-                window = self.draw(*flat_inputs[0].shape[-2:])
+                window = self.window(flat_inputs)
         return window
+
+    def window(self, flat_inputs: list[Any]) -> dict[str, int]:
+        """One window, around a pixel of a rare class or anywhere."""
+        height, width = flat_inputs[0].shape[-2:]
+        if self.rare_class_share > 0 and uniform(0, 1) < self.rare_class_share:
+            pixel = self.rare_pixel(flat_inputs[1].as_subclass(torch.Tensor))
+            if pixel is not None:
+                return self.around(*pixel, height, width)
+        return self.draw(height, width)
+
+    def rare_pixel(self, labels: torch.Tensor) -> tuple[int, int] | None:
+        """Row and column of a random pixel of a class drawn from a map `(H, W)`; None if it shows no class."""
+        present = labels.unique()
+        present = present[~torch.isin(present, self.unlabelled)].long()
+        if not len(present):
+            return None
+        weights = torch.ones(len(present)) if self.id_weights is None else self.id_weights[present]
+        drawn = present[torch.multinomial(weights, 1)]
+        places = (labels == drawn).flatten().nonzero()
+        place = int(places[torch.randint(len(places), ())])
+        return place // labels.shape[1], place % labels.shape[1]
+
+    def around(self, row: int, column: int, height: int, width: int) -> dict[str, int]:
+        """The window of an image of this size that has the pixel in its middle, or as near to it as it gets."""
+        top = min(max(row - self.height // 2, 0), max(0, height - self.height))
+        left = min(max(column - self.width // 2, 0), max(0, width - self.width))
+        return {"top": top, "left": left, "height": min(height, self.height), "width": min(width, self.width)}
 
     def draw(self, height: int, width: int) -> dict[str, int]:
         """A window of an image of this size."""
@@ -170,6 +216,61 @@ def scale_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
     return to_uint8(value - (value - pixels) * ratio)
 
 
+class RandomBlur(v2.Transform):
+    """Blurs the image with probability `p` by a Gaussian whose sigma is drawn from `BLUR_SIGMA`."""
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        sigma = uniform(*BLUR_SIGMA)
+        return {"sigma": sigma if uniform(0, 1) < self.p else None}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if params["sigma"] is None:
+            return inpt
+        # The border is mirrored, so that the kernel may reach no further than the image.
+        sizes = [min(BLUR_KERNEL, 2 * side - 1) for side in (inpt.shape[-1], inpt.shape[-2])]
+        return F.gaussian_blur(inpt, sizes, [params["sigma"]])
+
+
+class OwnTransforms:
+    """Calls a function that somebody else wrote, and refuses what cannot be trained on.
+
+    Args:
+        function: `(Image, Mask) -> (Image, Mask)`; random numbers that it draws should be torch's.
+        height, width: the largest result, in pixels.
+    """
+
+    def __init__(self, function: Callable[[tv_tensors.Image, tv_tensors.Mask], Any], height: int, width: int) -> None:
+        self.function = function
+        self.height = height
+        self.width = width
+
+    def __call__(self, image: tv_tensors.Image, label: tv_tensors.Mask) -> Pair:
+        image, label = self.function(image, label)
+        size = tuple(image.shape[-2:])
+        if image.dtype != torch.uint8 or len(image) != 3 or image.ndim != 3:
+            raise UserError(
+                f"{self.function}: it made an image of {image.dtype} and shape {tuple(image.shape)}: leave it uint8 "
+                "and (3, H, W); it is normalised later"
+            )
+        if tuple(label.shape) != size or label.is_floating_point():
+            raise UserError(
+                f"{self.function}: it made a label map of {label.dtype} and shape {tuple(label.shape)} of an image of "
+                f"{size}: transform both alike, and keep class ids"
+            )
+        if size[0] > self.height or size[1] > self.width:
+            raise UserError(
+                f"{self.function}: it made an image of {size[0]}x{size[1]}, more than the crop of "
+                f"{self.height}x{self.width}: leave the size to --crop_height and --crop_width"
+            )
+        return tv_tensors.Image(image), tv_tensors.Mask(label)
+
+
 def reference_sizes(base: int) -> list[int]:
     """The reference's 16 shortest edges: `int(0.1 * k * base)` for k = 5..20."""
     return [int(0.1 * k * base) for k in range(5, 21)]
@@ -185,15 +286,31 @@ def training_augmentation(
     horizontal_flip: float = 0.5,
     max_class_share: float = 1.0,
     unlabelled: Sequence[int] = (LABEL_FILL,),
+    vertical_flip: float = 0.0,
+    rotation: float = 0.0,
+    blur: float = 0.0,
+    rare_class_share: float = 0.0,
+    id_shares: Sequence[float] | None = None,
+    extra: Callable[[tv_tensors.Image, tv_tensors.Mask], Any] | None = None,
 ) -> v2.Compose:
-    """Scale, crop, colour, flip and padding of the reference (spec of FASeg, section 5), on (Image, Mask) pairs.
+    """Scale, crop, colour, flip and padding of the reference (spec of FASeg, section 5), on (Image, Mask) pairs; what
+    the reference does not have is left out by default.
 
     Args:
         shortest_edges: shorter sides to choose from; `reference_sizes(min(crop))` by default.
         longest_edge: bound of the longer side; four times the crop's shorter side by default.
         scale_range: (low, high) factor on the image's own size, drawn uniformly, in place of `shortest_edges`.
-        max_class_share, unlabelled: see `RandomCrop`; the last of `unlabelled`, the processor's `ignore_index`, pads
-            label maps.
+        horizontal_flip, vertical_flip: probabilities of mirroring left and right, top and bottom.
+        max_class_share, unlabelled, rare_class_share, id_shares: see `RandomCrop`; the last of `unlabelled`, the
+            processor's `ignore_index`, pads label maps.
+        rotation: the image is turned about its middle by an angle drawn from -rotation to rotation degrees before it
+            is cropped; what comes into view is mid-grey and unlabelled.
+        blur: probability of a Gaussian blur, see `RandomBlur`.
+        extra: a transform of your own, of torchvision's v2 or any `(Image, Mask) -> (Image, Mask)` on a uint8 image
+            `(3, H, W)` and its ids `(H, W)`. It gets the crop before that is padded, may make it smaller, and should
+            draw from torch's generator, which each sample seeds.
+    Raises:
+        UserError: when called, by an `extra` whose result cannot be trained on.
     """
     base = min(crop_height, crop_width)
     scale = (
@@ -201,8 +318,19 @@ def training_augmentation(
         if scale_range
         else RandomShortestEdge(shortest_edges or reference_sizes(base), longest_edge or 4 * base)
     )
-    steps: list[v2.Transform] = [scale, RandomCrop(crop_height, crop_width, max_class_share, unlabelled)]
+    steps: list[Any] = [scale]
+    if rotation:
+        fill: Any = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: unlabelled[-1]}
+        steps.append(v2.RandomRotation(rotation, v2.InterpolationMode.BILINEAR, fill=fill))  # maps: always nearest
+    steps.append(RandomCrop(crop_height, crop_width, max_class_share, unlabelled, rare_class_share, id_shares))
     if colour_jitter:
         steps.append(RandomColour())
-    steps += [v2.RandomHorizontalFlip(horizontal_flip), PadTo(crop_height, crop_width, unlabelled[-1])]
+    if blur:
+        steps.append(RandomBlur(blur))
+    steps.append(v2.RandomHorizontalFlip(horizontal_flip))
+    if vertical_flip:
+        steps.append(v2.RandomVerticalFlip(vertical_flip))
+    if extra is not None:
+        steps.append(OwnTransforms(extra, crop_height, crop_width))
+    steps.append(PadTo(crop_height, crop_width, unlabelled[-1]))
     return v2.Compose(steps)

@@ -131,14 +131,22 @@ def decode_sample(
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
         hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
         raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}{hint}")
+    return image, class_ids(label, form, num_labels, name), name
+
+
+def class_ids(label: torch.Tensor, form: RowFormat, num_labels: int, name: str) -> torch.Tensor:
+    """The ids that a decoded map stands for: as they are, or what `--class_map` makes of them.
+
+    Raises:
+        UserError: the map cannot be meant for these classes.
+    """
     if form.class_map is None:
         check_labels(label, num_labels, form.do_reduce_labels, name)
-    else:
-        count = len(form.class_map.id2label)
-        if count != num_labels:
-            raise UserError(f"{form.class_map.source} makes {count} classes but the model has {num_labels}")
-        label = form.class_map.apply(label, name)
-    return image, label, name
+        return label
+    count = len(form.class_map.id2label)
+    if count != num_labels:
+        raise UserError(f"{form.class_map.source} makes {count} classes but the model has {num_labels}")
+    return form.class_map.apply(label, name)
 
 
 def sample_name(row: dict[str, Any], image_column: str, index: int | str) -> str:

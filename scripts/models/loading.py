@@ -98,7 +98,8 @@ def with_changes(
         UserError: an override names no field.
         StrictDataclassError: a field's value is wrong.
     """
-    for key, value in parse_overrides(overrides).items():
+    overridden = parse_overrides(overrides)
+    for key, value in overridden.items():
         check_field(key, config_class, values)
         same_backbone = isinstance(value, dict) and value.get("model_type") in (None, _model_type(values.get(key)))
         before = values[key] if same_backbone and isinstance(values.get(key), dict) else {}
@@ -109,6 +110,8 @@ def with_changes(
     if id2label is not None:
         if id2label != {int(index): name for index, name in (values.get("id2label") or {}).items()}:
             values.pop("palette", None)  # colours of other classes
+            if "class_weights" not in overridden and values.pop("class_weights", None):
+                print("class_weights of the configuration are of other classes and are left out")
         values["id2label"] = id2label
         values["label2id"] = {label: index for index, label in id2label.items()}
         if isinstance(backbone := values.get("backbone_config"), dict) and "num_semantic_classes" in backbone:

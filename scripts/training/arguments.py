@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from scripts.cli.parser import (
     check_folder,
     check_recipe_read,
     flag,
+    parse_overrides,
     path_flag,
     shipped_recipes,
 )
@@ -35,6 +37,7 @@ HIGHEST_RATE = 1e6
 HIGHEST_SCALE = 100  # an image of 1000 pixels would have 100,000
 LEAST_EPSILON = 1e-30  # AdamW divides by it, and float32 still tells it from zero
 TRACKERS = ("tensorboard", "trackio", "wandb")
+AUTO = "auto"
 
 
 @dataclass
@@ -70,6 +73,20 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "Largest share of a crop that one class may cover: otherwise another crop is drawn, up to ten times. 1 "
         "accepts every crop.",
     )
+    rare_class_crops: float = flag(
+        0.0,
+        "Share of the crops, 0 to 1, that are laid around a pixel of a class drawn from those in the image, each as "
+        "likely as it is rare in the data set.",
+    )
+    class_weights: list[str] | None = flag(
+        None,
+        "Weights of the classes in the loss: auto, inverse to the square root of each class's share of the pixels, or "
+        "NAME=W ... for some of them, the others being 1.",
+    )
+    class_counts: str | None = path_flag(
+        "JSON file that scripts/check_dataset.py --json wrote of this data set: its counts of pixels stand in for a "
+        "look at the first 1000 label maps, which --class_weights auto and --rare_class_crops take otherwise."
+    )
     shortest_edges: list[int] | None = flag(
         None,
         "Lengths in pixels to which the shorter side of an image is resized, one drawn at random; by default 16 "
@@ -85,6 +102,16 @@ class TrainArguments(ModelArguments, DatasetArguments):
     )
     color_jitter: bool = flag(
         True, "Change brightness, contrast, saturation and hue of the training images at random."
+    )
+    horizontal_flip: float = flag(0.5, "Probability that a training image is mirrored, left and right exchanged.")
+    vertical_flip: float = flag(0.0, "Probability that a training image is mirrored, top and bottom exchanged.")
+    rotation: float = flag(
+        0.0, "Degrees up to which a training image is turned to either side before it is cropped; corners are ignored."
+    )
+    blur: float = flag(0.0, "Probability that a training image is blurred by a Gaussian of 0.1 to 2 pixels.")
+    albumentations: str | None = path_flag(
+        "JSON or YAML file of transforms that albumentations.save wrote, applied to each crop; the package has to be "
+        "installed."
     )
     eval_shortest_edge: int | None = flag(
         None, "Pixels of an image's shorter side at evaluation; by default the shorter side of the crop."
@@ -139,12 +166,21 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "else 0.",
     )
     eval_steps: int | None = flag(None, "Steps between two evaluations; without it the model is not evaluated.")
+    early_stopping_patience: int | None = flag(
+        None, "Evaluations in a row without a better mIoU after which training ends; needs --eval_steps."
+    )
+    early_stopping_threshold: float = flag(
+        0.0, "By how much mIoU, 0 to 1, has to rise above the best to count as better for --early_stopping_patience."
+    )
     checkpointing_steps: int | None = flag(
         None, "Steps between two checkpoints; without it none is written on the way."
     )
     checkpoints_total_limit: int | None = flag(2, "How many checkpoints are kept, the newest ones.")
     resume_from_checkpoint: str | None = flag(
         None, "Checkpoint to go on from: its folder, or 'latest' for the newest in --output_dir."
+    )
+    overwrite_output_dir: bool = flag(
+        False, "Train anew into an --output_dir with a finished model, which the new one replaces."
     )
 
 
@@ -167,6 +203,7 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(f"--scale_range {scales}: give two factors above 0 and up to {HIGHEST_SCALE}, LOW HIGH")
     if not 0 < arguments.crop_max_class_share <= 1:
         raise UserError(f"--crop_max_class_share {arguments.crop_max_class_share}: give a share above 0, 1 for none")
+    check_extras(arguments)
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
@@ -176,7 +213,7 @@ def check_values(arguments: TrainArguments) -> None:
     check_at_least(arguments, 0, *rates, *counts)
     check_at_most(arguments, HIGHEST_RATE, *rates)
     check_trackers(arguments.report_to)
-    if arguments.num_tracked_images and not arguments.eval_steps:
+    if arguments.num_tracked_images and not evaluates(arguments):
         raise UserError("--num_tracked_images: drawn when the model is evaluated: give --eval_steps")
     if not arguments.learning_rate > 0:
         raise UserError(f"--learning_rate {arguments.learning_rate}: give a number above 0")
@@ -190,6 +227,55 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(f"--seed {arguments.seed}: give less than {2**31}")
     if arguments.lr_scheduler_type not in SCHEDULES:
         raise UserError(f"--lr_scheduler_type {arguments.lr_scheduler_type!r}: give one of {', '.join(SCHEDULES)}")
+
+
+def evaluates(arguments: TrainArguments) -> bool:
+    """Whether there will be evaluations; so it is assumed where the data are still to be asked."""
+    return bool(arguments.eval_steps) or arguments.settings_from_data
+
+
+def check_extras(arguments: TrainArguments) -> None:
+    """Raises `UserError` at wrong values of what the reference does not have: more augmentation, weights of classes,
+    early stopping."""
+    shares = ("rare_class_crops", "horizontal_flip", "vertical_flip", "blur", "early_stopping_threshold")
+    check_at_least(arguments, 0, *shares, "rotation")
+    check_at_most(arguments, 1, *shares)
+    check_at_most(arguments, 180, "rotation")
+    check_at_least(arguments, 1, "early_stopping_patience")
+    if arguments.early_stopping_patience and not evaluates(arguments):
+        raise UserError("--early_stopping_patience: it counts evaluations: give --eval_steps")
+    if arguments.early_stopping_threshold and not arguments.early_stopping_patience:
+        raise UserError("--early_stopping_threshold: give --early_stopping_patience, which it is for")
+    weights = named_weights(arguments.class_weights or [])
+    if weights is not None and arguments.class_counts and not arguments.rare_class_crops:
+        raise UserError("--class_counts: read for --class_weights auto and --rare_class_crops: give one of them")
+    if arguments.class_weights and "class_weights" in parse_overrides(arguments.config_overrides):
+        raise UserError("--class_weights and class_weights of --config_overrides are the same setting: give one")
+
+
+def named_weights(values: Sequence[str]) -> dict[str, float] | None:
+    """`["car=2", "pole=5"]` -> `{"car": 2.0, "pole": 5.0}`; None for `["auto"]`.
+
+    Raises:
+        UserError: an item of another form, a weight that is no number of 0 or more, or a name given twice.
+    """
+    if list(values) == [AUTO]:
+        return None
+    weights: dict[str, float] = {}
+    for item in values:
+        name, equals, text = item.rpartition("=")
+        if not equals or not name:
+            raise UserError(f"--class_weights {item}: give {AUTO} alone, or NAME=W for each class, such as car=2")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            raise UserError(f"--class_weights {item}: {text!r} is no weight: give a number of 0 or more")
+        if name in weights:
+            raise UserError(f"--class_weights {item}: {name!r} has a weight already: give one")
+        weights[name] = weight
+    return weights
 
 
 def check_trackers(report_to: Sequence[str]) -> list[str]:

@@ -38,6 +38,8 @@ class Progress:
         epoch, index: place of the stream's next sample.
         evaluated: last step that was evaluated.
         best_step, best_score: where validation mIoU was highest, and how high.
+        improved_score: mIoU when it last rose by more than the threshold of early stopping.
+        not_improved: evaluations since then.
         classes: those that occurred in the label maps of training.
         logs: what each process has summed up since the log's last line.
     """
@@ -48,8 +50,18 @@ class Progress:
     evaluated: int = 0
     best_step: int = 0
     best_score: float = -1.0
+    improved_score: float = -1.0
+    not_improved: int = 0
     classes: set[int] = field(default_factory=set)
     logs: list[dict[str, Any]] = field(default_factory=list)
+
+    def count_evaluation(self, mean_iou: float, threshold: float) -> None:
+        """Counts an evaluation for early stopping: whether mIoU has risen by more than the threshold since it last
+        did, so that many small rises together count as well."""
+        if mean_iou > self.improved_score + threshold:
+            self.improved_score, self.not_improved = mean_iou, 0
+        else:
+            self.not_improved += 1
 
     def state_dict(self) -> dict[str, Any]:
         """For `save_checkpoint`."""

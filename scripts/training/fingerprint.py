@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from scripts.training.arguments import TrainArguments
 FREE = {
     "allow_absent_classes", "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit",
     "dataloader_num_workers", "dataset_name",
-    "eval_images", "eval_masks", "given", "max_bad_samples", "num_train_epochs", "output_dir", "recipe",
+    "eval_images", "eval_masks", "given", "max_bad_samples", "num_train_epochs", "output_dir",
+    "overwrite_output_dir", "recipe",
     "resume_from_checkpoint", "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
     # what it reports,
     "eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps", "logging_steps", "num_tracked_images",
@@ -31,7 +33,11 @@ FREE = {
     # or, like the initial weights, what a checkpoint holds itself.
     "backbone_weights", "config_name", "config_overrides", "id2label", "model_name_or_path", "model_type",
     "warm_start",
+    # What was counted stands there itself.
+    "class_counts",
 }  # fmt: skip
+# Of those that report, what early stopping goes by.
+STOP_BY = ("eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps")
 # What begins so may differ too, but is named: the same flags may then give other numbers.
 VERSION = "version: "
 CODE = ("configuration", "image_processing", "modeling_faseg", "scripts/data", "scripts/models", "scripts/training")
@@ -42,20 +48,28 @@ NOT_OF_THE_MODEL = {
 
 
 def training_settings(
-    arguments: TrainArguments, accelerator: Accelerator, data: LabelledDataset, config: Any, max_steps: int
+    arguments: TrainArguments,
+    accelerator: Accelerator,
+    data: LabelledDataset,
+    config: Any,
+    max_steps: int,
+    class_shares: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the losses and weights of a run, as JSON holds it.
 
     Args:
         arguments: with the batch sizes that are in use.
+        class_shares: of all pixels, if crops go by them.
     """
-    flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in FREE}
-    for name in ("class_map", "mask_colors"):
+    free = FREE - set(STOP_BY) if arguments.early_stopping_patience else FREE
+    flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in free}
+    for name in ("class_map", "mask_colors", "albumentations"):
         file = getattr(arguments, name)
         if file and Path(file).is_file():
             flags[f"--{name}"] = sha256(Path(file))
     flags["--max_train_steps"] = max_steps
     flags["--mixed_precision"] = accelerator.mixed_precision
+    computing = ("pillow", "scipy", "timm", *(["albumentations"] if arguments.albumentations else []))
     model = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}
     settings = {
         **flags,
@@ -63,7 +77,8 @@ def training_settings(
         "number of processes": accelerator.num_processes,
         **data_settings(data),
         **{f"model: {name}": value for name, value in model.items()},
-        **{f"{VERSION}{name}": value for name, value in package_versions("pillow", "scipy", "timm").items()},
+        **({} if class_shares is None else {"shares of the classes": class_shares}),
+        **{f"{VERSION}{name}": value for name, value in package_versions(*computing).items()},
         f"{VERSION}the project's code": code_digest(),
     }
     return json.loads(json.dumps(settings, default=str))
@@ -97,11 +112,13 @@ def check_settings(checkpoint: Path, saved: dict[str, Any], current: dict[str, A
     """Refuses to go on with settings that would give another result than the run never stopped.
 
     Other versions of the code and of libraries are named on standard error, since their results mostly differ a
-    little. Settings that only one of the two knows (another version, or a Hub that does not answer) are not compared.
+    little. A flag that the version of the checkpoint did not know had its default. Other settings that only one of the
+    two knows (another version, or a Hub that does not answer) are not compared.
 
     Raises:
         UserError: names every setting that differs, with both values.
     """
+    saved = defaults() | saved
     differing, versions = [], []
     for name in {**saved, **current}:
         change = f"{name.removeprefix(VERSION)} {short(saved.get(name))}, not {short(current.get(name))}"
@@ -120,6 +137,12 @@ def check_settings(checkpoint: Path, saved: dict[str, Any], current: dict[str, A
             f"--resume_from_checkpoint {checkpoint}: it was trained with {'; '.join(differing)}: to go on exactly "
             "give the same, else start anew with --model_name_or_path"
         )
+
+
+def defaults() -> dict[str, Any]:
+    """The flags that decide a result, as they are without being given."""
+    arguments = {f"--{name}": value for name, value in asdict(TrainArguments()).items() if name not in FREE}
+    return json.loads(json.dumps(arguments))
 
 
 def short(value: Any) -> str:

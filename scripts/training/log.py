@@ -24,6 +24,7 @@ except ImportError:  # not on Windows
 
 SECONDS_BETWEEN_CURVES = 30.0
 EVALUATION = "mean_iou"  # is in every line of an evaluation, and in no other
+STOPPED_EARLY = "stopped_early"  # is in the last line of a run that early stopping ended: evaluations without a rise
 # What two equal runs may differ in.
 
 
@@ -110,7 +111,7 @@ class TrainLog:
             kept = [
                 line
                 for line in (read_log(path) if first_step else [])
-                if line["step"] <= (last_evaluated if EVALUATION in line else first_step)
+                if STOPPED_EARLY not in line and line["step"] <= (last_evaluated if EVALUATION in line else first_step)
             ]
             with atomic_file(path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

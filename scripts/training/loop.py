@@ -38,7 +38,7 @@ from scripts.storage.atomic import (
 from scripts.training.arguments import TrainArguments, check_trackers, saved_recipe
 from scripts.training.checkpointing import checkpoints, save_checkpoint
 from scripts.training.fingerprint import check_data_unchanged
-from scripts.training.log import TrainLog
+from scripts.training.log import STOPPED_EARLY, TrainLog
 from scripts.training.run import Run, describe, set_up
 from scripts.training.stopping import Stopped
 from scripts.training.tracking import finish_trackers, start_trackers
@@ -210,11 +210,29 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
         progress.evaluated = progress.step
         run.images.write(run.result, progress.step)
+        progress.count_evaluation(float(scores["mean_iou"]), arguments.early_stopping_threshold)
         if scores["mean_iou"] > progress.best_score:
             progress.best_step, progress.best_score = progress.step, float(scores["mean_iou"])
             on_main(accelerator, lambda: save_best(run))
         log.draw()
     run.train_mode()
+
+
+def improves_no_more(run: Run) -> bool:
+    """Whether early stopping ends the run here. Every process finds the same: mIoU is that of all of them together."""
+    patience = run.arguments.early_stopping_patience
+    return patience is not None and run.progress.not_improved >= patience
+
+
+def say_stopped_early(run: Run, log: TrainLog) -> None:
+    """Says on the terminal and in the log why the run ends before its last step."""
+    progress, threshold = run.progress, run.arguments.early_stopping_threshold
+    rise = f"rise of mIoU by more than {threshold:g}" if threshold else "rise of mIoU"
+    run.accelerator.print(
+        f"stopped early at step {progress.step} of {run.max_steps}: no {rise} in {progress.not_improved} evaluations; "
+        f"the best was {100 * progress.best_score:.2f} at step {progress.best_step}, kept in {run.output_dir / 'best'}"
+    )
+    log.write(step=progress.step, best_step=progress.best_step, **{STOPPED_EARLY: progress.not_improved})
 
 
 def check_classes_seen(run: Run, whole_epoch: bool) -> None:
@@ -294,7 +312,7 @@ def loop(run: Run) -> dict[str, Any]:
         run.train_mode()
         evaluate_if_due(run, log)  # a signal may have come before the evaluation of the step that was saved
         batches = run.batches()
-        while progress.step < run.max_steps:
+        while progress.step < run.max_steps and not improves_no_more(run):
             rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
             epoch = progress.epoch
             step = training_step(run, batches, run.signals.received)
@@ -315,6 +333,8 @@ def loop(run: Run) -> dict[str, Any]:
                 save(run, log)
     if progress.epoch == 0:
         check_classes_seen(run, whole_epoch=False)
+    if progress.step < run.max_steps:
+        say_stopped_early(run, log)
     log.draw(at_once=True)
     return log.last
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import build_accelerator, on_main, raised_on_all
+from scripts.data.albumentations_file import AlbumentationsFile
 from scripts.data.augmentation import training_augmentation
 from scripts.data.first_look import FirstLook
 from scripts.data.labelled_dataset import LabelledDataset
@@ -28,8 +29,16 @@ from scripts.models.loading import build_processor, refuse_dead_hrca, refuse_non
 from scripts.models.warm_start import start_of
 from scripts.storage.atomic import recover
 from scripts.storage.lock import FolderLock
-from scripts.training.arguments import TrainArguments, check_arguments, check_trackers, planned_steps, with_batch_sizes
+from scripts.training.arguments import (
+    TrainArguments,
+    check_arguments,
+    check_trackers,
+    check_values,
+    planned_steps,
+    with_batch_sizes,
+)
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
+from scripts.training.class_weights import in_words, put_into, shares_needed
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import average_of, build_parameter_groups, build_scheduler
@@ -41,8 +50,17 @@ from scripts.training.tracking import TrackedImages
 NUM_TRACKED_IMAGES = 4
 
 
-def augmentation_of(arguments: TrainArguments) -> Any:
-    """The training augmentation that the arguments ask for."""
+def augmentation_of(arguments: TrainArguments, class_shares: Sequence[float] | None = None) -> Any:
+    """The training augmentation that the arguments ask for.
+
+    Args:
+        class_shares: share of each class in all pixels, for `--rare_class_crops`.
+    Raises:
+        UserError: transforms of `--albumentations` that cannot be used.
+    """
+    unlabelled = (0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,)
+    if class_shares is not None and arguments.do_reduce_labels:
+        class_shares = [0.0, *class_shares]  # by id of the label maps
     return training_augmentation(
         arguments.crop_height,
         arguments.crop_width,
@@ -50,8 +68,15 @@ def augmentation_of(arguments: TrainArguments) -> Any:
         arguments.longest_edge,
         arguments.scale_range,
         arguments.color_jitter,
+        arguments.horizontal_flip,
         max_class_share=arguments.crop_max_class_share,
-        unlabelled=(0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,),
+        unlabelled=unlabelled,
+        vertical_flip=arguments.vertical_flip,
+        rotation=arguments.rotation,
+        blur=arguments.blur,
+        rare_class_share=arguments.rare_class_crops,
+        id_shares=class_shares,
+        extra=AlbumentationsFile(arguments.albumentations, unlabelled) if arguments.albumentations else None,
     )
 
 
@@ -63,6 +88,7 @@ class Run:
         data: the training split.
         model: as accelerate prepared it; `network` is the same without its wrappers.
         average: moving average of the weights, if there is one.
+        augmentation: of training images and their label maps.
         memory: estimate of what one process needs.
         settings: what decides the result, see `training_settings`.
         signals: Ctrl-C and SIGTERM, kept for the loop.
@@ -80,6 +106,7 @@ class Run:
     max_steps: int
     settings: dict[str, Any] = field(default_factory=dict)
     average: AveragedModel | None = None
+    augmentation: Any = None
     memory: str = ""
     progress: Progress = field(default_factory=Progress)
     bad_samples: BadSamples = field(default_factory=BadSamples)
@@ -140,9 +167,7 @@ class Run:
             start=(self.progress.epoch, self.progress.index),
         )
         loader = worker_loader(
-            TrainingSamples(
-                self.data.row_format, self.network.config.num_labels, augmentation_of(arguments), arguments.seed
-            ),
+            TrainingSamples(self.data.row_format, self.network.config.num_labels, self.augmentation, arguments.seed),
             stream,
             TrainingCollator(self.processor),
             arguments.dataloader_num_workers,
@@ -193,9 +218,11 @@ def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tu
     return optimizer, scheduler
 
 
-def refuse_used_folder(output_dir: Path) -> None:
-    """Refuses to mix a new run's checkpoints with those of an earlier one.
+def refuse_used_folder(output_dir: Path, overwrite: bool = False) -> None:
+    """Refuses to mix a new run's checkpoints with those of an earlier one, or to replace its models unasked.
 
+    Args:
+        overwrite: whether models of an earlier run may be replaced.
     Raises:
         UserError: there are some.
     """
@@ -203,6 +230,13 @@ def refuse_used_folder(output_dir: Path) -> None:
         raise UserError(
             f"--output_dir {output_dir} holds {found[-1].name} of an earlier run: go on with "
             "--resume_from_checkpoint latest, or name another folder"
+        )
+    model = next((place for place in (output_dir, output_dir / "best") if (place / "config.json").is_file()), None)
+    if model is not None and not overwrite:
+        raise UserError(
+            f"--output_dir {output_dir} holds {'a finished model' if model == output_dir else 'the best model'} of an "
+            f"earlier run, and no checkpoint: name another folder, with --model_name_or_path {model} to train that "
+            "model on, or give --overwrite_output_dir to train anew in its place"
         )
 
 
@@ -257,6 +291,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     """`set_up` in a folder that is this run's alone."""
     if arguments.settings_from_data:
         arguments = on_main(accelerator, lambda: settled(arguments, accelerator.device.type))
+        check_values(arguments)
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -264,7 +299,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     output_dir = Path(arguments.output_dir or "")
     on_main(accelerator, lambda: recover(output_dir))
     if not arguments.resume_from_checkpoint:
-        on_main(accelerator, lambda: refuse_used_folder(output_dir))
+        on_main(accelerator, lambda: refuse_used_folder(output_dir, arguments.overwrite_output_dir))
     set_seed(arguments.seed)
 
     # ---- data
@@ -284,7 +319,11 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     look = on_main(accelerator, lambda: look_at_splits(data, config.id2label or {}))
     refuse_one_class(config.id2label or {})
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
-    settings = training_settings(arguments, accelerator, data, config, max_steps)
+    shares = shares_needed(arguments, accelerator, data, config.id2label or {})
+    put_into(config, arguments, shares)
+    crops_by = shares if arguments.rare_class_crops else None
+    augmentation = augmentation_of(arguments, crops_by)
+    settings = training_settings(arguments, accelerator, data, config, max_steps, crops_by)
     checkpoint = None
     if wanted := arguments.resume_from_checkpoint:
         checkpoint = on_main(accelerator, lambda: find_checkpoint(wanted, output_dir, settings))
@@ -322,7 +361,8 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     # Weights began alike on all processes; loss points and dropped paths are each process's own.
     set_seed(arguments.seed, device_specific=True)
     run = Run(
-        arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average, memory,
+        arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average,
+        augmentation, memory,
         bad_samples=BadSamples(arguments.max_bad_samples, data.num_examples), look=look,
     )  # fmt: skip
     if checkpoint is not None:
@@ -362,11 +402,14 @@ def describe(run: Run) -> str:
     epochs = f", {run.max_steps * run.images_per_step / examples:.1f} epochs" if examples else ""
     data = f"{arguments.dataset_name or arguments.train_images} [{arguments.train_split_name}]"
     micro_batch = f"{arguments.per_device_train_batch_size} x {accelerator.num_processes} processes"
+    given = getattr(run.network.config, "class_weights", None)
+    weights = [("class weights", in_words(given, run.network.config.id2label))] if given else []
     rows = [
         ("data", f"{data}, {examples or 'unknown'} samples"),
         ("classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"),
         ("labels", "reduced: 0 is ignored, 1 is the first class" if arguments.do_reduce_labels else "as stored"),
         ("start", start_in_words(arguments)),
+        *weights,
         ("crop", f"{arguments.crop_height}x{arguments.crop_width}{other_window(run)}"),
         ("batch", f"{run.images_per_step} = {micro_batch} x {accelerator.gradient_accumulation_steps} micro steps"),
         ("steps", f"{run.max_steps}{epochs}"),

@@ -257,6 +257,12 @@ def test_other_settings_are_refused_with_both_values():
     assert "--learning_rate 0.1, not 0.2; model: hidden_dim 32, not 64:" in str(refused.value)
 
 
+def test_a_flag_that_is_newer_than_the_checkpoint_had_its_default():
+    check_settings(Path("x"), {"--seed": 1}, {"--seed": 1, "--rotation": 0.0, "--shortest_edges": None})
+    with pytest.raises(UserError, match=r"--rotation 0\.0, not 5\.0"):
+        check_settings(Path("x"), {"--seed": 1}, {"--seed": 1, "--rotation": 5.0})
+
+
 def test_other_versions_of_code_and_libraries_are_named(capsys):
     saved = {"--seed": 1, "version: torch": "2.4", "version: timm": "1.0", "version: the project's code": "a1"}
     check_settings(Path("x"), saved, dict(saved))

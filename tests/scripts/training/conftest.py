@@ -14,7 +14,7 @@ def start(tiny_recipe, shapes, tmp_path, command):
         folder = ["--dataset_name", shapes, "--output_dir", tmp_path / "run"]
         AcceleratorState._reset_state(True)
         code, out, errors = command(train_command, tiny_recipe, *folder, *flags)
-        bars = ("train: ", "evaluate: ", "Writing model shards", "Loading weights")
+        bars = ("train: ", "evaluate: ", "count pixels: ", "Writing model shards", "Loading weights")
         return code, out, [line for line in errors if line and not line.startswith(bars)]
 
     yield go

@@ -165,7 +165,8 @@ class RecipeCost:
             cost.facts["time"] = step.how
             return
         seconds = step.seconds * accumulation
-        threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f" with {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
         whole = f": about {duration(steps * seconds)} for {steps} steps" if steps else ""
         cost.facts["time"] = (
             f"{'about ' if step.scaled else ''}{seconds:.2f} s per step on this machine's {device.type}{threads}"

@@ -79,9 +79,9 @@ class StepTimer:
             whole = passes[-1][0] * ratio + passes[-1][1]
             if self._now() - self.started + 2 * whole > self.limit:
                 shape = "x".join(map(str, part["pixel_values"].shape[-2:]))
-                how = f"scaled up by pixels from one crop of {shape}: two whole steps would take {2 * whole:.0f} s"
+                how = f"scaled up by pixels from one crop of {shape}: two micro batches would take {2 * whole:.0f} s"
                 return StepTime(whole, how, scaled=True)
-            say(f"a whole step takes about {whole:.1f} s: two are run")
+            say(f"a pass over a whole micro batch takes about {whole:.1f} s: two are run")
         passes = self._passes(self.inputs, "measure a training step")
         how = "two steps run, the second measured" if len(passes) == 2 else "one step run, without one to warm up"
         return StepTime(sum(passes[-1]), how)

@@ -464,7 +464,7 @@ PART, WHOLE = (1, 3, 256, 256), (4, 3, 512, 512)
     ("seconds_of_whole", "shapes", "how"),
     [
         (10, [PART, PART, WHOLE, WHOLE], "two steps run, the second measured"),
-        (100, [PART, PART], "scaled up by pixels from one crop of 256x256: two whole steps would take 200 s"),
+        (100, [PART, PART], "scaled up by pixels from one crop of 256x256: two micro batches would take 200 s"),
         (1600, [PART], "not measured: one step takes over 100 s"),
     ],
 )

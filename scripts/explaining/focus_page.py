@@ -40,6 +40,7 @@ h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 td:not(:first-child), th:not(:first-child) { font-variant-numeric: tabular-nums; } dt { font-weight: 600; }
 dd { margin: 0 0 .5rem; }
 td { white-space: nowrap; }
+@media (max-width: 40rem) { .path { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 60rem) { .segment, .overview, .windows { grid-template-columns: minmax(0, 1fr); } }
 """
 

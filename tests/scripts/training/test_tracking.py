@@ -1,6 +1,7 @@
 """Trackers, images and curves of a run, read back from the files that they left."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -83,6 +84,14 @@ def test_tensorboard_holds_figures_and_images_of_a_run_and_of_its_continuation(
     images = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert images == [f"step-{step:08}.png" for step in (1, 2, 3)]
     assert Image.open(tmp_path / "curves.png").size == (800, 480)
+
+
+def test_the_progress_bar_shows_the_loss_of_the_curves(tiny_recipe, shapes, tmp_path, capsys):
+    """The mean over the decoder's predictions, which the demo's page draws as well."""
+    train_here(tiny_recipe, shapes, tmp_path, "--max_train_steps", 2)
+    shown = re.findall(r"loss=(\d+\.\d+)", capsys.readouterr().err)[-1]
+    (last,) = (line for line in read_lines(tmp_path) if line["step"] == 2)
+    assert shown == f"{last['loss_per_prediction']:.3f}" != f"{last['loss']:.3f}"
 
 
 def test_images_leave_the_run_as_it_is(tiny_recipe, shapes, tmp_path):

@@ -223,8 +223,8 @@ def draw_curves(log_file: Path, image: Path) -> None:
     evaluated = any(line.get("mean_iou") is not None for line in lines)
     figure = Figure(figsize=(10, 6))  # the Agg canvas: no window, nothing shared
     margins = {"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.18, "hspace": 0.3}
-    upper = ["loss", "miou"] if evaluated else ["loss", "loss"]
-    panels = figure.subplot_mosaic([upper, ["rate", "speed"]], gridspec_kw=margins)
+    layout: Any = [["loss", "miou" if evaluated else "loss"], ["rate", "speed"]]
+    panels = figure.subplot_mosaic(layout, gridspec_kw=margins)
     panels["loss"].set_title("loss, mean of the predictions")
     draw_curve(panels["loss"], lines, "loss_per_prediction", "")
     if evaluated:

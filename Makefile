@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/.browser-installed
 
@@ -27,22 +28,27 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+# What the commands need, and on top of it, in the same environment, what developers do.
+$(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d found, 3.11 or newer needed: make PYTHON=python3.12 ..." % v[:2])'
 	@test -n "$(wildcard $(BIN)/../lib/*/site-packages/torch)" && echo "Installing into $(VENV), which has PyTorch." || \
 	  echo "Installing into $(VENV): about 3.5 minutes and 7 GB of disk, most of it PyTorch with CUDA. Errors are shown."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) --upgrade pip
-	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(PIP_INSTALL) --editable .
 	@$(BIN)/python -c 'import torchvision' || \
 	  { echo "PyTorch and torchvision in $(VENV) do not fit together: make clean, and install both from one place"; exit 1; }
 	@touch $@
+
+$(STAMP): $(RUNS)
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
 	@echo "Installed. Try it: make demo"
 
-demo: $(STAMP)
+demo: $(RUNS)
 	$(OFFLINE) $(BIN)/python scripts/demo.py
 
-space: $(STAMP)
+space: $(RUNS)
 	@$(PIP_INSTALL) --editable '.[demo]'
 	$(BIN)/python scripts/space.py --model_name_or_path $(or $(MODEL),outputs/demo/model)
 

@@ -32,12 +32,16 @@ from scripts.training.arguments import TrainArguments, check_values
 @dataclass
 class CheckArguments(TrainArguments):
     """Check a dataset before training on it. Takes all flags and recipes of train.py, and the flags --report, --json,
-    --overwrite and --max_samples."""
+    --overwrite, --max_samples and --no_timing."""
 
     report: str | None = flag(None, "HTML file for a page with the findings, the classes and sample images.")
     json: str | None = flag(None, "JSON file for all that was found, to be read by programs.")
     overwrite: bool = overwrite_flag()
     max_samples: int | None = flag(None, "How many samples of each split are looked at; by default all.")
+    no_timing: bool = flag(
+        False,
+        "With a recipe, run no training steps to take their time, which lasts up to a minute; count memory only.",
+    )
 
 
 def check_arguments(arguments: CheckArguments) -> None:
@@ -84,7 +88,7 @@ def check(arguments: CheckArguments) -> int:
     cost = Cost()
     if recipe:
         train = opened.get(arguments.train_split_name)
-        cost = recipe.estimate(counts, train.num_examples if train else None)
+        cost = recipe.estimate(counts, train.num_examples if train else None, not arguments.no_timing)
         findings += cost.findings
     findings = diagnosis.in_order(findings)
 

@@ -6,6 +6,10 @@ python scripts/export_hub.py --model_name_or_path outputs/camvid --model_id fase
 writes the folder: weights, configuration, both processors, code, card, recipe, log, sample images, licences.
 `--push --repo_id USER/NAME` in place of `--dry_run` also uploads it, in one commit, and loads it back as a stranger
 would. The same command again changes nothing, or goes on where it was cut.
+
+python scripts/export_hub.py --model_name_or_path outputs/mine --init_card my_card.yaml
+
+writes the card of a model of your own: what is known of it, and blanks to fill in; the export takes it by `--card`.
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.models.arguments import ModelArguments
+from scripts.storage.atomic import write_errors_explained
+from scripts.storage.outputs import check_output_file
 
 
 if TYPE_CHECKING:
@@ -37,6 +43,10 @@ class ExportArguments:
     model_id: str | None = flag(None, "Name of the folder in hub_cards/ that holds the facts for the model card.")
     card: str | None = path_flag(
         "card.yaml with the facts of a model of your own; those in hub_cards/ show what it holds."
+    )
+    init_card: str | None = flag(
+        None,
+        "YAML file to write for --card, with what is known of the model and blanks to fill in; nothing else is done.",
     )
     results: str | None = path_flag(
         "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'."
@@ -59,6 +69,9 @@ class ExportArguments:
 
 def check_arguments(arguments: ExportArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
+    if arguments.init_card:
+        check_init_card(arguments, Path(arguments.init_card))
+        return
     for name in ("model_name_or_path", "model_id", "output_dir"):
         if not getattr(arguments, name):
             raise UserError(f"--{name} is missing")
@@ -88,6 +101,47 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError(f"--max_shard_size {arguments.max_shard_size}: write a number and MB or GB") from error
 
 
+def check_init_card(arguments: ExportArguments, file: Path) -> None:
+    """Raises `UserError` where no card can be started."""
+    if not arguments.model_name_or_path:
+        raise UserError("--model_name_or_path is missing")
+    for name in ("card", "dry_run", "push", "space"):
+        if getattr(arguments, name):
+            raise UserError(f"--init_card writes a card and exports nothing: leave out --{name}")
+    check_output_file("--init_card", file, overwrite=False)
+    if file.exists():
+        raise UserError(f"--init_card {file} is there, and may be filled in already: name another file, or remove it")
+
+
+def recipe_of(checkpoint: str) -> dict[str, Any]:
+    """The recipe beside a checkpoint; empty where there is none, or what is there is none."""
+    from scripts.sharing.cards import read_yaml
+
+    file = Path(checkpoint) / "recipe.yaml"
+    found = read_yaml(file) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def init_card(arguments: ExportArguments) -> None:
+    """Writes the card to fill in, and says what is left to do."""
+    from scripts.models.loading import build_config
+    from scripts.sharing import fit
+    from scripts.sharing.cards import read_results
+    from scripts.sharing.new_card import Known, write_card
+    from scripts.sharing.repository import check_measured_on
+
+    checkpoint, file = str(arguments.model_name_or_path), Path(str(arguments.init_card))
+    config = build_config(ModelArguments(model_name_or_path=checkpoint))
+    results = read_results(Path(arguments.results)) if arguments.results else None
+    if results is not None:
+        fit.check_results(results, config)
+        check_measured_on(results, checkpoint)
+    with write_errors_explained(file):
+        blanks = write_card(file, Known(config, recipe_of(checkpoint), results))
+    print(f"card written to {file}; to be filled in: {', '.join(blanks)}")
+    print(f"then export with --card {file}")
+
+
 def load_export(arguments: ExportArguments) -> Export:
     """The checkpoint with its facts and figures, checked.
 
@@ -96,11 +150,13 @@ def load_export(arguments: ExportArguments) -> Export:
     """
     from scripts.models.licences import check_keeps_licence
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
-    from scripts.sharing.cards import card_file, read_card, read_results
+    from scripts.sharing import fit
+    from scripts.sharing.cards import HUB_CARDS, card_file, read_card, read_published, read_results
     from scripts.sharing.repository import Export, check_code_knows, check_measured_on
 
     checkpoint = str(arguments.model_name_or_path)
-    facts = read_card(Path(arguments.card) if arguments.card else card_file(str(arguments.model_id)))
+    card = Path(arguments.card) if arguments.card else card_file(str(arguments.model_id))
+    facts = read_card(card)
     results = read_results(Path(arguments.results)) if arguments.results else None
     named = ModelArguments(model_name_or_path=checkpoint)
     config = build_config(named)
@@ -111,14 +167,24 @@ def load_export(arguments: ExportArguments) -> Export:
         )
     check_code_knows(type(config), checkpoint)
     check_keeps_licence(facts.license, config)
+    fit.check_card(facts, card, config)
+    if arguments.model_id in read_published():  # whose figures the card then shows
+        fit.check_described(HUB_CARDS / str(arguments.model_id), config)
+    fit.check_dataset(facts, fit.trained_on(recipe_of(checkpoint)), f"{checkpoint}/recipe.yaml")
+    for name in arguments.sample_images:
+        fit.check_sample(Path(name))
     model = build_model(named, config, new_classes=False).eval()
     refuse_non_finite(model, f"--model_name_or_path {checkpoint}", ": nothing to share")
     if results is not None:
+        fit.check_results(results, config, model.num_parameters())
+        fit.check_dataset(facts, results["dataset"], f"--results {arguments.results}")
         check_measured_on(results, checkpoint)
+    processor = build_processor(named, config)
+    fit.check_processor(processor, config, checkpoint)
     return Export(
         checkpoint,
         model,
-        build_processor(named, config),
+        processor,
         facts,
         str(arguments.model_id),
         arguments.repo_id or f"USER/{arguments.model_id}",
@@ -151,6 +217,9 @@ def export(arguments: ExportArguments) -> None:
     """Writes the repository's folder, checks it, and uploads it where the arguments ask for that."""
     # ---- arguments, checkpoint, figures ----
     check_arguments(arguments)
+    if arguments.init_card:
+        init_card(arguments)
+        return
     import torch
 
     from scripts.sharing.clean_load import load_back

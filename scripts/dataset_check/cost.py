@@ -1,4 +1,4 @@
-"""What a recipe needs on this dataset and this machine: memory counted without computing, time from one real step."""
+"""What a recipe needs on this dataset and this machine: memory counted without computing, time from real steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils import send_to_device
-from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import build_accelerator
@@ -20,6 +19,7 @@ from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_
 from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
+from scripts.dataset_check.step_time import TIME_LIMIT, StepTimer, say
 from scripts.models.loading import build_processor, refuse_dead_hrca
 from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments, with_batch_sizes
@@ -55,6 +55,7 @@ class RecipeCost:
     """
 
     def __init__(self, arguments: TrainArguments, form: RowFormat, names: dict[int, str]) -> None:
+        say("building the recipe's model")
         on_cpu = not torch.accelerator.is_available()
         if on_cpu and arguments.mixed_precision == "fp16":  # a CPU has none; bf16 takes as much memory
             arguments = replace(arguments, mixed_precision="bf16")
@@ -75,11 +76,12 @@ class RecipeCost:
         if len(self.rows) < min(MAX_ROWS, self.arguments.per_device_train_batch_size):
             self.rows.append(row)
 
-    def estimate(self, splits: dict[str, SplitCounts], examples: int | None) -> Cost:
+    def estimate(self, splits: dict[str, SplitCounts], examples: int | None, timed: bool = True) -> Cost:
         """Memory, time and queries.
 
         Args:
             examples: training images, None if unknown.
+            timed: whether training steps may be run to take their time.
         """
         arguments, cost = self.arguments, Cost()
         micro, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
@@ -92,7 +94,12 @@ class RecipeCost:
         named = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
         cost.facts["recipe"] = f"{named}: {f'{steps} steps' if steps else 'steps'} of {batch} crops of {size}{epochs}"
         cost.numbers |= {"steps": steps, "batch": batch}
-        if self._memory(cost):
+        say("counting the memory of a training step, without computing it")
+        if not self._memory(cost):
+            cost.facts["time"] = "not measured: the recipe does not fit on this machine"
+        elif not timed:
+            cost.facts["time"] = "not measured, by --no_timing"
+        else:
             try:
                 self._time(steps, accumulation, cost)
             except torch.OutOfMemoryError:
@@ -138,7 +145,11 @@ class RecipeCost:
         return psutil.virtual_memory().available
 
     def _time(self, steps: int | None, accumulation: int, cost: Cost) -> None:
-        """Notes the seconds of loading and of a training step, measured on real samples after one to warm up."""
+        """Notes the seconds of loading and of a training step, measured on real samples."""
+        say(
+            f"timing a training step on this machine's {self.accelerator.device.type}: about {TIME_LIMIT:.0f} s at "
+            "most; --no_timing leaves it out"
+        )
         try:
             inputs, loading = self._inputs()
         except UserError as error:
@@ -149,21 +160,17 @@ class RecipeCost:
         keys = ("pixel_values", "pixel_mask", "mask_labels", "class_labels")
         inputs = send_to_device({key: inputs[key] for key in keys}, device)
         optimizer, _ = build_optimizer(model, self.arguments, steps or 1)
-        seconds = 0.0
-        for _ in tqdm(range(2), desc="measure a training step", unit="step", dynamic_ncols=True):
-            started = self._now()
-            with self.accelerator.autocast():
-                loss = model(**inputs).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds = self._now() - started
-        seconds *= accumulation
-        threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        step = StepTimer(model, optimizer, inputs, self.accelerator).measure()
+        if step.seconds is None:
+            cost.facts["time"] = step.how
+            return
+        seconds = step.seconds * accumulation
+        count = torch.get_num_threads()
+        threads = f" with {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
         whole = f": about {duration(steps * seconds)} for {steps} steps" if steps else ""
         cost.facts["time"] = (
-            f"{seconds:.2f} s per step on this machine's {device.type}{threads}{busy()}, mixed precision "
-            f"{self.accelerator.mixed_precision}{whole} (two steps run, the second measured)"
+            f"{'about ' if step.scaled else ''}{seconds:.2f} s per step on this machine's {device.type}{threads}"
+            f"{busy()}, mixed precision {self.accelerator.mixed_precision}{whole} ({step.how})"
         )
         workers = max(1, self.arguments.dataloader_num_workers)
         takes, gives = micro * accumulation / seconds, workers / loading
@@ -173,7 +180,8 @@ class RecipeCost:
         )
         if gives < takes:
             cost.facts["loading"] += f": --dataloader_num_workers {int(takes * loading) + 1} would keep up"
-        cost.numbers |= {"seconds_per_step": seconds, "seconds_to_load_an_image": loading}
+        cost.numbers |= {"seconds_per_step": seconds, "seconds_per_step_scaled_up": step.scaled}
+        cost.numbers["seconds_to_load_an_image"] = loading
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             cost.facts["memory"] += f"; {peak / GIB:.2f} GiB measured at the step's peak"
@@ -209,12 +217,6 @@ class RecipeCost:
             message = f"an image has {most} classes, the model {queries} queries: some can never be found"
             fix = f"--config_overrides num_queries={2 * most}"
             cost.findings.append(Finding("warning", "more-classes-than-queries", (), message, fix, {"classes": most}))
-
-    def _now(self) -> float:
-        """Seconds, after all work on the device is done."""
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.accelerator.device)
-        return time.perf_counter()
 
 
 def busy() -> str:

@@ -15,8 +15,17 @@ from scripts.dataset_check.counts import NearDuplicate, SplitCounts
 from scripts.dataset_check.finding import NAMES, Evidence, Finding, sentence
 from scripts.dataset_check.sample import SampleFacts, shown_ids
 from scripts.dataset_check.summary import class_shares, facts_of_split, verdict
-from scripts.drawing.page import class_cell, facts_table, figure, row, table, write_page
-from scripts.drawing.visualization import Palette, colour_map, overlay
+from scripts.drawing.page import (
+    class_cell,
+    facts_table,
+    figure,
+    overlay_figure,
+    row,
+    table,
+    with_overlay_choices,
+    write_page,
+)
+from scripts.drawing.visualization import Palette, colour_map
 
 
 STYLE = """
@@ -25,7 +34,7 @@ STYLE = """
 .finding h3 { margin: .2rem 0; } .finding p { margin: .3rem 0; }
 .level { text-transform: uppercase; font-size: .8rem; }
 .bar { display: inline-block; height: .7rem; background: #47a; vertical-align: middle; min-width: 1px; }
-.legend span.entry { display: inline-block; margin: 0 1.2rem .2rem 0; }
+.legend span.entry { display: inline-block; max-width: 100%; margin: 0 1.2rem .2rem 0; }
 .verdict { font-size: 1.2rem; } .row { margin: 1rem 0; } .row figure { flex: 0 1 16.4rem; }
 """
 
@@ -48,7 +57,8 @@ def write_report(
     body += [pairs_section(counts) for counts in evidence.splits.values() if counts.duplicates]
     if cost.facts:
         body.append(f"<h2>What the recipe needs</h2>{facts_table(cost.facts)}")
-    body += [split_section(counts, evidence, palette) for counts in evidence.splits.values()]
+    splits = "".join(split_section(counts, evidence, palette) for counts in evidence.splits.values())
+    body.append(with_overlay_choices(splits, class_names(evidence)))
     body.append(f"<h2>Classes</h2>{classes_table(evidence, palette)}")
     write_page(file, f"Data check: {title}", "\n".join(body), STYLE)
 
@@ -83,8 +93,7 @@ def overlay_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | 
     if sample.image is None or sample.labels is None:
         return
     labels = shown_ids(sample.labels, evidence.rule.num_labels)
-    image = sample.image.resize(labels.shape[::-1])
-    yield figure(overlay(image, labels, palette=palette), f"{sample.name}, overlay", lossless=False)
+    yield overlay_figure(sample.image, labels, f"{sample.name}, overlay", palette)
     yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
 
 
@@ -92,11 +101,17 @@ def legend(samples: Iterable[SampleFacts], evidence: Evidence, palette: Palette 
     """Swatches of the classes in the samples' maps."""
     maps = [shown_ids(sample.labels, evidence.rule.num_labels) for sample in samples if sample.labels is not None]
     present = sorted({int(index) for labels in maps for index in np.unique(labels)})
+    names = class_names(evidence)
+    entries = [f'<span class="entry">{class_cell(k, names.get(k, f"id {k}"), palette)}</span>' for k in present]
+    return f'<p class="legend">{"".join(entries)}</p>' if entries else ""
+
+
+def class_names(evidence: Evidence) -> dict[int, str]:
+    """What the ids of shown maps stand for."""
     names = {**(evidence.names or {}), IGNORE_INDEX: "ignored"}
     if evidence.names:
         names[evidence.rule.num_labels] = "no class (id out of range)"
-    entries = [f'<span class="entry">{class_cell(k, names.get(k, f"id {k}"), palette)}</span>' for k in present]
-    return f'<p class="legend">{"".join(entries)}</p>' if entries else ""
+    return names
 
 
 def pairs_section(counts: SplitCounts) -> str:

@@ -66,7 +66,7 @@ def layer_chart(lines: Sequence[Line], reads: Sequence[str], label: str, width: 
     )
     return (
         f'<div class="chart"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}" '
-        f'font-size="12" fill="currentColor" style="width:100%;max-width:{width * 1.4:.0f}px">{"".join(parts)}</svg>'
+        f'font-size="13" fill="currentColor" style="width:100%;max-width:{width * 1.4:.0f}px">{"".join(parts)}</svg>'
         f'<div class="keys">{key}</div></div>'
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from scripts.drawing.visualization import Palette, class_colour
+from scripts.drawing.visualization import IGNORE_INDEX, OPACITY, Colour, Palette, class_colour, contours
 from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK
 
@@ -25,6 +27,10 @@ td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
 .wide { overflow-x: auto; }
 figure { margin: 0; flex: 1 1 14rem; min-width: 0; } figure img { width: 100%; image-rendering: pixelated; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; } figcaption, .quiet { color: var(--quiet); }
+.layers { position: relative; line-height: 0; } .layers img { image-rendering: auto; }
+.layers span { position: absolute; inset: 0; background-size: 100% 100%; image-rendering: pixelated; }
+.choices label { margin-right: 1.5rem; white-space: nowrap; } .choices select { max-width: 14rem; }
+body:has(#contours-only:checked) .tint { display: none; }
 .swatch { display: inline-block; width: .9rem; height: .9rem; margin-right: .4rem; border: 1px solid currentColor; }
 """
 
@@ -62,6 +68,55 @@ def image_tag(image: Image.Image, alt: str, lossless: bool = True) -> str:
 def figure(image: Image.Image, caption: str, lossless: bool = True) -> str:
     """An image with its caption, which is its alternative text, too."""
     return f"<figure>{image_tag(image, caption, lossless)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def overlay_figure(image: Image.Image, labels: np.ndarray, caption: str, palette: Palette | None = None) -> str:
+    """As `figure` of `visualization.overlay`, but in layers, which `with_overlay_choices` lets a reader take off.
+
+    Args:
+        image: shown as large as the label map.
+        labels: `(H, W)` class ids; ignored pixels stay untinted.
+    """
+    layers = [image_tag(image.resize(labels.shape[::-1]), caption, lossless=False)]
+    edges = contours(labels) & (labels != IGNORE_INDEX)
+    for index in np.unique(labels[labels != IGNORE_INDEX]).tolist():
+        inside = labels == index
+        layers.append(_layer(inside & ~edges, class_colour(index, palette), OPACITY, f"tint class-{index}"))
+        layers.append(_layer(inside & edges, class_colour(index, palette), 1, "contour"))
+    drawn = f'<div class="layers">{"".join(layers)}</div>'
+    return f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _layer(mask: np.ndarray, colour: Colour, opacity: float, kind: str) -> str:
+    """A mask in one colour, to lie over an image; no `<img>`, for it says nothing by itself."""
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette([0, 0, 0, *colour])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", bits=1, transparency=bytes([0, round(255 * opacity)]))
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<span class="{kind}" style="background-image:url(data:image/png;base64,{data})"></span>'
+
+
+def with_overlay_choices(body: str, names: Mapping[int, str]) -> str:
+    """A page's body under what a reader may choose for its overlays; as it is where it has none.
+
+    Args:
+        names: class id -> name.
+    """
+    present = sorted({int(index) for index in re.findall(r'<span class="tint class-(\d+)"', body)})
+    if not present:
+        return body
+    options = "".join(
+        f'<option value="{index}">{html.escape(names.get(index, f"id {index}"))}</option>' for index in present
+    )
+    rules = "".join(
+        f'body:has(#untinted option[value="{index}"]:checked) .class-{index} {{ display: none; }}' for index in present
+    )
+    return (
+        f'<style>{rules}</style><p class="choices">In overlays: <label><input type="checkbox" id="contours-only"> '
+        'contours only</label> <label>untinted class <select id="untinted"><option value="">none</option>'
+        f"{options}</select></label></p>{body}"
+    )
 
 
 def row(figures: Iterable[str]) -> str:

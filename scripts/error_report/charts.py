@@ -18,15 +18,26 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: currentColor
 svg .quiet { fill: var(--quiet); } svg .bar { fill: var(--bar); } svg .bad { fill: var(--bad); }
 svg .track { fill: var(--track); } svg .count { fill: var(--quiet); }
 svg .line { stroke: var(--line); } svg .dashes { stroke: currentColor; }
+.class-bars { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr) auto; gap: .15rem .6rem;
+              align-items: center; font-size: .85rem; line-height: 1.3; }
+.class-bars > * { min-width: 0; overflow-wrap: anywhere; text-align: right; }
+.class-bars .track { background: var(--track); height: .75rem; }
+.class-bars .bar { background: var(--bar); height: 100%; }
 """
 NAME_LENGTH = 28
+LEAST_TEXT = 11  # pixels: what is smaller cannot be read
 
 
 def svg(width: float, height: float, label: str, parts: Sequence[str], font_size: int = 13) -> str:
-    """A drawing that shrinks with the page but never grows. `label` stands for it where it cannot be seen."""
+    """A drawing that shrinks with the page while its words can be read, then scrolls by itself, and never grows.
+
+    Args:
+        label: stands for it where it cannot be seen.
+    """
+    least = math.ceil(width * LEAST_TEXT / font_size)
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}" '
-        f'font-size="{font_size}" style="max-width:{width:g}px">{"".join(parts)}</svg>'
+        f'<div class="wide"><svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}" '
+        f'font-size="{font_size}" style="min-width:{least}px;max-width:{width:g}px">{"".join(parts)}</svg></div>'
     )
 
 
@@ -66,29 +77,22 @@ def curve(points: Sequence[tuple[float, float]], label: str) -> str:
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside a bar."""
+    """A name that fits beside a row of the confusion matrix."""
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "\u2026"
 
 
 def class_bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
-    """Horizontal bars of 0..100, one below the other.
+    """Horizontal bars of 0..100, one below the other; long names take several lines.
 
     Args:
         rows: name, percentage, and what the pointer shows.
     """
-    height, right, bar = 20, 46, 318
-    left = 14 + 7.5 * max(len(shortened(name)) for name, _, _ in rows)
-    width = left + bar + right
-    parts = []
-    for number, (name, percentage, title) in enumerate(rows):
-        top = number * height
-        parts += [
-            text(left - 8, top + 14, shortened(name), "end"),
-            box(left, top + 4, bar, height - 8, "track", title),
-            box(left, top + 4, bar * percentage / 100, height - 8, "bar", title),
-            text(width, top + 14, f"{percentage:.1f}", "end"),
-        ]
-    return svg(width, height * len(rows), label, parts)
+    lines = "".join(
+        f'<span class="name">{html.escape(name)}</span><div class="track" title="{html.escape(title)}">'
+        f'<div class="bar" style="width:{percentage:.1f}%"></div></div><span class="figure">{percentage:.1f}</span>'
+        for name, percentage, title in rows
+    )
+    return f'<div class="class-bars" role="group" aria-label="{html.escape(label)}">{lines}</div>'
 
 
 def columns(items: Sequence[tuple[str, str, float, str]], label: str, below: str) -> str:

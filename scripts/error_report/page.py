@@ -22,14 +22,16 @@ from scripts.error_report.images import RankedImage
 
 BARS_IN_ONE_COLUMN = 30  # more go into two
 FEW = 12
+WEAKEST = 3  # classes named as the weakest; of no more classes than that, none is
 LEGEND_CLASSES = 14
 ABOUT = 0.01
 NEAR = 4  # pixels from a boundary, in the summary
 
 STYLE = f"""{CHARTS_STYLE}{MATRIX_STYLE}
-.bars {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem; align-items: start; }}
+.bars {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem;
+         align-items: start; }}
 .chart {{ max-width: 48rem; }} .narrow {{ max-width: 24rem; }} h2 {{ margin-top: 2.5rem; }}
-.keys span.key {{ display: inline-block; margin-right: 1rem; }} summary {{ cursor: pointer; }}
+.keys span.key {{ display: inline-block; max-width: 100%; margin-right: 1rem; }} summary {{ cursor: pointer; }}
 """
 
 
@@ -113,14 +115,15 @@ def summary(found: Findings) -> str:
     results, names = found.results, found.names
     interval = results.get("interval", {})
     known = [(values["iou"], name) for name, values in results["per_class"].items() if values["iou"] is not None]
-    weakest = ", ".join(f"{name} {iou:.1f} %" for iou, name in sorted(known)[:3])
+    few = len(known) <= WEAKEST
+    weakest = ", ".join(f"{name} {iou:.1f} %" for iou, name in sorted(known)[:WEAKEST])
     spread = ""
     if interval.get("low") is not None:
         ends = f"{number(interval['low'])} to {number(interval['high'])}"
         spread = f" ({100 * interval['confidence']:.0f} % interval over other draws of images: {ends})"
     lines = [
         f"mean IoU {number(results['mean_iou'])}{spread}, {number(results['overall_accuracy'])} of the pixels right",
-        f"weakest classes by IoU: {weakest or '-'}",
+        f"{'IoU of the classes' if few else 'weakest classes by IoU'}: {weakest or '-'}",
     ]
     if pairs := largest_confusions(found.confusion, 1):
         (pair,) = pairs

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from scripts.drawing.charts import CHANCE, EVEN, INSIDE, OTHER, SCORE, Line, layer_chart
-from scripts.drawing.page import class_cell, figure, image_tag, table, write_page
-from scripts.drawing.visualization import Palette, overlay
+from scripts.drawing.page import class_cell, figure, image_tag, overlay_figure, table, with_overlay_choices, write_page
+from scripts.drawing.visualization import Palette
 from scripts.explaining.focus import Look, layer_names
 from scripts.explaining.images import focus_image, step_caption, windows_image
 from scripts.explaining.paths import FocusPath
@@ -40,6 +40,7 @@ h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 td:not(:first-child), th:not(:first-child) { font-variant-numeric: tabular-nums; } dt { font-weight: 600; }
 dd { margin: 0 0 .5rem; }
 td { white-space: nowrap; }
+@media (max-width: 40rem) { .path { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 60rem) { .segment, .overview, .windows { grid-template-columns: minmax(0, 1fr); } }
 """
 
@@ -158,7 +159,10 @@ def consistency(models: Sequence[Model]) -> str:
         ]
         for number, reads in enumerate(longest)
     ]
-    counted = " and ".join(f"{model.scores['segments']} segments of {html.escape(model.title)}" for model in models)
+    counted = " and ".join(
+        f"{(count := model.scores['segments'])} segment{'s' * (count != 1)} of {html.escape(model.title)}"
+        for model in models
+    )
     return f"""<h2>Do the queries look where their segments are?</h2>
 <p>The share of each layer's look that falls into the query's final mask, as a mean over {counted} in
 {first.scores["images"]} image{"s" if first.scores["images"] > 1 else ""}: the focus consistency. The grey ground
@@ -199,13 +203,16 @@ def segment_block(image: Image.Image, path: FocusPath, explained: Explained, mod
     )
 
 
+def resized(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Class ids at `size` (width, height)."""
+    return np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+
+
 def overview(image: Image.Image, explained: Explained, model: Model) -> str:
     """The image, the prediction with its legend, and the windows of each round."""
     shown = image.convert("RGB")
     shown.thumbnail((2 * IMAGE_WIDTH, 2 * IMAGE_WIDTH))
-    labels = np.asarray(
-        Image.fromarray(explained.labels.astype(np.int32)).resize(shown.size, Image.Resampling.NEAREST)
-    )
+    labels = resized(explained.labels, shown.size)
     ids, counts = np.unique(explained.labels, return_counts=True)
     order = np.argsort(-counts)
     legend = "".join(
@@ -215,7 +222,7 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
     )
     parts = [
         f"<div class='overview'>{figure(shown, 'image', lossless=False)}"
-        f"{figure(overlay(shown, labels, palette=model.palette), 'prediction', lossless=False)}"
+        f"{overlay_figure(shown, labels, 'prediction', model.palette)}"
         f"<div class='legend'>{legend}</div></div>"
     ]
     steps = explained.paths[0].steps if explained.paths else []
@@ -246,7 +253,8 @@ def write_focus_page(file: Path, models: Sequence[Model], images: Sequence[str])
         images: HTML of each, of `image_section`.
     """
     first, second = models[0], models[1] if len(models) > 1 else None
-    body = introduction(first, second) + consistency(models) + "".join(images)
+    overlays = with_overlay_choices("".join(images), class_names(first.config))
+    body = introduction(first, second) + consistency(models) + overlays
     write_page(file, "Where the model looks", body, STYLE)
 
 
@@ -265,9 +273,10 @@ def image_section(
     parts = [f"<h2>{html.escape(title)}</h2>", overview(image, explained, model)]
     if other:
         theirs, their_model, _ = other
-        labels = overlay(image, theirs.labels, palette=their_model.palette)
-        labels.thumbnail((IMAGE_WIDTH, IMAGE_WIDTH))
-        shown = figure(labels, f"prediction of {their_model.title}", lossless=False)
+        small = image.convert("RGB")
+        small.thumbnail((2 * IMAGE_WIDTH, 2 * IMAGE_WIDTH))
+        labels = resized(theirs.labels, small.size)
+        shown = overlay_figure(small, labels, f"prediction of {their_model.title}", their_model.palette)
         parts.append(f"<h3>The other model's prediction</h3><div class='overview'>{shown}</div>")
     for number, path in enumerate(explained.paths):
         label = path.segment.label

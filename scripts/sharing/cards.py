@@ -27,6 +27,7 @@ TEMPLATE = HUB_CARDS / "template.md"
 PUBLISHED = HUB_CARDS / "published.yaml"
 DATASET_FACTS = ("name", "id", "url", "split", "license", "description")
 NOT_MEASURED = "not measured"
+BLANK = "FILL IN"  # stands in a card that --init_card wrote where only its owner knows what to write
 # Results key -> name in the card, type in the card's metadata.
 FIGURES = {
     "mean_iou": ("mean IoU", "mean_iou"),
@@ -99,6 +100,25 @@ SNIPPET = """\
 segment = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
 for region in segment({image}):
     print(region["label"], region["mask"].getbbox())"""
+MAP_SNIPPET = """\
+import torch
+{download}from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+processor = AutoImageProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForUniversalSegmentation.from_pretrained("{name}", trust_remote_code=True)
+image = Image.open({image}).convert("RGB")
+with torch.no_grad():
+    outputs = model(**processor(images=[image], return_tensors="pt"))
+size = (image.height, image.width)
+(labels,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
+for index in labels.unique().tolist():  # class ids of the pixels; labels has the image's height and width
+    print(model.config.id2label[index], (labels == index).float().mean().item())"""
+TUNING = """\
+python scripts/train.py --model_name_or_path {name} --train_images images/ --train_masks masks/ \\
+    {crops}--per_device_train_batch_size 4 \\
+    --max_train_steps 2000 --output_dir outputs/finetuned"""
+LEAST_FOR_WORST = 4  # of fewer classes or groups, "the worst" would be all or nearly all
 
 
 @dataclass
@@ -108,7 +128,9 @@ class CardFacts:
     Args:
         notice: what the licence follows from, by where the weights come from: "trained" (there is a recipe beside
             them) and "converted" (from the authors' release).
-        dataset: `DATASET_FACTS`.
+        dataset: `DATASET_FACTS`, and perhaps `known_as`: other names of the data, separated by commas.
+        classes: names of the model's classes in the order of their ids; None where the card does not say.
+        architecture: of the model, as `fit.architecture` words it; None where the card does not say.
     """
 
     name: str
@@ -119,6 +141,8 @@ class CardFacts:
     dataset: dict[str, str]
     limits: list[str] = field(default_factory=list)
     base_model: str | None = None
+    classes: list[str] | None = None
+    architecture: str | None = None
 
 
 def read_yaml(file: Path) -> Any:
@@ -141,11 +165,13 @@ def read_card(file: Path) -> CardFacts:
     """
     found = read_yaml(file)
     known = {item.name for item in fields(CardFacts)}
-    needed = known - {"limits", "base_model"}
+    needed = known - {"limits", "base_model", "classes", "architecture"}
     if not isinstance(found, dict) or (unknown := found.keys() - known) or (missing := needed - found.keys()):
         what = "no mapping" if not isinstance(found, dict) else f"{(unknown and 'unknown') or 'missing'} field "
         which = "" if not isinstance(found, dict) else sorted(unknown or missing)[0]
         raise UserError(f"{file}: {what}{which}: a card has {', '.join(sorted(known))}")
+    if blanks := blank_fields(found):
+        raise UserError(f"{file}: still to be filled in: {', '.join(blanks)}: write over {BLANK!r}, then export again")
     for name in ("notice", "dataset"):
         if not isinstance(found[name], dict):
             raise UserError(f"{file}: {name} holds {found[name]!r}: write `key: value` lines")
@@ -156,6 +182,15 @@ def read_card(file: Path) -> CardFacts:
     if fault := object_fault(found, get_type_hints(CardFacts), needed):
         raise UserError(f"{file} {fault}")
     return CardFacts(**{name: value for name, value in found.items() if value is not None})
+
+
+def blank_fields(value: Any, name: str = "") -> list[str]:
+    """Names of the fields of a card that hold nothing but what `--init_card` wrote for a user to replace."""
+    if isinstance(value, dict):
+        return [field for key, part in value.items() for field in blank_fields(part, f"{name}.{key}".lstrip("."))]
+    if isinstance(value, list):
+        return [field for index, part in enumerate(value) for field in blank_fields(part, f"{name}[{index}]")]
+    return [name] if isinstance(value, str) and BLANK in value else []
 
 
 def card_file(model_id: str) -> Path:
@@ -233,9 +268,14 @@ def figures_of(found: dict[str, Any]) -> Iterator[tuple[str, float | None, int]]
                 yield f"{column!r} of {key!r}", part.get(column), most
 
 
+def rounded(value: float) -> float:
+    """A figure in percent as every place of a card gives it: with one decimal."""
+    return round(value, 1)
+
+
 def number(value: float | None) -> str:
-    """One decimal, in percent; says so where there was nothing to measure."""
-    return NOT_MEASURED if value is None else f"{value:.1f}"
+    """A figure in percent as text; says so where there was nothing to measure."""
+    return NOT_MEASURED if value is None else f"{rounded(value):.1f}"
 
 
 def without_local_paths(command: str) -> str:
@@ -245,7 +285,12 @@ def without_local_paths(command: str) -> str:
     )
 
 
-def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
+def measured_on(results: dict[str, Any], facts: CardFacts) -> str:
+    """The data set and the split that the figures are of, such as `CamVid validation`."""
+    return f"{markdown(facts.dataset['name'])} {markdown(results['split'])}"
+
+
+def measured_facts(results: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
     """What the template's section of measured figures shows."""
     rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES.items()]
     if interval := results.get("interval"):
@@ -257,7 +302,8 @@ def measured_facts(results: dict[str, Any]) -> dict[str, Any]:
     settings = ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name")
     name = protocol.get("name") or "native"
     return {
-        **{key: markdown(results[key]) for key in ("dataset", "split", "images")},
+        "on": measured_on(results, facts),
+        "images": markdown(results["images"]),
         "rows": rows,
         "metric": markdown(results.get("metric") or "mIoU"),
         "protocol": code(name) + (f" ({markdown(settings)})" if settings else ""),
@@ -291,34 +337,47 @@ def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
             dataset_revision=revision.get("hub_commit") or revision.get("sha256"),
             metric_type=metric,
             metric_name=label,
-            metric_value=results[key],
+            metric_value=rounded(results[key]),
         )
         for key, (label, metric) in FIGURES.items()
         if results.get(key) is not None
     ]
 
 
+def size_limit(results: dict[str, Any], facts: CardFacts) -> str | None:
+    """How well small segments are found; None where nothing was measured that could tell."""
+    measured = [group for group in parts_of(results, "segment_sizes") if group["mean_iou"] is not None]
+    if len(measured) < 2:
+        return None
+    worst, last = min(measured, key=lambda group: group["mean_iou"]), measured[-1]
+    if worst is last:
+        smallest = f"{number(measured[0]['mean_iou'])} among segments up to {measured[0]['max_area']} pixels"
+        return (
+            f"Mean IoU on {measured_on(results, facts)} by the size of segments: {smallest}, "
+            f"{number(last['mean_iou'])} among the largest."
+        )
+    groups = f" (the worst of {len(measured)} groups by size)" if len(measured) >= LEAST_FOR_WORST else ""
+    return (
+        f"Small things are found far less well than large ones: mean IoU over all sizes is "
+        f"{number(results.get('mean_iou'))} on {measured_on(results, facts)}, but {number(worst['mean_iou'])} among "
+        f"segments up to {worst['max_area']} pixels{groups}."
+    )
+
+
 def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str, Any]) -> list[str]:
     """What the model is not good at: of its data, of its size of segments as measured, and what nobody reproduced."""
     found = []
-    measured = [group for group in parts_of(results or {}, "segment_sizes") if group["mean_iou"] is not None]
-    if measured and results is not None:
-        small = min(measured, key=lambda group: group["mean_iou"])
-        bound = f"up to {small['max_area']} pixels" if small["max_area"] else "of the largest size"
-        found.append(
-            f"Small things are found far less well than large ones: mean IoU over all sizes is "
-            f"{number(results.get('mean_iou'))}, but {number(small['mean_iou'])} among segments {bound} (the worst of "
-            f"{len(measured)} groups by size)."
-        )
+    if results is not None and (by_size := size_limit(results, facts)):
+        found.append(by_size)
     else:
         found.append(
             "Small and thin things are found far less well than large ones; by how much was not measured here."
         )
     if results is not None:
         classes = [(row["iou"], name) for name, row in results["per_class"].items() if row.get("iou") is not None]
-        worst = ", ".join(f"{markdown(name)} ({number(iou)})" for iou, name in sorted(classes)[:3])
-        if worst:
-            found.append(f"The classes found worst, by IoU: {worst}.")
+        if len(classes) >= LEAST_FOR_WORST:
+            worst = ", ".join(f"{markdown(name)} ({number(iou)})" for iou, name in sorted(classes)[:3])
+            found.append(f"The classes found worst, by IoU on {measured_on(results, facts)}: {worst}.")
     if published and results is None:
         found.append(
             "The published figures were not reproduced by this project: nobody trained or evaluated the model on that "
@@ -334,15 +393,23 @@ def training_rows(recipe: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def snippet(name: str, sample: str | None = None) -> str:
-    """Six lines of inference with the repository `name`, on its own sample image if it has one."""
-    if sample is None:
-        return SNIPPET.format(download="", name=name, image='"image.jpg"')
-    return SNIPPET.format(
-        download="from huggingface_hub import hf_hub_download\n",
-        name=name,
-        image=f'hf_hub_download("{name}", "{sample}")',
-    )
+def snippets(name: str, sample: str | None = None) -> tuple[str, str]:
+    """Regions by the pipeline and a label map by the auto classes, with the repository `name`.
+
+    Args:
+        sample: an image of the repository to run on; None for a file of the reader's.
+    """
+    image, download = '"image.jpg"', ""
+    if sample is not None:
+        image, download = f'hf_hub_download("{name}", "{sample}")', "from huggingface_hub import hf_hub_download\n"
+    regions, label_map = (text.format(download=download, name=name, image=image) for text in (SNIPPET, MAP_SNIPPET))
+    return regions, label_map
+
+
+def tuning(name: str, recipe: dict[str, Any] | None) -> str:
+    """The command that trains on from the repository `name`, on crops of the size that it was trained on."""
+    crops = [f"--{key} {recipe[key]} " for key in ("crop_height", "crop_width") if recipe and recipe.get(key)]
+    return TUNING.format(name=name, crops="".join(crops))
 
 
 def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None, config: Any) -> str:
@@ -397,11 +464,12 @@ def model_card(
         license=facts.license,
         non_commercial=is_non_commercial(facts.license),
         samples=samples or [],
-        snippet=snippet(repo_id, samples[0]["input"] if samples else None),
+        snippets=snippets(repo_id, samples[0]["input"] if samples else None),
+        tuning=tuning(repo_id, recipe),
         needs_timm=needs_timm,
         has_onnx=any(name.startswith("onnx/") for name in files),
         has_log="train_log.jsonl" in files,
-        measured=measured_facts(results) if results else None,
+        measured=measured_facts(results, facts) if results else None,
         published=[
             (f"{label}, {published['dataset']}" if "mIoU" in label else label, str(published[key]))
             for key, label in PUBLISHED_FIGURES.items()

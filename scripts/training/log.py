@@ -211,7 +211,9 @@ class TrainLog:
 
 
 def draw_curves(log_file: Path, image: Path) -> None:
-    """Draws loss, validation mIoU, learning rates and speed over steps; the image is replaced atomically.
+    """Draws loss, learning rates, speed and, once there was an evaluation, validation mIoU over steps.
+
+    The image is replaced atomically.
 
     Raises:
         OSError: it cannot be written.
@@ -219,29 +221,31 @@ def draw_curves(log_file: Path, image: Path) -> None:
     from matplotlib.figure import Figure  # half a second that commands without curves need not wait for
 
     lines = read_log(log_file)
+    evaluated = any(line.get("mean_iou") is not None for line in lines)
     figure = Figure(figsize=(10, 6))  # the Agg canvas: no window, nothing shared
     margins = {"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.18, "hspace": 0.3}
-    panels = figure.subplots(2, 2, gridspec_kw=margins).ravel()
-    panels[0].set_title("loss, mean of the predictions")
-    draw_curve(panels[0], lines, "loss_per_prediction", "")
-    panels[1].set_title("validation mIoU, %")
-    draw_curve(panels[1], lines, "mean_iou", "", factor=100, marker="o")
-    panels[2].set_title("learning rate")
-    for group in sorted({group for line in lines for group in line.get("learning_rates", ())}):
-        draw_curve(
-            panels[2], [{**line, **line["learning_rates"]} for line in lines if "learning_rates" in line], group
-        )
-    panels[3].set_title("images per second")
-    draw_curve(panels[3], lines, "images_per_second", "")
-    panels[3].set_ylim(bottom=0)
-    for panel in panels:
+    layout: Any = [["loss", "miou" if evaluated else "loss"], ["rate", "speed"]]
+    panels = figure.subplot_mosaic(layout, gridspec_kw=margins)
+    panels["loss"].set_title("loss, mean of the predictions")
+    draw_curve(panels["loss"], lines, "loss_per_prediction", "")
+    if evaluated:
+        panels["miou"].set_title("validation mIoU, %")
+        draw_curve(panels["miou"], lines, "mean_iou", "", factor=100, marker="o")
+    panels["rate"].set_title("learning rate")
+    of_rates = [{**line, **line["learning_rates"]} for line in lines if "learning_rates" in line]
+    for group in sorted({group for line in of_rates for group in line["learning_rates"]}):
+        draw_curve(panels["rate"], of_rates, group)
+    panels["speed"].set_title("images per second")
+    draw_curve(panels["speed"], lines, "images_per_second", "")
+    panels["speed"].set_ylim(bottom=0)
+    for panel in panels.values():
         panel.grid(alpha=0.3)
         if not panel.lines:
             panel.text(0.5, 0.5, "none yet", transform=panel.transAxes, ha="center", color="0.4")
         if panel.get_legend_handles_labels()[1]:
             panel.legend()
-    for panel in panels[2:]:
-        panel.set_xlabel("step")
+    for name in ("rate", "speed"):
+        panels[name].set_xlabel("step")
     with atomic_file(image) as partial:
         figure.savefig(partial, format="png", dpi=80)
 

@@ -325,7 +325,7 @@ def loop(run: Run) -> dict[str, Any]:
             if progress.step % arguments.logging_steps == 0 or progress.step == run.max_steps:
                 images = log.count * arguments.per_device_train_batch_size * accelerator.num_processes
                 line = log.write_step(progress.step, progress.epoch, rates, step.grad_norm, images)
-                bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['learning_rate']:.2e}")
+                bar.set_postfix(loss=f"{line['loss_per_prediction']:.3f}", lr=f"{line['learning_rate']:.2e}")
             if step.stop:
                 raise Stopped(step.stop, progress.step, str(save(run, log)))
             evaluate_if_due(run, log)

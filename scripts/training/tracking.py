@@ -21,7 +21,8 @@ from scripts.cli.errors import errors_explained
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_sample, reduced_labels
 from scripts.data.sources import readable
-from scripts.drawing.sheets import explained_strip, stacked
+from scripts.drawing.headings import headed_strip
+from scripts.drawing.sheets import stacked
 from scripts.inference.predictors import SingleScale
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import read_json
@@ -103,8 +104,8 @@ def log_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step
 class TrackedImages:
     """The first images of the validation split and what the model makes of them, step by step.
 
-    Each is a strip of image | truth | prediction, sent to the trackers; all of them, one below the other, are
-    `output_dir/images/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
+    Each is a strip of image | truth | prediction under these names, sent to the trackers; all of them, one below the
+    other, are `output_dir/images/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
     """
 
     accelerator: Accelerator
@@ -142,7 +143,7 @@ class TrackedImages:
         predictor = SingleScale(model, self.processor, self.accelerator.device)
         with self.accelerator.autocast(), torch.no_grad():
             strips = {
-                f"images/{index}_{name}": explained_strip(image, truth, predictor(image), model.config)
+                f"images/{index}_{name}": headed_strip(image, truth, predictor(image), model.config)
                 for index, (name, image, truth) in enumerate(self.samples)
             }
         model.train(was_training)

@@ -44,7 +44,7 @@ def test_the_page(browser, page_file, theme):
     assert drawn and page.locator("img").count() > 16
     shown = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, shown.strip("rgb()").split(","))) > 600) == (theme == "light")
-    for width in (WIDTH, 400):
+    for width in (WIDTH, 390):
         page.set_viewport_size({"width": width, "height": HEIGHT})
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
     page.set_viewport_size({"width": WIDTH, "height": HEIGHT})

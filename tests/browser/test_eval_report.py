@@ -9,15 +9,18 @@ from report_cases import NAMES, told_image, write_page
 
 
 WIDTH, HEIGHT = 1366, 768
+PHONE = 390
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Number of classes -> page; of many, with names as long as data sets have them."""
+    """Number of classes -> page; of many, with names as long as data sets have them; of 5, longer still."""
     found = {}
-    for count in (4, 150):
+    longest = {4: "an_unbroken_class_name_of_a_laboratory_that_names_everything_in_full_WWWWMMMM"}
+    for count in (4, 5, 150):
         folder = tmp_path_factory.mktemp(f"classes{count}")
-        names = NAMES if count == 4 else {index: f"class {index} of a hundred and fifty" for index in range(count)}
+        names = {index: f"class {index} of a hundred and fifty" for index in range(count)}
+        names = {4: NAMES, 5: NAMES | longest}.get(count, names)
         images = [told_image(seed, count, (120, 160)) for seed in range(12)]
         write_page(folder / "page.html", images, names)
         found[count] = folder / "page.html"
@@ -27,8 +30,8 @@ def pages(tmp_path_factory):
 @pytest.fixture
 def opened(browser, pages, request):
     """The page in a theme, as (page, what went wrong in it)."""
-    theme, count = request.param
-    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=theme)
+    theme, count, width = request.param
+    context = browser.new_context(viewport={"width": width, "height": HEIGHT}, color_scheme=theme)
     page, complaints = context.new_page(), []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -36,13 +39,14 @@ def opened(browser, pages, request):
     page.goto(pages[count].as_uri())
     if folder := os.environ.get("FASEG_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"report-{count}-{theme}.png", full_page=True)
+        page.screenshot(path=Path(folder) / f"report-{count}-{theme}-{width}.png", full_page=True)
     yield page, complaints
     context.close()
 
 
-THEMES = [("light", 4), ("dark", 4), ("light", 150), ("dark", 150)]
-SMALL_TEXT = """[...document.querySelectorAll('svg text, td, th, p, li, figcaption')].filter(
+THEMES = [("light", 4, WIDTH), ("dark", 4, WIDTH), ("light", 150, WIDTH), ("dark", 150, WIDTH)]
+THEMES += [("light", count, PHONE) for count in (4, 5, 150)]
+SMALL_TEXT = """[...document.querySelectorAll('svg text, .class-bars span, td, th, p, li, figcaption')].filter(
     (node) => node.textContent.trim() && node.checkVisibility()).map((node) => node.ownerSVGElement
     ? parseFloat(getComputedStyle(node).fontSize) * node.getScreenCTM().a
     : parseFloat(getComputedStyle(node).fontSize))"""
@@ -52,7 +56,7 @@ OUTSIDE = """[...document.querySelectorAll('svg text')].filter((node) => {
 }).map((node) => node.textContent)"""
 
 
-@pytest.mark.parametrize("opened", THEMES, indirect=True, ids=lambda value: f"{value[0]}-{value[1]}")
+@pytest.mark.parametrize("opened", THEMES, indirect=True, ids=lambda value: "-".join(map(str, value)))
 def test_nothing_scrolls_sideways_or_goes_wrong(opened):
     page, complaints = opened
     for fold in page.locator("summary").all():
@@ -64,12 +68,17 @@ def test_nothing_scrolls_sideways_or_goes_wrong(opened):
     assert len(images) == 40 and all(images)
 
 
-@pytest.mark.parametrize("opened", THEMES, indirect=True, ids=lambda value: f"{value[0]}-{value[1]}")
+CUT_OFF = """[...document.querySelectorAll('.class-bars span')].filter(
+    (node) => node.scrollWidth > node.clientWidth + 1 || node.getBoundingClientRect().left < 0).map(
+    (node) => node.textContent)"""
+
+
+@pytest.mark.parametrize("opened", THEMES, indirect=True, ids=lambda value: "-".join(map(str, value)))
 def test_words_can_be_read(opened):
     """No text smaller than 11 pixels, none cut off by its chart, and all of them apart from the ground."""
     page, _ = opened
     assert min(page.evaluate(SMALL_TEXT)) >= 11
-    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OUTSIDE) == [] and page.evaluate(CUT_OFF) == []
     # The relative luminances of WCAG: text against the ground.
     colours = page.evaluate(
         """[getComputedStyle(document.body).backgroundColor, ...[...document.querySelectorAll(
@@ -88,7 +97,7 @@ def luminance(colour: str) -> float:
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
-@pytest.mark.parametrize("opened", [("dark", 4)], indirect=True)
+@pytest.mark.parametrize("opened", [("dark", 4, WIDTH)], indirect=True)
 def test_all_counts_can_be_taken_away(opened, tmp_path):
     page, _ = opened
     with page.expect_download() as download:

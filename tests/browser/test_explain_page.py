@@ -29,7 +29,7 @@ def page_file(browser, semantic_model: Path, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1366, 500])
+@pytest.mark.parametrize("width", [1366, 500, 390])
 def test_the_page_fits_and_complains_of_nothing(browser, page_file, theme, width):
     context = browser.new_context(viewport={"width": width, "height": 768}, color_scheme=theme)
     page = context.new_page()
@@ -48,3 +48,20 @@ def test_the_page_fits_and_complains_of_nothing(browser, page_file, theme, width
     context.close()
     assert (complaints, sideways, broken, unnamed) == ([], False, 0, 0)
     assert headings[:2] == ["How to read it", "Do the queries look where their segments are?"] and len(headings) == 4
+
+
+def test_overlays_are_read_without_their_tints(browser, page_file):
+    """One class untinted, then contours alone: what is left on the page, and nothing runs a script for it."""
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    shown = "[...document.querySelectorAll('.tint')].filter((node) => getComputedStyle(node).display != 'none')"
+    kinds = f"{shown}.map((node) => node.className.replace('tint ', ''))"
+    whole = page.evaluate(kinds)
+    first = whole[0].removeprefix("class-")
+    page.select_option("#untinted", first)
+    assert page.evaluate(kinds) == [kind for kind in whole if kind != f"class-{first}"] != whole
+    page.check("#contours-only")
+    assert page.evaluate(kinds) == [] and page.locator(".contour:visible").count() > 0
+    assert page.locator("script").count() == 0
+    context.close()

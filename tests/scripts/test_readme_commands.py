@@ -6,6 +6,8 @@ Those of docs/data.md run in test_own_data_guide.py, Trainer's programs in test_
 import dataclasses
 import importlib
 import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -71,6 +73,15 @@ def test_make_targets_exist():
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("target", "for_developers"), [("demo", False), ("space", False), ("test", True)])
+def test_who_only_runs_the_commands_installs_no_tools_of_developers(target, for_developers, tmp_path):
+    """Into an environment that is not there yet; nothing is run."""
+    plan = ["make", "--dry-run", "-C", PROJECT_ROOT, target, f"VENV={tmp_path / 'none'}"]
+    printed = subprocess.run(plan, capture_output=True, text=True, check=True).stdout
+    assert "--editable ." in printed and ("[dev]" in printed) == for_developers
 
 
 # ---- the blocks, run ----

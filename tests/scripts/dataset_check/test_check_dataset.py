@@ -4,10 +4,13 @@ import io
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from faulty_datasets import FAULTS, Copy, copy_of, generated, street
@@ -17,7 +20,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.samples import RowFormat, decode_sample
 from scripts.data.synthetic_scenes import encoded
-from scripts.dataset_check import cost  # before `light_runs` replaces what it imports
+from scripts.dataset_check import cost, step_time  # before `light_runs` replaces what it imports
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts, quantiles
 from scripts.dataset_check.finding import NAMES
 from scripts.dataset_check.id_findings import expected_place
@@ -413,7 +416,7 @@ def test_a_recipe_is_weighed_and_timed(doctor, tiny_recipe):
     numbers = result["recipe"]
     assert numbers["steps"] == 10 and numbers["batch"] == 2
     assert numbers["memory"]["weights"] > 0 and numbers["memory"]["activations"] > numbers["memory"]["weights"]
-    assert numbers["seconds_per_step"] > 0
+    assert numbers["seconds_per_step"] > 0 and numbers["seconds_per_step_scaled_up"] is False
     assert "for 10 steps" in out and "GiB per process" in out
 
 
@@ -422,6 +425,56 @@ def test_a_recipe_too_large_for_the_machine(doctor, tiny_recipe, monkeypatch):
     _, result, _ = doctor(generated(), "--recipe", tiny_recipe, "--max_train_steps", "10")
     assert named(result, "warning") == {"does-not-fit"}
     assert "seconds_per_step" not in result["recipe"]
+
+
+def test_timing_is_announced_and_can_be_left_out(doctor, tiny_recipe, capsys):
+    _, result, out = doctor(generated(), "--recipe", tiny_recipe, "--no_timing")
+    assert "seconds_per_step" not in result["recipe"] and "not measured, by --no_timing" in out
+    assert result["recipe"]["memory"]["activations"] > 0
+
+
+class FakeSteps:
+    """A model whose passes take as many seconds as they have pixels, on a clock of its own."""
+
+    def __init__(self, monkeypatch, seconds_per_pixel: float) -> None:
+        self.seconds, self.seconds_per_pixel, self.shapes = 0.0, seconds_per_pixel, []
+        self.config, self.weight = SimpleNamespace(), torch.ones((), requires_grad=True)
+        monkeypatch.setattr(step_time.StepTimer, "_now", lambda timer: self.seconds)
+
+    def __call__(self, pixel_values, mask_labels, **_):
+        assert mask_labels[0].shape[-2:] == pixel_values.shape[-2:]
+        self.shapes.append(tuple(pixel_values.shape))
+        self.seconds += self.seconds_per_pixel * pixel_values[:, 0].numel()
+        return SimpleNamespace(loss=self.weight * 1)
+
+    def measured(self) -> step_time.StepTime:
+        """What the timer says of a batch of four crops of 512 x 512."""
+        inputs = {
+            "pixel_values": torch.zeros(4, 3, 512, 512), "pixel_mask": torch.ones(4, 512, 512),
+            "mask_labels": [torch.zeros(1, 512, 512)] * 4, "class_labels": [torch.zeros(1)] * 4,
+        }  # fmt: skip
+        optimizer = torch.optim.SGD([self.weight], lr=0)
+        return step_time.StepTimer(self, optimizer, inputs, Accelerator(cpu=True)).measure()
+
+
+PART, WHOLE = (1, 3, 256, 256), (4, 3, 512, 512)
+
+
+@pytest.mark.parametrize(
+    ("seconds_of_whole", "shapes", "how"),
+    [
+        (10, [PART, PART, WHOLE, WHOLE], "two steps run, the second measured"),
+        (100, [PART, PART], "scaled up by pixels from one crop of 256x256: two micro batches would take 200 s"),
+        (1600, [PART], "not measured: one step takes over 100 s"),
+    ],
+)
+def test_timing_takes_a_minute_whatever_the_recipe(seconds_of_whole, shapes, how, monkeypatch):
+    """A part of the batch tells whether there is time for all of it; 16 such parts make the whole."""
+    steps = FakeSteps(monkeypatch, seconds_of_whole / (4 * 512 * 512))
+    found = steps.measured()
+    assert steps.shapes == shapes and found.how == how and found.scaled == ("scaled" in how)
+    assert found.seconds == (None if "not measured" in how else pytest.approx(seconds_of_whole))
+    assert steps.seconds <= max(step_time.TIME_LIMIT, seconds_of_whole / 16)
 
 
 def test_the_page_holds_findings_classes_and_images(doctor, tmp_path):

@@ -312,8 +312,8 @@ def test_error_map_shows_thin_errors_and_ignored_parts():
 
 def titles(part):
     """What the pointer shows, over charts and cells."""
-    found = re.findall(r"<title>(.*?)</title>|<td[^>]* title='(.*?)'", part)
-    return [html.unescape(one or other) for one, other in found]
+    found = re.findall(r"""<title>(.*?)</title>|<td[^>]* title='(.*?)'|<div[^>]* title="(.*?)\"""", part)
+    return [html.unescape("".join(words)) for words in found]
 
 
 def cells(part):
@@ -383,10 +383,10 @@ def test_page_shows_the_classes(told):
         )
         share = 100 * (label == index).mean()
         line = f"{name}: IoU {100 * hit / either:.2f} %, {share:.1f} % of the pixels"
-        assert shown.count(line) == 2  # the bar and its track
+        assert shown.count(line) == 1
         order.append((hit / either, index))
     # Weakest first.
-    assert [line.split(": IoU")[0] for line in shown[::2]] == [NAMES[index] for _, index in sorted(order)]
+    assert [line.split(": IoU")[0] for line in shown] == [NAMES[index] for _, index in sorted(order)]
 
 
 def test_page_shows_the_distances(told):
@@ -478,7 +478,20 @@ def test_of_many_classes_the_most_confused_are_shown(tmp_path):
     assert f"class 7 taken for any other class: {100 * rest / pixels[7]:.2f} %, {rest} px" in others
     assert largest_confusions(confusion)[0].truth == 7
     # 150 bars in two columns, names beside them
-    assert section(page, "classes").count("<svg") == 2
+    assert section(page, "classes").count('class="class-bars"') == 2
+
+
+def test_a_class_name_is_whole_however_long_it_is(tmp_path):
+    """Beside its bar; in the browser it takes as many lines as it needs."""
+    names = NAMES | {3: "an unbroken_name_of_a_class_" + "w" * 60}
+    page, _ = write_page(tmp_path / "long.html", [told_image(0)], names)
+    assert f'<span class="name">{names[3]}</span>' in section(page, "classes")
+
+
+def test_of_few_classes_none_is_called_the_weakest(tmp_path):
+    page, _ = write_page(tmp_path / "two.html", [told_image(0, 2)], {0: "background", 1: "pedestrian"})
+    assert "weakest classes by IoU" not in page and "IoU of the classes: " in page
+    assert "weakest classes by IoU" in write_page(tmp_path / "four.html", [told_image(0)])[0]
 
 
 # ---- the command

@@ -126,6 +126,7 @@ def test_the_exported_card_keeps_it(folder, warm_start, command, tmp_path, monke
     assert command(convert_checkpoint, "--mask2former", folder, "--output_dir", converted, *flags)[0] == 0
     assert json.loads((converted / "config.json").read_text())["license"] == "cc-by-nc-4.0"
     card, facts = tmp_path / "card.yaml", yaml.safe_load(CARD.read_text())
+    facts |= {"classes": None, "architecture": None}
     named = ["--model_name_or_path", converted, "--model_id", "streets", "--card", card, "--dry_run"]
     for license_name, code in (("apache-2.0", 2), ("cc-by-nc-4.0", 0)):
         card.write_text(yaml.safe_dump({**facts, "license": license_name}))

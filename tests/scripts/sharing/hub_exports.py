@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import torch
+import yaml
 from huggingface_hub import constants
 from PIL import Image
 from push_hub import TOKEN, PushHub
@@ -19,6 +20,8 @@ from clean_process import run_clean
 from scripts.cli.parser import parse_arguments
 from scripts.evaluation.results import weights_sha256
 from scripts.models.loading import build_config, build_model, build_processor, save_model_folder
+from scripts.sharing.cards import card_file
+from scripts.sharing.fit import architecture
 from scripts.training.arguments import TrainArguments
 
 
@@ -29,13 +32,30 @@ NAME = "tester/tiny"
 TEMPLATE = constants.HUGGINGFACE_CO_URL_TEMPLATE
 
 
+def done(outcome):
+    """That a command succeeded."""
+    code, _, errors = outcome
+    assert code == 0, errors[-1:]
+    return True
+
+
+def error_of(outcome):
+    """The one line of a user error, after whatever progress was shown."""
+    code, _, errors = outcome
+    assert code == 2 and "Traceback" not in "\n".join(errors), errors
+    lines = [line for line in errors if line.startswith("export_hub.py: error: ")]
+    assert len(lines) == 1 and lines[0] == errors[-1], errors
+    return lines[0].removeprefix("export_hub.py: error: ")
+
+
 def write_checkpoint(recipe, folder):
-    """A training run's output folder, with what must not leave it, and `results.json` of its weights."""
+    """A training run's output folder, with what must not leave it, `results.json` and `card.yaml` of its weights."""
     arguments = parse_arguments(TrainArguments, [str(recipe)])
     torch.manual_seed(0)
     config = build_config(arguments, LABELS)
     processor = build_processor(arguments, config, size={"shortest_edge": 64, "longest_edge": 128}, num_labels=6)
-    save_model_folder(decided(build_model(arguments, config)), processor, folder)
+    model = decided(build_model(arguments, config))
+    save_model_folder(model, processor, folder)
     (folder / "recipe.yaml").write_text(
         f"dataset_name: {folder}/data/camvid\noutput_dir: {folder}\nmax_train_steps: 3\nhub_token: {TOKEN}\n"
         "backbone_weights: ../weights/mobilenetv2_100.safetensors\nlearning_rate: 0.001\n"
@@ -50,11 +70,15 @@ def write_checkpoint(recipe, folder):
         "mean_iou": 12.34, "mean_accuracy": 45.67, "overall_accuracy": 89.01, "mean_boundary_iou": None,
         "interval": {"low": 11.1, "high": 13.3, "confidence": 0.95, "resamples": 10, "seed": 0},
         "per_class": rows, "segment_sizes": [{"max_area": 9, "mean_iou": 3.21}, {"max_area": None, "mean_iou": 50.0}],
-        "dataset": "shapes", "split": "validation", "images": 3, "protocol": {"name": "native", "shortest_edge": 64},
-        "weights_sha256": weights_sha256(str(folder)), "parameters": 123456, "project": {"commit": "abcdef0123"},
+        "dataset": "camvid", "split": "validation", "images": 3, "protocol": {"name": "native", "shortest_edge": 64},
+        "weights_sha256": weights_sha256(str(folder)), "parameters": model.num_parameters(),
+        "project": {"commit": "abcdef0123"},
         "command": f"python scripts/eval.py --model_name_or_path {folder} --dataset_name ../data/shapes",
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
+    facts = yaml.safe_load(card_file(MODEL_ID).read_text())
+    own = {"classes": list(LABELS.values()), "architecture": architecture(config)}
+    (folder / "card.yaml").write_text(yaml.safe_dump(facts | own))
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 80, 3), dtype=np.uint8))
     image.save(folder / "street.png")
     return folder
@@ -107,9 +131,10 @@ np.savez(
     labels=processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0],
     **{segment["label"]: np.asarray(segment["mask"]) for segment in segments},
 )
-snippet = re.search(r"```python\\n(.*?)```", ModelCard.load(name).text, re.DOTALL)[1]
-assert len(snippet.strip().splitlines()) == 6, snippet
-exec(snippet)
+snippets = re.findall(r"```python\\n(.*?)```", ModelCard.load(name).text, re.DOTALL)
+assert len(snippets) == 2 and len(snippets[0].strip().splitlines()) == 6, snippets
+for snippet in snippets:
+    exec(snippet)
 """
 
 

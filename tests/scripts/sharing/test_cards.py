@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 from tiny_folder import write_model_folder
 from transformers import CONFIG_MAPPING
 
+from command_runs import run_here
+from scripts import train
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.sharing.cards import (
@@ -63,8 +66,8 @@ def section(card, title):
     return re.search(rf"^#+ {title}\n(.*?)(?=^#|\Z)", card.text, re.DOTALL | re.MULTILINE)[1]
 
 
-def snippet_of(card):
-    return re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+def snippets_of(card, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", section(card, "Use"), re.DOTALL)
 
 
 def decimals(text):
@@ -92,20 +95,51 @@ def test_cards_carry_what_they_must(model_id):
     assert paper_of(model_id.split("-")[0]).citation in card.text
     assert "Small and thin things" in section(card, "Limits")
     assert "{{" not in card.text and "None" not in card.text
-    snippet = snippet_of(card)
-    assert 5 <= len(snippet.splitlines()) <= 6 and f'"tester/{model_id}"' in snippet
+    regions, label_map = snippets_of(card)
+    assert 5 <= len(regions.splitlines()) <= 6 and f'"tester/{model_id}"' in regions
+    assert "post_process_semantic_segmentation" in label_map and label_map.count(f'"tester/{model_id}"') == 2
 
 
 @pytest.mark.system
-def test_the_snippet_runs(tiny_recipe, tmp_path, monkeypatch, capsys):
+def test_the_snippets_run(tiny_recipe, tmp_path, monkeypatch, capsys):
     """A tiny model's folder stands in for the name on the Hub; the cards' snippets differ in nothing else."""
     model = write_model_folder(tiny_recipe, tmp_path / "model")
     Image.new("RGB", (80, 48), "green").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    found = {snippet_of(card_of(model_id)).replace(f"tester/{model_id}", str(model)) for model_id in MODEL_IDS}
+    cards = {model_id: card_of(model_id) for model_id in MODEL_IDS}
+    found = {
+        tuple(code.replace(f"tester/{name}", str(model)) for code in snippets_of(card)) for name, card in cards.items()
+    }
     assert len(found) == 1
-    exec(found.pop(), {})
+    regions, label_map = found.pop()
+    exec(regions, {})
     assert re.search(r"^class \d \(\d+, \d+, \d+, \d+\)$", capsys.readouterr().out, re.MULTILINE)
+    names: dict = {}
+    exec(label_map, names)
+    shares = re.findall(r"^class \d (\d\.\d+)$", capsys.readouterr().out, re.MULTILINE)
+    assert names["labels"].shape == (48, 80) and sum(map(float, shares)) == pytest.approx(1)
+
+
+@pytest.mark.system
+def test_the_command_that_trains_on_runs(tiny_recipe, tmp_path, monkeypatch):
+    """On folders of the names that it gives; shortened to one step, which is all that is changed."""
+    model = write_model_folder(tiny_recipe, tmp_path / "model")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        Image.new("RGB", (80, 64), (0, 60 * number, 0)).save(tmp_path / f"images/{number}.png")
+        mask = Image.new("L", (80, 64), 0)
+        mask.paste(1, (0, 0, 20 + 10 * number, 64))
+        mask.save(tmp_path / f"masks/{number}.png")
+    (tmp_path / "id2label.json").write_text(json.dumps({"0": "road", "1": "kerb"}))
+    monkeypatch.chdir(tmp_path)
+    (shell,) = snippets_of(card_of(CAMVID, recipe={"crop_height": 64, "crop_width": 64}), "bash")
+    python, script, *flags = shlex.split(shell.replace("\\\n", " ").replace(f"tester/{CAMVID}", str(model)))
+    assert (python, script) == ("python", "scripts/train.py") and flags[-1] == "outputs/finetuned"
+    flags[flags.index("--max_train_steps") + 1] = "1"
+    assert run_here(train, *flags, "--dataloader_num_workers", "0") == 0
+    tuned = json.loads((tmp_path / "outputs/finetuned/config.json").read_text())
+    assert tuned["id2label"] == {"0": "road", "1": "kerb"}
 
 
 @pytest.mark.parametrize("model_id", MODEL_IDS)
@@ -126,11 +160,14 @@ def test_measured_figures_are_those_of_the_results_file(results):
     card = card_of(CAMVID, results, RECIPE)
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     expected = {"mean_iou": "mean_iou", "accuracy": "overall_accuracy", "mean_accuracy": "mean_accuracy"}
-    assert {metric: found[metric] for metric in expected} == {metric: results[key] for metric, key in expected.items()}
+    assert {metric: found[metric] for metric in expected} == {
+        metric: round(results[key], 1) for metric, key in expected.items()
+    }, "rounded as in the text"
     assert (
         card.data.eval_results[0].dataset_name == "CamVid" and card.data.eval_results[0].dataset_split == "validation"
     )
     measured = section(card, "Measured")
+    assert f"On CamVid validation ({results['images']} images)" in measured
     for key in ("mean_iou", "overall_accuracy", "mean_boundary_iou"):
         assert f"| {results[key]:.1f} |" in measured
     for name, row in results["per_class"].items():
@@ -191,6 +228,23 @@ def test_limits_name_small_segments_and_the_worst_classes(results):
     assert f"{small['mean_iou']:.1f} among segments up to {small['max_area']} pixels" in limits
     worst = min(results["per_class"].items(), key=lambda item: item[1]["iou"])
     assert f"{worst[0]} ({worst[1]['iou']:.1f})" in limits
+
+
+def test_of_two_classes_or_groups_none_is_called_the_worst(results):
+    """The worst of two says no more than the table above it."""
+    results["per_class"] = dict(list(results["per_class"].items())[:2])
+    results["segment_sizes"] = [results["segment_sizes"][0], results["segment_sizes"][-1]]
+    limits = section(card_of(CAMVID, results), "Limits")
+    assert "worst" not in limits and "on CamVid validation, but" in limits
+    results["segment_sizes"] = results["segment_sizes"][:1]
+    assert "by how much was not measured here" in section(card_of(CAMVID, results), "Limits")
+
+
+def test_small_segments_that_are_found_better_are_not_called_worse(results):
+    results["segment_sizes"] = [{"max_area": 9, "mean_iou": 50.0}, {"max_area": None, "mean_iou": 3.21}]
+    limits = section(card_of(CAMVID, results), "Limits")
+    assert "far less well" not in limits
+    assert "50.0 among segments up to 9 pixels, 3.2 among the largest" in limits
 
 
 def test_the_licence_follows_where_weights_come_from():

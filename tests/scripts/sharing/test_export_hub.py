@@ -4,20 +4,18 @@ import json
 import re
 import shutil
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hub_exports import MODEL_ID, NAME, STRANGER, child, loopback, run_stranger, write_checkpoint
+from hub_exports import MODEL_ID, NAME, STRANGER, child, done, error_of, run_stranger
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from push_hub import OTHER_TOKEN
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments, pipeline
 
-from scripts import export_hub
 from scripts.cli.errors import UserError
 from scripts.sharing import clean_load
 from scripts.sharing import hub as sharing_hub
@@ -26,54 +24,6 @@ from scripts.sharing.leaks import check_leaks
 
 PUSH = ["--push", "--repo_id", NAME]
 MODEL = f"models/{NAME}"
-
-
-def done(outcome):
-    """That a command succeeded."""
-    code, _, errors = outcome
-    assert code == 0, errors[-1:]
-    return True
-
-
-def error_of(outcome):
-    """The one line of a user error, after whatever progress was shown."""
-    code, _, errors = outcome
-    assert code == 2 and "Traceback" not in "\n".join(errors), errors
-    lines = [line for line in errors if line.startswith("export_hub.py: error: ")]
-    assert len(lines) == 1 and lines[0] == errors[-1], errors
-    return lines[0].removeprefix("export_hub.py: error: ")
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny_recipe, tmp_path_factory):
-    """Folder of a tiny trained model."""
-    return write_checkpoint(tiny_recipe, tmp_path_factory.mktemp("run") / "run")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """An empty loopback Hub."""
-    with loopback(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def export(command, checkpoint, tmp_path, monkeypatch):
-    """Runs export_hub.py on the tiny checkpoint: `(exit code, output, lines of standard error)`."""
-
-    def run(*flags, real_load=False, source=checkpoint, output_dir=tmp_path / "export"):
-        if not real_load:  # a process of several seconds
-            monkeypatch.setattr(clean_load, "load_back", lambda *_: 0.0)
-        named = ["--model_name_or_path", source, "--model_id", MODEL_ID, "--output_dir", output_dir]
-        return command(export_hub, *named, *flags)
-
-    return run
-
-
-@pytest.fixture
-def copy(checkpoint, tmp_path):
-    """The checkpoint, to be spoilt."""
-    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
 # ---- the folder ----
@@ -393,7 +343,7 @@ def test_figures_of_other_weights_and_missing_ones(export, checkpoint, copy, tmp
     ],
 )
 def test_wrong_flags_are_one_line(flags, message, export, hub):
-    assert message in error_of(export(*flags))
+    assert message in error_of(export(*flags, card=None if "--model_id" in flags else "card.yaml"))
 
 
 # ---- nothing secret leaves ----
@@ -447,6 +397,7 @@ def test_a_file_put_into_the_folder_is_refused(export, tmp_path):
 def test_a_killed_push_goes_on(checkpoint, tmp_path, hub):
     """Killed in the middle of the upload of one of several shards; the next run sends the others only."""
     flags = ["--model_name_or_path", checkpoint, "--model_id", MODEL_ID, "--output_dir", tmp_path / "export", *PUSH]
+    flags += ["--card", checkpoint / "card.yaml"]
     flags += ["--max_shard_size", "100KB"]
     hub.stall_seconds, hub.faults = 60, [["PUT /lfs/", None, 1], ["PUT /lfs/", "stall", 99]]
     killed = child(*flags, wait=False)

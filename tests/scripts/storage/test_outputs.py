@@ -1,9 +1,12 @@
 """Commands write over what this project wrote, and over nothing else unasked."""
 
+import importlib
 import json
 import os
+import re
 import shlex
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ from scripts import (
 )  # fmt: skip
 from scripts import eval as eval_command
 from scripts.cli.errors import UserError
+from scripts.cli.parser import PROJECT_ROOT
 from scripts.drawing.page import write_page
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import legend
@@ -209,3 +213,18 @@ def test_a_long_name_is_written_as_it_is(tmp_path):
     file = tmp_path / ("n" * 250 + ".json")
     write_results({}, file)
     assert os.listdir(tmp_path) == [file.name]
+
+
+def test_no_command_writes_into_the_current_folder_unasked():
+    """What a command writes goes where its flags say; the two that have a folder of their own say outputs/."""
+    written = re.compile(r"(output|report|json|csv|readme_image|init_card|figure|table)(_dir|_file|s)?$")
+    found = {}
+    for file in sorted((PROJECT_ROOT / "scripts").glob("*.py")):
+        module = importlib.import_module(f"scripts.{file.stem}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and kind.__module__ == module.__name__ and is_dataclass(kind):
+                values = {item.name: item.default for item in fields(kind) if written.match(item.name)}
+                found |= {(file.stem, name): value for name, value in values.items()}
+    assert {("eval", "report"), ("check_dataset", "json"), ("export_hub", "init_card")} <= found.keys()
+    places = {key: value for key, value in found.items() if isinstance(value, str) and value}
+    assert places == {("demo", "output_dir"): "outputs/demo", ("explain", "output_dir"): "outputs/explain"}

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +139,22 @@ def test_curves(tmp_path, capsys, whole_run):
     (tmp_path / "curves.png").mkdir()
     log.draw(at_once=True)
     assert "curves.png not drawn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_curves_of_a_run_without_evaluation_have_no_panel_for_it(evaluated, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    log = TrainLog(tmp_path / "log.jsonl", 0, accelerator_of())
+    log.add(0.0, terms(9.0))
+    log.write_step(1, 0, {"head": 1e-4}, 0.5, images=8)
+    if evaluated:
+        log.write(step=1, mean_iou=0.5)
+    monkeypatch.setattr("scripts.training.log.atomic_file", lambda file: nullcontext(file))
+    draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    titles = [panel.get_title() for panel in drawn[0].axes]
+    assert ("validation mIoU, %" in titles) == evaluated and len(titles) == 3 + evaluated
+    assert all(panel.lines and not panel.texts for panel in drawn[0].axes)
 
 
 def test_no_window_and_nothing_global(tmp_path):

@@ -1,6 +1,7 @@
 """Trackers, images and curves of a run, read back from the files that they left."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from PIL import Image
 from scripts import train as train_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
-from scripts.drawing.sheets import PANEL_SIZE, strip
+from scripts.drawing.headings import headed_strip
+from scripts.drawing.sheets import PANEL_SIZE, explained_strip, strip
 from scripts.drawing.visualization import class_colour
 from scripts.training.arguments import TrainArguments, check_trackers
 from scripts.training.tracking import log_images, tracked_run_id
@@ -84,6 +86,14 @@ def test_tensorboard_holds_figures_and_images_of_a_run_and_of_its_continuation(
     assert Image.open(tmp_path / "curves.png").size == (800, 480)
 
 
+def test_the_progress_bar_shows_the_loss_of_the_curves(tiny_recipe, shapes, tmp_path, capsys):
+    """The mean over the decoder's predictions, which the demo's page draws as well."""
+    train_here(tiny_recipe, shapes, tmp_path, "--max_train_steps", 2)
+    shown = re.findall(r"loss=(\d+\.\d+)", capsys.readouterr().err)[-1]
+    (last,) = (line for line in read_lines(tmp_path) if line["step"] == 2)
+    assert shown == f"{last['loss_per_prediction']:.3f}" != f"{last['loss']:.3f}"
+
+
 def test_images_leave_the_run_as_it_is(tiny_recipe, shapes, tmp_path):
     losses = []
     for count in (0, 3):
@@ -104,6 +114,23 @@ def test_strip_shows_image_truth_and_prediction():
     assert [tuple(pixels[10, x]) for x in (5, 60, 110)] == [(10, 20, 30), (0, 0, 0), class_colour(3)]
     large = strip(image.resize((1000, 500)), np.zeros((500, 1000), np.uint8), np.zeros((500, 1000), np.uint8))
     assert large.size == (3 * PANEL_SIZE[0] + 8, PANEL_SIZE[0] // 2)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (1000, 500)])
+def test_each_panel_of_a_training_image_has_a_heading(size):
+    """Ink above every panel, within its width, and no ink from one panel's heading into the next."""
+    maps = [np.full(size[::-1], index, np.uint8) for index in (0, 1)]
+    config = SimpleNamespace(id2label={0: "road", 1: "kerb"})
+    with_headings, without = (
+        np.asarray(draw(Image.new("RGB", size), *maps, config)) for draw in (headed_strip, explained_strip)
+    )
+    height = len(with_headings) - len(without)
+    assert height > 0 and np.array_equal(with_headings[height:], without)
+    panel = min(size[0], PANEL_SIZE[0])
+    for number in range(3):
+        start = number * (panel + 4)
+        assert (with_headings[:height, start : start + panel] < 128).any(), number
+        assert (with_headings[:height, start + panel : start + panel + 4] > 250).all(), number
 
 
 def test_each_tracker_gets_images_in_its_own_form(monkeypatch):

@@ -22,7 +22,7 @@ from typing import Any
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_at_most, flag, parse_arguments, run_command
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import DatasetArguments, check_dataset_flags
 from scripts.evaluation.protocols import (
     LABEL_IDS,
     NATIVE,
@@ -126,6 +126,7 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     """Raises `UserError` at values that cannot work, before anything is loaded."""
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
+    check_dataset_flags(arguments)
     if arguments.protocol not in (*PROTOCOLS, NATIVE):
         raise UserError(f"--protocol {arguments.protocol}: choose one of {', '.join(PROTOCOLS)}, {NATIVE}")
     if arguments.label_ids not in LABEL_IDS:

@@ -2,8 +2,8 @@
 
 `python scripts/pack_dataset.py --train_images photos/ --train_masks masks/ --output_dir packed` writes
 `packed/data/train-00000-of-0000N.parquet` and so on with the files' own bytes, `id2label.json` if there is one, and a
-README that tells the Hub what is in it. With `--eval_images` and `--eval_masks` also a validation split. Images are
-put into the shards in a random order that is always the same, so that each shard is a fair sample.
+README that tells the Hub what is in it. With `--eval_images` and `--eval_masks` also a validation split; with
+`--dataset_name FOLDER` all splits of a folder, with `--train_val_split 0.15` one that is held back. Images are put into the shards in a random order that is always the same, so that each shard is a fair sample.
 Runs alike as `python -m scripts.pack_dataset`.
 """
 
@@ -18,15 +18,16 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import yaml
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, check_folder, flag, parse_arguments, path_flag, run_command
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import DatasetArguments, check_dataset_flags
 
 
+NOT_OF_THE_DATA = ("output_dir", "shard_megabytes")
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 
 
@@ -34,12 +35,23 @@ FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 class PackArguments:
     """Pack images and label maps into parquet shards."""
 
+    dataset_name: str | None = path_flag(
+        "Folder of images and label maps, such as train/images and train/masks, images/train and masks/train, or a.jpg "
+        "beside a_mask.png; in place of the four flags."
+    )
     train_images: str | None = path_flag("Folder of the training images.")
     train_masks: str | None = path_flag(
         "Folder of the training label maps: PNGs whose pixels are class ids, named as their images are."
     )
     eval_images: str | None = path_flag("Folder of the validation images.")
     eval_masks: str | None = path_flag("Folder of the validation label maps, named as their images are.")
+    mask_suffix: str | None = flag(
+        None,
+        "What names of label maps have behind those of their images: _mask of a_mask.png. By default it is found out.",
+    )
+    train_val_split: float | None = flag(
+        None, "Share of the training images that become the validation split, for data without one; see train.py."
+    )
     id2label: str | None = path_flag(
         'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
         "images."
@@ -102,26 +114,29 @@ def pack(arguments: PackArguments) -> None:
     check_folder("--output_dir", final)
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--output_dir {final} is not empty: name a new folder")
-    folders = {}
-    for split, kind in (("train", "train"), ("validation", "eval")):
-        images, masks = getattr(arguments, f"{kind}_images"), getattr(arguments, f"{kind}_masks")
-        if bool(images) != bool(masks):
+    given = {
+        each.name: getattr(arguments, each.name) for each in fields(arguments) if each.name not in NOT_OF_THE_DATA
+    }
+    data = DatasetArguments(**given)
+    check_dataset_flags(data)
+    for kind in ("train", "eval"):
+        if bool(given[f"{kind}_images"]) != bool(given[f"{kind}_masks"]):
             raise UserError(f"--{kind}_images and --{kind}_masks go together: give both")
-        if images:
-            folders[split] = (f"--{kind}_images", images, f"--{kind}_masks", masks)
-    if not folders:
-        raise UserError("nothing to pack: give --train_images and --train_masks")
+    has_folders = [kind for kind in ("train", "eval") if given[f"{kind}_images"]]
+    if data.dataset_name and has_folders:
+        raise UserError(f"--dataset_name {data.dataset_name} and --{has_folders[0]}_images: give one of the two")
+    if not data.dataset_name and not has_folders:
+        raise UserError("nothing to pack: give --train_images and --train_masks, or --dataset_name")
     import datasets
     from tqdm import tqdm
 
     from scripts.data.class_names import classes_file, read_class_names
-    from scripts.data.folders import matched_pairs
+    from scripts.data.folder_splits import labelled_splits
     from scripts.storage.atomic import atomic_folder
 
     datasets.disable_progress_bars()
-    splits = {split: matched_pairs(*given) for split, given in folders.items()}
-    named = {name: getattr(arguments, name) for name in ("id2label", "train_images", "eval_images")}
-    names_file = classes_file(DatasetArguments(**named))
+    splits = labelled_splits(data)
+    names_file = classes_file(data)
     names = read_class_names(names_file) if names_file else None
 
     sizes = {}

@@ -248,7 +248,7 @@ def matched_pairs(
         both = f"{places[0]} and {places[1]} are one folder"
         if found := match_one_folder(Path(images), image_files(Path(images)), both, mask_suffix):
             return found
-        raise UserError(f"{both}, and no suffix tells its label maps from its images: give --mask_suffix or two folders")
+        raise UserError(f"{both}, and no suffix tells its label maps: give --mask_suffix, or a folder of each")
     image_stems = by_stem(places[0], Path(images), image_files(Path(images)), IMAGE_ENDINGS)
     maps = with_suffix(places[1], image_files(Path(masks), MAP_ENDINGS), mask_suffix)
     map_stems = by_stem(places[1], Path(masks), maps, MAP_ENDINGS)
@@ -281,9 +281,7 @@ def pair_rows(shards: list[list[Pair]]) -> Iterator[dict[str, Any]]:
             yield {"image": {"path": image, "bytes": None}, "label": map_file, "image_id": stem}
 
 
-def folder_stream(
-    pairs: list[Pair], image_column: str, label_column: str, split: str
-) -> datasets.IterableDataset:
+def folder_stream(pairs: list[Pair], image_column: str, label_column: str, split: str) -> datasets.IterableDataset:
     """Undecoded stream of `pairs` in up to `MAX_SHARDS` shards, which shuffle like the files of a dataset."""
     count = min(MAX_SHARDS, len(pairs))
     shards = [pairs[len(pairs) * at // count : len(pairs) * (at + 1) // count] for at in range(count)]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import HELD_BACK
 
 
-SPLIT = "validation"  # what the held-back samples are called
 LAST_NUMBER = re.compile(r"[_\-. ]*\d+(?=\D*$)")
 TOLERANCE = 0.5  # whole groups may make a share that is so much larger or smaller than the one asked for
 SHOWN = 5  # groups in a line
@@ -38,7 +38,7 @@ class HeldBack:
 
     def kept(self, split: str) -> np.ndarray:
         """`(N,)` bool: the samples of `validation`, or those of any other name, which are trained on."""
-        return self.chosen if split == SPLIT else ~self.chosen
+        return self.chosen if split == HELD_BACK else ~self.chosen
 
     def digest(self) -> str:
         """The same for the same choice."""
@@ -47,17 +47,7 @@ class HeldBack:
     def described(self, share: float) -> str:
         """The choice in one line."""
         held, total = int(self.chosen.sum()), len(self.chosen)
-        return f"{SPLIT}: {held} of {total} images held back (--train_val_split {share:g}), {self.how}"
-
-
-def check_share(share: float | None) -> None:
-    """Refuses a share that leaves nothing on one side.
-
-    Raises:
-        UserError: names the share.
-    """
-    if share is not None and not 0 < share < 1:
-        raise UserError(f"--train_val_split {share:g}: give a share above 0 and below 1, such as 0.15")
+        return f"{HELD_BACK}: {held} of {total} images held back (--train_val_split {share:g}), {self.how}"
 
 
 def held_back(share: float, count: int, names: Sequence[Any] | None = None) -> HeldBack:
@@ -117,7 +107,7 @@ def whole_groups(sizes: dict[str, int], wanted: float) -> list[str]:
     """
     taken: list[str] = []
     total = 0
-    for name in sorted(sizes, key=lambda name: (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())):
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()):
         if abs(total + sizes[name] - wanted) < abs(total - wanted):
             taken.append(name)
             total += sizes[name]

@@ -1,7 +1,7 @@
 """Folders of images and label maps as people keep them: which files are the images and the maps of which split.
 
-    own/train/images + own/train/masks      own/images/train + own/masks/train      own/train + own/train_labels
-    own/images + own/masks                  own/a.jpg + own/a_mask.png
+own/train/images + own/train/masks      own/images/train + own/masks/train      own/train + own/train_labels
+own/images + own/masks                  own/a.jpg + own/a_mask.png
 """
 
 from __future__ import annotations
@@ -169,11 +169,11 @@ def recognised(name: str, root: Path, files: list[Path], mask_suffix: str | None
     parts: dict[Part, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
     others: list[Path] = []
     for file in files:
-        place = place_of(file.relative_to(base))
-        if place is None:
+        told = place_of(file.relative_to(base))
+        if told is None:
             others.append(file)
         else:
-            folder, part = place
+            folder, part = told
             parts[part][base / folder].append(file)
     if not parts:
         parts["train", ""][base], others = others, []
@@ -183,12 +183,12 @@ def recognised(name: str, root: Path, files: list[Path], mask_suffix: str | None
         folders = {kind: dict(parts.get((split, kind), {})) for kind in ("images", "masks", "")}
         if loose and folders["masks"] and not folders["images"] and not folders[""]:  # own/a.jpg + own/masks/a.png
             folders[""] = {base: loose}
-            others = [file for file in others if file not in set(loose)]
+            others = [file for file in others if file.parent != base]
         if found := split_of(name, root, split, folders, mask_suffix, layout.left_out):
             layout.splits[split] = found
     for file in others:
-        folder = shown(root, base if file.parent == base else base / file.relative_to(base).parts[0])
-        layout.left_out[folder] = layout.left_out.get(folder, 0) + 1
+        place = shown(root, base if file.parent == base else base / file.relative_to(base).parts[0])
+        layout.left_out[place] = layout.left_out.get(place, 0) + 1
     return layout
 
 
@@ -243,8 +243,8 @@ def split_of(
     if not masks:
         if not image_list:
             return None
-        if found := match_one_folder(image_folder, image_list, place, mask_suffix):
-            return FolderSplit(found.pairs, f"{shown(root, image_folder)}, maps *{found.mask_suffix}")
+        if side_by_side := match_one_folder(image_folder, image_list, place, mask_suffix):
+            return FolderSplit(side_by_side.pairs, f"{shown(root, image_folder)}, maps *{side_by_side.mask_suffix}")
         stems = by_stem(place, image_folder, image_list, IMAGE_ENDINGS)
         unmatched = [(stem, str(file), "") for stem, file in stems.items()]
         return FolderSplit(unmatched, shown(root, image_folder)) if unmatched else None
@@ -256,11 +256,11 @@ def split_of(
         raise UserError(f"{masks_place}: no file ending in {', '.join(MAP_ENDINGS)}, as label maps need it")
     if not stems:
         raise UserError(f"{masks_place}: {len(maps)} label maps of split {split!r}, but no images for them")
-    pairs = match_two_folders(stems, maps, place, masks_place, mask_suffix)
+    matched = match_two_folders(stems, maps, place, masks_place, mask_suffix)
     if len(maps) < len(mask_list):
         left_out[f"{shown(root, mask_folder)} without {mask_suffix}"] = len(mask_list) - len(maps)
     where = f"{shown(root, image_folder)} + {shown(root, mask_folder)}"
-    return FolderSplit(pairs.pairs, where + (f", maps *{pairs.mask_suffix}" if pairs.mask_suffix else ""))
+    return FolderSplit(matched.pairs, where + (f", maps *{matched.mask_suffix}" if matched.mask_suffix else ""))
 
 
 def shown(root: Path, folder: Path) -> str:

@@ -3,7 +3,8 @@
 `python scripts/pack_dataset.py --train_images photos/ --train_masks masks/ --output_dir packed` writes
 `packed/data/train-00000-of-0000N.parquet` and so on with the files' own bytes, `id2label.json` if there is one, and a
 README that tells the Hub what is in it. With `--eval_images` and `--eval_masks` also a validation split; with
-`--dataset_name FOLDER` all splits of a folder, with `--train_val_split 0.15` one that is held back. Images are put into the shards in a random order that is always the same, so that each shard is a fair sample.
+`--dataset_name FOLDER` all splits of a folder; with `--train_val_split 0.15` one that is held back. Images are put
+into the shards in a random order that is always the same, so that each shard is a fair sample.
 Runs alike as `python -m scripts.pack_dataset`.
 """
 
@@ -18,7 +19,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 
 import json
 import random
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import yaml
 
@@ -27,7 +28,6 @@ from scripts.cli.parser import check_at_least, check_folder, flag, parse_argumen
 from scripts.data.arguments import DatasetArguments, check_dataset_flags
 
 
-NOT_OF_THE_DATA = ("output_dir", "shard_megabytes")
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
 
 
@@ -36,8 +36,8 @@ class PackArguments:
     """Pack images and label maps into parquet shards."""
 
     dataset_name: str | None = path_flag(
-        "Folder of images and label maps, such as train/images and train/masks, images/train and masks/train, or a.jpg "
-        "beside a_mask.png; in place of the four flags."
+        "Folder of images and label maps, such as train/images and train/masks, images/train and masks/train, or "
+        "a.jpg beside a_mask.png; in place of the four flags."
     )
     train_images: str | None = path_flag("Folder of the training images.")
     train_masks: str | None = path_flag(
@@ -51,6 +51,9 @@ class PackArguments:
     )
     train_val_split: float | None = flag(
         None, "Share of the training images that become the validation split, for data without one; see train.py."
+    )
+    allow_links: bool = flag(
+        False, "Let files of --dataset_name be links that lead out of its folder; for links that you made yourself."
     )
     id2label: str | None = path_flag(
         'JSON file with the name of each class id, {"0": "road", "1": "car"}; by default id2label.json beside the '
@@ -105,6 +108,28 @@ def readme(sizes: dict[str, tuple[int, int]]) -> str:
     return f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n\n| split | images |\n| --- | --- |\n{table}\n"
 
 
+def data_arguments(arguments: PackArguments) -> DatasetArguments:
+    """The flags that say what is packed.
+
+    Raises:
+        UserError: none, one of a pair, or values that cannot work.
+    """
+    given = asdict(arguments)
+    data = DatasetArguments(**{each.name: given[each.name] for each in fields(DatasetArguments) if each.name in given})
+    check_dataset_flags(data)
+    named = [data.dataset_name and f"--dataset_name {data.dataset_name}"]
+    for kind in ("train", "eval"):
+        images, masks = given[f"{kind}_images"], given[f"{kind}_masks"]
+        if bool(images) != bool(masks):
+            raise UserError(f"--{kind}_images and --{kind}_masks go together: give both")
+        named.append(images and f"--{kind}_images {images}")
+    if not any(named):
+        raise UserError("nothing to pack: give --train_images and --train_masks, or --dataset_name")
+    if named[0] and any(named[1:]):
+        raise UserError(f"{' and '.join(filter(None, named))}: give the folder or the flags of its parts")
+    return data
+
+
 def pack(arguments: PackArguments) -> None:
     """Writes the dataset atomically."""
     check_at_least(arguments, 1, "shard_megabytes")
@@ -114,28 +139,22 @@ def pack(arguments: PackArguments) -> None:
     check_folder("--output_dir", final)
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--output_dir {final} is not empty: name a new folder")
-    given = {
-        each.name: getattr(arguments, each.name) for each in fields(arguments) if each.name not in NOT_OF_THE_DATA
-    }
-    data = DatasetArguments(**given)
-    check_dataset_flags(data)
-    for kind in ("train", "eval"):
-        if bool(given[f"{kind}_images"]) != bool(given[f"{kind}_masks"]):
-            raise UserError(f"--{kind}_images and --{kind}_masks go together: give both")
-    has_folders = [kind for kind in ("train", "eval") if given[f"{kind}_images"]]
-    if data.dataset_name and has_folders:
-        raise UserError(f"--dataset_name {data.dataset_name} and --{has_folders[0]}_images: give one of the two")
-    if not data.dataset_name and not has_folders:
-        raise UserError("nothing to pack: give --train_images and --train_masks, or --dataset_name")
+    data = data_arguments(arguments)
     import datasets
     from tqdm import tqdm
 
     from scripts.data.class_names import classes_file, read_class_names
     from scripts.data.folder_splits import labelled_splits
+    from scripts.data.sources import bounds_of
     from scripts.storage.atomic import atomic_folder
 
     datasets.disable_progress_bars()
     splits = labelled_splits(data)
+    for split, pairs in splits.items():
+        bounds = bounds_of(data, split)
+        for name, *files in pairs:
+            for file in files:
+                bounds.checked_name(file, f"sample {name}")
     names_file = classes_file(data)
     names = read_class_names(names_file) if names_file else None
 

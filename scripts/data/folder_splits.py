@@ -11,7 +11,7 @@ from scripts.cli.processes import say_once
 from scripts.data.arguments import HELD_BACK, DatasetArguments
 from scripts.data.folders import Pair, matched_pairs
 from scripts.data.held_back import HeldBack, held_back
-from scripts.data.layouts import SPLITS, folder_layout
+from scripts.data.layouts import SPLITS, Layout, folder_layout
 
 
 def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, str, str] | None:
@@ -68,6 +68,11 @@ def shared_out(
     return choice
 
 
+def layout_of(arguments: DatasetArguments, with_labels: bool = True) -> Layout | None:
+    """What is recognised in the folder of `--dataset_name`, see `folder_layout`."""
+    return folder_layout(arguments.dataset_name or "", arguments.mask_suffix, with_labels, arguments.allow_links)
+
+
 def folder_pairs(
     arguments: DatasetArguments, split: str, with_labels: bool = True
 ) -> tuple[list[Pair], HeldBack | None] | None:
@@ -84,10 +89,10 @@ def folder_pairs(
         found = matched_pairs(*folders, arguments.mask_suffix)
         pairs = found.pairs
         if found.mask_suffix:
-            say_once(f"{folders[2]} {folders[3]}: {len(pairs)} pairs, label maps *{found.mask_suffix}")
+            say_once(f"{folders[2]} {folders[3]}: {len(pairs)} pairs, masks *{found.mask_suffix}")
         warn_of_training_folders(arguments, folders[1])
     else:
-        layout = folder_layout(arguments.dataset_name or "", arguments.mask_suffix, with_labels)
+        layout = layout_of(arguments, with_labels)
         if layout is None:
             return None
         say_once(layout.described())
@@ -120,7 +125,7 @@ def labelled_splits(arguments: DatasetArguments) -> dict[str, list[Pair]]:
         UserError: no such folders, or images and maps that cannot be matched.
     """
     if arguments.dataset_name:
-        layout = folder_layout(arguments.dataset_name, arguments.mask_suffix)
+        layout = layout_of(arguments)
         if layout is None:
             raise UserError(
                 f"--dataset_name {arguments.dataset_name}: no folder of image files, which alone can be packed"

@@ -33,8 +33,8 @@ IMAGE_SUFFIX = re.compile(r"_(?:leftimg8bit|images?|imgs?|rgb|photo|sat)$", re.I
 Pair = tuple[str, str, str]  # name, image, map: the files by their absolute paths; no map is ""
 
 
-def image_files(root: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
-    """Files of a folder and the folders in it that end as images and maps do, in order of names; none hidden.
+def visible_files(root: Path) -> list[Path]:
+    """Files of a folder and the folders in it, in order of names; none hidden.
 
     Folders that are links are followed, but for those that lead back to a folder around them.
 
@@ -45,18 +45,18 @@ def image_files(root: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
     for place, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         # Nothing hidden, nor in a hidden folder: editors and file managers keep copies and previews there.
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX")) and not loops(place, name)]
-        found += [Path(place, name) for name in files if not name.startswith(".") and is_named(name, endings)]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def with_endings(files: list[Path], endings: tuple[str, ...]) -> list[Path]:
+    """Those of `files` whose names end so, in capitals or not."""
+    return [file for file in files if file.suffix.lower() in endings]
 
 
 def refuse(error: OSError) -> None:
     """Raises the error of a folder that cannot be read as the user's."""
     raise UserError(f"folder {error.filename} cannot be read: {error.strerror}") from error
-
-
-def is_named(name: str | Path, endings: tuple[str, ...]) -> bool:
-    """Whether a file's name ends so, in capitals or not."""
-    return Path(name).suffix.lower() in endings
 
 
 def loops(place: str, name: str) -> bool:
@@ -72,14 +72,15 @@ def by_stem(what: str, root: Path, files: list[Path], endings: tuple[str, ...]) 
         UserError: two of one stem, a pipe or a broken link; begins with `what` is read.
     """
     found: dict[str, Path] = {}
-    for file in files:
-        if not is_named(file, endings):
-            continue
+    for file in with_endings(files, endings):
         if not file.is_file():
             raise UserError(f"{what}: {file.name} is no regular file: remove it")
         stem = file.relative_to(root).with_suffix("").as_posix()
         if stem in found:
-            raise UserError(f"{what}: {found[stem].name} and {file.name} have one stem: remove one")
+            raise UserError(
+                f"{what}: {found[stem].name} and {file.name} have one stem: remove one, or keep label maps "
+                "in a folder of their own"
+            )
         found[stem] = file
     return found
 
@@ -150,8 +151,8 @@ def match_two_folders(
     Raises:
         UserError: an image without a map or the other way round, or a map in colours.
     """
-    suffixes = ["", shared_suffix(maps, MASK_SUFFIX)] if mask_suffix is None else [mask_suffix]
-    for suffix in suffixes:
+    found = other_suffixes(images, maps)
+    for suffix in ["", *found] if mask_suffix is None else [mask_suffix]:
         if named := matched(images, maps, suffix):
             return Matched(pairs_of(named), suffix)
     suffix = mask_suffix or ""
@@ -162,18 +163,16 @@ def match_two_folders(
     raise UserError(
         f"{place}: nothing of the stem {stems[0] + (suffix if files is images else '')!r} of {files[stems[0]].name}"
         + (f" and {len(stems) - 1} more" if stems[1:] else "")
-        + f": images and maps are matched by their names without ending{other_suffixes(images, maps)}"
+        + ": images and maps are matched by their names without ending"
+        + (f"; there are maps with {', '.join(found)}: give one as --mask_suffix" if 0 < len(found) <= 5 else "")
     )
 
 
-def other_suffixes(images: dict[str, Path], maps: dict[str, Path]) -> str:
-    """What maps have behind the name of the first image, as a hint; nothing where there is no such map."""
+def other_suffixes(images: dict[str, Path], maps: dict[str, Path]) -> list[str]:
+    """What maps have behind the name of the first image, such as `_mask`."""
     first = next(iter(images))
     first = first.removesuffix(shared_suffix(images, IMAGE_SUFFIX))
-    found = sorted({stem[len(first) :] for stem in maps if stem.startswith(first)} - {""})
-    if not found or len(found) > 5:
-        return ""
-    return f"; after {first!r} the maps have {', '.join(found)}: give one as --mask_suffix"
+    return sorted({stem[len(first) :] for stem in maps if re.match(rf"{re.escape(first)}[_\-. ][^/]*$", stem)})
 
 
 def with_suffix(place: str, files: list[Path], mask_suffix: str | None) -> list[Path]:
@@ -199,6 +198,7 @@ def match_one_folder(root: Path, files: list[Path], place: str, mask_suffix: str
     Raises:
         UserError: no suffix gives every image one map and every map an image, or several do.
     """
+    files = with_endings(files, ENDINGS)
     found = {match[0] for file in files if (match := MASK_SUFFIX.search(file.stem))}
     suffixes = sorted(found) if mask_suffix is None else [mask_suffix]
     fitting, reasons = [], []
@@ -213,22 +213,26 @@ def match_one_folder(root: Path, files: list[Path], place: str, mask_suffix: str
         return fitting[0]
     if not suffixes:
         return None
-    reason = "; ".join(reasons) or f"label maps may be those in {' or in '.join(suffixes)}"
+    if fitting or len(suffixes) > 1:
+        counts = [f"{sum(file.stem.endswith(suffix) for file in files)} end in {suffix}" for suffix in suffixes]
+        reason = f"of {len(files)} files {', '.join(counts)}: give one as --mask_suffix, without the others beside it"
+    else:
+        reason = reasons[0]
     raise UserError(
-        f"{place}: {reason}: every image needs one label map, of its name and one suffix (--mask_suffix); or give a "
-        "folder of each, --train_images and --train_masks"
+        f"{place}: {reason}; every image needs one label map beside it, or give a folder of each by --train_images "
+        "and --train_masks"
     )
 
 
 def why_not(images: dict[str, Path], maps: dict[str, Path], suffix: str) -> str:
     """What is wrong with images and maps side by side that do not match."""
+    counts = f"{len(maps)} label maps end in {suffix} and {', '.join(MAP_ENDINGS)}, {len(images)} images do not"
+    if not maps or not images:
+        return counts
     names = {stem.removesuffix(suffix) for stem in maps}
-    counts = f"{len(maps)} files ending in {', '.join(MAP_ENDINGS)} have {suffix}, {len(images)} images have not"
     if lone := sorted(images.keys() - names):
-        return f"{counts}, and {lone[0]!r} has no label map"
-    if lone := sorted(names - images.keys()):
-        return f"{counts}, and {lone[0] + suffix!r} has no image"
-    return counts
+        return f"{counts}: {lone[0]!r} has no {lone[0] + suffix!r}"
+    return f"{counts}: {sorted(names - images.keys())[0] + suffix!r} has no image"
 
 
 def matched_pairs(
@@ -246,11 +250,11 @@ def matched_pairs(
             raise UserError(f"{place}: no such folder")
     if Path(images).samefile(masks):
         both = f"{places[0]} and {places[1]} are one folder"
-        if found := match_one_folder(Path(images), image_files(Path(images)), both, mask_suffix):
+        if found := match_one_folder(Path(images), visible_files(Path(images)), both, mask_suffix):
             return found
         raise UserError(f"{both}, and no suffix tells its label maps: give --mask_suffix, or a folder of each")
-    image_stems = by_stem(places[0], Path(images), image_files(Path(images)), IMAGE_ENDINGS)
-    maps = with_suffix(places[1], image_files(Path(masks), MAP_ENDINGS), mask_suffix)
+    image_stems = by_stem(places[0], Path(images), visible_files(Path(images)), IMAGE_ENDINGS)
+    maps = with_suffix(places[1], with_endings(visible_files(Path(masks)), MAP_ENDINGS), mask_suffix)
     map_stems = by_stem(places[1], Path(masks), maps, MAP_ENDINGS)
     for place, stems, endings in ((places[0], image_stems, IMAGE_ENDINGS), (places[1], map_stems, MAP_ENDINGS)):
         if not stems:

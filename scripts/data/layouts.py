@@ -15,14 +15,16 @@ import yaml
 
 from scripts.cli.errors import UserError
 from scripts.data.folders import (
+    ENDINGS,
     IMAGE_ENDINGS,
     MAP_ENDINGS,
     Pair,
     by_stem,
     identity_of,
-    image_files,
     match_one_folder,
     match_two_folders,
+    visible_files,
+    with_endings,
     with_suffix,
 )
 
@@ -82,10 +84,11 @@ class Layout:
     def described(self) -> str:
         """All of it in one line."""
         splits = [
-            f"{split} {len(found.pairs)} {'pairs' if found.has_masks else 'images without masks'} ({found.place})"
+            f"{split} {counted(len(found.pairs), 'pair' if found.has_masks else 'image')}"
+            f"{'' if found.has_masks else ' without masks'} ({found.place})"
             for split, found in self.splits.items()
         ]
-        left_out = [f"{folder} ({count} files)" for folder, count in self.left_out.items()]
+        left_out = [f"{folder} ({counted(count, 'file')})" for folder, count in self.left_out.items()]
         return f"--dataset_name {self.name}: {'; '.join(splits)}" + (
             f"; left out: {', '.join(left_out)}" if left_out else ""
         )
@@ -100,9 +103,9 @@ class Layout:
         if found is None:
             raise UserError(f"--dataset_name {self.name}, split {split!r}: the folder holds {', '.join(self.splits)}")
         if with_labels and not found.has_masks:
+            images = f"{counted(len(found.pairs), 'image')} in {found.place}"
             raise UserError(
-                f"--dataset_name {self.name}, split {split!r}: {len(found.pairs)} images in {found.place}, but no "
-                f"label maps: understood are {FORMS}"
+                f"--dataset_name {self.name}, split {split!r}: {images}, but no label maps: understood are {FORMS}"
             )
         return found.pairs
 
@@ -116,26 +119,39 @@ class Layout:
         return len(train & other)
 
 
-def folder_layout(name: str, mask_suffix: str | None = None, with_labels: bool = True) -> Layout | None:
+def folder_layout(
+    name: str, mask_suffix: str | None = None, with_labels: bool = True, allow_links: bool = False
+) -> Layout | None:
     """What there is in a local folder of images that `datasets` would take for a folder of classes.
 
+    Args:
+        with_labels: whether label maps are needed.
+        allow_links: whether folders in it may be links that lead out of it.
     Returns:
         None for whatever is no such folder, and, where no maps are needed, for images without any.
     Raises:
         UserError: images whose label maps cannot be told, in one line that says what was found.
     """
     root = Path(name)
-    if not name or not root.is_dir() or is_dataset(root):
+    if not name or not root.is_dir() or is_described(root):
         return None
     root = root.resolve()  # of links, for what the rows may name is told by where it really is
-    files = image_files(root)
-    if not files or len(files) <= len(image_files(root, TABLE_ENDINGS)):
+    everything = visible_files(root)
+    files, tables = with_endings(everything, ENDINGS), with_endings(everything, TABLE_ENDINGS)
+    stored = with_endings(everything, DATA_ENDINGS) + [file for file in tables if file.stem == "metadata"]
+    if stored or len(files) <= len(tables):
         return None
+    for folder in dict.fromkeys(file.parent for file in files):
+        if not allow_links and not folder.resolve().is_relative_to(root):
+            raise UserError(
+                f"--dataset_name {name}: {shown(root, folder)} is a link that leads out of it: give --allow_links if "
+                "you made the link"
+            )
     layout = recognised(name, root, files, mask_suffix)
     if not any(split.has_masks for split in layout.splits.values()):
         if not with_labels:
             return None
-        held = "; ".join(f"{len(split.pairs)} images in {split.place}" for split in layout.splits.values())
+        held = "; ".join(f"{counted(len(split.pairs), 'image')} in {split.place}" for split in layout.splits.values())
         others = ", ".join(layout.left_out)
         raise UserError(
             f"--dataset_name {name}: {held}{f', others in {others}' if others else ''}, but nothing that says which "
@@ -144,20 +160,18 @@ def folder_layout(name: str, mask_suffix: str | None = None, with_labels: bool =
     return layout
 
 
-def is_dataset(root: Path) -> bool:
-    """Whether a folder says itself how `datasets` is to read it."""
+def is_described(root: Path) -> bool:
+    """Whether a file of the folder says how `datasets` is to read it."""
     if any((root / file).is_file() for file in ("dataset_dict.json", "state.json", ".huggingface.yaml")):
         return True
     card = root / "README.md"
-    if card.is_file() and (text := card.read_text(encoding="utf-8", errors="replace")).startswith("---"):
-        try:
-            facts = yaml.safe_load(text.split("---")[1])
-        except (yaml.YAMLError, RecursionError):
-            return True  # its fault is explained where cards are read
-        if isinstance(facts, dict) and "configs" in facts:
-            return True
-    named = image_files(root, (*DATA_ENDINGS, *TABLE_ENDINGS))
-    return any(file.suffix.lower() in DATA_ENDINGS or file.stem == "metadata" for file in named)
+    if not card.is_file() or not (text := card.read_text(encoding="utf-8", errors="replace")).startswith("---"):
+        return False
+    try:
+        facts = yaml.safe_load(text.split("---")[1])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return True  # its fault is explained where cards are read
+    return isinstance(facts, dict) and "configs" in facts
 
 
 def recognised(name: str, root: Path, files: list[Path], mask_suffix: str | None) -> Layout:
@@ -236,15 +250,19 @@ def split_of(
     for kind, found in (("images", images | mixed), ("masks", masks)):
         if len(found) > 1:
             flags = "--eval_images and --eval_masks" if split == "validation" else "--train_images and --train_masks"
-            listed = " and ".join(f"{shown(root, folder)} ({len(files)} files)" for folder, files in found.items())
+            listed = " and ".join(
+                f"{shown(root, folder)} ({counted(len(files), 'file')})" for folder, files in found.items()
+            )
             raise UserError(f"--dataset_name {name}, split {split!r}: {kind} in {listed}: name two folders by {flags}")
     image_folder, image_list = next(iter((images | mixed).items()), (root, []))
-    place = f"--dataset_name {name}, {shown(root, image_folder)}"
+    place = f"--dataset_name {name}" + (f", {shown(root, image_folder)}" if image_folder != root else "")
     if not masks:
         if not image_list:
             return None
         if side_by_side := match_one_folder(image_folder, image_list, place, mask_suffix):
-            return FolderSplit(side_by_side.pairs, f"{shown(root, image_folder)}, maps *{side_by_side.mask_suffix}")
+            return FolderSplit(
+                side_by_side.pairs, f"side by side in {shown(root, image_folder)}, masks *{side_by_side.mask_suffix}"
+            )
         stems = by_stem(place, image_folder, image_list, IMAGE_ENDINGS)
         unmatched = [(stem, str(file), "") for stem, file in stems.items()]
         return FolderSplit(unmatched, shown(root, image_folder)) if unmatched else None
@@ -255,14 +273,19 @@ def split_of(
     if not maps:
         raise UserError(f"{masks_place}: no file ending in {', '.join(MAP_ENDINGS)}, as label maps need it")
     if not stems:
-        raise UserError(f"{masks_place}: {len(maps)} label maps of split {split!r}, but no images for them")
+        raise UserError(f"{masks_place}: {counted(len(maps), 'label map')} of split {split!r}, but no images for them")
     matched = match_two_folders(stems, maps, place, masks_place, mask_suffix)
     if len(maps) < len(mask_list):
         left_out[f"{shown(root, mask_folder)} without {mask_suffix}"] = len(mask_list) - len(maps)
     where = f"{shown(root, image_folder)} + {shown(root, mask_folder)}"
-    return FolderSplit(matched.pairs, where + (f", maps *{matched.mask_suffix}" if matched.mask_suffix else ""))
+    return FolderSplit(matched.pairs, where + (f", masks *{matched.mask_suffix}" if matched.mask_suffix else ""))
 
 
 def shown(root: Path, folder: Path) -> str:
     """A folder as messages name it, below the root."""
     return "." if folder == root else folder.relative_to(root).as_posix()
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

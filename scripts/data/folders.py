@@ -226,9 +226,9 @@ def match_one_folder(root: Path, files: list[Path], place: str, mask_suffix: str
 
 def why_not(images: dict[str, Path], maps: dict[str, Path], suffix: str) -> str:
     """What is wrong with images and maps side by side that do not match."""
-    counts = f"{len(maps)} label maps end in {suffix} and {', '.join(MAP_ENDINGS)}, {len(images)} images do not"
+    counts = f"{len(images)} images and {len(maps)} label maps *{suffix}"
     if not maps or not images:
-        return counts
+        return f"{counts} ending in {', '.join(MAP_ENDINGS)}"
     names = {stem.removesuffix(suffix) for stem in maps}
     if lone := sorted(images.keys() - names):
         return f"{counts}: {lone[0]!r} has no {lone[0] + suffix!r}"

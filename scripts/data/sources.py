@@ -174,8 +174,13 @@ def check_saved(folder: Path, bounds: Bounds) -> None:
                 bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/{state.name}")
 
 
-def open_split(arguments: DatasetArguments, split: str) -> Source:
-    """One split of `--dataset_name` with all its columns; see `open_source`."""
+def open_split(arguments: DatasetArguments, split: str) -> tuple[Source, list[int]]:
+    """One split of `--dataset_name` with all its columns; see `open_source`.
+
+    Returns:
+        Also the rows of each shard, where the stream holds the held-back rows as well, to be told apart when images
+        are no longer decoded.
+    """
     name = arguments.dataset_name or ""
     stored = stored_split(arguments, split)
     bounds = bounds_of(arguments, split)
@@ -201,25 +206,29 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
         splits = [str(each) for each in builder.config.data_files or builder.info.splits or {}]
         in_order = [str(file) for file in (builder.config.data_files or {}).get(stored, [])]
         files = sorted(in_order)
-    choice = None
+    choice, counts = None, []
     if arguments.train_val_split is not None and stored == arguments.train_split_name:
-        data, choice = part_of_split(arguments, split, data, splits, in_order)
-    count = None if choice is None else int(choice.kept(split).sum())
+        choice, counts = choice_of_rows(arguments, data, splits, in_order)
+        if not counts:
+            data = data.select(np.flatnonzero(choice.kept(split)))
     if not isinstance(data, datasets.IterableDataset):
         count = len(data)
         data = data.to_iterable_dataset(num_shards=max(1, min(MAX_SHARDS, count)))
-    if count is not None:
-        data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=count)})
-    return Source(data, files, choice)
+        tell_count(data, split, count)
+    return Source(data, files, choice), counts
 
 
-def part_of_split(
-    arguments: DatasetArguments, split: str, data: Any, splits: list[str], files: list[str]
-) -> tuple[Any, HeldBack]:
-    """The rows of the training split that are trained on, or those that are held back, and which these are.
+def tell_count(data: datasets.IterableDataset, split: str, count: int) -> None:
+    """Makes a stream know how many rows it has."""
+    data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=count)})
+
+
+def choice_of_rows(
+    arguments: DatasetArguments, data: Any, splits: list[str], files: list[str]
+) -> tuple[HeldBack, list[int]]:
+    """What `--train_val_split` holds back, and, of a stream, the rows of each shard.
 
     Args:
-        split: which of the two.
         data: the whole training split, a stream or not.
         splits: all that the dataset has.
         files: those of the split, in the order of the stream's shards.
@@ -228,16 +237,15 @@ def part_of_split(
     """
     if not isinstance(data, datasets.IterableDataset):
         column = name_column(data.column_names)
-        choice = shared_out(arguments, splits, len(data), without_gaps(list(data[column])) if column else None)
-        return data.select(np.flatnonzero(choice.kept(split))), choice
+        names = without_gaps(list(data[column])) if column else None
+        return shared_out(arguments, splits, len(data), names), []
     if data.num_shards != len(files) or not all(file.partition("?")[0].endswith(".parquet") for file in files):
         raise ValueError(
             "--train_val_split: its stream does not tell how many rows there are, as parquet files do: give "
             "--no_streaming"
         )
     counts, names = parquet_rows(files)
-    choice = shared_out(arguments, splits, sum(counts), names)
-    return stream_of_rows(data, counts, choice.kept(split)), choice
+    return shared_out(arguments, splits, sum(counts), names), counts
 
 
 def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: Bounds) -> datasets.DatasetBuilder:
@@ -306,7 +314,8 @@ def open_source(
     bound_stalls()
     place = f"--dataset_name {arguments.dataset_name}, split {split!r}"
     with errors_explained(place, *READING_ERRORS):
-        data, files, choice = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
+        source, counts = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
+    data, files, choice = source
     columns = data.column_names
     if columns is None:
         columns = list(next(readable(data), {}))
@@ -332,6 +341,10 @@ def open_source(
         feature = (data.features or {}).get(column)
         if feature is None or isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
+    if choice is not None and counts:
+        chosen = choice.kept(split)
+        data = stream_of_rows(data, counts, chosen)
+        tell_count(data, split, int(chosen.sum()))
     return Source(data, files, choice)
 
 

@@ -68,6 +68,7 @@ def stream_of_rows(data: datasets.IterableDataset, counts: list[int], chosen: np
     """A stream of the chosen rows, in as many shards as hold some.
 
     Args:
+        data: with images that are not decoded, for they would be encoded anew.
         counts: rows of each shard of `data`.
         chosen: `(N,)` bool, whether each row is chosen.
     """

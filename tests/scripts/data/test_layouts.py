@@ -76,7 +76,7 @@ REFUSED = {
     ),
     "a mask is missing side by side": (
         SIDE_BY_SIDE[:-1],
-        "1 label map ends in _mask and 2 images do not: 'b' has no 'b_mask'; every image needs one label map",
+        "2 images and 1 label maps *_mask: 'b' has no 'b_mask'; every image needs one label map",
     ),
     "two suffixes side by side": (
         ["a.jpg", "a_mask.png", "a_gt.png"],
@@ -88,15 +88,15 @@ REFUSED = {
     ),
     "masks as JPEG": (pairs("images", "masks", ending=".jpg"), "masks: no file ending in .png, .tif"),
     "masks alone": (["masks/a.png"], "masks: 1 label map of split 'train', but no images for them"),
-    "images alone": (["images/a.jpg", "images/b.jpg"], f"2 images in images, but nothing that says .*{UNDERSTOOD}"),
-    "a folder for each class": (["cat/a.jpg", "dog/b.jpg"], f"2 images in ., but nothing that says .*{UNDERSTOOD}"),
+    "images alone": (["images/a.jpg", "images/b.jpg"], f"2 images in images, but nothing that says .* {UNDERSTOOD}"),
+    "a folder for each class": (["cat/a.jpg", "dog/b.jpg"], f"2 images in ., but nothing that says .* {UNDERSTOOD}"),
     "masks in a folder of another name": (
         pairs("images", "colours"),
-        f"3 images in images, others in colours, but nothing .*{UNDERSTOOD}",
+        f"3 images in images, others in colours, but nothing .* {UNDERSTOOD}",
     ),
     "a site for each folder": (pairs("x/images", "x/masks") + pairs("y/images", "y/masks"), UNDERSTOOD),
     "polygons": (["a.jpg", "a.json"], UNDERSTOOD),
-    "boxes": (["images/train/a.jpg", "labels/train/a.txt"], f"1 image in images/train, but .*{UNDERSTOOD}"),
+    "boxes": (["images/train/a.jpg", "labels/train/a.txt"], f"1 image in images/train, but .* {UNDERSTOOD}"),
 }
 
 
@@ -127,7 +127,7 @@ def test_other_folders_are_refused(case, tmp_path, capsys):
         LabelledDataset(DatasetArguments(str(own)), "train")
     text = str(error.value)
     assert text.startswith(f"--dataset_name {own}") and "\n" not in text and not capsys.readouterr().err
-    assert message in text or re.search(message, text), text
+    assert all(part in text for part in message.split(" .* ")), text
 
 
 # --------------------------------------------------------------------------------------------------- the same samples
@@ -183,7 +183,7 @@ def test_one_folder_for_both_flags(tmp_path, capsys):
         (own / f"{stem}_x.png").rename(own / f"{stem}_Mask.png")
     flags.mask_suffix = None
     data = LabelledDataset(flags, "train")
-    assert [(row["image_id"], row["label"]["path"][-10:]) for row in data.stream][0] == ("a", "a_Mask.png")
+    assert [row["label"]["path"][-10:] for row in data.stream] == ["a_Mask.png", "b_Mask.png"]
     assert capsys.readouterr().err.endswith("2 pairs, masks *_Mask\n")
 
 
@@ -254,7 +254,7 @@ def test_tables_of_images_and_masks_are_read_as_before(tmp_path, capsys):
     (own / "train" / "metadata.jsonl").write_text(
         "\n".join(json.dumps({"file_name": row["file_name"]}) for row in rows)
     )
-    with pytest.raises(UserError, match="no column 'label' in .*set --label_column_name"):
+    with pytest.raises(UserError, match=r"no column 'label' in .*set --label_column_name"):
         LabelledDataset(DatasetArguments(str(own)), "train")
     assert not capsys.readouterr().err.count("pairs")
 
@@ -277,7 +277,7 @@ def test_a_suffix_is_of_no_use_to_rows(shapes):
 def test_images_without_masks_can_be_predicted(tmp_path):
     own = write_files(tmp_path / "own", [*pairs("images/train", "masks/train"), "images/test/t.jpg"])
     test = LabelledDataset(DatasetArguments(str(own)), "test", with_labels=False)
-    assert [row["image_id"] for row in test.stream] == ["t"] and list(test.stream.features) == ["image", "image_id"]
+    assert [row["image_id"] for row in test.stream] == ["t"]
     with pytest.raises(UserError, match="split 'test': 1 image in images/test, but no label maps"):
         LabelledDataset(DatasetArguments(str(own)), "test")
     with pytest.raises(UserError, match="split 'validation': the folder holds train, test"):

@@ -304,6 +304,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         details["protocol_lens"] = in_percent(counters["lens"].rows())
     if arguments.focus:
         details["focus_consistency"] = in_percent(counters["focus"].scores())
+    if data.held_back is not None:
+        details["train_val_split"] = arguments.train_val_split
     checkpoint = Path(arguments.model_name_or_path or "")
     results: dict[str, Any] = {}
     if accelerator.is_main_process:

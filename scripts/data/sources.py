@@ -206,7 +206,8 @@ def open_split(arguments: DatasetArguments, split: str) -> tuple[Source, list[in
         splits = [str(each) for each in builder.config.data_files or builder.info.splits or {}]
         in_order = [str(file) for file in (builder.config.data_files or {}).get(stored, [])]
         files = sorted(in_order)
-    choice, counts = None, []
+    choice: HeldBack | None = None
+    counts: list[int] = []
     if arguments.train_val_split is not None and stored == arguments.train_split_name:
         choice, counts = choice_of_rows(arguments, data, splits, in_order)
         if not counts:

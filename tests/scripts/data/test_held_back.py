@@ -10,7 +10,6 @@ from folder_forms import TRAIN, pairs, write_files, write_form
 
 from scripts import pack_dataset
 from scripts.cli.errors import UserError
-from scripts.cli.processes import say_once
 from scripts.data.arguments import DatasetArguments
 from scripts.data.held_back import held_back
 from scripts.data.labelled_dataset import LabelledDataset
@@ -182,8 +181,3 @@ def test_a_stream_of_unknown_size(tmp_path):
         LabelledDataset(arguments, "train")
     arguments.streaming = False
     assert [LabelledDataset(arguments, split).num_examples for split in ("train", "validation")] == [2, 1]
-
-
-@pytest.fixture(autouse=True)
-def nothing_said_before():
-    say_once.cache_clear()

@@ -10,7 +10,6 @@ from folder_forms import FORMS, TRAIN, VALIDATION, pairs, write_files, write_for
 from stream_batches import batches
 
 from scripts.cli.errors import UserError
-from scripts.cli.processes import say_once
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.layouts import folder_layout
@@ -98,11 +97,6 @@ REFUSED = {
     "polygons": (["a.jpg", "a.json"], UNDERSTOOD),
     "boxes": (["images/train/a.jpg", "labels/train/a.txt"], f"1 image in images/train, but .* {UNDERSTOOD}"),
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_said_before():
-    say_once.cache_clear()
 
 
 def folder(tmp_path, files):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +75,19 @@ def held_back(share: float, count: int, names: Sequence[Any] | None = None) -> H
             groups[group_of(stem)].append(index)
         if taken := whole_groups({name: len(members) for name, members in groups.items()}, wanted):
             chosen[[index for name in taken for index in groups[name]]] = True
-            listed = ", ".join(sorted(taken, key=natural)[:SHOWN])
-            more = f" and {len(taken) - SHOWN} more" if len(taken) > SHOWN else ""
-            return HeldBack(chosen, f"whole groups: {listed}{more}")
+            return HeldBack(chosen, f"whole groups: {listed(taken)}")
     ends = last_of_groups(groups, stems, wanted)
     chosen[ends] = True
-    what = f"the last names of each of {len(groups)} groups" if len(groups) > 1 else "the last names"
-    return HeldBack(chosen, f"{what}, from {stems[ends[0]]} on")
+    if len(groups) == 1:
+        return HeldBack(chosen, f"the last by name, from {stems[ends[0]]} on")
+    return HeldBack(chosen, f"the last by name of each group: {listed(groups)}")
+
+
+def listed(groups: Iterable[str]) -> str:
+    """The first names of groups, and how many there are more."""
+    names = sorted(groups, key=natural)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def folder_of(stem: str) -> str:

@@ -29,11 +29,16 @@ VIDEOS = [f"seq{video}_{frame:04d}" for video in range(10) for frame in range(10
     [
         (FOLDERS, 0.25, 20, "whole groups: town"),
         (VIDEOS, 0.2, 20, "whole groups: seq"),
-        (numbered("clip{:05d}", 40), 0.1, 4, "the last names, from clip00036 on"),
-        (numbered("frame_{}", 12), 0.25, 3, "the last names, from frame_9 on"),  # 9 comes before 10
-        ([f"{video}/{frame:03d}" for video in "ab" for frame in range(50)], 0.1, 10, "the last names of each of 2 "),
-        (numbered("{}", 2), 0.01, 1, "the last names, from 1 on"),
-        (numbered("{}", 5), 0.99, 4, "the last names, from 1 on"),
+        (numbered("clip{:05d}", 40), 0.1, 4, "the last by name, from clip00036 on"),
+        (numbered("frame_{}", 12), 0.25, 3, "the last by name, from frame_9 on"),  # 9 comes before 10
+        (
+            [f"{video}/{frame:03d}" for video in "ab" for frame in range(50)],
+            0.1,
+            10,
+            "the last by name of each group: a/",
+        ),
+        (numbered("{}", 2), 0.01, 1, "the last by name, from 1 on"),
+        (numbered("{}", 5), 0.99, 4, "the last by name, from 1 on"),
         (["beach", "harbour"], 0.5, 1, "whole groups: "),
     ],
 )

@@ -29,7 +29,7 @@ from scripts.cli.parser import (
     parse_arguments,
     run_command,
 )
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import DatasetArguments, check_dataset_flags
 from scripts.evaluation.protocols import (
     LABEL_IDS,
     NATIVE,
@@ -134,6 +134,7 @@ def check_arguments(arguments: EvaluateArguments) -> None:
     check_recipe_read(arguments)
     if not arguments.model_name_or_path:
         raise UserError("no checkpoint: give --model_name_or_path")
+    check_dataset_flags(arguments)
     if arguments.protocol not in (*PROTOCOLS, NATIVE):
         raise UserError(f"--protocol {arguments.protocol}: choose one of {', '.join(PROTOCOLS)}, {NATIVE}")
     if arguments.label_ids not in LABEL_IDS:
@@ -315,6 +316,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         details["protocol_lens"] = in_percent(counters["lens"].rows())
     if arguments.focus:
         details["focus_consistency"] = in_percent(counters["focus"].scores())
+    if data.held_back is not None:
+        details["train_val_split"] = arguments.train_val_split
     checkpoint = Path(arguments.model_name_or_path or "")
     results: dict[str, Any] = {}
     if accelerator.is_main_process:

@@ -30,7 +30,7 @@ from scripts.cli.parser import (
     parse_arguments,
     run_command,
 )
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import DatasetArguments, check_dataset_flags
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
@@ -80,6 +80,8 @@ def predict_dataset(
         "rows_per_shard": arguments.rows_per_shard,
         "score_maps": arguments.score_maps,
     }
+    of_folders = {name: getattr(arguments, name) for name in ("mask_suffix", "train_val_split")}
+    made_by |= {name: value for name, value in of_folders.items() if value is not None}
     split = named[0] if named else "test"
     shards = ShardFolder(
         output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite
@@ -105,6 +107,7 @@ def check_arguments(arguments: PredictArguments) -> None:
         raise UserError("no output folder: give --output_dir")
     if arguments.dataset_name and arguments.images:
         raise UserError(f"{arguments.images[0]} and --dataset_name {arguments.dataset_name}: give one of the two")
+    check_dataset_flags(arguments)
     check_folder("--output_dir", Path(arguments.output_dir))
     check_at_least(arguments, 1, "rows_per_shard")
     check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers")

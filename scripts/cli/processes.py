@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, send_to_device
+from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import STARTED_BY
@@ -64,6 +66,13 @@ def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+@cache
+def say_once(line: str) -> None:
+    """A line on standard error, of the main process alone, however often it is to be said."""
+    if os.environ.get("RANK", "0") == "0":  # set by every launcher, or by Accelerate in its place
+        tqdm.write(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
 
 
 @contextmanager

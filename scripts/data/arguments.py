@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scripts.cli.errors import UserError
 from scripts.cli.parser import flag, path_flag
+
+
+HELD_BACK = "validation"  # the split of the samples that --train_val_split holds back
 
 
 @dataclass
@@ -13,7 +17,8 @@ class DatasetArguments:
 
     dataset_name: str | None = path_flag(
         "Dataset with a column of images and one of label maps: its name on the Hub, a folder (one written by "
-        "save_to_disk as well), or a parquet file or the URL of one."
+        "save_to_disk as well), or a parquet file or the URL of one. Or a folder of image files and label PNGs, such "
+        "as train/images and train/masks, images/train and masks/train, or a.jpg beside a_mask.png."
     )
     dataset_config_name: str | None = flag(None, "Name of the dataset's configuration, if it has several.")
     dataset_revision: str | None = flag(None, "Branch, tag or commit of a dataset on the Hub; by default the newest.")
@@ -23,6 +28,17 @@ class DatasetArguments:
     )
     eval_images: str | None = path_flag("Folder of the images to evaluate on, in place of --dataset_name.")
     eval_masks: str | None = path_flag("Folder of the label maps to evaluate on, named as their images are.")
+    mask_suffix: str | None = flag(
+        None,
+        "What names of label maps have behind those of their images, in folders: _mask of a_mask.png. By default it "
+        "is found out.",
+    )
+    train_split_name: str = flag("train", "Split of the dataset that is trained on.")
+    train_val_split: float | None = flag(
+        None,
+        "Share of the training split that is not trained on but becomes the validation split, 0.15, for data without "
+        "one. Neighbours stay together: folders, or names that differ in their last number.",
+    )
     image_column_name: str = flag("image", "Column of the dataset that holds the images.")
     label_column_name: str = flag("label", "Column of the dataset that holds the label maps, one class id per pixel.")
     do_reduce_labels: bool = flag(
@@ -57,3 +73,22 @@ class DatasetArguments:
     max_bad_samples: int | None = flag(
         None, "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."
     )
+
+
+def check_dataset_flags(arguments: DatasetArguments) -> None:
+    """Refuses values that cannot work, before anything is read.
+
+    Raises:
+        UserError: names the flag and its value.
+    """
+    suffix, share = arguments.mask_suffix, arguments.train_val_split
+    if suffix is not None and (not suffix or "/" in suffix):
+        raise UserError(f"--mask_suffix {suffix!r}: give what stands at the end of names, without ending: _mask")
+    if share is None:
+        return
+    if not 0 < share < 1:
+        raise UserError(f"--train_val_split {share:g}: give a share above 0 and below 1, such as 0.15")
+    if arguments.eval_images or arguments.eval_masks:
+        raise UserError(f"--train_val_split {share:g}: --eval_images is the validation split: give one of both")
+    if arguments.train_split_name == HELD_BACK:
+        raise UserError(f"--train_val_split {share:g}: makes a split {HELD_BACK!r}: it cannot be trained on")

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec.core
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.processes import say_once
 from scripts.data.arguments import DatasetArguments
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map, map_of_values
@@ -38,6 +39,7 @@ from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
 from scripts.storage.digests import sha256
 from scripts.storage.retries import with_retries
+from scripts.storage.shared_text import without_credentials
 
 
 HUB_COMMIT = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")
@@ -55,6 +57,7 @@ class LabelledDataset:
     Attributes:
         stream: the rows, images and maps undecoded.
         files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
+        held_back: what `--train_val_split` holds back of the training split, if it does.
         do_reduce_labels: whether label 0 means ignored and the classes start at 1; may be set before the first use.
     Raises:
         UserError: the dataset, split or a column does not exist.
@@ -66,10 +69,16 @@ class LabelledDataset:
         self.arguments = arguments
         self.split = split
         self.do_reduce_labels = arguments.do_reduce_labels
-        self.stream, self.files = open_source(arguments, split, with_labels, also)
+        self.stream, self.files, self.held_back = open_source(arguments, split, with_labels, also)
 
     def other_split(self, split: str) -> LabelledDataset:
         """Another split of the same dataset; the classes are these and are not read again."""
+        name = self.arguments.dataset_name or ""
+        if name.endswith(".parquet") and self.held_back is None and split != self.split:
+            say_once(
+                f"warning: --dataset_name {without_credentials(name)} is one file, all of which is trained on and "
+                "evaluated on: hold some back by --train_val_split"
+            )
         other = LabelledDataset(self.arguments, split)
         other.do_reduce_labels = self.do_reduce_labels
         other.class_names, other.class_map = self.class_names, self.class_map
@@ -252,6 +261,8 @@ class LabelledDataset:
         elif self.files:
             versions = json.dumps([version_on_server(file) for file in self.files])
             identity["sizes and ETags of files"] = hashlib.sha256(versions.encode()).hexdigest()
+        if self.held_back is not None:
+            identity["samples held back"] = self.held_back.digest()
         return identity
 
 

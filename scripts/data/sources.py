@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import yaml
 from datasets.utils.file_utils import is_relative_path, xgetsize
 from huggingface_hub import DatasetCard, hf_hub_download
@@ -17,15 +18,18 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.file_download import repo_folder_name
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import DatasetArguments, check_dataset_flags
 from scripts.data.bounds import Bounds, named_files, names_in
-from scripts.data.folders import MAX_SHARDS, folder_stream, matched_pairs
+from scripts.data.folder_splits import folder_pairs, shared_out, split_folders, stored_split
+from scripts.data.folders import MAX_SHARDS, folder_stream
+from scripts.data.held_back import HeldBack
+from scripts.data.layouts import FORMS
+from scripts.data.stored_rows import NAME_COLUMNS, name_column, parquet_rows, stream_of_rows, without_gaps
 from scripts.storage.json_files import read_json
 from scripts.storage.retries import Busy, bound_stalls, with_retries
 
 
 IGNORE_INDEX = 255
-NAME_COLUMNS = ("image_id", "file_name", "filename", "id")
 READING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetGenerationError)
 
 
@@ -91,33 +95,24 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, str, str] | None:
-    """`(flag, folder, flag, folder)` of the images and maps of a split, None if it is not given as folders.
+class Source(NamedTuple):
+    """The rows of a split.
 
-    The split that is trained on (`train`, or `--train_split_name`) is in the training folders, any other in those of
-    evaluation.
-
-    Raises:
-        UserError: one folder without the other, or folders of the other split only.
+    Args:
+        stream: images and maps undecoded.
+        files: paths or URLs of the files that hold them; none where that is unknown.
+        held_back: what `--train_val_split` holds back of the training split, if it does.
     """
-    kind = "train" if split in ("train", getattr(arguments, "train_split_name", "train")) else "eval"
-    given = {flag: getattr(arguments, flag) for flag in ("train_images", "train_masks", "eval_images", "eval_masks")}
-    images, masks = given[f"{kind}_images"], given[f"{kind}_masks"]
-    if images and masks:
-        return f"--{kind}_images", images, f"--{kind}_masks", masks
-    if images or masks or (any(given.values()) and not arguments.dataset_name):
-        missing = f"--{kind}_masks" if images else f"--{kind}_images"
-        raise UserError(f"split {split!r}: no {missing}: give both folders, images and label maps")
-    return None
 
-
-Source = tuple[datasets.IterableDataset, list[str]]  # rows; paths or URLs of their files, none where that is unknown
+    stream: datasets.IterableDataset
+    files: list[str]
+    held_back: HeldBack | None = None
 
 
 def bounds_of(arguments: DatasetArguments, split: str) -> Bounds:
     """What the rows of a split and the card of its data set may name."""
     allowed = partial(Bounds, allow_urls=arguments.allow_urls, allow_links=arguments.allow_links)
-    if split_folders(arguments, split):  # the rows are made here, of what the user named
+    if split_folders(arguments, stored_split(arguments, split)):  # the rows are made here, of what the user named
         return allowed((Path(Path.cwd().anchor),))
     name = arguments.dataset_name or ""
     place = Path(name).absolute()
@@ -179,34 +174,79 @@ def check_saved(folder: Path, bounds: Bounds) -> None:
                 bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/{state.name}")
 
 
-def open_split(arguments: DatasetArguments, split: str) -> Source:
-    """One split of `--dataset_name` with all its columns; see `open_source`."""
+def open_split(arguments: DatasetArguments, split: str) -> tuple[Source, list[int]]:
+    """One split of `--dataset_name` with all its columns; see `open_source`.
+
+    Returns:
+        Also the rows of each shard, where the stream holds the held-back rows as well, to be told apart when images
+        are no longer decoded.
+    """
     name = arguments.dataset_name or ""
+    stored = stored_split(arguments, split)
     bounds = bounds_of(arguments, split)
     data: Any
+    in_order: list[str] = []
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
         check_saved(Path(name), bounds)
-        data, folder = datasets.load_from_disk(name), Path(name)
+        data, folder, splits = datasets.load_from_disk(name), Path(name), []
         if isinstance(data, datasets.DatasetDict):
-            if split not in data:
+            if stored not in data:
                 raise ValueError(f"the folder holds {', '.join(data)}")
-            data, folder = data[split], folder / split
-        elif str(data.split or split) != split:
+            data, folder, splits = data[stored], folder / stored, list(data)
+        elif str(data.split or stored) != stored:
             raise ValueError(f"the folder holds {data.split}")
         files = sorted(str(file) for file in folder.glob("*.arrow"))
     else:
-        builder = dataset_builder(arguments, name, split, bounds)
+        builder = dataset_builder(arguments, name, stored, bounds)
         if arguments.streaming:
-            data = builder.as_streaming_dataset(split=split)
+            data = builder.as_streaming_dataset(split=stored)
         else:
             builder.download_and_prepare()
-            data = builder.as_dataset(split=split)
-        files = sorted(str(file) for file in (builder.config.data_files or {}).get(split, []))
+            data = builder.as_dataset(split=stored)
+        splits = [str(each) for each in builder.config.data_files or builder.info.splits or {}]
+        in_order = [str(file) for file in (builder.config.data_files or {}).get(stored, [])]
+        files = sorted(in_order)
+    choice: HeldBack | None = None
+    counts: list[int] = []
+    if arguments.train_val_split is not None and stored == arguments.train_split_name:
+        choice, counts = choice_of_rows(arguments, data, splits, in_order)
+        if not counts:
+            data = data.select(np.flatnonzero(choice.kept(split)))
     if not isinstance(data, datasets.IterableDataset):
         count = len(data)
         data = data.to_iterable_dataset(num_shards=max(1, min(MAX_SHARDS, count)))
-        data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=count)})
-    return data, files
+        tell_count(data, split, count)
+    return Source(data, files, choice), counts
+
+
+def tell_count(data: datasets.IterableDataset, split: str, count: int) -> None:
+    """Makes a stream know how many rows it has."""
+    data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=count)})
+
+
+def choice_of_rows(
+    arguments: DatasetArguments, data: Any, splits: list[str], files: list[str]
+) -> tuple[HeldBack, list[int]]:
+    """What `--train_val_split` holds back, and, of a stream, the rows of each shard.
+
+    Args:
+        data: the whole training split, a stream or not.
+        splits: all that the dataset has.
+        files: those of the split, in the order of the stream's shards.
+    Raises:
+        ValueError: a stream that does not tell how many rows its files hold.
+    """
+    if not isinstance(data, datasets.IterableDataset):
+        column = name_column(data.column_names)
+        names = without_gaps(list(data[column])) if column else None
+        return shared_out(arguments, splits, len(data), names), []
+    if data.num_shards != len(files) or not all(file.partition("?")[0].endswith(".parquet") for file in files):
+        raise ValueError(
+            "--train_val_split: its stream does not tell how many rows there are, as parquet files do: give "
+            "--no_streaming"
+        )
+    counts, names = parquet_rows(files)
+    return shared_out(arguments, splits, sum(counts), names), counts
 
 
 def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: Bounds) -> datasets.DatasetBuilder:
@@ -258,19 +298,25 @@ def open_source(
     Raises:
         UserError: the dataset, split or a column does not exist.
     """
-    if folders := split_folders(arguments, split):
-        pairs = matched_pairs(*folders)
+    check_dataset_flags(arguments)
+    if of_folders := folder_pairs(arguments, split, with_labels):
+        pairs, choice = of_folders
         stream = folder_stream(pairs, arguments.image_column_name, arguments.label_column_name, split)
-        return stream, [file for _, *pair in pairs for file in pair]
+        return Source(stream, [file for _, *pair in pairs for file in pair if file], choice)
     if not arguments.dataset_name:
         raise UserError(
             "no dataset: give --dataset_name (a Hub dataset, a folder or a parquet file), "
             "or --train_images and --train_masks"
         )
+    if arguments.mask_suffix is not None:
+        raise UserError(
+            f"--mask_suffix is for folders of image files: --dataset_name {arguments.dataset_name} is none"
+        )
     bound_stalls()
     place = f"--dataset_name {arguments.dataset_name}, split {split!r}"
     with errors_explained(place, *READING_ERRORS):
-        data, files = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
+        source, counts = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
+    data, files, choice = source
     columns = data.column_names
     if columns is None:
         columns = list(next(readable(data), {}))
@@ -282,6 +328,13 @@ def open_source(
     for flag, column in wanted.items():
         if column not in columns:
             raise UserError(f"no column {column!r} in {place}: it has {', '.join(columns)}; set --{flag}_column_name")
+    feature = (data.features or {}).get(arguments.label_column_name)
+    if with_labels and isinstance(feature, datasets.ClassLabel):
+        classes = ", ".join(feature.names[:5])
+        raise UserError(
+            f"column {arguments.label_column_name!r} of {place} holds a class for a whole image ({classes}), no label "
+            f"map: give another column by --label_column_name; of folders, understood are {FORMS}"
+        )
     kept = list(wanted.values())
     others = [column for column in (*NAME_COLUMNS, *also) if column in columns and column not in kept]
     data = data.select_columns(kept + others)
@@ -289,7 +342,11 @@ def open_source(
         feature = (data.features or {}).get(column)
         if feature is None or isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
-    return data, files
+    if choice is not None and counts:
+        chosen = choice.kept(split)
+        data = stream_of_rows(data, counts, chosen)
+        tell_count(data, split, int(chosen.sum()))
+    return Source(data, files, choice)
 
 
 def file_beside(arguments: DatasetArguments, name: str) -> Path | None:

@@ -51,7 +51,8 @@ def split_not_read(split: str, reason: str) -> Finding:
     """A note where there is no such split, an error where it is there but wrong."""
     if NO_SUCH_SPLIT.search(reason):
         other = "give both folders" if "give both folders" in reason else "name another split"
-        return Finding("note", "split-not-read", (split,), reason, f"{other}, or go without")
+        fix = f"{other}, or go without; --train_val_split 0.15 holds some of the training split back"
+        return Finding("note", "split-not-read", (split,), reason, fix)
     return Finding("error", "split-not-read", (split,), reason, "put right what it says")
 
 

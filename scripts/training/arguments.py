@@ -22,7 +22,7 @@ from scripts.cli.parser import (
     path_flag,
     shipped_recipes,
 )
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import HELD_BACK, DatasetArguments, check_dataset_flags
 from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
 
@@ -50,7 +50,6 @@ class TrainArguments(ModelArguments, DatasetArguments):
 
     recipe: str | None = flag(None, f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}.")
     output_dir: str | None = flag(None, "Folder that gets the checkpoints, the log and the trained model.")
-    train_split_name: str = flag("train", "Split of the dataset that is trained on.")
     eval_split_name: str = flag("validation", "Split of the dataset that --eval_steps evaluates on.")
     settings_from_data: bool = flag(
         False,
@@ -195,6 +194,12 @@ def check_arguments(arguments: TrainArguments) -> None:
 def check_values(arguments: TrainArguments) -> None:
     """Raises `UserError` at numbers and names that no training can work with."""
     check_recipe_read(arguments)
+    check_dataset_flags(arguments)
+    if arguments.train_val_split is not None and arguments.eval_split_name != HELD_BACK:
+        raise UserError(
+            f"--train_val_split {arguments.train_val_split:g} makes the split {HELD_BACK!r}, but --eval_split_name is "
+            f"{arguments.eval_split_name!r}: give one of both"
+        )
     for name in ("model_name_or_path", "config_name", "backbone_weights"):
         if arguments.warm_start and getattr(arguments, name):
             raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")

@@ -94,6 +94,28 @@ def test_pairs_are_read_or_refused(images, masks):
 
 
 @tried(120)
+@given(TREES, st.sampled_from(["images", "train", ""]), TREES, st.sampled_from(["masks", "train_labels", ".", "x"]))
+def test_a_folder_is_recognised_or_refused(images, images_name, masks, masks_name):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        write_tree(folder / "own", [], "RGB")
+        if images_name:
+            write_tree(folder / "own" / images_name, images, "RGB")
+        if masks_name != ".":
+            write_tree(folder / "own" / masks_name, masks, "L")
+        before = listing(folder)
+        arguments = DatasetArguments(str(folder / "own"), train_val_split=0.5 if len(images) % 2 else None)
+        data, refusal = answered(lambda: LabelledDataset(arguments, "train"))
+        if not refusal:
+            seen = [row["image_id"] for row in data.stream]
+            assert seen and len(seen) == len(set(seen)) and not any(map(is_hidden, seen))
+            assert all(row["label"]["path"] != row["image"]["path"] for row in data.stream)
+        assert listing(folder) == before
+    finally:
+        shutil.rmtree(folder)
+
+
+@tried(120)
 @given(TREES)
 def test_images_are_found_or_refused(entries):
     folder = Path(tempfile.mkdtemp())

@@ -13,6 +13,7 @@ from configuration import FASegConfig
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
+from scripts.cli.processes import say_once
 from scripts.data.synthetic_scenes import write_dataset
 
 
@@ -23,6 +24,12 @@ def on_one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_before() -> None:
+    """What is said once in a process is said once in each test."""
+    say_once.cache_clear()
 
 
 @pytest.fixture

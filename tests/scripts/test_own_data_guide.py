@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from folder_forms import TRAIN, write_form
 from page_commands import script_commands
 from PIL import Image
 from safetensors.torch import save_file
@@ -106,6 +107,7 @@ def test_the_commands_run_on_little(command, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
     (tmp_path / "id2label.json").write_text('{"0": "sky"}')
+    write_form(tmp_path / "own", "train/images + train/masks", {"train": TRAIN})
     monkeypatch.chdir(tmp_path)
     for module, flags in script_commands(GUIDE):
         if module not in SHRUNK or any("ade" in flag for flag in flags):

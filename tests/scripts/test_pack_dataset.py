@@ -1,5 +1,6 @@
 """Packing two folders into parquet shards that stream."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,32 @@ def test_a_packed_dataset_streams_the_same_samples(folders, tmp_path, command):
     assert datasets.load_dataset(str(tmp_path / "packed"), split="validation")[0]["label"].mode == "L"
 
 
+def test_values_and_colours_become_ids(folders, tmp_path, command):
+    """The packed maps need no flag any more."""
+    for file in (tmp_path / "masks").glob("*.png"):
+        Image.fromarray(np.where(np.asarray(Image.open(file)) == 0, 0, 255).astype(np.uint8)).save(file)
+    (tmp_path / "id2label.json").unlink(missing_ok=True)
+    folders = [flag for flag in folders if flag != "--id2label" and not str(flag).endswith(".json")]
+    values = ["--mask_values", "0=membrane", "255=cell"]
+    assert command(pack_dataset, *folders, *values, "--output_dir", tmp_path / "values")[0] == 0
+    for file in (tmp_path / "masks").glob("*.png"):
+        Image.open(file).convert("RGB").save(file)
+    (tmp_path / "colours.json").write_text('{"membrane": "#000000", "cell": "#ffffff"}')
+    colours = ["--mask_colors", tmp_path / "colours.json"]
+    assert command(pack_dataset, *folders, *colours, "--output_dir", tmp_path / "colours")[0] == 0
+    found = {}
+    for name in ("values", "colours"):
+        assert json.loads((tmp_path / name / "id2label.json").read_text()) == {"0": "membrane", "1": "cell"}
+        rows = datasets.load_dataset(str(tmp_path / name), split="train")
+        found[name] = {row["image_id"]: np.asarray(row["label"]).tolist() for row in rows}
+    assert found["values"] == found["colours"]
+    assert set(np.unique(list(found["values"].values()))) <= {0, 1}
+
+
 def test_nothing_is_left_where_packing_fails(folders, tmp_path, command):
     Image.new("RGB", (8, 6)).save(tmp_path / "masks" / "7.png")
     code, _, errors = command(pack_dataset, *folders, "--output_dir", tmp_path / "packed")
-    assert code == 2 and "label map 7.png has mode RGB" in errors[-1]
+    assert code == 2 and "label map of sample 7 has shape (6, 8, 3)" in errors[-1]
     assert not (tmp_path / "packed").exists() and not list(tmp_path.glob(".*"))
 
 

@@ -15,7 +15,7 @@ from scripts import train
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.sources import readable
+from scripts.data.sources import Source, readable
 from scripts.data.streaming import shuffled_rows
 from scripts.storage import retries
 from scripts.storage.retries import network_fault, with_retries
@@ -282,6 +282,6 @@ def test_class_names_outlive_a_busy_hub(quick, monkeypatch, tmp_path, faults, ex
 
     monkeypatch.setattr("scripts.data.sources.hf_hub_download", download)
     stream = datasets.Dataset.from_dict({"image": [None]}).to_iterable_dataset()
-    monkeypatch.setattr("scripts.data.labelled_dataset.open_source", lambda *_: (stream, []))
+    monkeypatch.setattr("scripts.data.labelled_dataset.open_source", lambda *_: Source(stream, []))
     assert LabelledDataset(DatasetArguments("tester/not-here"), "train").id2label == expected
     assert not answers

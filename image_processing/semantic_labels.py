@@ -3,8 +3,8 @@
 Notation: Q queries, K classes, (h, w) size of the logits, canvas = the padded network input, input size = the image's
 part of it.
 
-Scores of all classes exist for one block of rows, classes last: what fits into a cache. `ScoreRows` says how blocks are
-used, `ImageScores` what is computed; everything below it says how.
+Scores of all classes exist for one block of rows, classes last: what fits into a cache. `ScoreRows` says how blocks
+are used, `ImageScores` what is computed; everything below it says how.
 """
 
 from bisect import bisect_left

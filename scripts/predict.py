@@ -2,10 +2,10 @@
 
 `python scripts/predict.py street.jpg photos/ --model_name_or_path outputs/model --output_dir outputs/predictions`
 writes `street_labels.png` (pixel value = class id) and `street_overlay.png`, or what `--outputs` names; folders below
-photos/ become folders below the output folder. `--tile 512` reads large images in tiles, at their own size. With `--dataset_name DATA` in place of
-images the label maps go into parquet shards that `datasets.load_dataset(output_dir)` reads; the same command goes on
-where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate launch`, where processes share
-the work.
+photos/ become folders below the output folder. `--tile 512` reads large images in tiles, at their own size. With
+`--dataset_name DATA` in place of images the label maps go into parquet shards that `datasets.load_dataset(output_dir)`
+reads; the same command goes on where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate
+launch`, where processes share the work.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def check_arguments(arguments: PredictArguments) -> None:
         raise UserError("--longest_edge belongs to --shortest_edge: add it, or leave it out")
     if arguments.longest_edge and arguments.longest_edge < (arguments.shortest_edge or 0):
         raise UserError(
-            f"--longest_edge {arguments.longest_edge} is less than --shortest_edge {arguments.shortest_edge}: swap them"
+            f"--longest_edge {arguments.longest_edge}: give at least the --shortest_edge, {arguments.shortest_edge}"
         )
     if arguments.overlap is not None and not arguments.tile:
         raise UserError("--overlap belongs to --tile: add it, or leave it out")
@@ -203,7 +203,7 @@ def tiles_of(arguments: PredictArguments) -> Tiles | None:
         raise UserError(f"--tile {' '.join(map(str, arguments.tile))}: give one number, or a height and a width")
     height, width = arguments.tile[0], arguments.tile[-1]
     overlap = DEFAULT_OVERLAP if arguments.overlap is None else arguments.overlap
-    if overlap >= min(height, width) or overlap >= 1 and overlap != int(overlap):
+    if overlap >= min(height, width) or (overlap >= 1 and overlap != int(overlap)):
         raise UserError(
             f"--overlap {overlap:g}: give a share below 1 of the tile's side, or whole pixels fewer than its "
             f"{min(height, width)}"

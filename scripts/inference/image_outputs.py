@@ -73,7 +73,7 @@ class ImageOutputs:
             target: of its outputs, below the folder of outputs and without an ending.
             softmax: whether its scores become probabilities by a softmax.
         Raises:
-            UserError: a file that is somebody else's is in the way; or the image has no place on the map that it needs.
+            UserError: a file of somebody else is in the way; or the image has no place on the map that it needs.
         """
         confidence, watchers = Confidence(scores.size, softmax), []
         with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Connected regions of a label map as polygons: GeoJSON in pixels and on the map, COCO annotations; and label maps as
-GeoTIFF. By rasterio, which is an extra.
+"""Connected regions of a label map as polygons: GeoJSON in pixels and on the map, COCO annotations; and label maps
+as GeoTIFF. By rasterio, which is an extra.
 
-A region is connected by the sides of its pixels. Its polygon runs along the pixels' edges, so that drawing all polygons
-gives the label map again.
+A region is connected by the sides of its pixels. Its polygon runs along the pixels' edges, so that drawing all
+polygons gives the label map again.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def write_geojson(regions: Iterator[Region], names: dict[int, str], file: Path, 
 
 
 def coco_annotations(regions: Iterator[Region], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """A COCO annotation for each region of an image of `size` (height, width), without ids. One with holes, which COCO's
-    polygons cannot have, is a run-length encoding."""
+    """A COCO annotation for each region of an image of `size` (height, width), without ids. One with holes, which
+    COCO's polygons cannot have, is a run-length encoding."""
     annotations = []
     for region in regions:
         outline = np.asarray(region.rings[0])
@@ -189,12 +189,12 @@ def run_lengths(region: Region, box: tuple[int, int, int, int], size: tuple[int,
 
 
 def coco_text(images: list[tuple[dict[str, Any], list[dict[str, Any]]]], names: dict[int, str]) -> str:
-    """COCO's file of images, each with its annotations, all of which get their ids here; category ids are class ids."""
+    """COCO's file of images, each with its annotations; all get their ids here. Ids of categories are class ids."""
     content: dict[str, Any] = {"info": {"description": MARK}, "images": [], "annotations": []}
-    for image, annotations in images:
+    for image, found in images:
         image_id = len(content["images"]) + 1
         content["images"].append({"id": image_id, **image})
-        for annotation in annotations:
+        for annotation in found:
             number = len(content["annotations"]) + 1
             content["annotations"].append({"id": number, "image_id": image_id, **annotation})
     content["categories"] = [{"id": index, "name": name} for index, name in sorted(names.items())]

@@ -1,5 +1,5 @@
-"""How an image is cut into overlapping pieces: windows as mmsegmentation's `slide_inference` lays them, whose scores are
-averaged, and tiles, whose scores are blended."""
+"""How an image is cut into overlapping pieces: windows as mmsegmentation's `slide_inference` lays them, whose scores
+are averaged, and tiles, whose scores are blended."""
 
 from __future__ import annotations
 

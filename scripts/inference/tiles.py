@@ -1,8 +1,8 @@
 """Class scores of an image that a model reads in overlapping pieces, a few rows at a time.
 
-What is kept of a piece is what its scores follow from, such as logits at a quarter of its size, and only until the last
-of its rows was asked for: the memory that it takes grows with the image's width, not with its height or, of masks of
-queries, with the classes. The Space has a copy of this file, so it imports nothing of the project.
+What is kept of a piece is what its scores follow from, such as logits at a quarter of its size, and only until the
+last of its rows was asked for: the memory that it takes grows with the image's width, not with its height or, of masks
+of queries, with the classes. The Space has a copy of this file, so it imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ def spans(length: int, side: int, stride: int, falling: bool) -> list[Span]:
     piece.
 
     Args:
-        falling: whether a piece counts the less the nearer its border is, in what it shares with others; else all count
-            alike.
+        falling: whether a piece counts the less the nearer its border is, in what it shares with others; else all
+            count alike.
     """
-    places = [(start, min(start + side, length)) for start in (*range(0, length - side, stride), max(length - side, 0))]
+    places = [
+        (start, min(start + side, length)) for start in (*range(0, length - side, stride), max(length - side, 0))
+    ]
     total, shares = torch.zeros(length, dtype=torch.float64), []
     for start, stop in places:
         share = torch.ones(stop - start, dtype=torch.float64)

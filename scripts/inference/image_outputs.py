@@ -26,7 +26,7 @@ from scripts.storage.outputs import MARK, check_output_file
 
 def probabilities_of(scores: Tensor, softmax: bool) -> Tensor:
     """Class scores `(n, width, K)` as probabilities in 0..1 that sum to 1: their softmax, or each one's share of all.
-    Shares are all 0 where nothing was found at all."""
+    Shares are 0 where nothing was found at all, that is, where the scores sum to less than 1e-38."""
     return scores.softmax(-1) if softmax else scores / scores.sum(-1, keepdim=True).clamp(min=LEAST_SUM)
 
 

@@ -103,7 +103,9 @@ def on_the_map(region: Region, place: Georeference) -> Region:
 
     rings = []
     for number, ring in enumerate(region.rings):
-        x, y = place.transform * np.asarray(ring, dtype=np.float64).T
+        columns, rows = np.asarray(ring, dtype=np.float64).T
+        x = place.transform.a * columns + place.transform.b * rows + place.transform.c
+        y = place.transform.d * columns + place.transform.e * rows + place.transform.f
         try:
             degrees = list(zip(*transform(place.crs, "EPSG:4326", list(x), list(y)), strict=True))
         except RasterioError as error:

@@ -180,6 +180,10 @@ def test_windows_a_few_rows_at_a_time_are_the_whole_maps(shapes_model, size, str
     """To float noise, and with the same labels; resized as well, and averaged over sizes."""
     monkeypatch.setitem(semantic_labels.STRIP_BYTES, "cpu", strip_bytes)
     model = FASegForUniversalSegmentation.from_pretrained(shapes_model).eval()
+    with torch.no_grad():  # milder masks, for else the scores of all classes may be zero
+        for name, value in model.named_parameters():
+            if "mask_embedder" in name and name.endswith("weight"):
+                value.div_(6)
     processor = FASegImageProcessor.from_pretrained(shapes_model)
     image, windows, target = noise(*size), Windows(64, 40), (110, 93)
     expected = plain_mean(model, processor, image, windows)

@@ -8,7 +8,7 @@ Scores of several windows or sizes are averaged before. Scores are made and used
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,18 +233,20 @@ def multi_scale_scores(
 Watcher = Callable[[int, Tensor], None]  # gets the first row of a block of scores, and the block (n, width, K)
 
 
+@torch.no_grad()
 def labels_of(scores: ScoreRows, *watchers: Watcher) -> np.ndarray:
     """Label map of an image, whose scores are seen by the watchers on the way."""
-
-    def watched() -> Iterator[Tensor]:
-        start = 0
+    labels = np.empty(scores.size, np.uint8 if scores.num_classes <= 256 else np.int32)
+    start = 0
+    with torch.autocast(scores.device.type, enabled=False):  # scores are float32 whatever the model runs in
         for block in scores:
             for watcher in watchers:
                 watcher(start, block)
+            labels[start : start + len(block)] = best_classes(
+                [block], (len(block), scores.size[1]), scores.device
+            ).cpu()
             start += len(block)
-            yield block
-
-    return label_array(best_classes(watched(), scores.size, scores.device))
+    return labels if labels.max() > 255 else labels.astype(np.uint8, copy=False)
 
 
 def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:

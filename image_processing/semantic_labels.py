@@ -3,12 +3,13 @@
 Notation: Q queries, K classes, (h, w) size of the logits, canvas = the padded network input, input size = the image's
 part of it.
 
-Scores of all classes exist for one block of rows, classes last: what fits into a cache. `ImageScores` says what is
-computed; everything below it says how.
+Scores of all classes exist for one block of rows, classes last: what fits into a cache. `ScoreRows` says how blocks
+are used, `ImageScores` what is computed; everything below it says how.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,14 +19,54 @@ from torch.nn import functional as F
 LOGITS_STRIDE = 4
 BLOCK_BYTES = {"cpu": 3 * 2**20}  # rows of the result x width x classes; elsewhere large enough to fill the device
 DEVICE_BLOCK_BYTES = 256 * 2**20
+# Of rows that are asked for by number, and that share rows of a source with their neighbours.
+STRIP_BYTES = {"cpu": 24 * 2**20}
+LEAST_STRIP_ROWS = 8
 
 Size = tuple[int, int]  # height and width
 Rows = Callable[[int, int], Tensor]  # rows [start, stop) of an image as (stop - start, width, channels)
 
 
-class ImageScores:
-    """Class scores of every pixel of one image: iterating makes them in blocks of rows `(n, width, K)`, from top to
-    bottom. `labels` and `stacked` reduce the blocks.
+class ScoreRows:
+    """Class scores of every pixel of one image: iterating makes them in blocks of rows `(n, width, K)`, float32, from
+    top to bottom. `labels` and `stacked` reduce the blocks.
+
+    Attributes:
+        size: height and width of the image; device: that of the blocks.
+        num_classes: K.
+    """
+
+    size: Size
+    num_classes: int
+    device: torch.device
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop), `(stop - start, width, K)`; each call starts no higher up than the one before."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Tensor]:
+        least = STRIP_BYTES.get(self.device.type, DEVICE_BLOCK_BYTES) // (4 * self.size[1] * self.num_classes)
+        step = max(LEAST_STRIP_ROWS, least)
+        for start in range(0, self.size[0], step):
+            yield self.rows(start, min(start + step, self.size[0]))
+
+    def labels(self) -> Tensor:
+        """The best class of every pixel, an int64 map of the target size."""
+        return best_classes(self, self.size, self.device)
+
+    def stacked(self) -> Tensor:
+        """All scores at once, `(K, *size)` float32."""
+        scores = torch.empty(self.num_classes, *self.size, device=self.device)
+        start = 0
+        with torch.autocast(self.device.type, enabled=False):
+            for block in self:
+                scores[:, start : start + len(block)] = block.permute(2, 0, 1)
+                start += len(block)
+        return scores
+
+
+class ImageScores(ScoreRows):
+    """Class scores of one image by a model's outputs.
 
     Args:
         maps: mask logits `(Q, h, w)`; without `class_logits` the scores or logits of the classes, `(K, h, w)`.
@@ -57,39 +98,42 @@ class ImageScores:
         self.resize_masks_first = resize_masks_first
 
     def __iter__(self) -> Iterator[Tensor]:
-        source_size = (self.maps.shape[0], self.maps.shape[1])
-        upsample = _Resize(source_size, self.canvas, self.device, kept=self.input_size)
         channels = max(self.maps.shape[2], self.num_classes)
-
-        def map_rows(start: int, stop: int) -> Tensor:
-            return upsample(self.maps, 0, start, stop)
-
-        def score_rows(start: int, stop: int) -> Tensor:
-            return self._scores(map_rows(start, stop))
-
         if self.size == self.input_size:
-            return all_rows(score_rows, self.size, channels, self.device)
+            return all_rows(self._score_rows, self.size, channels, self.device)
         if self.resize_masks_first:
-            return map(self._scores, resized_rows(map_rows, self.input_size, self.size, channels, self.device))
-        return resized_rows(score_rows, self.input_size, self.size, channels, self.device)
+            return map(self._scores, resized_rows(self._map_rows, self.input_size, self.size, channels, self.device))
+        return resized_rows(self._score_rows, self.input_size, self.size, channels, self.device)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Any rows of the result, in any order."""
+        if self.size == self.input_size:
+            return self._score_rows(start, stop)
+        first, last = self._to_size.first_rows[start], self._to_size.last_rows[stop - 1]
+        source = self._map_rows if self.resize_masks_first else self._score_rows
+        resized = self._to_size(source(first, last + 1), first, start, stop)
+        return self._scores(resized) if self.resize_masks_first else resized
+
+    @cached_property
+    def _upsample(self) -> "RowResize":
+        source_size = (self.maps.shape[0], self.maps.shape[1])
+        return RowResize(source_size, self.canvas, self.device, kept=self.input_size)
+
+    @cached_property
+    def _to_size(self) -> "RowResize":
+        return RowResize(self.input_size, self.size, self.device)
+
+    def _map_rows(self, start: int, stop: int) -> Tensor:
+        """Rows of the maps at the input size."""
+        return self._upsample(self.maps, 0, start, stop)
+
+    def _score_rows(self, start: int, stop: int) -> Tensor:
+        """Rows of the scores at the input size."""
+        return self._scores(self._map_rows(start, stop))
 
     def _scores(self, rows: Tensor) -> Tensor:
         """Rows of the maps, which are used up, to rows of class scores."""
         return rows if self.class_probs is None else torch.matmul(rows.sigmoid_(), self.class_probs)
-
-    def labels(self) -> Tensor:
-        """The best class of every pixel, an int64 map of the target size."""
-        return best_classes(self, self.size, self.device)
-
-    def stacked(self) -> Tensor:
-        """All scores at once, `(K, *size)` float32."""
-        scores = self.maps.new_empty(self.num_classes, *self.size)
-        start = 0
-        with torch.autocast(self.device.type, enabled=False):
-            for block in self:
-                scores[:, start : start + len(block)] = block.permute(2, 0, 1)
-                start += len(block)
-        return scores
 
 
 @torch.no_grad()
@@ -121,7 +165,7 @@ def resized_rows(rows: Rows, source_size: Size, size: Size, channels: int, devic
 
     The source is asked for a few rows at a time, from top to bottom, each row once or twice.
     """
-    resize = _Resize(source_size, size, device)
+    resize = RowResize(source_size, size, device)
     step = _rows_per_block(size[1], channels, device)
     source_step = 4 * _rows_per_block(source_size[1], channels, device)
     start = 0
@@ -135,7 +179,7 @@ def resized_rows(rows: Rows, source_size: Size, size: Size, channels: int, devic
         start = stop
 
 
-class _Resize:
+class RowResize:
     """Bilinear resize (`align_corners=False`) of maps with channels last, any rows of the result at a time.
 
     `kept` is the upper left part of the result that is wanted, all of it if left out.

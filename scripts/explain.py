@@ -76,7 +76,7 @@ def explain(arguments: ExplainArguments) -> int:
     from scripts.explaining.paths import counterpart, focus_path
 
     output_dir = Path(arguments.output_dir)
-    images = find_images(arguments.images)
+    images = [image.path for image in find_images(arguments.images)]
     for name in output_names(images):
         check_output_file("--output_dir:", output_dir / f"{name}_prediction.png", arguments.overwrite)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -201,14 +201,14 @@ def write_space_folder(arguments: ExportArguments, folder: Path) -> Path:
         UserError: something else is there.
     """
     from scripts.sharing.leaks import SPACE_ALLOWED, check_leaks, repository_files
-    from scripts.space import SPACE_FILES, write_space
+    from scripts.space import SAMPLES, SPACE_FILES, write_space
 
     space = folder.with_name(f"{folder.name}-space")
     if space.exists() and any(space.iterdir()):
         repository_files(space, SPACE_ALLOWED)
         if lacking := [file.name for file in SPACE_FILES if not (space / file.name).is_file()]:
             raise UserError(f"{space} is no earlier demo, it has no {lacking[0]}: name another --output_dir")
-    write_space(space, str(arguments.repo_id))
+    write_space(space, str(arguments.repo_id), samples=sorted(folder.glob(SAMPLES)))
     check_leaks(space, SPACE_ALLOWED)
     return space
 

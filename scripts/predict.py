@@ -1,10 +1,11 @@
 """Segments images, or a whole streamed dataset.
 
 `python scripts/predict.py street.jpg photos/ --model_name_or_path outputs/model --output_dir outputs/predictions`
-writes `street_labels.png` (pixel value = class id) and `street_overlay.png`. With `--dataset_name DATA` in place of
-images the label maps go into parquet shards that `datasets.load_dataset(output_dir)` reads; the same command goes on
-where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate launch`, where processes share
-the work.
+writes `street_labels.png` (pixel value = class id) and `street_overlay.png`, or what `--outputs` names; folders below
+photos/ become folders below the output folder. `--tile 512` reads large images in tiles, at their own size. With
+`--dataset_name DATA` in place of images the label maps go into parquet shards that `datasets.load_dataset(output_dir)`
+reads; the same command goes on where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate
+launch`, where processes share the work.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import (
     ReadPath,
     check_at_least,
+    check_at_most,
     check_folder,
     check_recipe_read,
     flag,
@@ -31,17 +33,66 @@ from scripts.cli.parser import (
     run_command,
 )
 from scripts.data.arguments import DatasetArguments, check_dataset_flags
+from scripts.inference.output_kinds import DEFAULT_KINDS, ENDINGS, NEED_RASTERIO, WORDS
+from scripts.inference.sliding_window import Tiles
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
+
+
+DEFAULT_OVERLAP = 0.25  # of a tile's side
+LARGEST_EDGE = 2**14  # pixels; of a square that is what the processors refuse to exceed
+# Flags of one form alone, and what does the like in the other.
+OF_IMAGES = {"outputs": "see --score_maps and --overlays"}
+OF_A_DATASET = {
+    "dataset_config_name": "", "dataset_revision": "", "image_column_name": "", "streaming": "", "allow_urls": "",
+    "allow_links": "", "mask_suffix": "", "train_val_split": "", "train_split_name": "", "max_bad_samples": "", "split_name": "", "rows_per_shard": "", "dataloader_num_workers": "",
+    "score_maps": "--outputs confidence writes such maps of images", "overlays": "--outputs overlay draws all images",
+}  # fmt: skip
+# Of neither: the classes are the checkpoint's. Flags of how label maps are read, which are not read here, may stay, so
+# that the flags of a dataset are the same for every command.
+UNUSED = (
+    "train_images", "train_masks", "eval_images", "eval_masks", "id2label", "class_map", "config_name", "model_type",
+)  # fmt: skip
 
 
 @dataclass
 class PredictArguments(ModelArguments, DatasetArguments):
     """Segment images, the images in folders, or a dataset, whose labels are not read."""
 
-    images: list[str] = flag([], "Images to segment, and folders of images; the same as IMAGES.", action=ReadPath)
-    output_dir: str | None = flag(None, "Folder that gets label maps and overlays.")
+    images: list[str] = flag(
+        [],
+        "Images to segment, and folders of images with all folders below them; the same as IMAGES.",
+        action=ReadPath,
+    )
+    output_dir: str | None = flag(
+        None, "Folder that gets the outputs; those of images in folders below the one that is named, in such folders."
+    )
+    outputs: list[str] | None = flag(
+        None,
+        f"What is written of each image, some of {', '.join(ENDINGS)}; by default {' '.join(DEFAULT_KINDS)}. "
+        "probabilities: an array of rows x columns x classes, float16, for NumPy. confidence: a PNG of 255 times the "
+        "best class's probability. polygons: connected regions as GeoJSON in pixels and, of images that lie on a map, "
+        "in degrees. coco: the same in one coco.json. geotiff: a label map that lies where its image does. The last "
+        "three need rasterio.",
+    )
+    tile: list[int] | None = flag(
+        None,
+        "Height and width, or both in one number, of overlapping tiles in which images are read at their own size, "
+        "or at that of --shortest_edge: for images that are much larger than those the model was trained on. Memory "
+        "does not grow with their height. The size of the training crops is a good one.",
+    )
+    overlap: float | None = flag(
+        None,
+        "What neighbouring tiles share: a share of the tile's side below 1, or pixels; by default "
+        f"{DEFAULT_OVERLAP}. Scores are blended there.",
+    )
+    shortest_edge: int | None = flag(
+        None, "Pixels of an image's shorter side in the model's input, in place of the size stored with the model."
+    )
+    longest_edge: int | None = flag(
+        None, "Most pixels of the longer side in the model's input; by default 4 times --shortest_edge."
+    )
     overwrite: bool = overwrite_flag()
     split_name: str = flag("test", "Split of --dataset_name that is segmented.")
     rows_per_shard: int = flag(
@@ -58,9 +109,7 @@ class PredictArguments(ModelArguments, DatasetArguments):
     recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
-def predict_dataset(
-    arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Any
-) -> None:
+def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.inference.shards import ShardFolder
@@ -70,7 +119,7 @@ def predict_dataset(
     named = re.match(r"\w+", arguments.split_name)  # without a slice, which names of files cannot hold
     made_by = {
         "model": published_name(arguments.model_name_or_path),
-        "model_sha256": model_sha256(model, processor),
+        "model_sha256": model_sha256(segment.model, segment.processor),
         "mixed_precision": accelerator.mixed_precision,
         "dataset": published_name(arguments.dataset_name),
         "dataset_config_name": arguments.dataset_config_name,
@@ -79,6 +128,7 @@ def predict_dataset(
         "image_column_name": arguments.image_column_name,
         "rows_per_shard": arguments.rows_per_shard,
         "score_maps": arguments.score_maps,
+        "tiles": repr(segment.windows) if segment.windows else None,
     }
     of_folders = {name: getattr(arguments, name) for name in ("mask_suffix", "train_val_split")}
     made_by |= {name: value for name, value in of_folders.items() if value is not None}
@@ -86,7 +136,7 @@ def predict_dataset(
     shards = ShardFolder(
         output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite
     )
-    prediction = Prediction(accelerator, model, processor, shards, data, arguments.overlays)
+    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays)
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
         print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
@@ -108,34 +158,120 @@ def check_arguments(arguments: PredictArguments) -> None:
     if arguments.dataset_name and arguments.images:
         raise UserError(f"{arguments.images[0]} and --dataset_name {arguments.dataset_name}: give one of the two")
     check_dataset_flags(arguments)
+    refuse_unused(arguments)
     check_folder("--output_dir", Path(arguments.output_dir))
-    check_at_least(arguments, 1, "rows_per_shard")
-    check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers")
+    check_at_least(arguments, 1, "rows_per_shard", "tile", "shortest_edge", "longest_edge")
+    check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers", "overlap")
+    check_at_most(arguments, LARGEST_EDGE, "shortest_edge", "longest_edge")
+    if arguments.longest_edge and not arguments.shortest_edge:
+        raise UserError("--longest_edge belongs to --shortest_edge: add it, or leave it out")
+    if arguments.longest_edge and arguments.longest_edge < (arguments.shortest_edge or 0):
+        raise UserError(
+            f"--longest_edge {arguments.longest_edge}: give at least the --shortest_edge, {arguments.shortest_edge}"
+        )
+    if arguments.overlap is not None and not arguments.tile:
+        raise UserError("--overlap belongs to --tile: add it, or leave it out")
+    for kind in arguments.outputs or []:
+        if kind not in ENDINGS:
+            raise UserError(f"--outputs {kind}: choose among {', '.join(ENDINGS)}")
+    tiles_of(arguments)
+
+
+def refuse_unused(arguments: PredictArguments) -> None:
+    """Raises `UserError` at a flag that would do nothing: one of the other form, or of neither."""
+    defaults = {each.name: getattr(PredictArguments(), each.name) for each in fields(PredictArguments)}
+    given = [name for name, default in defaults.items() if getattr(arguments, name) != default]
+    form, other, reasons = "images", "--dataset_name", OF_A_DATASET
+    if arguments.dataset_name:
+        form, other, reasons = other, form, OF_IMAGES
+    for name in given:
+        spelt = f"--no_{name}" if defaults[name] is True else f"--{name}"
+        if name in UNUSED:
+            raise UserError(
+                f"{spelt} changes nothing here, where no label map is read and the model is that of "
+                "--model_name_or_path: leave it out"
+            )
+        if name in reasons:
+            hint = f" ({reasons[name]})" if reasons[name] else ""
+            raise UserError(f"{spelt} is for {other}, not for {form}: leave it out{hint}")
+
+
+def tiles_of(arguments: PredictArguments) -> Tiles | None:
+    """The tiles that the flags ask for.
+
+    Raises:
+        UserError: wrong sizes.
+    """
+    if not arguments.tile:
+        return None
+    if len(arguments.tile) > 2:
+        raise UserError(f"--tile {' '.join(map(str, arguments.tile))}: give one number, or a height and a width")
+    height, width = arguments.tile[0], arguments.tile[-1]
+    overlap = DEFAULT_OVERLAP if arguments.overlap is None else arguments.overlap
+    if overlap >= min(height, width) or (overlap >= 1 and overlap != int(overlap)):
+        raise UserError(
+            f"--overlap {overlap:g}: give a share below 1 of the tile's side, or whole pixels fewer than its "
+            f"{min(height, width)}"
+        )
+    rows, columns = (int(overlap) if overlap >= 1 else int(overlap * side) for side in (height, width))
+    return Tiles(height, width, (rows, columns))
+
+
+def processor_settings(arguments: PredictArguments) -> dict[str, Any]:
+    """What the flags change in the image processor."""
+    if arguments.shortest_edge:
+        longest = arguments.longest_edge or 4 * arguments.shortest_edge
+        return {"size": {"shortest_edge": arguments.shortest_edge, "longest_edge": longest}}
+    return {"do_resize": False} if arguments.tile else {}
+
+
+def check_outputs(kinds: list[str], images: list[Any]) -> None:
+    """Raises `UserError` where files of these kinds cannot be written of all images."""
+    from scripts.inference import regions
+    from scripts.inference.image_outputs import no_place
+
+    for kind in kinds:
+        if kind in NEED_RASTERIO:
+            regions.require_rasterio(f"--outputs {kind}")
+    if "geotiff" in kinds:
+        for path, _ in images:
+            if regions.georeference(path) is None:
+                raise UserError(no_place(path))
 
 
 def predict(arguments: PredictArguments) -> int:
     """Segments what the arguments name; returns 1 if an image named could not be read."""
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator
-    from scripts.data.images import find_images
+    from scripts.data.images import find_images, what_was_found
+    from scripts.drawing.visualization import model_palette
+    from scripts.inference.image_outputs import ImageOutputs
+    from scripts.inference.predictors import SingleScale
     from scripts.inference.stream import output_files, predict_images
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
-    output_dir = Path(arguments.output_dir or "")
+    output_dir, kinds = Path(arguments.output_dir or ""), arguments.outputs or DEFAULT_KINDS
     images = [] if arguments.dataset_name else find_images(arguments.images)
-    for file in output_files(images, output_dir):
+    check_outputs(kinds, images)
+    for file in output_files(images, output_dir, kinds):
         check_output_file("--output_dir:", file, arguments.overwrite)
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
-    processor = build_processor(arguments, config)
+    processor = build_processor(arguments, config, **processor_settings(arguments))
+    segment = SingleScale(model, processor, accelerator.device, tiles_of(arguments))
     failed = 0
     if images:
-        failed = predict_images(images, output_dir, model, processor, accelerator, arguments.overwrite)
-        accelerator.print(f"label maps and overlays in {output_dir}")
+        if any(Path(name).is_dir() for name in arguments.images):
+            accelerator.print(what_was_found(images))
+        names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+        outputs = ImageOutputs(kinds, output_dir, names, model_palette(config), arguments.overwrite)
+        failed = predict_images(images, segment, outputs, accelerator)
+        words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
+        accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
     else:
-        predict_dataset(arguments, output_dir, model, processor, accelerator)
+        predict_dataset(arguments, output_dir, segment, accelerator)
         accelerator.print(f'label maps in {output_dir}: datasets.load_dataset("{output_dir}") reads them')
     accelerator.end_training()
     return 1 if failed else 0

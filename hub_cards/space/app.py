@@ -94,6 +94,7 @@ CSS = """
 .problems p { margin: .15rem 0; color: inherit; }
 .placeholder { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 5rem 1rem;
   text-align: center; color: var(--body-text-color-subdued); }
+.note { margin: 0 0 .6rem 0; color: var(--body-text-color-subdued); font-size: .92rem; }
 #problems, #view { padding: 0; }
 #model input { text-overflow: ellipsis; padding-right: 2rem; }
 #problems:not(:has(.problems)) { display: none; }
@@ -104,6 +105,7 @@ CSS = """
 .strip, .strip > div { background: none !important; border: 0 !important; box-shadow: none !important; padding: 2px; }
 @media (max-width: 900px) { .finding { grid-template-columns: minmax(0, 1fr); } }
 """.replace("DEFAULT_OPACITY", str(DEFAULT_OPACITY))
+NOTE = "<p class='note'>{}</p>"
 PLACEHOLDER = "<div class='placeholder'>Upload images, or choose an example, to see what the model finds.</div>"
 
 
@@ -131,8 +133,9 @@ def finding_html(result: Result, title: str) -> str:
     regions = np.asarray(Image.fromarray(regions).resize(image.size, Image.Resampling.NEAREST))
     areas = coloured_regions(regions, np.full(regions.shape, True), result.palette)
     lines = coloured_regions(regions, contours(regions), result.palette)
+    note = NOTE.format(escape(result.note)) if result.note else ""
     return (
-        f"<div class='finding'><figure class='stack' style='--ratio: {image.width / image.height:.4f}'>"
+        f"{note}<div class='finding'><figure class='stack' style='--ratio: {image.width / image.height:.4f}'>"
         f"<img src='{image_source(image, 'webp')}' alt='{escape(title)}'>"
         f"<img class='regions' src='{image_source(areas, 'png')}' alt='what was found in {escape(title)}'>"
         f"<img class='lines' src='{image_source(lines, 'png')}' alt=''>"
@@ -168,8 +171,21 @@ def problems_html(problems: list[str]) -> str:
 # ---- what the page does ---------------------------------------------------------------------------------------------
 
 
+def shown_names(models: list[str]) -> dict[str, str]:
+    """What the page calls each model -> the model: folders go without the path to them, which is nobody's business."""
+    names: dict[str, str] = {}
+    for model in models:
+        name = Path(model).name if Path(model).is_dir() else model
+        numbered = (f"{name} ({number})" for number in count(2))
+        names[name if name not in names else next(other for other in numbered if other not in names)] = model
+    return names
+
+
+NAMES = shown_names(MODELS)
+
+
 def checked_model(name: str | None) -> LoadedModel:
-    """The model of that name.
+    """The model that the page calls so.
 
     Raises:
         Problem: none is named, it cannot be loaded, or visitors may not choose it.
@@ -177,10 +193,14 @@ def checked_model(name: str | None) -> LoadedModel:
     name = name.strip() if isinstance(name, str) else ""
     if not name:
         raise Problem("No model: give a name on the Hub, as user/model, or the folder of an exported model.")
-    if not ANY_MODEL and name not in MODELS:
+    if not ANY_MODEL and name not in NAMES:
         other = "Copy it to your account to use" if ON_THE_HUB else "Name another when you start it, such as"
-        raise Problem(f"This Space offers {', '.join(MODELS)}. {other} {name}.")
-    return load_model(name)
+        raise Problem(f"This Space offers {', '.join(NAMES)}. {other} {name}.")
+    model = NAMES.get(name, name)
+    try:
+        return load_model(model)
+    except Problem as problem:
+        raise Problem(str(problem).replace(model, name)) from problem
 
 
 def describe_model(name: str | None) -> tuple[Any, Any, str]:
@@ -202,8 +222,27 @@ def stems(paths: list[Path]) -> list[str]:
     return list(names)
 
 
+def checked_sizes(tile: float | None, shortest_edge: float | None) -> tuple[int, int]:
+    """Whole numbers of pixels; an empty field is 0.
+
+    Raises:
+        Problem: a negative number, or an edge of more pixels than are taken.
+    """
+    sizes = {"tile": int(tile or 0), "shortest edge": int(shortest_edge or 0)}
+    for name, value in sizes.items():
+        if value < 0 or value**2 > MAX_PIXELS:
+            raise Problem(f"The {name} is {value}: give 0 to {int(MAX_PIXELS**0.5)} pixels.")
+    return sizes["tile"], sizes["shortest edge"]
+
+
 def segment_images(
-    files: list[str] | None, model: str | None, task: str, threshold: float, progress: Any = None
+    files: list[str] | None,
+    model: str | None,
+    task: str,
+    threshold: float,
+    tile: float | None = 0,
+    shortest_edge: float | None = 0,
+    progress: Any = None,
 ) -> tuple[list[tuple[str, Result]], list[str]]:
     """Names and results of the images that could be segmented, and what is wrong with the others."""
     paths = [Path(file) for file in files or []]
@@ -214,13 +253,13 @@ def segment_images(
         problems.append(f"{len(paths)} images, but {MAX_IMAGES} are taken at once: the rest was left out.")
     jobs = list(zip(stems(paths), paths, strict=True))[:MAX_IMAGES]
     try:
-        loaded = checked_model(model)
+        loaded, sizes = checked_model(model), checked_sizes(tile, shortest_edge)
     except Problem as problem:
         return [], [str(problem)]
     results = []
     for name, path in jobs if progress is None else progress.tqdm(jobs, desc="Segmenting", unit="images"):
         try:
-            results.append((name, segment(loaded, read_image(path, MAX_PIXELS), task, threshold)))
+            results.append((name, segment(loaded, read_image(path, MAX_PIXELS), task, threshold, *sizes)))
         except Problem as problem:
             problems.append(str(problem))
         except Exception as error:  # shown in a line here, in full in the Space's log
@@ -244,10 +283,12 @@ def show(
     model: str | None,
     task: str,
     threshold: float,
+    tile: float | None,
+    shortest_edge: float | None,
     progress: Any = gr.Progress(),  # noqa: B008
 ) -> Iterator[tuple[Any, ...]]:
     """Values of `problems`, `view`, `pages`, `thumbnails`, `opacity` and `downloads`."""
-    results, problems = segment_images(files, model, task, threshold, progress)
+    results, problems = segment_images(files, model, task, threshold, tile, shortest_edge, progress)
     pages = [finding_html(result, name) for name, result in results]
     thumbnails = []
     for name, result in results:
@@ -305,8 +346,8 @@ def build_page() -> gr.Blocks:
                 gr.Markdown("or an example")
                 examples = strip(EXAMPLES, "examples")
                 model = gr.Dropdown(
-                    MODELS,
-                    value=MODELS[0],
+                    list(NAMES),
+                    value=next(iter(NAMES)),
                     label="Model",
                     info="A name on the Hub, or a folder" if ANY_MODEL else None,
                     allow_custom_value=ANY_MODEL,
@@ -316,6 +357,25 @@ def build_page() -> gr.Blocks:
                 threshold = gr.Slider(
                     0, 1, 0.5, step=0.05, label="Threshold", info="Least score of a segment", visible=False
                 )
+                with gr.Row():
+                    tile = gr.Number(
+                        0,
+                        label="Tile",
+                        info="Side in pixels, for large images; 0: read whole",
+                        precision=0,
+                        minimum=0,
+                        min_width=120,
+                        elem_id="tile",
+                    )
+                    edge = gr.Number(
+                        0,
+                        label="Shortest edge",
+                        info="Pixels it is read at; 0: the model's",
+                        precision=0,
+                        minimum=0,
+                        min_width=120,
+                        elem_id="edge",
+                    )
                 run = gr.Button("Segment", variant="primary", elem_id="run")
             with gr.Column(scale=3, min_width=480):
                 problems = gr.HTML(elem_id="problems")
@@ -329,7 +389,7 @@ def build_page() -> gr.Blocks:
                 )
 
         shown = [problems, view, pages, thumbnails, opacity, downloads]
-        asked = {"inputs": [upload, model, task, threshold], "outputs": shown, "show_progress_on": view}
+        asked = {"inputs": [upload, model, task, threshold, tile, edge], "outputs": shown, "show_progress_on": view}
         about = {"inputs": model, "outputs": [task, threshold, problems], "show_progress_on": task}
         # One at a time, so that a model is loaded once.
         page.load(describe_model, **about, concurrency_id="model")

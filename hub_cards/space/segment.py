@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image, ImageOps
+from tiles import BlendedRows, Rows, Span, spans
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from visualization import IGNORE_INDEX, Palette, label_image, model_palette, with_legend
 
 
 TASKS = ("semantic", "instance", "panoptic")
+LEAST_TILE = 32  # pixels
+MOST_SHRINK = 2  # times smaller without a word
+STRIP = 16  # rows of tiles' scores at a time
+Size = tuple[int, int]  # height and width
 DEEP_MODES = ("I", "F")  # with I;16 and the like: more than 8 bits
 
 
@@ -64,6 +69,7 @@ class Result:
             is none.
         found: by area, largest first.
         palette: colours of the classes in a semantic map, if the model has its dataset's; segments have the page's.
+        note: what the visitor should know of it, in a sentence; often nothing.
     """
 
     image: Image.Image
@@ -71,6 +77,7 @@ class Result:
     regions: np.ndarray
     found: list[Found]
     palette: Palette | None = None
+    note: str = ""
 
     def write(self, folder: Path, stem: str) -> list[Path]:
         """Writes the label map first, then the overlay and, if there are segments, their map and list."""
@@ -150,20 +157,37 @@ def read_image(path: Path, max_pixels: int) -> Image.Image:
 
 
 @torch.no_grad()
-def segment(loaded: LoadedModel, image: Image.Image, task: str, threshold: float) -> Result:
+def segment(
+    loaded: LoadedModel, image: Image.Image, task: str, threshold: float, tile: int = 0, shortest_edge: int = 0
+) -> Result:
     """What the model finds in an RGB image.
 
     Args:
         task: one of `loaded.tasks`.
         threshold: least score of an instance or panoptic segment, in `[0, 1]`; a semantic map has none.
+        tile: side of the tiles in which the image is read, 0 to read it whole.
+        shortest_edge: pixels of the shorter side at which it is read; 0: the model's own, or with tiles the image's.
     Raises:
-        Problem: a task that the model does not offer, or a threshold that is none.
+        Problem: a task that the model does not offer, or a threshold or a size that is none.
     """
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise Problem(f"The threshold is {threshold!r}: give a number from 0 to 1.")
     if task not in loaded.tasks:
         raise Problem(f"The model offers no {task} segmentation: choose {' or '.join(loaded.tasks)}.")
-    inputs = loaded.processor(images=[image], return_tensors="pt")
+    if tile and task != "semantic":
+        raise Problem("Tiles are for semantic maps: choose the task semantic, or the tile 0.")
+    if tile and tile < LEAST_TILE:
+        raise Problem(f"The tile is {tile}: give 0, or at least {LEAST_TILE} pixels.")
+    if tile:
+        view = resized(image, shortest_edge)
+        class_ids = tiled_labels(loaded, view, tile)
+        if view.size != image.size:
+            enlarged = Image.fromarray(class_ids.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST)
+            class_ids = np.asarray(enlarged).astype(class_ids.dtype)
+        return semantic_result(loaded, image, class_ids, (view.height, view.width))
+    size = {"size": {"shortest_edge": shortest_edge, "longest_edge": 4 * shortest_edge}} if shortest_edge else {}
+    inputs = loaded.processor(images=[image], return_tensors="pt", **size)
+    read_at = tuple(int(side) for side in inputs["input_sizes"][0])
     outputs = loaded.model(**{key: inputs[key].to(loaded.model.device) for key in ("pixel_values", "pixel_mask")})
     post_process = getattr(loaded.processor, f"post_process_{task}_segmentation")
     settings = {} if task == "semantic" else {"threshold": threshold}
@@ -174,14 +198,65 @@ def segment(loaded: LoadedModel, image: Image.Image, task: str, threshold: float
         **settings,
     )[0]
     if task == "semantic":
-        class_ids = answer.cpu().numpy()
-        ids, pixels = np.unique(class_ids, return_counts=True)
-        found = [
-            Found(index, loaded.names.get(index, str(index)), None, area)
-            for index, area in zip(ids.tolist(), pixels.tolist(), strict=True)
-        ]
-        return Result(image, class_ids, class_ids, by_area(found), model_palette(loaded.model.config))
-    return segments_result(image, answer, loaded.names)
+        return semantic_result(loaded, image, answer.cpu().numpy(), read_at)
+    return replace(segments_result(image, answer, loaded.names), note=shrink_note(image, read_at))
+
+
+def semantic_result(loaded: LoadedModel, image: Image.Image, class_ids: np.ndarray, read_at: Size) -> Result:
+    """A label map, with the area of each of its classes."""
+    ids, pixels = np.unique(class_ids, return_counts=True)
+    found = [
+        Found(index, loaded.names.get(index, str(index)), None, area)
+        for index, area in zip(ids.tolist(), pixels.tolist(), strict=True)
+    ]
+    palette = model_palette(loaded.model.config)
+    return Result(image, class_ids, class_ids, by_area(found), palette, shrink_note(image, read_at))
+
+
+def shrink_note(image: Image.Image, read_at: Size) -> str:
+    """A sentence if the model read the image far smaller than it is."""
+    times = max(image.height / read_at[0], image.width / read_at[1])
+    if times <= MOST_SHRINK:
+        return ""
+    return (
+        f"Read at {read_at[1]} x {read_at[0]} pixels, {times:.1f} times smaller than it is: what is small may be "
+        "missed. Set a tile, or a larger shortest edge."
+    )
+
+
+def resized(image: Image.Image, shortest_edge: int) -> Image.Image:
+    """An image whose shorter side has so many pixels; as it is for 0."""
+    if not shortest_edge:
+        return image
+    scale = shortest_edge / min(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+@torch.no_grad()
+def tiled_labels(loaded: LoadedModel, image: Image.Image, tile: int) -> np.ndarray:
+    """Label map of an image that is read in square tiles, which share a quarter of their side.
+
+    Raises:
+        Problem: the model's code is older than tiles are.
+    """
+
+    def read(down: Span, across: Span) -> Rows:
+        piece = image.crop((across.start, down.start, across.stop, down.stop))
+        inputs = loaded.processor(images=[piece], return_tensors="pt", do_resize=False)
+        outputs = loaded.model(**{key: inputs[key].to(loaded.model.device) for key in ("pixel_values", "pixel_mask")})
+        (scores,) = loaded.processor.semantic_scores(outputs, input_sizes=inputs["input_sizes"])
+        if not hasattr(scores, "rows"):
+            raise Problem("The code of this model is older than tiles are: export it again, or choose the tile 0.")
+        return scores
+
+    down, across = (spans(side, tile, tile - tile // 4, falling=True) for side in (image.height, image.width))
+    blended = BlendedRows(down, across, read)
+    labels = np.empty((image.height, image.width), dtype=np.int64)
+    for start in range(0, image.height, STRIP):
+        stop = min(start + STRIP, image.height)
+        labels[start:stop] = blended.rows(start, stop).argmax(dim=-1).cpu().numpy()
+    return labels
 
 
 def segments_result(image: Image.Image, answer: dict[str, Any], names: dict[int, str]) -> Result:

@@ -1,10 +1,13 @@
-"""Images that are given as files and folders, without labels."""
+"""Images that are given as files and folders, without labels; folders with all that is below them."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -14,26 +17,37 @@ from scripts.cli.errors import UserError
 from scripts.storage.outputs import bears_mark
 
 
-def find_images(names: list[str]) -> list[Path]:
-    """The images named, and those in the folders named, by name, but for hidden ones and what this project drew in
-    these folders.
+DRAWN_ENDINGS = (".png", ".tif")  # of images that this project writes
+
+
+class FoundImage(NamedTuple):
+    """An image, and its folder below the one that was named: `.` in that itself, and for an image named by itself."""
+
+    path: Path
+    folder: PurePath
+
+
+def find_images(names: list[str]) -> list[FoundImage]:
+    """The images named, and those in the folders named and all folders below, folder by folder and by name, but for
+    hidden files and folders and what this project drew.
 
     Raises:
-        UserError: a name that does not exist, or no image at all.
+        UserError: a name that does not exist, a folder that cannot be read, or no image at all.
     """
     endings = Image.registered_extensions()
-    images: list[Path] = []
+    images: list[FoundImage] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            shown = (file for file in path.iterdir() if not file.name.startswith("."))
-            found = sorted(file for file in shown if file.suffix.lower() in endings)
-            own = {file for file in found if is_drawn_here(file)}
-            if own:
-                print(f"{path}: {len(own)} images that this project wrote are left out", file=sys.stderr)
-            images += [file for file in found if file not in own]
+            below = [(folder, file) for folder, files in shown_files(path) for file in files]
+            found = [(folder, file) for folder, file in below if file.suffix.lower() in endings]
+            kept = [FoundImage(file, folder.relative_to(path)) for folder, file in found if not is_drawn_here(file)]
+            if len(kept) < len(found):
+                left_out = len(found) - len(kept)
+                print(f"{path}: {left_out} images that this project wrote are left out", file=sys.stderr)
+            images += kept
         elif path.is_file():
-            images.append(path)
+            images.append(FoundImage(path, PurePath()))
         else:
             raise UserError(f"{name}: no such file or folder")
     if not images:
@@ -41,12 +55,41 @@ def find_images(names: list[str]) -> list[Path]:
     return images
 
 
+def shown_files(top: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and all below it that are not hidden, each with its files that are not hidden, by name. Of links that
+    lead back to a folder each is read once.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(top, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(folder), [Path(folder) / name for name in sorted(files) if not name.startswith(".")]
+
+
 def is_drawn_here(file: Path) -> bool:
     """Whether this project wrote an image; one that cannot be read is left to `read_image`."""
     try:
-        return file.suffix == ".png" and file.is_file() and bears_mark(file)
+        return file.suffix in DRAWN_ENDINGS and file.is_file() and bears_mark(file)
     except OSError:
         return False
+
+
+def what_was_found(images: list[FoundImage]) -> str:
+    """How many images there are, and in how many folders below those named."""
+    below = len({folder for _, folder in images if folder != PurePath()})
+    where = f", in the folder named and {below} below it" if below else ""
+    return f"{len(images)} image{'s' if len(images) > 1 else ''} found{where}"
 
 
 def output_names(images: list[Path]) -> list[str]:
@@ -57,6 +100,16 @@ def output_names(images: list[Path]) -> list[str]:
         candidates = chain([image.stem, image.name.replace(".", "_")], numbered)
         names[next(candidate for candidate in candidates if candidate not in names)] = None
     return list(names)
+
+
+def mirrored_names(images: list[FoundImage]) -> list[PurePath]:
+    """Where the outputs of each image go, below the folder of outputs and without an ending: the folder of the image
+    below the one that was named, and a name that is distinct there."""
+    paths_of: dict[PurePath, list[Path]] = {}
+    for path, folder in images:
+        paths_of.setdefault(folder, []).append(path)
+    names = {folder: iter(output_names(paths)) for folder, paths in paths_of.items()}
+    return [folder / next(names[folder]) for _, folder in images]
 
 
 def read_image(path: Path) -> Image.Image | None:

@@ -39,6 +39,7 @@ COLOURS = bytes.fromhex(
 IGNORED_COLOUR = (0, 0, 0)
 IGNORE_INDEX = 255
 OPACITY = 0.55
+STRIP = 256  # rows that are coloured at a time
 LONGEST_NAME = 200  # letters of a class's name in a legend
 
 
@@ -150,13 +151,16 @@ def overlay(
         opacity: of the colours, 0 to 1.
         with_contours: whether regions end in a line of their full colour, also at `opacity` 0.
     """
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    weight = np.full(labels.shape, opacity, dtype=np.float32)
-    if with_contours:
-        weight[contours(labels)] = 1
-    weight[labels == IGNORE_INDEX] = 0
-    mixed = pixels * (1 - weight[..., None]) + colour_map(labels, palette) * weight[..., None]
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    pixels = np.array(image.convert("RGB"))
+    lines = contours(labels) if with_contours else np.zeros(labels.shape, dtype=bool)
+    for start in range(0, len(labels), STRIP):  # numbers with fractions of a whole photo would take a gigabyte
+        rows = slice(start, start + STRIP)
+        weight = np.full(labels[rows].shape, opacity, dtype=np.float32)
+        weight[lines[rows]] = 1
+        weight[labels[rows] == IGNORE_INDEX] = 0
+        colours = colour_map(labels[rows], palette)
+        pixels[rows] = (pixels[rows] * (1 - weight[..., None]) + colours * weight[..., None]).round()
+    return Image.fromarray(pixels)
 
 
 def legend(entries: Sequence[tuple[int, str]], width: int, palette: Palette | None = None) -> Image.Image:

@@ -3,12 +3,12 @@
 The confidence says how sure the model is of each pixel: the best class's share of the scores of all classes. FASeg's
 score of a class is a sum over queries of class probability times mask probability, which is no distribution over
 classes: the share makes it one. Scores of SeMask and QLSeg become probabilities by a softmax, as in their evaluation.
-Scores of several windows or sizes are averaged before.
+Scores of several windows or sizes are averaged before. Scores are made and used a few rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
+from image_processing.model_outputs import require_finite
 from image_processing.preprocessing import network_size
-from image_processing.segments import resize
-from image_processing.semantic_labels import best_classes
-from scripts.inference.sliding_window import Windows
+from image_processing.semantic_labels import ImageScores, RowResize, ScoreRows, Size, best_classes
+from scripts.inference.sliding_window import Tiles, Windows
+from scripts.inference.tiles import BlendedRows, Span
 from scripts.models.families import family_of
 
 
@@ -32,41 +33,50 @@ LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, t
 
 
 @torch.no_grad()
-def outputs_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, tuple[int, int]]:
+def outputs_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, Size]:
     """The model's outputs for one processed image, and the image's `(height, width)` in it, without padding."""
     mask = inputs["pixel_mask"][0]
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     return outputs, (int(mask[:, 0].sum()), int(mask[0].sum()))
 
 
-def post_processed(
-    model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int], with_scores: bool
-) -> Any:
-    """What the processor makes of one processed image at `target_size`: labels, or labels and scores."""
-    outputs, input_size = outputs_of(model, inputs)
-    (result,) = processor.post_process_semantic_segmentation(
-        outputs, [target_size], input_sizes=[input_size], return_segmentation_scores=with_scores
-    )
-    return result
-
-
-def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]) -> Tensor:
-    """`(K, *target_size)` class scores of one processed image.
+def image_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> ScoreRows:
+    """Class scores of one processed image at `target_size`.
 
     Args:
         inputs: `pixel_values` (1, 3, H, W) and `pixel_mask` (1, H, W), 1 where there is image.
     """
-    return post_processed(model, processor, inputs, target_size, with_scores=True).segmentation_scores
+    outputs, input_size = outputs_of(model, inputs)
+    (scores,) = processor.semantic_scores(outputs, [target_size], [input_size])
+    return scores
 
 
-def comparable_scores(model: Any, scores: Tensor) -> Tensor:
-    """Class scores `(K, H, W)` as multi-scale evaluation averages them: of some models their softmax."""
-    return scores.softmax(dim=0) if family_of(model.config).softmax_scores else scores
+def piece_scores(model: Any, processor: Any, inputs: dict[str, Tensor]) -> ScoreRows:
+    """Class scores of one processed piece of an image at its own size, of which little is kept in memory."""
+    outputs, input_size = outputs_of(model, inputs)
+    if getattr(outputs, "semantic_scores", None) is not None and outputs.masks_queries_logits is not None:
+        # One window of a QLSeg: its scores follow from its masks, which are a patch's side smaller each way.
+        require_finite("semantic_scores", outputs.semantic_scores)
+        height, width = inputs["pixel_values"].shape[-2:]
+        masks, classes = outputs.masks_queries_logits[0], outputs.class_queries_logits[0]
+        return ImageScores(masks, (height, width), input_size, class_logits=classes)
+    (scores,) = processor.semantic_scores(outputs, input_sizes=[input_size])
+    return scores
 
 
-def semantic_labels(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int]) -> Tensor:
+def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> Tensor:
+    """`(K, *target_size)` class scores of one processed image, see `image_scores`."""
+    return image_scores(model, processor, inputs, target_size).stacked()
+
+
+def semantic_labels(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> Tensor:
     """`target_size` map of the class with the best score; all scores at that size never exist at once."""
-    return post_processed(model, processor, inputs, target_size, with_scores=False)
+    return image_scores(model, processor, inputs, target_size).labels()
+
+
+def comparable_scores(model: Any, scores: Tensor, classes: int = 0) -> Tensor:
+    """Class scores as multi-scale evaluation averages them: of some models their softmax over dimension `classes`."""
+    return scores.softmax(dim=classes) if family_of(model.config).softmax_scores else scores
 
 
 def label_array(labels: Tensor) -> np.ndarray:
@@ -90,31 +100,112 @@ def view_size(image: Image.Image, shortest: int, longest: int | None) -> tuple[i
 
 def resized_view(image: Image.Image, size: tuple[int, int], flip: bool) -> Image.Image:
     """A uint8 image that PIL has resized bilinearly to `(height, width)` and perhaps mirrored."""
-    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    same = size == (image.height, image.width)
+    resized = image if same else image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized
 
 
-def window_scores(model: Any, processor: Any, image: Image.Image, windows: Windows, device: Any) -> Tensor:
-    """`(K, height, width)` mean class scores of the windows over an image, at the image's size."""
+class BlendedScores(ScoreRows):
+    """Class scores of an image that is read through windows or tiles, at the image's size.
 
-    def scores(piece: Image.Image) -> Tensor:
-        inputs = processed_inputs(processor, piece, device, do_resize=False)
-        return semantic_scores(model, processor, inputs, (piece.height, piece.width))
+    The model runs when rows of a piece are asked for first, in the precision of when this was made.
 
-    return windows.mean_scores(image, scores)
+    Args:
+        grid: the pieces.
+        when_read: called with how many pieces have been read, and how many there are.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        image: Image.Image,
+        grid: Windows | Tiles,
+        device: Any,
+        when_read: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.size, self.device = (image.height, image.width), torch.device(device)
+        self.num_classes = model.config.num_labels
+        self.model, self.processor, self.image, self.when_read = model, processor, image, when_read
+        kind = self.device.type
+        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        self.precision = torch.autocast(kind, dtype, enabled)
+        self.down, self.across = grid.grid(*self.size)
+        self.number = 0
+        self.blended = BlendedRows(self.down, self.across, self._read)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.blended.rows(start, stop)
+
+    def _read(self, down: Span, across: Span) -> ScoreRows:
+        piece = self.image.crop((across.start, down.start, across.stop, down.stop))
+        inputs = processed_inputs(self.processor, piece, self.device, do_resize=False)
+        with self.precision:
+            scores = piece_scores(self.model, self.processor, inputs)
+        self.number += 1
+        if self.when_read:
+            self.when_read(self.number, len(self.down) * len(self.across))
+        return scores
+
+
+class ResizedScores(ScoreRows):
+    """Class scores resized bilinearly to `size`, each strip from the rows of the source that it lies between."""
+
+    def __init__(self, source: ScoreRows, size: Size) -> None:
+        self.source, self.size = source, size
+        self.num_classes, self.device = source.num_classes, source.device
+        self.resize = RowResize(source.size, size, source.device)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        first, last = self.resize.first_rows[start], self.resize.last_rows[stop - 1]
+        return self.resize(self.source.rows(first, last + 1), first, start, stop)
+
+
+class MeanScores(ScoreRows):
+    """The plain mean of class scores of several views of an image, all of one size.
+
+    Args:
+        views: `comparable_scores` are made of their scores; and whether they are of the image mirrored.
+    """
+
+    def __init__(self, model: Any, views: Sequence[tuple[ScoreRows, bool]]) -> None:
+        self.model, self.views = model, views
+        first, _ = views[0]
+        self.size, self.num_classes, self.device = first.size, first.num_classes, first.device
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        total = torch.zeros(stop - start, self.size[1], self.num_classes, device=self.device)
+        for view, mirrored in self.views:
+            scores = comparable_scores(self.model, view.rows(start, stop), -1)
+            total += scores.flip(1) if mirrored else scores
+        return total.div_(len(self.views))
+
+
+def window_scores(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    target_size: Size,
+    windows: Windows | Tiles,
+    device: Any,
+    when_read: Callable[[int, int], None] | None = None,
+) -> ScoreRows:
+    """Class scores at `target_size` of an image that is read through windows or tiles at its own size."""
+    blended = BlendedScores(model, processor, image, windows, device, when_read)
+    return blended if blended.size == target_size else ResizedScores(blended, target_size)
 
 
 def multi_scale_scores(
     model: Any,
     processor: Any,
     image: Image.Image,
-    target_size: tuple[int, int],
+    target_size: Size,
     edges: Sequence[tuple[int, int | None]],
     flip: bool = True,
     device: Any = "cpu",
     windows: Windows | None = None,
-) -> Tensor:
-    """`(K, *target_size)` mean of the class scores over sizes and mirror images, as the reference averages them.
+) -> ScoreRows:
+    """Mean at `target_size` of the class scores over sizes and mirror images, as the reference averages them.
 
     Each view runs alone at its own padded size; its scores are resized to `target_size` and mirrored back before the
     plain mean.
@@ -124,22 +215,38 @@ def multi_scale_scores(
         edges: (shortest, longest) edge of each view.
         windows: if given, each view is read through them.
     """
-    views = [(edge, mirrored) for edge in edges for mirrored in ((False, True) if flip else (False,))]
-    total = torch.zeros(())
-    for (shortest, longest), mirrored in views:
-        view = resized_view(image, view_size(image, shortest, longest), mirrored)
-        if windows is None:
-            inputs = processed_inputs(processor, view, device, do_resize=False)
-            scores = semantic_scores(model, processor, inputs, target_size)
-        else:
-            scores = resize(window_scores(model, processor, view, windows, device), target_size)
-        scores = comparable_scores(model, scores)
-        scores = scores.flip(-1) if mirrored else scores
-        total = scores if total.ndim == 0 else total.add_(scores)
-    return total.div_(len(views))
+    views: list[tuple[ScoreRows, bool]] = []
+    for shortest, longest in edges:
+        for mirrored in (False, True) if flip else (False,):
+            view = resized_view(image, view_size(image, shortest, longest), mirrored)
+            if windows is None:
+                inputs = processed_inputs(processor, view, device, do_resize=False)
+                views.append((image_scores(model, processor, inputs, target_size), mirrored))
+            else:
+                views.append((window_scores(model, processor, view, target_size, windows, device), mirrored))
+    return MeanScores(model, views)
 
 
 # ---- from an image to its label map --------------------------------------------------------------------------------
+
+
+Watcher = Callable[[int, Tensor], None]  # gets the first row of a block of scores, and the block (n, width, K)
+
+
+@torch.no_grad()
+def labels_of(scores: ScoreRows, *watchers: Watcher) -> np.ndarray:
+    """Label map of an image, whose scores are seen by the watchers on the way."""
+    labels = np.empty(scores.size, np.uint8 if scores.num_classes <= 256 else np.int32)
+    start = 0
+    with torch.autocast(scores.device.type, enabled=False):  # scores are float32 whatever the model runs in
+        for block in scores:
+            for watcher in watchers:
+                watcher(start, block)
+            labels[start : start + len(block)] = best_classes(
+                [block], (len(block), scores.size[1]), scores.device
+            ).cpu()
+            start += len(block)
+    return labels if labels.max() > 255 else labels.astype(np.uint8, copy=False)
 
 
 def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:
@@ -147,71 +254,84 @@ def confidence_of(scores: Tensor, classes: int = 0) -> Tensor:
     return scores.amax(dim=classes) / scores.sum(dim=classes).clamp(min=LEAST_SUM)
 
 
-def watched(blocks: Iterable[Tensor], confidence: Tensor, softmax: bool) -> Iterator[Tensor]:
-    """The blocks `(n, width, K)` of an image as they are; their confidence goes into `confidence` on the way."""
-    start = 0
-    for block in blocks:
-        confidence[start : start + len(block)] = confidence_of(block.softmax(-1) if softmax else block, -1)
-        start += len(block)
-        yield block
+@dataclass
+class Confidence:
+    """A watcher that keeps the confidence in a label map of `size`.
+
+    Args:
+        softmax: whether the scores become probabilities by a softmax.
+    Attributes:
+        values: `size` float32 in 0..1.
+    """
+
+    size: Size
+    softmax: bool
+
+    def __post_init__(self) -> None:
+        self.values = np.zeros(self.size, np.float32)
+
+    def __call__(self, start: int, block: Tensor) -> None:
+        found = confidence_of(block.softmax(-1) if self.softmax else block, -1)
+        self.values[start : start + len(block)] = found.cpu().numpy()
 
 
-@torch.no_grad()
-def labels_and_confidence(
-    model: Any, processor: Any, inputs: dict[str, Tensor], target_size: tuple[int, int], softmax: bool
-) -> tuple[Tensor, Tensor]:
-    """What `semantic_labels` gives, and the confidence in it, float32, both of `target_size`.
-
-    All scores at that size never exist at once.
+def labels_and_confidence(scores: ScoreRows, softmax: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Label map of an image and the confidence in it, float32; all scores never exist at once.
 
     Args:
         softmax: whether the scores become probabilities by a softmax.
     """
-    outputs, input_size = outputs_of(model, inputs)
-    (scores,) = processor.semantic_scores(outputs, [target_size], [input_size])
-    device = inputs["pixel_mask"].device
-    confidence = torch.empty(target_size, device=device)
-    return best_classes(watched(scores, confidence, softmax), target_size, device), confidence
+    confidence = Confidence(scores.size, softmax)
+    return labels_of(scores, confidence), confidence.values
+
+
+class Predictor:
+    """Label map of an image at its own size; a subclass says by which scores."""
+
+    softmax: bool  # whether the scores become probabilities by a softmax
+
+    def scores(self, image: Image.Image) -> ScoreRows:
+        """Class scores at the image's size."""
+        raise NotImplementedError
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return labels_of(self.scores(image))
+
+    def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """The same label map, and its confidence."""
+        return labels_and_confidence(self.scores(image), self.softmax)
 
 
 @dataclass
-class SingleScale:
+class SingleScale(Predictor):
     """Label map of an image at its own size, after the processor's resize.
 
     Args:
         windows: if given, the resized image is read through them.
+        when_read: called with how many windows of an image have been read, and how many there are.
     """
 
     model: Any
     processor: Any
     device: Any
-    windows: Windows | None = None
+    windows: Windows | Tiles | None = None
+    when_read: Callable[[int, int], None] | None = None
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        if self.windows is None:
-            inputs = processed_inputs(self.processor, image, self.device)
-            return label_array(semantic_labels(self.model, self.processor, inputs, (image.height, image.width)))
-        return label_array(self.scores_through_windows(image, self.windows).argmax(dim=0))
+    @property
+    def softmax(self) -> bool:  # type: ignore[override]
+        return family_of(self.model.config).softmax_scores
 
-    def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """The same label map, and its confidence."""
-        if self.windows is None:
-            inputs = processed_inputs(self.processor, image, self.device)
-            size, softmax = (image.height, image.width), family_of(self.model.config).softmax_scores
-            labels, confidence = labels_and_confidence(self.model, self.processor, inputs, size, softmax)
-            return label_array(labels), confidence.cpu().numpy()
-        scores = self.scores_through_windows(image, self.windows)
-        return label_array(scores.argmax(dim=0)), confidence_of(comparable_scores(self.model, scores)).cpu().numpy()
-
-    def scores_through_windows(self, image: Image.Image, windows: Windows) -> Tensor:
-        """`(K, H, W)` class scores at the image's size."""
+    def scores(self, image: Image.Image) -> ScoreRows:
         size = (image.height, image.width)
+        if self.windows is None:
+            inputs = processed_inputs(self.processor, image, self.device)
+            return image_scores(self.model, self.processor, inputs, size)
         view = resized_view(image, self.processor.network_size(*size), flip=False)
-        return resize(window_scores(self.model, self.processor, view, windows, self.device), size)
+        return window_scores(self.model, self.processor, view, size, self.windows, self.device, self.when_read)
 
 
 @dataclass
-class MultiScale:
+class MultiScale(Predictor):
     """Label map of an image at its own size, over several sizes and their mirror images.
 
     Args:
@@ -227,16 +347,9 @@ class MultiScale:
     edges: Sequence[tuple[int, int | None]]
     windows: Windows | None = None
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        return label_array(self.scores(image).argmax(dim=0))
+    softmax = False  # the views' scores are probabilities where they need be
 
-    def with_confidence(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """The same label map, and its confidence."""
-        scores = self.scores(image)
-        return label_array(scores.argmax(dim=0)), confidence_of(scores).cpu().numpy()
-
-    def scores(self, image: Image.Image) -> Tensor:
-        """`(K, H, W)` mean class scores at the image's size."""
+    def scores(self, image: Image.Image) -> ScoreRows:
         size = (image.height, image.width)
         if self.base is not None:
             image = resized_view(image, view_size(image, *self.base), flip=False)

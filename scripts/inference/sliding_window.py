@@ -1,43 +1,47 @@
-"""Sliding windows: an image read in overlapping crops, as mmsegmentation's `slide_inference` lays them."""
+"""How an image is cut into overlapping pieces: windows as mmsegmentation's `slide_inference` lays them, whose scores
+are averaged, and tiles, whose scores are blended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
+    from scripts.inference.tiles import Span
+
+
+Grid = tuple[list["Span"], list["Span"]]  # from top to bottom, and from left to right
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Square windows of `crop` pixels every `stride` pixels; smaller where the image is smaller."""
+    """Square windows of `crop` pixels every `stride` pixels; smaller where the image is smaller. All count alike."""
 
     crop: int
     stride: int
 
-    def mean_scores(self, image: Image.Image, scores_of: Callable[[Image.Image], Tensor]) -> Tensor:
-        """`(K, height, width)` class scores, averaged where windows overlap.
-
-        Args:
-            scores_of: crop -> its `(K, h, w)` scores; called on one crop at a time.
-        """
+    def grid(self, height: int, width: int) -> Grid:
+        """The windows over an image of this size."""
         # The protocols of benchmarks name their windows, and --help names the protocols: it must not wait for torch.
-        import torch
+        from scripts.inference.tiles import spans
 
-        from modeling_faseg.windows_qlseg import window_starts
+        down, across = (spans(length, self.crop, self.stride, falling=False) for length in (height, width))
+        return down, across
 
-        total = torch.zeros(())
-        for top in window_starts(image.height, self.crop, self.stride):
-            for left in window_starts(image.width, self.crop, self.stride):
-                bottom, right = min(top + self.crop, image.height), min(left + self.crop, image.width)
-                scores = scores_of(image.crop((left, top, right, bottom)))
-                if total.ndim == 0:
-                    total = scores.new_zeros(len(scores), image.height, image.width)
-                    count = scores.new_zeros(image.height, image.width)
-                total[:, top:bottom, left:right] += scores
-                count[top:bottom, left:right] += 1
-        return total.div_(count)
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of `height` x `width` pixels, of which neighbours share `overlap` (rows, columns) of pixels; smaller where
+    the image is smaller. In what they share, a tile counts the less the nearer its border is."""
+
+    height: int
+    width: int
+    overlap: tuple[int, int]
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The tiles over an image of this size."""
+        from scripts.inference.tiles import spans
+
+        down = spans(height, self.height, self.height - self.overlap[0], falling=True)
+        return down, spans(width, self.width, self.width - self.overlap[1], falling=True)

@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
@@ -27,58 +28,66 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
 from scripts.data.bounds import Bounds
-from scripts.data.images import output_names, read_image
+from scripts.data.images import FoundImage, mirrored_names, read_image
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, good_batches, worker_loader
 from scripts.data.samples import BadSample, BadSamples, decode_image, sample_name
 from scripts.data.sources import readable
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import label_image, model_palette, with_legend
+from scripts.inference.image_outputs import ImageOutputs
+from scripts.inference.output_kinds import COCO_FILE, ENDINGS
 from scripts.inference.predictors import SingleScale
 from scripts.inference.shards import Finished, ShardFolder
+from scripts.inference.shrinking import Shrinking
 
 
-def output_files(images: list[Path], output_dir: Path) -> list[Path]:
-    """The label map and the overlay of each image."""
-    names = output_names(images)
-    return [output_dir / f"{name}_{kind}.png" for name in names for kind in ("labels", "overlay")]
+def output_files(images: list[FoundImage], output_dir: Path, kinds: list[str]) -> list[Path]:
+    """The files of these kinds for each image, and that for all of them."""
+    endings = [ending for kind in kinds for ending in ENDINGS[kind]]
+    files = [output_dir / f"{target}{ending}" for target in mirrored_names(images) for ending in endings]
+    return [*files, output_dir / COCO_FILE] if "coco" in kinds else files
 
 
 def predict_images(
-    images: list[Path],
-    output_dir: Path,
-    model: Any,
-    processor: Any,
-    accelerator: Accelerator,
-    overwrite: bool = False,
+    images: list[FoundImage], segment: SingleScale, outputs: ImageOutputs, accelerator: Accelerator
 ) -> int:
-    """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
-    segment = SingleScale(model, processor, accelerator.device)
-    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    palette = model_palette(model.config)
-    files = output_files(images, output_dir)
-    jobs = list(zip(images, files[::2], files[1::2], strict=True))
+    """Writes the outputs of each image; returns how many of this process's could not be read."""
+    jobs = list(zip(images, mirrored_names(images), strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
-    failed = 0
+    failed, shrinking = 0, Shrinking(segment.processor)
     with (
         raised_on_all(accelerator),
-        errors_explained(f"--output_dir {output_dir}", OSError),
+        errors_explained(f"--output_dir {outputs.output_dir}", OSError),
         accelerator.autocast(),
         tqdm(own, desc="predict", unit="image", disable=not accelerator.is_main_process) as bar,
     ):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for path, labels_file, overlay_file in bar:
+        segment.when_read = lambda number, count: bar.set_postfix_str(f"tile {number}/{count}")
+        outputs.output_dir.mkdir(parents=True, exist_ok=True)
+        for (path, _), target in bar:
             image = read_image(path)
             if image is None:
                 failed += 1
                 continue
-            labels = segment(image)
-            write_png(label_image(labels, palette), labels_file, overwrite)
-            write_png(with_legend(image, labels, names, palette), overlay_file, overwrite)
+            shrinking.add(str(path), image)
+            outputs.write(path, target, image, segment.scores(image), segment.softmax)
     accelerator.wait_for_everyone()
+    if "coco" in outputs.kinds:
+        parts = gather_object(outputs.coco) if accelerator.num_processes > 1 else outputs.coco
+        if accelerator.is_main_process:
+            with errors_explained(f"--output_dir {outputs.output_dir}", OSError):
+                outputs.write_coco(parts)
+    say_shrinking(shrinking, accelerator)
     if failed:
         print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
     return failed
+
+
+def say_shrinking(shrinking: Shrinking, accelerator: Accelerator) -> None:
+    """Prints the line about images that are read far smaller, if there are such."""
+    text = shrinking.summary(accelerator)
+    if text:
+        accelerator.print(text, file=sys.stderr)
 
 
 def model_sha256(model: Any, processor: Any) -> str:
@@ -172,11 +181,13 @@ class Prediction:
     """
 
     accelerator: Accelerator
-    model: Any
-    processor: Any
+    segment: SingleScale
     shards: ShardFolder
     data: LabelledDataset
     overlays: int = 0
+
+    def __post_init__(self) -> None:
+        self.shrinking = Shrinking(self.segment.processor)
 
     def run(self, max_bad_samples: int | None, num_workers: int) -> int:
         """Writes every shard that is not there yet; returns the rows without a label map.
@@ -188,7 +199,7 @@ class Prediction:
             UserError: the folder is another run's, the dataset changed, or too many images cannot be read.
         """
         accelerator, shards, examples = self.accelerator, self.shards, self.data.num_examples
-        names = {int(index): str(name) for index, name in (self.model.config.id2label or {}).items()}
+        names = {int(index): str(name) for index, name in (self.segment.model.config.id2label or {}).items()}
         on_main(accelerator, lambda: shards.prepare(names))
         if not shards.state_file.exists():
             raise UserError(f"--output_dir {shards.folder}: not shared by all processes: give a folder that is")
@@ -206,6 +217,7 @@ class Prediction:
         with raised_on_all(accelerator):
             self._fill(rows, examples and max(0, examples - before), num_workers, names, bad)
         accelerator.wait_for_everyone()
+        say_shrinking(self.shrinking, accelerator)
         return self._finish(rows.total, bad)
 
     def _fill(
@@ -239,13 +251,13 @@ class Prediction:
         if "image" not in sample:
             return row
         image = sample["image"]
-        predictor = SingleScale(self.model, self.processor, self.accelerator.device)
+        self.shrinking.add(sample["name"], image)
         if self.shards.with_scores:
-            labels, confidence = predictor.with_confidence(image)
+            labels, confidence = self.segment.with_confidence(image)
             row["score"] = png(Image.fromarray((255 * confidence).round().astype(np.uint8)), sample["name"])
         else:
-            labels = predictor(image)
-        palette = model_palette(self.model.config)
+            labels = self.segment(image)
+        palette = model_palette(self.segment.model.config)
         row["label"] = png(label_image(labels, palette), sample["name"])
         if sample["index"] < self.overlays:
             folder = self.shards.folder / "overlays"

@@ -3,8 +3,11 @@
 import io
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -20,10 +23,12 @@ import modeling_faseg  # noqa: F401 - and the models
 from scripts.data.synthetic_scenes import draw_sample
 from scripts.drawing.visualization import overlay
 from scripts.inference.predictors import SingleScale
+from scripts.inference.sliding_window import Tiles
 from scripts.space import write_space
 
 
 WIDTH, HEIGHT = 1366, 768
+SPACE_COMMAND = Path(__file__).parents[2] / "scripts" / "space.py"
 SECONDS = 60_000  # a first answer loads the model
 
 
@@ -240,7 +245,7 @@ def choose_model(visitor, name: str) -> None:
 
 
 def test_another_model_with_segments(visitor, images, panoptic_model):
-    choose_model(visitor, str(panoptic_model))
+    choose_model(visitor, panoptic_model.name)
     visitor.page.locator("#task input[value=instance]").check()
     visitor.page.get_by_label("Threshold").and_(visitor.page.locator("input[type=range]")).fill("0.05")
     visitor.upload(images[0])
@@ -249,6 +254,65 @@ def test_another_model_with_segments(visitor, images, panoptic_model):
     archive = zipfile.ZipFile(io.BytesIO(visitor.download("everything.zip")))
     assert "first shapes_segments.json" in archive.namelist()
     visitor.screenshot("instances")
+
+
+def test_tiles_and_the_shrink_are_said(visitor, tmp_path, semantic_model):
+    """The model reads 64 x 102 pixels of the image; in tiles it reads them all."""
+    file = tmp_path / "wide.png"
+    draw_sample(np.random.default_rng(3), (200, 320))[0].save(file)
+    visitor.upload(file)
+    visitor.segment()
+    note = visitor.page.locator(".note")
+    assert note.inner_text().startswith("Read at 102 x 64 pixels, 3.1 times smaller than it is")
+    visitor.page.locator("#tile input").fill("96")
+    visitor.segment()
+    assert note.count() == 0 and visitor.problems() == []
+    model = AutoModelForUniversalSegmentation.from_pretrained(semantic_model).eval()
+    processor = AutoImageProcessor.from_pretrained(semantic_model, do_resize=False)
+    in_tiles = SingleScale(model, processor, "cpu", Tiles(96, 96, (24, 24)))(Image.open(file).convert("RGB"))
+    downloaded = label_map(visitor.download("wide_labels.png"))
+    assert (downloaded == in_tiles).mean() > 0.999
+    visitor.page.locator("#tile input").fill("7")
+    visitor.segment()
+    assert visitor.problems() == ["The tile is 7: give 0, or at least 32 pixels."]
+
+
+def test_no_path_of_this_machine_is_shown(visitor, semantic_model):
+    visitor.page.locator("#model input").click()
+    assert visitor.page.locator("#model input").input_value() == semantic_model.name
+    assert str(semantic_model.parent) not in visitor.page.content()
+    with urllib.request.urlopen(f"{visitor.address}/config", timeout=60) as answer:
+        assert str(semantic_model.parent) not in answer.read().decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_stopping_the_command_stops_the_page_and_leaves_nothing(browser, semantic_model, tmp_path, number):
+    """One process is started and stopped; it leaves no file where it was started, nor in the temporary folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in ("here", "temporary"):
+        (tmp_path / name).mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "HF_HUB_OFFLINE": "1"}
+    flags = ["--model_name_or_path", semantic_model, "--port", port]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, [SPACE_COMMAND, *flags])], cwd=tmp_path / "here", env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(480):
+            assert process.poll() is None
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.5)
+        process.send_signal(number)
+        process.wait(60)
+    finally:
+        process.kill()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert [*(tmp_path / "here").iterdir(), *(tmp_path / "temporary").iterdir()] == []
 
 
 def asked(address: str, values: object, **headers: str) -> tuple[int, str]:
@@ -266,12 +330,12 @@ def asked(address: str, values: object, **headers: str) -> tuple[int, str]:
 
 def test_models_that_were_not_given_at_the_start_are_not_loaded(space, tmp_path):
     """A model brings its own code."""
-    assert "is not in the list of choices" in asked(space, [[], str(tmp_path), "semantic", 0.5])[1]
+    assert "is not in the list of choices" in asked(space, [[], str(tmp_path), "semantic", 0.5, 0, 0])[1]
 
 
 def test_other_sites_are_not_answered(space, semantic_model):
     """Neither under a name that leads here, nor through the browser of whoever started the Space."""
-    values, port = [[], str(semantic_model), "semantic", 0.5], space.rpartition(":")[2]
+    values, port = [[], semantic_model.name, "semantic", 0.5, 0, 0], space.rpartition(":")[2]
     for headers in (
         {"Host": f"example.org:{port}"},
         {"Host": f"localhost.example.org:{port}"},
@@ -295,10 +359,11 @@ def test_other_sites_are_not_answered(space, semantic_model):
         (2, 5, "is not in the list of choices"),
         (3, "high", "slider"),
         (3, None, "slider"),
+        (4, "large", "number"),
     ],
 )
 def test_values_of_a_wrong_type_are_said_to_be_wrong(space, semantic_model, place, value, message):
-    values = [[], str(semantic_model), "semantic", 0.5]
+    values = [[], semantic_model.name, "semantic", 0.5, 0, 0]
     values[place] = value
     status, answer = asked(space, values)
     assert status == 200 and answer.startswith("event: error") and message in answer

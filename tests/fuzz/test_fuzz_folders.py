@@ -122,7 +122,7 @@ def test_images_are_found_or_refused(entries):
     try:
         write_tree(folder / "photos", entries, "RGB")
         found, _ = answered(lambda: find_images([str(folder / "photos")]))
-        for file in found or []:
+        for file, _ in found or []:
             assert not is_hidden(file.relative_to(folder / "photos"))
             image = read_image(file)
             assert image is None or (image.mode, image.size) == ("RGB", (8, 8))

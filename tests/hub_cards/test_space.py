@@ -20,6 +20,7 @@ from modeling_faseg import FASegForUniversalSegmentation
 from scripts import space
 from scripts.cli.errors import UserError
 from scripts.inference.predictors import SingleScale
+from scripts.inference.sliding_window import Tiles
 from space_models import write_tiny_model
 
 
@@ -50,7 +51,7 @@ def segment(folder, monkeypatch):
     """The module `segment` of the Space, imported as the Space imports it."""
     monkeypatch.syspath_prepend(str(folder))
     yield importlib.import_module("segment")
-    for name in ("segment", "visualization"):
+    for name in ("segment", "tiles", "visualization"):
         sys.modules.pop(name, None)
 
 
@@ -70,6 +71,7 @@ def test_the_folder_is_ready_to_push(folder):
         "examples/road-3.jpg",
         "requirements.txt",
         "segment.py",
+        "tiles.py",
         "visualization.py",
     ]
     card = metadata_load(folder / "README.md")
@@ -99,6 +101,45 @@ def test_requirements_are_the_projects():
         assert line in project["dependencies"]
     demo = project.get("optional-dependencies", {}).get("demo", [])
     assert not demo or f"gradio>={space.GRADIO_VERSION}" in demo
+
+
+def test_sample_images_of_the_model_are_its_examples(tmp_path):
+    model = tmp_path / "model"
+    (model / "samples").mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(model / "samples" / f"{number}_input.jpg")
+        Image.new("RGB", (16, 8)).save(model / "samples" / f"{number}.jpg")
+    samples = space.sample_images([str(model), "nobody/none"])
+    assert samples == [model / "samples" / f"{number}_input.jpg" for number in range(6)]
+    space.write_space(tmp_path / "space", str(model), samples=samples)
+    assert sorted(file.name for file in (tmp_path / "space" / "examples").iterdir()) == [
+        f"sample-{number}.jpg" for number in range(1, 7)
+    ]
+    assert "sample images of the models' repositories" in (tmp_path / "space" / "README.md").read_text()
+    space.write_space(tmp_path / "space", "nobody/none", samples=space.sample_images(["nobody/none"]))
+    assert "drawn by a script" in (tmp_path / "space" / "README.md").read_text()
+
+
+def test_tiles_in_the_space_are_the_commands(segment, panoptic_folder):
+    """And what it reads far smaller it says."""
+    model = FASegForUniversalSegmentation.from_pretrained(panoptic_folder).eval()
+    processor = FASegImageProcessor.from_pretrained(panoptic_folder)
+    loaded = segment.LoadedModel(model, processor)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))
+    whole = segment.segment(loaded, image, "semantic", 0.5)
+    assert whole.note.startswith("Read at 85 x 64 pixels, 2.4 times smaller than it is")
+    found = segment.segment(loaded, image, "semantic", 0.5, tile=64)
+    processor.do_resize = False
+    expected = SingleScale(model, processor, "cpu", Tiles(64, 64, (16, 16)))(image)
+    assert (found.class_ids == expected).mean() > 0.999 and not found.note
+    processor.do_resize = True
+    smaller = segment.segment(loaded, image, "semantic", 0.5, tile=64, shortest_edge=70)
+    assert smaller.class_ids.shape == (150, 200) and smaller.note.startswith("Read at 93 x 70 pixels")
+    larger = segment.segment(loaded, image, "panoptic", 0.5, shortest_edge=120)
+    assert larger.class_ids.shape == (150, 200) and not larger.note
+    for wrong, message in (({"tile": 7}, "at least 32"), ({"tile": 64, "task": "panoptic"}, "Tiles are for semantic")):
+        with pytest.raises(segment.Problem, match=message):
+            segment.segment(loaded, image, **{"task": "semantic", "threshold": 0.5, **wrong})
 
 
 def test_an_odd_name_stays_one_yaml_string(tmp_path):

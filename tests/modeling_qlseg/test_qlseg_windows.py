@@ -84,7 +84,7 @@ def test_commands_windows_are_the_models(model):
     """`scripts/eval.py --sliding_window` cuts images, the model cuts tensors: the same windows."""
     processor = FASegImageProcessor(size={"shortest_edge": 70}, size_divisor=16)
     image = Image.effect_noise((100, 70), 80).convert("RGB")
-    cut = window_scores(model, processor, image, Windows(64, 40), "cpu")
+    cut = window_scores(model, processor, image, (70, 100), Windows(64, 40), "cpu").stacked()
     inputs = processor([image], return_tensors="pt", do_resize=False)
     own = model(inputs["pixel_values"], pixel_mask=inputs["pixel_mask"]).semantic_scores[0, :, :70, :100]
     torch.testing.assert_close(cut, own, atol=1e-5, rtol=1e-5)

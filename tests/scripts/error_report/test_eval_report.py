@@ -38,6 +38,7 @@ from scripts.inference.predictors import (
     MultiScale,
     SingleScale,
     confidence_of,
+    image_scores,
     labels_and_confidence,
     multi_scale_scores,
     processed_inputs,
@@ -172,10 +173,10 @@ def test_confidence_is_the_best_class_s_share_of_the_scores(network, image, task
     model, processor = network
     processor = FASegImageProcessor(**{**processor.to_dict(), "task": task})
     inputs = processed_inputs(processor, image, "cpu")
-    labels, confidence = labels_and_confidence(model, processor, inputs, (100, 70), softmax=False)
-    assert torch.equal(labels, semantic_labels(model, processor, inputs, (100, 70)))
+    labels, confidence = labels_and_confidence(image_scores(model, processor, inputs, (100, 70)), softmax=False)
+    assert np.array_equal(labels, semantic_labels(model, processor, inputs, (100, 70)))
     scores = semantic_scores(model, processor, inputs, (100, 70))
-    torch.testing.assert_close(confidence, scores.amax(0) / scores.sum(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(confidence), scores.amax(0) / scores.sum(0), rtol=1e-4, atol=1e-5)
     assert confidence.max() - confidence.min() > 0.1
 
 
@@ -187,10 +188,10 @@ def test_confidence_of_several_sizes_and_of_windows(network, image):
         MultiScale(model, processor, "cpu", (64, 256), edges),
     )
     view = resized_view(image, processor.network_size(100, 70), flip=False)
-    through_windows = window_scores(model, processor, view, windows, "cpu")
+    through_windows = window_scores(model, processor, view, (view.height, view.width), windows, "cpu").stacked()
     through_windows = torch.nn.functional.interpolate(through_windows[None], size=(100, 70), mode="bilinear")[0]
     base = resized_view(image, view_size(image, 64, 256), flip=False)
-    over_sizes = multi_scale_scores(model, processor, base, (100, 70), edges)
+    over_sizes = multi_scale_scores(model, processor, base, (100, 70), edges).stacked()
     for predictor, scores in ((single, through_windows), (several, over_sizes)):
         labels, confidence = predictor.with_confidence(image)
         assert np.array_equal(labels, predictor(image))
@@ -202,18 +203,18 @@ def test_confidence_without_queries_is_the_softmax_s():
     model = lambda **inputs: SimpleNamespace(logits=logits)  # noqa: E731
     processor = FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
     inputs = {"pixel_values": torch.zeros(1, 3, 64, 64), "pixel_mask": torch.ones(1, 64, 64, dtype=torch.int64)}
-    labels, confidence = labels_and_confidence(model, processor, inputs, (64, 64), softmax=True)
+    labels, confidence = labels_and_confidence(image_scores(model, processor, inputs, (64, 64)), softmax=True)
     large = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear")[0]
-    assert (labels == large.argmax(0)).float().mean() > 0.999  # but for ties
-    torch.testing.assert_close(confidence, large.softmax(0).amax(0), atol=1e-5, rtol=0)
+    assert (labels == large.argmax(0).numpy()).mean() > 0.999  # but for ties
+    torch.testing.assert_close(torch.from_numpy(confidence), large.softmax(0).amax(0), atol=1e-5, rtol=0)
 
 
 def test_mmsegmentation_s_views_are_made_of_the_image_itself(network, image):
     model, processor = network
     edges = [(48, None), (64, None)]
-    found = MultiScale(model, processor, "cpu", None, edges).scores(image)
-    assert torch.equal(found, multi_scale_scores(model, processor, image, (100, 70), edges))
-    assert not torch.allclose(found, MultiScale(model, processor, "cpu", (64, 256), edges).scores(image))
+    found = MultiScale(model, processor, "cpu", None, edges).scores(image).stacked()
+    assert torch.equal(found, multi_scale_scores(model, processor, image, (100, 70), edges).stacked())
+    assert not torch.allclose(found, MultiScale(model, processor, "cpu", (64, 256), edges).scores(image).stacked())
 
 
 @pytest.mark.parametrize(

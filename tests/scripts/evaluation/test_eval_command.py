@@ -1,6 +1,7 @@
 """`scripts/eval.py` under protocols, through windows, over broken samples; what it writes."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,11 +145,19 @@ def test_scores_of_windows_are_averaged_where_they_overlap():
     image = Image.fromarray(random_pixels(rng, 40, 70))
     windows, calls = Windows(32, 20), []
 
-    def scores_of(piece):
-        calls.append(piece)
-        return torch.full((2, piece.height, piece.width), float(len(calls)))
+    def processor(images, **_):
+        calls.extend(images)
+        size = (1, images[0].height, images[0].width)
+        return {"pixel_values": torch.zeros(size), "pixel_mask": torch.ones(size)}
 
-    found = windows.mean_scores(image, scores_of)
+    def model(**_):
+        return SimpleNamespace(logits=torch.full((1, 2, 8, 8), float(len(calls))))
+
+    model.config = SimpleNamespace(num_labels=2)
+    own = FASegImageProcessor(size_divisor=0)
+    processor.semantic_scores = own.semantic_scores
+
+    found = window_scores(model, processor, image, (40, 70), windows, "cpu").stacked()
     starts = [(top, left) for top in (0, 8) for left in (0, 20, 38)]
     expected, count = np.zeros((40, 70)), np.zeros((40, 70))
     for number, (top, left) in enumerate(starts, 1):
@@ -166,7 +175,7 @@ def test_one_window_over_all_is_no_window(shapes_model):
     processor.size = {"shortest_edge": 64, "longest_edge": 64}
     plain = SingleScale(model, processor, "cpu")(image)
     assert np.array_equal(SingleScale(model, processor, "cpu", Windows(64, 40))(image), plain)
-    assert window_scores(model, processor, image, Windows(48, 40), "cpu").shape == (6, 64, 64)
+    assert window_scores(model, processor, image, (64, 64), Windows(48, 40), "cpu").stacked().shape == (6, 64, 64)
 
 
 # ---- lens

@@ -41,7 +41,7 @@ def test_multi_scale_scores_are_the_reference_average(shared, name):
         image,
         tuple(settings["image"][2:]),
         [(edge, settings["max_size"]) for edge in settings["min_sizes"]],
-    )
+    ).stacked()
     assert float((found - tensors["tta/sem_seg"]).abs().max()) < 1e-4
 
 

@@ -1,0 +1,135 @@
+"""What `predict.py` writes of each image: label maps, overlays, probabilities, confidence, regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from image_processing.semantic_labels import ScoreRows
+from scripts.cli.errors import UserError, errors_explained
+from scripts.drawing.png import write_png
+from scripts.drawing.visualization import Palette, label_image, with_legend
+from scripts.inference import regions
+from scripts.inference.output_kinds import COCO_FILE, ENDINGS
+from scripts.inference.predictors import LEAST_SUM, Confidence, Watcher, labels_of
+from scripts.storage.atomic import atomic_file
+from scripts.storage.outputs import MARK, check_output_file
+
+
+def probabilities_of(scores: Tensor, softmax: bool) -> Tensor:
+    """Class scores `(n, width, K)` as probabilities in 0..1 that sum to 1: their softmax, or each one's share of all.
+    Shares are 0 where nothing was found at all, that is, where the scores sum to less than 1e-38."""
+    return scores.softmax(-1) if softmax else scores / scores.sum(-1, keepdim=True).clamp(min=LEAST_SUM)
+
+
+@contextmanager
+def probability_file(file: Path, scores: ScoreRows, softmax: bool) -> Iterator[Watcher]:
+    """A watcher of an image's scores that writes their probabilities: an array `(H, W, K)` of float16, as NumPy saves
+    it, a few rows at a time. The project's mark stands behind the array, where NumPy does not look."""
+    with atomic_file(file) as partial, partial.open("wb") as stream:
+        kind = np.lib.format.dtype_to_descr(np.dtype(np.float16))
+        shape = (*scores.size, scores.num_classes)
+        np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
+
+        def write(start: int, block: Tensor) -> None:
+            stream.write(probabilities_of(block, softmax).to(torch.float16).cpu().numpy().tobytes())
+
+        yield write
+        stream.write(MARK.encode())
+
+
+@dataclass
+class ImageOutputs:
+    """Writes what was asked for of each image.
+
+    Args:
+        kinds: some of the keys of `ENDINGS`.
+        names: class id -> name.
+        overwrite: whether files that this project did not write may be replaced.
+    Attributes:
+        coco: of each image written, what COCO's file says of it, and its annotations.
+    """
+
+    kinds: list[str]
+    output_dir: Path
+    names: dict[int, str]
+    palette: Palette
+    overwrite: bool
+    coco: list[tuple[dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
+
+    def write(self, path: Path, target: PurePath, image: Image.Image, scores: ScoreRows, softmax: bool) -> None:
+        """Writes the outputs of one image.
+
+        Args:
+            path: of the image.
+            target: of its outputs, below the folder of outputs and without an ending.
+            softmax: whether its scores become probabilities by a softmax.
+        Raises:
+            UserError: a file of somebody else is in the way; or the image has no place on the map that it needs.
+        """
+        confidence, watchers = Confidence(scores.size, softmax), []
+        with ExitStack() as stack:
+            if "probabilities" in self.kinds:
+                file = self._file(target, "probabilities")
+                watchers.append(stack.enter_context(probability_file(file, scores, softmax)))
+            if "confidence" in self.kinds:
+                watchers.append(confidence)
+            labels = labels_of(scores, *watchers)
+        if "labels" in self.kinds:
+            write_png(label_image(labels, self.palette), self._file(target, "labels"), self.overwrite)
+        if "overlay" in self.kinds:
+            drawn = with_legend(image, labels, self.names, self.palette)
+            write_png(drawn, self._file(target, "overlay"), self.overwrite)
+        if "confidence" in self.kinds:
+            grey = Image.fromarray((255 * confidence.values).round().astype(np.uint8))
+            write_png(grey, self._file(target, "confidence"), self.overwrite)
+        self._write_regions(path, target, labels)
+
+    def _write_regions(self, path: Path, target: PurePath, labels: np.ndarray) -> None:
+        """Writes polygons and what lies on the map."""
+        place = regions.georeference(path) if {"polygons", "geotiff"} & {*self.kinds} else None
+        if place is not None and place.size != labels.shape:
+            raise UserError(f"{path}: it is turned by its orientation, its place on the map is not: store it upright")
+        if "polygons" in self.kinds:
+            with atomic_file(self._file(target, "polygons")) as partial:
+                regions.write_geojson(regions.regions_of(labels), self.names, partial, regions.PIXELS)
+            if place is not None:
+                with errors_explained(str(path), UserError), atomic_file(self._file(target, "polygons", 1)) as partial:
+                    found = (regions.on_the_map(region, place) for region in regions.regions_of(labels))
+                    regions.write_geojson(found, self.names, partial, regions.DEGREES)
+        if "geotiff" in self.kinds:
+            if place is None:
+                raise UserError(no_place(path))
+            with atomic_file(self._file(target, "geotiff")) as partial:
+                regions.write_label_geotiff(labels, place, self.palette, partial)
+        if "coco" in self.kinds:
+            height, width = labels.shape
+            about = {"file_name": (target.parent / path.name).as_posix(), "height": height, "width": width}
+            self.coco.append((about, regions.coco_annotations(regions.regions_of(labels), labels.shape)))
+
+    def _file(self, target: PurePath, kind: str, number: int = 0) -> Path:
+        """A file to be written, in a folder that is there."""
+        file = self.output_dir / f"{target}{ENDINGS[kind][number]}"
+        check_output_file("--output_dir:", file, self.overwrite)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    def write_coco(self, images: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
+        """Writes COCO's file of the images of all processes."""
+        file = self.output_dir / COCO_FILE
+        check_output_file("--output_dir:", file, self.overwrite)
+        with atomic_file(file) as partial:
+            partial.write_text(regions.coco_text(images, self.names), encoding="utf-8")
+
+
+def no_place(path: Path) -> str:
+    """What is said of an image that has no place on the map."""
+    return f"{path} has no coordinate reference system and transform that can be read: leave geotiff out of --outputs"

@@ -22,7 +22,7 @@ from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import ReadPath, check_at_least, check_folder, flag, parse_arguments, run_command
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import DatasetArguments, parse_range
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
@@ -54,11 +54,13 @@ def predict_dataset(
     arguments: PredictArguments, output_dir: Path, model: Any, processor: Any, accelerator: Any
 ) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
+    from scripts.data.bands import form_of
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.inference.shards import ShardFolder
     from scripts.inference.stream import Prediction, model_sha256
 
     data = LabelledDataset(arguments, arguments.split_name, with_labels=False)
+    data.image_form = form_of(model.config, processor)
     named = re.match(r"\w+", arguments.split_name)  # without a slice, which names of files cannot hold
     made_by = {
         "model": published_name(arguments.model_name_or_path),
@@ -98,6 +100,7 @@ def check_arguments(arguments: PredictArguments) -> None:
         raise UserError(f"{arguments.images[0]} and --dataset_name {arguments.dataset_name}: give one of the two")
     check_folder("--output_dir", Path(arguments.output_dir))
     check_at_least(arguments, 1, "rows_per_shard")
+    parse_range(arguments.intensity_range)
     check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers")
 
 
@@ -105,6 +108,7 @@ def predict(arguments: PredictArguments) -> int:
     """Segments what the arguments name; returns 1 if an image named could not be read."""
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator
+    from scripts.data.bands import use_range
     from scripts.data.images import find_images
     from scripts.inference.stream import output_files, predict_images
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
@@ -117,7 +121,7 @@ def predict(arguments: PredictArguments) -> int:
     config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
-    processor = build_processor(arguments, config)
+    processor = use_range(build_processor(arguments, config), arguments.intensity_range)
     failed = 0
     if images:
         failed = predict_images(images, output_dir, model, processor, accelerator, arguments.overwrite)

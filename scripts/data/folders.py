@@ -12,7 +12,7 @@ from PIL import Image
 from scripts.cli.errors import UserError
 
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MAP_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 MAX_SHARDS = 256
 

@@ -13,6 +13,7 @@ import fsspec.core
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
+from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map
 from scripts.data.class_names import classes_file, names_of_features, palette_file, read_class_names, read_palette
@@ -38,6 +39,7 @@ class LabelledDataset:
         stream: the rows, images and maps undecoded.
         files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
         do_reduce_labels: whether label 0 means ignored and the classes start at 1; may be set before the first use.
+        image_form: the bands and the depth of the images that the model reads; RGB of 8 bits unless it is set.
     Raises:
         UserError: the dataset, split or a column does not exist.
     """
@@ -48,12 +50,14 @@ class LabelledDataset:
         self.arguments = arguments
         self.split = split
         self.do_reduce_labels = arguments.do_reduce_labels
+        self.image_form = PLAIN
         self.stream, self.files = open_source(arguments, split, with_labels, also)
 
     def other_split(self, split: str) -> LabelledDataset:
         """Another split of the same dataset; the classes are these and are not read again."""
         other = LabelledDataset(self.arguments, split)
         other.do_reduce_labels = self.do_reduce_labels
+        other.image_form = self.image_form
         other.class_map = self.class_map
         return other
 
@@ -127,6 +131,7 @@ class LabelledDataset:
             self.do_reduce_labels,
             self.class_map,
             self.bounds,
+            self.image_form,
         )
 
     # ---- identity

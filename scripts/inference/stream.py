@@ -21,11 +21,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
+from scripts.data.bands import PLAIN, ImageForm, as_image, for_eyes, form_of
 from scripts.data.bounds import Bounds
 from scripts.data.images import output_names, read_image
 from scripts.data.labelled_dataset import LabelledDataset
@@ -55,7 +55,7 @@ def predict_images(
     """Writes a label map and an overlay per image; returns how many of this process's could not be read."""
     segment = SingleScale(model, processor, accelerator.device)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    palette = model_palette(model.config)
+    palette, form = model_palette(model.config), form_of(model.config, processor)
     files = output_files(images, output_dir)
     jobs = list(zip(images, files[::2], files[1::2], strict=True))
     own = jobs[accelerator.process_index :: accelerator.num_processes]
@@ -68,13 +68,13 @@ def predict_images(
     ):
         output_dir.mkdir(parents=True, exist_ok=True)
         for path, labels_file, overlay_file in bar:
-            image = read_image(path)
+            image = read_image(path, form)
             if image is None:
                 failed += 1
                 continue
             labels = segment(image)
             write_png(label_image(labels, palette), labels_file, overwrite)
-            write_png(with_legend(image, labels, names, palette), overlay_file, overwrite)
+            write_png(with_legend(for_eyes(image), labels, names, palette), overlay_file, overwrite)
     accelerator.wait_for_everyone()
     if failed:
         print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
@@ -144,11 +144,12 @@ class ImageSamples(Dataset):
 
     image_column: str
     bounds: Bounds
+    form: ImageForm = PLAIN
 
     def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
         name = sample_name(item.row, self.image_column, item.index)
         try:
-            image = F.to_pil_image(decode_image(item.row[self.image_column], name, self.bounds))
+            image = as_image(decode_image(item.row[self.image_column], name, self.bounds, self.form))
         except BadSample as error:
             return {"index": item.index, "name": name, "error": f"{error} (row {item.index})"}
         except UserError as error:
@@ -213,7 +214,7 @@ class Prediction:
     ) -> None:
         """Segments this process's rows and writes a shard whenever one is full."""
         accelerator, size = self.accelerator, self.shards.rows_per_shard
-        samples = ImageSamples(rows.image_column, self.data.bounds)
+        samples = ImageSamples(rows.image_column, self.data.bounds, self.data.image_form)
         loader = worker_loader(samples, rows, first_example, num_workers)
         share = left and -(-left // accelerator.num_processes)
         shard: list[dict[str, Any]] = []
@@ -252,7 +253,7 @@ class Prediction:
             file = folder / f"{sample['index']:06d}.png"
             with errors_explained(f"--output_dir {self.shards.folder}", OSError):
                 folder.mkdir(exist_ok=True)
-                write_png(with_legend(image, labels, names, palette), file, self.shards.overwrite)
+                write_png(with_legend(for_eyes(image), labels, names, palette), file, self.shards.overwrite)
         return row
 
     def _finish(self, total: int, bad: BadSamples) -> int:

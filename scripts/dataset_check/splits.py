@@ -98,7 +98,9 @@ def facts_of_split(
 
     workers = max(1, arguments.dataloader_num_workers)
     # The rule knows the classes.
-    form = RowFormat(arguments.image_column_name, arguments.label_column_name, bounds=data.bounds)
+    form = RowFormat(
+        arguments.image_column_name, arguments.label_column_name, bounds=data.bounds, image_form=data.image_form
+    )
     waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
     rows = islice(readable(data.stream), max_samples)
     with (

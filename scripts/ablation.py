@@ -96,7 +96,7 @@ class AblationArguments:
         ["both", "dfpq", "hrca", "neither"],
         f"What is compared, of {', '.join(VARIANTS)}. equal-time trains both ideas for the time of CPUs that "
         "mask2former took, warm-start trains them from the trained mask2former for a quarter of the steps; what these "
-        "two need is trained too.",
+        "two need is trained too, unless it is a time that the output file has.",
     )
     seeds: list[int] = flag([0, 1, 2], "Seeds; each variant is trained once with each.")
     backbone_weights: str | None = flag(
@@ -318,10 +318,19 @@ def asked_for(names: list[str]) -> list[str]:
     """
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise UserError(f"--variants {unknown[0]}: not one of {', '.join(VARIANTS)}")
-    needed = {name for each in names for name in (VARIANTS[each].warm_start, VARIANTS[each].time_of) if name}
-    if any(VARIANTS[name].time_of for name in names):
-        needed.add("both")
+    needed = {name for each in names for name in (VARIANTS[each].warm_start, *timed_by(each)) if name}
     return [name for name in VARIANTS if name in needed | set(names)]
+
+
+def timed_by(name: str) -> tuple[str, ...]:
+    """Variants whose steps and time decide how long this one is trained."""
+    return ("both", VARIANTS[name].time_of) if VARIANTS[name].time_of else ()  # type: ignore[return-value]
+
+
+def needed_for_time_alone(names: list[str]) -> set[str]:
+    """Variants of which the others need nothing but how long they took, so that a line in the output file will do."""
+    starts = {VARIANTS[name].warm_start for name in names}
+    return {timed for name in names for timed in timed_by(name)} - {*names, *starts}
 
 
 def check_warm_start(arguments: AblationArguments) -> None:
@@ -350,10 +359,14 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
     check_folder("--output_dir", Path(str(arguments.output_dir)))
     output_file = Path(str(arguments.output_file))
     check_output_file("--output_file", output_file, arguments.overwrite)
-    earlier_runs(arguments)
+    known, time_alone = earlier_runs(arguments), needed_for_time_alone(arguments.variants)
     own: Runs = {}
     for seed in arguments.seeds:
         for name in names:
+            before = known.get(name, {}).get(seed)
+            if name in time_alone and before and before["processor_minutes"]:
+                own.setdefault(name, {})[seed] = before
+                continue
             run = run_once(arguments, name, seed, own)
             own.setdefault(name, {})[seed] = {field: run.get(field) for field in RUN}
             runs = earlier_runs(arguments)  # with those that a command beside this one has added since

@@ -52,6 +52,8 @@ def check_arguments(arguments: CheckArguments) -> None:
 def check(arguments: CheckArguments) -> int:
     """Checks, prints and writes what the arguments ask for; returns the exit code."""
     check_arguments(arguments)
+    import torch
+
     from scripts.data.sources import IGNORE_INDEX
     from scripts.dataset_check import diagnosis, findings_page, image_numbers, splits, summary
     from scripts.dataset_check.cost import Cost, RecipeCost
@@ -59,10 +61,12 @@ def check(arguments: CheckArguments) -> int:
     from scripts.dataset_check.label_rule import LabelRule
     from scripts.drawing.visualization import parse_palette
     from scripts.models.input_channels import RGB, num_channels
+    from scripts.training.settings_from_data import settled
 
     # ---- classes
     opened, findings = splits.open_splits(arguments)
     data = next(iter(opened.values()))
+    arguments = settled(arguments, "cuda" if torch.cuda.is_available() else "cpu")
     names, name_of_255, of_names = splits.read_classes(arguments, data)
     findings += of_names
     table = data.class_map.table.numpy() if names and not of_names and data.class_map else None

@@ -208,7 +208,7 @@ def build_predictor(
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluates, prints the table and writes the results file; returns its content, {} off the main process."""
     check_arguments(arguments)
-    from scripts.cli.processes import build_accelerator
+    from scripts.cli.processes import build_accelerator, on_main
     from scripts.data.bands import form_of, use_range
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.data.samples import BadSamples
@@ -258,6 +258,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         data.do_reduce_labels |= bool(processor.do_reduce_labels) and label_ids != "reduced"
     else:
         label_ids, id_table, data.do_reduce_labels = label_rule(arguments.protocol, num_labels, label_ids, data)
+
+    look = None
+    if arguments.protocol == NATIVE:
+        look = on_main(accelerator, lambda: degenerate.look_at_classes(data, model.config.id2label or {}))
 
     # ---- figures
     counters: dict[str, Any] = {}
@@ -336,6 +340,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
                 error_report.write(file, results, confusion, model.config)
             print(f"report in {file}")
     accelerator.end_training()
+    if look is not None and not look.whole and not arguments.max_eval_samples:
+        degenerate.refuse_absent_classes(confusion, model.config.id2label or {}, data)
     return results
 
 

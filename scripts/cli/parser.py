@@ -81,6 +81,10 @@ def shipped_recipes() -> list[str]:
     return sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
 
 
+class Unset(list):
+    """Stands for the value of a flag that is not given; a flag that adds to a list makes a copy of it."""
+
+
 class OneLineParser(HfArgumentParser):
     """`HfArgumentParser` whose errors are one line without the usage text."""
 
@@ -177,7 +181,7 @@ def parse_arguments(
         UserError: unknown flag or recipe key, or a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    fields = [field.name for field in dataclasses.fields(arguments_class)]  # type: ignore[arg-type]
+    fields = [field.name for field in dataclasses.fields(arguments_class) if field.init]  # type: ignore[arg-type]
     takes_recipe = "recipe" in fields and not positional
     first = "[RECIPE] " if takes_recipe else "".join(f"[{name.upper()} ...] " for name in positional)
     parser = OneLineParser(
@@ -192,16 +196,24 @@ def parse_arguments(
     if takes_recipe:
         parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="Recipe; the same as --recipe.")
     namespace = parser.parse_intermixed_args(argv)
+    unset: list[Any] = Unset()
+    only_given = parser.parse_intermixed_args(argv, argparse.Namespace(**dict.fromkeys(fields, unset)))
+    given = {name for name in fields if getattr(only_given, name) is not unset}
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
     if recipe_name:
-        flags = recipe_flags(read_recipe(recipe_name, [field for field in fields if field != "recipe"]))
+        recipe = read_recipe(recipe_name, [field for field in fields if field != "recipe"])
+        given |= recipe.keys()
+        flags = recipe_flags(recipe)
         with errors_explained(f"recipe {recipe_name}", UserError):
             below = parser.parse_intermixed_args(flags)
         namespace = parser.parse_intermixed_args(argv, below)
         namespace.recipe = recipe_name
     for name in positional:
         setattr(namespace, name, getattr(namespace, f"positional_{name}") or getattr(namespace, name))
-    return arguments_class(**{field: getattr(namespace, field) for field in fields})
+    arguments = arguments_class(**{field: getattr(namespace, field) for field in fields})
+    if hasattr(arguments, "given"):
+        arguments.given = frozenset(given)
+    return arguments
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -79,6 +79,18 @@ class DatasetArguments:
     class_map: str | None = path_flag(
         "YAML file that merges, renames or ignores classes, a line for each: road: [road, lane]"
     )
+    mask_values: list[str] | None = flag(
+        None,
+        "Class of each value that the label maps hold, VALUE=NAME: 0=background 255=cell. The name ignore takes its "
+        "pixels out. In place of --id2label.",
+    )
+    mask_colors: str | None = path_flag(
+        'JSON file with the colour of each class, {"road": "#804080", "car": "#00008e"}, for label maps in colours; '
+        "by default palette.json beside the data, which has ids in place of names."
+    )
+    allow_absent_classes: bool = flag(
+        False, "Go on although the label maps never hold one of the named classes, or hold one class alone."
+    )
     max_bad_samples: int | None = flag(
         None, "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."
     )

@@ -48,7 +48,7 @@ def matched_pairs(images_flag: str, images: str, masks_flag: str, masks: str) ->
     """`(stem, image, map)` of two folders, by stem; the files by their absolute paths.
 
     Raises:
-        UserError: an image without a map or the other way round, or a map in colours.
+        UserError: an image without a map or the other way round.
     """
     image_files = files_by_stem(images_flag, images, IMAGE_ENDINGS)
     maps = files_by_stem(masks_flag, masks, MAP_ENDINGS)
@@ -60,8 +60,6 @@ def matched_pairs(images_flag: str, images: str, masks_flag: str, masks: str) ->
                 + (f" and {len(alone) - 1} more" if alone[1:] else "")
                 + ": images and maps are matched by their names without ending"
             )
-    first = next(iter(maps.values()))
-    check_map_mode(first)
     return [(stem, str(file.absolute()), str(maps[stem].absolute())) for stem, file in image_files.items()]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,24 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
 from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
-from scripts.data.class_map import ClassMap, build_class_map
-from scripts.data.class_names import classes_file, names_of_features, palette_file, read_class_names, read_palette
+from scripts.data.class_map import ClassMap, build_class_map, map_of_values
+from scripts.data.class_names import (
+    PALETTE_FILE,
+    classes_file,
+    names_of_features,
+    palette_file,
+    read_class_names,
+    read_palette,
+)
+from scripts.data.first_look import BACKGROUND, first_look, only_foreground_named
+from scripts.data.mask_colours import (
+    MaskColours,
+    colour_text,
+    colours_of_palette,
+    names_with_colours,
+    read_mask_colours,
+    renumbered,
+)
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
 from scripts.storage.digests import sha256
@@ -58,7 +76,7 @@ class LabelledDataset:
         other = LabelledDataset(self.arguments, split)
         other.do_reduce_labels = self.do_reduce_labels
         other.image_form = self.image_form
-        other.class_map = self.class_map
+        other.class_names, other.class_map = self.class_names, self.class_map
         return other
 
     @property
@@ -83,54 +101,117 @@ class LabelledDataset:
     def class_names(self) -> dict[int, str] | None:
         """Names by id of the classes as the dataset has them, None if it does not tell.
 
+        Where one class is named and the maps hold 0 and 1, what surrounds it is a class too, and is added.
+
         Raises:
             UserError: a file that is not `{"0": "name", ...}` with ids 0..K-1.
         """
+        names = self.names_given
+        if names is None or len(names) != 1 or self.do_reduce_labels or self.arguments.class_map:
+            return names
+        if not only_foreground_named(first_look(self.stream, self.own_row_format)):
+            return names
+        both = {0: BACKGROUND, 1: names[0]}
+        if names[0] == BACKGROUND:
+            raise UserError(f"one class is named, {BACKGROUND!r}, but the label maps hold 1 as well: name that too")
+        print(
+            f"classes: the label maps hold 0 and 1 but only {names[0]!r} is named: 0 is {both[0]!r}, 1 is {both[1]!r}",
+            file=sys.stderr,
+        )
+        return both
+
+    @cached_property
+    def names_given(self) -> dict[int, str] | None:
+        """Names by id in `--mask_colors`, the file of class names or the dataset itself, None if there are none."""
+        names = None
         if self.classes_file is not None:
-            return read_class_names(self.classes_file)
-        return names_of_features(self.stream.features)
+            names = read_class_names(self.classes_file)
+        elif self.arguments.mask_colors is None:
+            return names_of_features(self.stream.features)
+        if self.arguments.mask_colors is None:
+            return names
+        return names_with_colours(names, *self.colours_given)
 
     @cached_property
     def class_map(self) -> ClassMap | None:
-        """What `--class_map` makes of the classes, None without one.
+        """What `--class_map` or `--mask_values` makes of the ids in the maps, None without them.
 
         Raises:
-            UserError: a wrong file, or a dataset without class names.
+            UserError: a wrong file or value, or both flags.
         """
-        file = self.arguments.class_map
-        if file is None:
+        arguments = self.arguments
+        if values := arguments.mask_values:
+            others = {"--class_map": arguments.class_map, "--id2label": arguments.id2label}
+            others |= {"--do_reduce_labels": self.do_reduce_labels, "--mask_colors": arguments.mask_colors}
+            if both := next((flag for flag, value in others.items() if value), None):
+                raise UserError(f"--mask_values and {both} both say what the values of the label maps are: give one")
+            return map_of_values(values, IGNORE_INDEX)
+        if arguments.class_map is None:
             return None
-        if self.class_names is None:
-            raise UserError(f"--class_map {file} needs the dataset's class names: give --id2label")
-        return build_class_map(file, self.class_names, IGNORE_INDEX, self.do_reduce_labels)
+        return build_class_map(arguments.class_map, self.class_names, IGNORE_INDEX, self.do_reduce_labels)
 
     @property
     def id2label(self) -> dict[int, str] | None:
-        """Names by id of the classes to be learnt: those of the dataset, or what `--class_map` makes of them."""
+        """Names by id of the classes to be learnt: those of the dataset, or what `class_map` makes of them."""
         return self.class_map.id2label if self.class_map else self.class_names
 
-    @cached_property
-    def palette(self) -> dict[str, str] | None:
-        """Colour `"#rrggbb"` by class id, as a model's configuration holds it; None if the dataset brings none.
+    # ---- colours
 
-        `--class_map` makes other classes, which have the project's colours.
+    @cached_property
+    def colours_given(self) -> tuple[dict[int, str] | None, MaskColours]:
+        """What the file of `--mask_colors` holds; see `read_mask_colours`."""
+        return read_mask_colours(str(self.arguments.mask_colors))
+
+    @cached_property
+    def mask_colours(self) -> MaskColours | None:
+        """What the colours of label maps stand for: as `--mask_colors` says, else as the dataset's own colours do."""
+        if self.arguments.mask_colors:
+            colours = self.colours_given[1]
+            if self.classes_file is not None:  # which may number the names otherwise than the file of colours
+                return renumbered(colours, self.colours_given[0], self.names_given or {})
+            return colours
+        own = self.own_palette
+        return None if own is None else colours_of_palette(own, PALETTE_FILE)
+
+    @cached_property
+    def own_palette(self) -> dict[str, str] | None:
+        """Colour `"#rrggbb"` by id of the dataset's own classes, of the file that lies beside it; None without one.
 
         Raises:
             UserError: the file holds something that is no colour.
         """
-        file = None if self.arguments.class_map else palette_file(self.arguments)
+        file = palette_file(self.arguments)
         return None if file is None else read_palette(file)
+
+    @property
+    def palette(self) -> dict[str, str] | None:
+        """Colour `"#rrggbb"` by class id, as a model's configuration holds it; None if the dataset brings none.
+
+        `--class_map` and `--mask_values` make other classes, which have the project's colours.
+        """
+        if self.arguments.class_map or self.arguments.mask_values:
+            return None
+        if self.arguments.mask_colors and self.mask_colours:
+            classes = {index: colour_text(code) for code, index in reversed(list(self.mask_colours.ids.items()))}
+            return {str(index): colour for index, colour in sorted(classes.items()) if index != IGNORE_INDEX}
+        return self.own_palette
 
     @property
     def row_format(self) -> RowFormat:
         """What samples are decoded by, in whatever process."""
+        return replace(self.own_row_format, class_map=self.class_map)
+
+    @property
+    def own_row_format(self) -> RowFormat:
+        """What samples are decoded by whose maps hold the dataset's own ids."""
         arguments = self.arguments
         return RowFormat(
             arguments.image_column_name,
             arguments.label_column_name,
             self.do_reduce_labels,
-            self.class_map,
+            None,
             self.bounds,
+            self.mask_colours,
             self.image_form,
         )
 

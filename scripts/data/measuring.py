@@ -29,7 +29,7 @@ LEAST_DEVIATION = 1 / 255  # of a band that hardly changes: nothing is divided b
 
 
 @dataclass
-class FirstLook:
+class ImageLook:
     """Numbers of the first training images as they are stored, one array `(C, N)` an image."""
 
     images: list[np.ndarray]
@@ -66,7 +66,7 @@ class FirstLook:
         return [round(float(mean), 4) for mean in numbers.mean(axis=1)], [round(float(each), 4) for each in deviations]
 
 
-def first_look(data: LabelledDataset, num_bands: int) -> FirstLook:
+def look_at_images(data: LabelledDataset, num_bands: int) -> ImageLook:
     """Looks at the first images of a split.
 
     Raises:
@@ -86,7 +86,7 @@ def first_look(data: LabelledDataset, num_bands: int) -> FirstLook:
         images.append(bands[:, step // 2 :: step, step // 2 :: step].reshape(len(bands), -1))
     if not images:
         raise UserError(bad or f"split {data.split!r} is empty")
-    return FirstLook(images)
+    return ImageLook(images)
 
 
 def measured(
@@ -100,7 +100,7 @@ def measured(
     limits = parse_range(given_range)
     if limits != "auto" and not wants_statistics:
         return limits, None
-    look = first_look(data, num_bands)
+    look = look_at_images(data, num_bands)
     if limits == "auto":
         limits = look.range()
     if not wants_statistics:

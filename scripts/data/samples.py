@@ -6,7 +6,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,8 @@ from scripts.data.bands import PLAIN, ImageForm
 from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
 from scripts.data.image_files import MAX_BYTES, bands_of_file, check_size
-from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS
+from scripts.data.mask_colours import MaskColours
+from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, readable
 from scripts.storage.retries import with_retries
 
 
@@ -42,6 +43,7 @@ class RowFormat:
     Args:
         do_reduce_labels: label 0 means ignored and the classes start at 1.
         class_map: what stands for the ids of the maps, None if they stay as they are.
+        colours: ids of the colours, for maps in colours; None where none are known.
         bounds: the files that the rows may name.
         image_form: the bands and the depth of the images.
     """
@@ -51,6 +53,7 @@ class RowFormat:
     do_reduce_labels: bool = False
     class_map: ClassMap | None = None
     bounds: Bounds = NO_FILES
+    colours: MaskColours | None = None
     image_form: ImageForm = PLAIN
 
 
@@ -126,7 +129,7 @@ def decode_sample(
     """
     name = sample_name(row, form.image_column, index)
     image = decode_image(row[form.image_column], name, form.bounds, form.image_form)
-    label = decode_label(row[form.label_column], name, form.bounds)
+    label = decode_label(row[form.label_column], name, form.bounds, form.colours)
     if image.shape[-2:] != label.shape:
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
         hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
@@ -136,7 +139,7 @@ def decode_sample(
     else:
         count = len(form.class_map.id2label)
         if count != num_labels:
-            raise UserError(f"--class_map {form.class_map.file} makes {count} classes but the model has {num_labels}")
+            raise UserError(f"{form.class_map.source} makes {count} classes but the model has {num_labels}")
         label = form.class_map.apply(label, name)
     return image, label, name
 
@@ -235,6 +238,22 @@ def image_content(value: Any, what: str, bounds: Bounds) -> tuple[Any, bool]:
     return with_retries(read, what)
 
 
+def image_sizes(rows: Iterable[dict[str, Any]], form: RowFormat) -> Iterator[tuple[int, int]]:
+    """`(height, width)` of the images of undecoded rows, upright; those unreadable left out."""
+    for index, row in enumerate(readable(rows)):
+        try:
+            what = sample_name(row, form.image_column, index)
+            image, _ = image_content(row[form.image_column], what, form.bounds)
+            if isinstance(image, Image.Image):
+                yield image.height, image.width
+            elif isinstance(image, np.ndarray):
+                yield image.shape[1], image.shape[2]
+        except UserError:
+            raise
+        except Exception:  # PIL raises many kinds on a broken file; the run will name it
+            continue
+
+
 def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES, form: ImageForm = PLAIN) -> torch.Tensor:
     """`(C, H, W)` of an undecoded image on the scale 0..255, turned upright by its EXIF orientation.
 
@@ -245,16 +264,25 @@ def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES, form: ImageFo
         return torch.from_numpy(np.ascontiguousarray(form.pixels(*image_content(value, what, bounds))))
 
 
-def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:
-    """`(H, W)` uint8 or int32 class ids of an undecoded image."""
+def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES, colours: MaskColours | None = None) -> torch.Tensor:
+    """`(H, W)` uint8 or int32 class ids of an undecoded image, of its colours where `colours` says so.
+
+    Raises:
+        BadSample: it cannot be read.
+        UserError: it holds no ids, which concerns the other maps as well.
+    """
     if value is None:
         raise BadSample(f"label map of sample {name}: there is none")
-    label = decoded(value, f"label map of sample {name}", bounds, np.asarray)
+
+    def as_array(image: Image.Image) -> np.ndarray:
+        return colours.label_map(image, name) if colours and colours.applies_to(image) else np.asarray(image)
+
+    label = decoded(value, f"label map of sample {name}", bounds, as_array)
     if label.ndim != 2:
         are_equal = label.ndim == 3 and not (label[..., :3] != label[..., :1]).any()
-        hint = " (its channels are equal: keep one)" if are_equal else ""
+        fix = "its channels are equal: keep one" if are_equal else "give --mask_colors with the colour of each class"
         raise UserError(
-            f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours{hint}"
+            f"label map of sample {name} has shape {label.shape}: need one channel of class ids, not colours ({fix})"
         )
     if label.dtype.kind not in "uib":
         raise UserError(f"label map of sample {name} holds {label.dtype}: need integers, one class id per pixel")

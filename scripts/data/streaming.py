@@ -23,6 +23,7 @@ from torchvision import tv_tensors
 from scripts.cli.errors import UserError
 from scripts.cli.threads import StoppableThread
 from scripts.data.collator import SegmentationCollator
+from scripts.data.first_look import classes_in
 from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, RowFormat, decode_sample
 from scripts.data.sources import readable
@@ -176,7 +177,8 @@ class TrainingSamples(Dataset):
     seed: int
 
     def __getitems__(self, batch: RowBatch) -> dict[str, Any] | UserError:
-        """`examples` of `image`, `label` and `name`, `bad` messages and `position`; an error stops the run."""
+        """`examples` of `image`, `label`, `name` and `classes` (those in the whole map, before augmentation), `bad`
+        messages and `position`; an error stops the run."""
         bad: list[str] = []
         try:
             examples = [self.example(row, bad) for row in batch.rows]
@@ -203,17 +205,20 @@ class TrainingSamples(Dataset):
         except BadSample as error:
             bad.append(str(error))
             return None
+        classes = classes_in(label.numpy(), self.form.do_reduce_labels)
         seeds = np.random.SeedSequence([self.seed, row.epoch, row.index, *extra_seed])
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the GPU, too, whose numbers are the model's where workers are none.
             torch.default_generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
             image, label = self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(label))
-        return {"image": image.as_subclass(torch.Tensor), "label": label.as_subclass(torch.Tensor), "name": name}
+        tensors = {"image": image.as_subclass(torch.Tensor), "label": label.as_subclass(torch.Tensor)}
+        return {**tensors, "name": name, "classes": classes}
 
 
 @dataclass
 class TrainingCollator:
-    """`SegmentationCollator` for `TrainingSamples`: adds `names`, `bad` messages and `position`; passes errors up."""
+    """`SegmentationCollator` for `TrainingSamples`: adds `names`, `classes` that occur in the maps, `bad` messages and
+    `position`; passes errors up."""
 
     processor: Any
 
@@ -224,6 +229,7 @@ class TrainingCollator:
         return {
             **SegmentationCollator(self.processor, with_labels=False)(examples),
             "names": [example["name"] for example in examples],
+            "classes": sorted({index for example in examples for index in example["classes"]}),
             "position": batch["position"],
             "bad": batch["bad"],
         }

@@ -31,7 +31,7 @@ FAULTS = {
     "rgb-maps": (
         "error",
         "the map is in colours, not one id per pixel",
-        "write one channel of class ids (docs/data.md shows how to turn colours into ids)",
+        'write the colour of each class into a file, {"NAME": "#rrggbb", ...}, and give it by --mask_colors',
     ),
     "maps-not-ids": ("error", "the map holds no class ids", "store whole numbers from 0 on, one id per pixel"),
     "lossy-maps": ("error", "the map is a JPEG, which blurs ids at every edge", "write PNGs from the source"),
@@ -135,7 +135,8 @@ def too_few_classes(evidence: Evidence) -> Finding | None:
         return None
     if present:
         message = f"{evidence.called(present)} is the only class that occurs, so no score can fail"
-        fix = 'label what surrounds it as a class too ({"0": "background", ...}), or look where the other classes went'
+        ids = " ".join(f"{index}=NAME" for index in sorted(evidence.ids)[:8])
+        fix = f"name all values that the maps hold, what surrounds the class too: --mask_values {ids}"
     else:
         message, fix = "no pixel of any class occurs, all are ignored", "check which ids mark the classes"
     return Finding("error", "too-few-classes", tuple(evidence.splits), message, fix, {"classes": present})

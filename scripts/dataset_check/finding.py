@@ -16,6 +16,7 @@ from scripts.dataset_check.sample import SampleFacts
 LEVELS = ("error", "warning", "note")
 # All names that there are, and what they mean: never renamed, for scripts look for them.
 NAMES = {
+    "background-added": "one class is named, and what surrounds it is taken for another",
     "255-as-class": "pixels of a class are stored as 255, which is ignored",
     "class-names": "the file of class names is not numbered 0, 1, 2, ...",
     "class-not-in-train": "a class of the validation split is never trained",

@@ -8,6 +8,7 @@ the top, and those one id lower, called "sky", would be too, the ids are off by 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from scripts.data.samples import likely_cause
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.finding import Evidence, Finding
 from scripts.dataset_check.label_rule import OUTSIDE
+from scripts.evaluation.degenerate import values_flag
 
 
 TOP = {"sky", "ceiling"}
@@ -37,7 +39,9 @@ def id_findings(evidence: Evidence) -> list[Finding]:
         share, where = evidence.share(IGNORE_INDEX), evidence.where({IGNORE_INDEX})
         named = f"the class names give id 255 to {evidence.name_of_255!r}, and 255 is ignored"
         message = f"{named}: {share:.1f} % of pixels would teach nothing"
-        fix = "store this class under an id of its own below 255, or take it out of id2label if it is no class"
+        values = {**(evidence.names or {}), IGNORE_INDEX: evidence.name_of_255}
+        names = shlex.join(f"{index}={name}" for index, name in list(values.items())[-8:])
+        fix = f"--mask_values {names} makes it a class; if it is none, take it out of id2label"
         details = {"percent": round(share, 3)}
         return [Finding("error", "255-as-class", where, message, fix, details, evidence.examples())]
     if not evidence.names or not evidence.ids:
@@ -146,7 +150,7 @@ def ignored_class(evidence: Evidence) -> Finding | None:
     where, absent = evidence.where({IGNORE_INDEX}), evidence.absent()
     if others == {0} and share and absent and evidence.rule.table is None:
         message = f"maps hold 0 and 255 only, and 255 is ignored: {evidence.called(absent)} would never be trained"
-        fix = "store 1 in place of 255"
+        fix = f"{values_flag(evidence.names or {})}, or store 1 in place of 255"
         return Finding("error", "255-as-class", where, message, fix, details, evidence.examples())
     if evidence.rule.first == 1 and evidence.ids[0] and share >= 0.1 and solid >= SOLID / 1.25:
         reason = "0 marks unlabelled pixels already"
@@ -155,7 +159,9 @@ def ignored_class(evidence: Evidence) -> Finding | None:
     else:
         return None
     message = f"255, which is ignored, covers {share:.1f} % of pixels in solid areas, and {reason}: is it a class?"
-    fix = "look at the black areas of the overlays; if they are a class, store it under an id below 255"
+    fix = (
+        "look at the black areas of the overlays; if they are a class, name it: --mask_values 255=NAME with the others"
+    )
     return Finding("warning", "255-as-class", where, message, fix, details, evidence.examples())
 
 

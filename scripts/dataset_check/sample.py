@@ -14,18 +14,19 @@ from scipy import ndimage
 from image_processing.label_maps import unique_ids
 from image_processing.preprocessing import EXIF_ORIENTATION
 from scripts.cli.errors import UserError
-from scripts.data.bands import as_image, for_eyes
+from scripts.data.bands import PLAIN, as_image, for_eyes
 from scripts.data.bounds import Bounds
+from scripts.data.mask_colours import RGB, MaskColours, colour_text
 from scripts.data.samples import RowFormat, image_content, pillow_image, reason, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
-from scripts.models.input_channels import RGB
 
 
 SEGMENTS_COLUMN = "segments_info"
 SMALL = 320  # longer side of what heights, regions and the page's images are taken from
 SPECK = 4  # pixels of the small map: fewer are no region
+LISTED_COLOURS = 12  # of a map in colours
 
 
 @dataclass
@@ -73,7 +74,11 @@ def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -
         facts.faults["lossy-maps"] = "the map is a JPEG"
     if image_size is not None and label.size != image_size:
         note_sizes(facts, image_size, label.size, form.bounds.checked_value(row[form.image_column], facts.name))
-    ids = read_ids(np.asarray(label), facts, row.get(SEGMENTS_COLUMN))
+    segments = row.get(SEGMENTS_COLUMN)
+    if form.colours and segments is None and form.colours.applies_to(label):
+        ids = ids_of_colours(label, form.colours, facts)
+    else:
+        ids = read_ids(np.asarray(label), facts, segments)
     if ids is None:
         facts.colour_map = shrunk(label.convert("RGB"), Image.Resampling.NEAREST)
         return facts
@@ -100,7 +105,7 @@ def look_at_image(value: Any, facts: SampleFacts, form: RowFormat) -> tuple[int,
     except (OSError, ValueError, SyntaxError) as error:
         facts.faults["unreadable-image"] = reason(error)
         return size
-    is_rgb = isinstance(image, Image.Image) and form.image_form.num_bands == RGB
+    is_rgb = isinstance(image, Image.Image) and form.image_form.num_bands == PLAIN.num_bands
     facts.image_size, facts.image_mode = size, image.mode if is_rgb else f"{len(pixels)} bands"
     drawn = for_eyes(as_image(torch.from_numpy(np.ascontiguousarray(pixels))))
     facts.image = shrunk(drawn, Image.Resampling.BOX)
@@ -142,6 +147,15 @@ def exif_orientation(value: Any) -> int:
         return 1
 
 
+def ids_of_colours(label: Image.Image, colours: MaskColours, facts: SampleFacts) -> np.ndarray | None:
+    """`(H, W)` ids of a map in colours; None for one whose colours are not all known, which is noted."""
+    try:
+        return colours.label_map(label, facts.name).astype(np.int64)
+    except UserError as error:
+        facts.faults["rgb-maps"] = str(error).partition(": ")[0].removeprefix(f"label map of sample {facts.name} ")
+        return None
+
+
 def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray | None:
     """`(H, W)` stored ids of a map as decoded; None for one in colours or of other numbers, which is noted."""
     if label.ndim == 3:
@@ -149,15 +163,14 @@ def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray
         if segments is not None and label.shape[2] >= 3:
             facts.panoptic = True
             return category_ids(colours @ np.array([1, 256, 65536]), segments, facts)
-        equal = (colours == colours[..., :1]).all() or label.shape[2] < 3
-        found = np.unique(colours @ 256 ** np.arange(colours.shape[2]))
-        example = tuple((int(found[-1]) >> shift) % 256 for shift in (0, 8, 16))
-        facts.faults["rgb-maps"] = (
-            f"{facts.map_mode} with equal channels"
-            if equal
-            else f"{facts.map_mode} with {len(found)} colours, such as {example}"
-        )
-        return label[..., 0].astype(np.int64) if equal else None
+        if (colours == colours[..., :1]).all() or label.shape[2] < 3:
+            facts.faults["rgb-maps"] = f"{facts.map_mode} with equal channels"
+            return label[..., 0].astype(np.int64)
+        found = np.unique(colours @ RGB)
+        listed = ", ".join(colour_text(code) for code in found[:LISTED_COLOURS])
+        more = ", ..." if len(found) > LISTED_COLOURS else ""
+        facts.faults["rgb-maps"] = f"{facts.map_mode} with {len(found)} colours, {listed}{more}"
+        return None
     if label.ndim != 2 or label.dtype.kind not in "uib":
         facts.faults["maps-not-ids"] = f"{label.dtype} of shape {label.shape}"
         return None

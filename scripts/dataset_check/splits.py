@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
-from scripts.data.class_names import named_twice, names_of_features, read_names
+from scripts.data.class_names import named_twice, read_names
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
@@ -62,13 +63,21 @@ def read_classes(
     Raises:
         UserError: a file or `--class_map` that cannot be read.
     """
+    if data.arguments.mask_values and data.class_map:
+        return data.class_map.id2label, None, []
     if data.classes_file is None:
-        names = names_of_features(data.stream.features)
+        names = data.names_given
     else:  # also one that the trainer refuses, so that its fault is told with the others
         names = read_names(data.classes_file)
     if names is None and (arguments.model_name_or_path or arguments.warm_start):
         config = start_of(arguments).config()
         names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    if names is not None and list(names) == [0] and (both := data.class_names) and len(both) == 2:
+        found = f"the maps hold 0 and 1, but only {names[0]!r} is named: 0 is taken for {both[0]!r}"
+        fix = f"nothing; {values_of(both)} says the same"
+        return both, None, [Finding("note", "background-added", (), found, fix)]
+    if names is None and data.class_map:  # of the values of the maps alone
+        return data.class_map.id2label, None, []
     if not names:
         fix = 'write id2label.json beside the data, {"0": "name", ...}, or give --id2label'
         return None, None, [Finding("error", "no-class-names", (), "there are no class names", fix)]
@@ -76,7 +85,7 @@ def read_classes(
     if sorted(names) != list(range(len(names))):
         listed = ", ".join(map(str, list(names)[:5]))
         message = f"{len(names)} class names have ids {listed}, ... in place of 0..{len(names) - 1}"
-        fix = "number the classes from 0 without gaps"
+        fix = f"number the classes from 0 without gaps, or name the values that the maps hold: {values_of(names)}"
         if len(names) >= IGNORE_INDEX:
             fix = f"at most {IGNORE_INDEX} classes fit, for id {IGNORE_INDEX} is ignored: merge some by --class_map"
         elif sorted(names) == list(range(1, len(names) + 1)):
@@ -91,6 +100,12 @@ def read_classes(
     return names, name_of_255, []
 
 
+def values_of(names: Mapping[int, str]) -> str:
+    """`--mask_values` for these names, the first few."""
+    values = [f"{index}={name}" for index, name in list(names.items())[:8]]
+    return shlex.join(["--mask_values", *values]) + (" ..." if len(names) > 8 else "")
+
+
 def facts_of_split(
     data: LabelledDataset, arguments: TrainArguments, rule: LabelRule, max_samples: int | None, total: int | None
 ) -> Iterator[tuple[dict[str, Any], SampleFacts]]:
@@ -98,9 +113,7 @@ def facts_of_split(
 
     workers = max(1, arguments.dataloader_num_workers)
     # The rule knows the classes.
-    form = RowFormat(
-        arguments.image_column_name, arguments.label_column_name, bounds=data.bounds, image_form=data.image_form
-    )
+    form = replace(data.own_row_format, do_reduce_labels=False)
     waiting: deque[tuple[dict[str, Any], Future[SampleFacts]]] = deque()
     rows = islice(readable(data.stream), max_samples)
     with (

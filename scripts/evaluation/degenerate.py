@@ -1,13 +1,21 @@
-"""Data on which a score cannot fail, or does not exist: fewer than two classes."""
+"""Data on which a score cannot fail, or means another thing than it seems: classes that never occur."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from scripts.cli.errors import UserError
+from scripts.data.first_look import BACKGROUND, FirstLook, first_look
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.sources import IGNORE_INDEX
+
+
+CHECK = "scripts/check_dataset.py tells what became of the others"
+GO_ON = "--allow_absent_classes goes on as it is"
 
 
 def refuse_one_class(names: Mapping[Any, str]) -> None:
@@ -22,6 +30,91 @@ def refuse_one_class(names: Mapping[Any, str]) -> None:
             f"there is one class, {name!r}: every pixel is that or ignored, so no score can fail: label what "
             f'surrounds it as a class too, {{"0": "background", "1": "{name}"}}'
         )
+
+
+def look_at_classes(data: LabelledDataset, names: Mapping[int, str]) -> FirstLook:
+    """What the first label maps of a split hold, if a model of these classes can be trained on them and be scored.
+
+    Args:
+        names: of the model's classes, by id.
+    Raises:
+        UserError: they hold one class alone or none, or never one that is named; says what they hold and the fix.
+    """
+    look = first_look(data.stream, data.row_format)
+    if not data.arguments.allow_absent_classes and look.maps and (fault := fault_of(look, data, names)):
+        raise UserError(f"split {data.split!r}: {fault}")
+    return look
+
+
+def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -> str | None:
+    """What is wrong with the classes in the first label maps, and the fix; None if nothing is."""
+    read = f"{'its' if look.whole else 'the first'} {look.maps} label map{'s' * (look.maps > 1)}"
+    ids, absent = set(look.stored), [index for index in names if not look.classes[index]]
+    as_stored = data.class_map is None and not data.do_reduce_labels
+    if as_stored and (absent or len(names) == 1) and ids == {0, IGNORE_INDEX}:
+        return (
+            f"{read} hold 0 and 255, and 255 is ignored, so one class is left: {values_flag(names)} makes it a class"
+        )
+    if any(index >= len(names) for index in look.classes):
+        return None  # ids of no class: the sample that has them is named, with their likely cause
+    enough = look.enough_for(len(names))
+    if data.do_reduce_labels and data.class_map is None and 0 in ids and enough and len(names) not in ids:
+        return (
+            "labels are reduced (--do_reduce_labels, which the recipe or the checkpoint may set), so 0 is ignored and "
+            f"1 is {names[0]!r}, but {read} hold {look.listed()} and never {len(names)}, so {names[0]!r} seems to be "
+            f"stored as 0: take another recipe, such as finetune; {GO_ON}"
+        )
+    if not look.classes:
+        return f"{read} hold {look.listed()}, all of them ignored, so there is nothing to learn or to score: {CHECK}"
+    if len(look.classes) < 2:
+        only = names.get(next(iter(look.classes), -1), "no class")
+        return f"{read} hold {look.listed()}, which is {only!r} alone, so no score can fail: {CHECK}; {GO_ON}"
+    if absent and look.whole and enough:
+        return absent_classes(absent, names, f"{read}, which hold {look.listed()}")
+    return None
+
+
+def values_flag(names: Mapping[int, str]) -> str:
+    """`--mask_values` for maps of 0 and 255."""
+    if len(names) > 2:
+        return "--mask_values 0=NAME 255=NAME"
+    first, last = (BACKGROUND, *names.values()) if len(names) == 1 else names.values()
+    return shlex.join(["--mask_values", f"0={first}", f"255={last}"])
+
+
+def absent_classes(absent: list[int], names: Mapping[int, str], where: str) -> str:
+    """What is said of named classes that never occur `where`."""
+    listed = ", ".join(repr(names[index]) for index in absent[:6])
+    more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
+    never = f"never occur{'s' * (len(absent) == 1)}"
+    return (
+        f"{listed}{more} of the {len(names)} named classes {never} in {where}: {CHECK}, or take the name out of the "
+        f"class names; {GO_ON}"
+    )
+
+
+def refuse_absent_classes(valid: np.ndarray, names: Mapping[int, str], data: LabelledDataset) -> None:
+    """Refuses a whole split, evaluated, in which a named class never occurred.
+
+    Args:
+        valid: see `mean_iou.valid_part`.
+    Raises:
+        UserError: says which, and the fix.
+    """
+    absent = [index for index in names if not valid[index].any()]
+    if absent and not data.arguments.allow_absent_classes:
+        raise UserError(f"split {data.split!r}: {absent_classes(absent, names, 'all of its label maps')}")
+
+
+def no_class_names(data: LabelledDataset) -> UserError:
+    """What is said where classes have no names: the ids that the maps hold, and how to name them."""
+    look = first_look(data.stream, data.own_row_format)
+    flags = " ".join(f"{index}=NAME" for index in sorted(look.stored)[:8]) or "0=NAME 1=NAME"
+    held = look.listed() or "nothing that can be read"
+    return UserError(
+        f"no class names: the label maps hold {held}: name them by --mask_values {flags}, or give --id2label, or put "
+        "id2label.json beside the data"
+    )
 
 
 def why_it_says_nothing(valid: np.ndarray, names: Mapping[int, str]) -> str | None:

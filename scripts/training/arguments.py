@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,18 @@ class TrainArguments(ModelArguments, DatasetArguments):
     """Train a segmentation model on a streamed dataset. A YAML recipe may give the values of flags; flags on the
     command line win."""
 
+    # The fields that flags or a recipe gave; the others have their defaults.
+    given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+
     recipe: str | None = flag(None, f"YAML file with values of these flags, or one of {', '.join(shipped_recipes())}.")
     output_dir: str | None = flag(None, "Folder that gets the checkpoints, the log and the trained model.")
     train_split_name: str = flag("train", "Split of the dataset that is trained on.")
     eval_split_name: str = flag("validation", "Split of the dataset that --eval_steps evaluates on.")
+    settings_from_data: bool = flag(
+        False,
+        "Choose sizes, steps, batch and learning rate from the data and the machine, where no flag or recipe gives "
+        "them; each is printed with its reason.",
+    )
     backbone_weights: str | None = path_flag(
         "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
         "microsoft/resnet-50."
@@ -253,7 +261,7 @@ def planned_steps(arguments: TrainArguments, examples: int | None, total_batch: 
 
 def saved_recipe(arguments: TrainArguments) -> dict[str, Any]:
     """What is kept beside the model: the settings without this machine's folders, and URLs without a password."""
-    places = ("output_dir", "recipe", "resume_from_checkpoint")
+    places = ("given", "output_dir", "recipe", "resume_from_checkpoint")
     recipe = {key: value for key, value in asdict(arguments).items() if value is not None and key not in places}
     for each in fields(arguments):
         if each.name in recipe and each.metadata.get("action") is ReadPath and Path(recipe[each.name]).exists():

@@ -38,7 +38,7 @@ class Progress:
         epoch, index: place of the stream's next sample.
         evaluated: last step that was evaluated.
         best_step, best_score: where validation mIoU was highest, and how high.
-        classes: those that occurred in training; when they are two or more, perhaps not all.
+        classes: those that occurred in the label maps of training.
         logs: what each process has summed up since the log's last line.
     """
 

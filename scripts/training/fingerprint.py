@@ -21,9 +21,9 @@ from scripts.training.arguments import TrainArguments
 
 # These may change, since they decide where and how a run works,
 FREE = {
-    "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "dataset_name",
-    "eval_images", "eval_masks", "max_bad_samples", "num_train_epochs", "output_dir", "recipe",
+    "allow_absent_classes", "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit",
+    "dataloader_num_workers", "dataset_name",
+    "eval_images", "eval_masks", "given", "max_bad_samples", "num_train_epochs", "output_dir", "recipe",
     "resume_from_checkpoint", "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
     # what it reports,
     "eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps", "logging_steps", "num_tracked_images",
@@ -50,8 +50,10 @@ def training_settings(
         arguments: with the batch sizes that are in use.
     """
     flags = {f"--{name}": value for name, value in asdict(arguments).items() if name not in FREE}
-    if arguments.class_map and Path(arguments.class_map).is_file():
-        flags["--class_map"] = sha256(Path(arguments.class_map))
+    for name in ("class_map", "mask_colors"):
+        file = getattr(arguments, name)
+        if file and Path(file).is_file():
+            flags[f"--{name}"] = sha256(Path(file))
     flags["--max_train_steps"] = max_steps
     flags["--mixed_precision"] = accelerator.mixed_precision
     model = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}

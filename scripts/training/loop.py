@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
-from scripts.evaluation.degenerate import why_it_says_nothing
+from scripts.evaluation.degenerate import absent_classes, why_it_says_nothing
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
 from scripts.models.loading import refuse_non_finite, save_model_folder
@@ -90,8 +90,7 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.names.append(batch.pop("names"))
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
-        if len(run.progress.classes) < 2:
-            run.progress.classes |= {int(index) for image in batch["class_labels"] for index in image}
+        run.progress.classes |= set(batch.pop("classes"))
         with accelerator.accumulate(run.model):
             where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
             # Of the matcher, at logits that are not finite.
@@ -218,22 +217,36 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
     run.train_mode()
 
 
-def check_classes_seen(run: Run) -> None:
-    """Says so if training has seen one class only.
+def check_classes_seen(run: Run, whole_epoch: bool) -> None:
+    """Says so if training has seen one class only, or never a class that is named.
 
+    Args:
+        whole_epoch: whether every sample went by; then it stops at what the first look could not know.
     Raises:
-        UserError: it has seen none, in all processes alike.
+        UserError: none occurred, or not all in an epoch, in all processes alike.
     """
     seen = set(gather_object(sorted(run.progress.classes)))
+    names = run.network.config.id2label
     if not seen:
         raise UserError(
-            f"split {run.data.split!r}: no training crop held a pixel of any class, all were ignored, so there is "
+            f"split {run.data.split!r}: no label map held a pixel of any class, all were ignored, so there is "
             "nothing to learn: check the ids of the label maps with scripts/check_dataset.py"
         )
-    if len(seen) == 1:
-        name = run.network.config.id2label[seen.pop()]
+    absent = [index for index in names if index not in seen]
+    if whole_epoch and absent and not run.look.whole and not run.arguments.allow_absent_classes:
+        raise UserError(f"split {run.data.split!r}: {absent_classes(absent, names, 'a whole epoch')}")
+    if len(seen) == 1 and run.progress.epoch < 2:
+        name = names[seen.pop()]
         text = f"warning: training has seen no other class than {name!r}: a model of it says that everywhere"
         run.accelerator.print(text, file=sys.stderr)
+
+
+def check_classes_after_epoch(run: Run, log: TrainLog) -> None:
+    """`check_classes_seen`; where it stops the run, what was trained is kept in a checkpoint."""
+    try:
+        check_classes_seen(run, whole_epoch=True)
+    except UserError as error:
+        raise UserError(f"{error}; {save(run, log)} keeps what was trained") from error
 
 
 def save_best(run: Run) -> None:
@@ -286,8 +299,7 @@ def loop(run: Run) -> dict[str, Any]:
             epoch = progress.epoch
             step = training_step(run, batches, run.signals.received)
             if progress.epoch > epoch:
-                if epoch == 0:
-                    check_classes_seen(run)
+                check_classes_after_epoch(run, log)
                 on_main(accelerator, lambda: check_data_unchanged(run.data, run.settings))
             bar.update()
             for waited, terms in zip(step.waited, step.terms, strict=True):
@@ -302,7 +314,7 @@ def loop(run: Run) -> dict[str, Any]:
             if arguments.checkpointing_steps and progress.step % arguments.checkpointing_steps == 0:
                 save(run, log)
     if progress.epoch == 0:
-        check_classes_seen(run)
+        check_classes_seen(run, whole_epoch=False)
     log.draw(at_once=True)
     return log.last
 

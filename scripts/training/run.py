@@ -16,13 +16,14 @@ from torch.optim.swa_utils import AveragedModel
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import build_accelerator, on_main, raised_on_all
 from scripts.data.augmentation import training_augmentation
+from scripts.data.first_look import FirstLook
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
 from scripts.data.measuring import settle_images
 from scripts.data.samples import BadSamples
 from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
-from scripts.evaluation.degenerate import refuse_one_class
+from scripts.evaluation.degenerate import look_at_classes, no_class_names, refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.input_channels import set_num_channels
 from scripts.models.loading import build_processor, refuse_dead_hrca, refuse_non_finite
@@ -34,6 +35,7 @@ from scripts.training.checkpointing import Progress, checkpoints, find_checkpoin
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
 from scripts.training.optimization import average_of, build_parameter_groups, build_scheduler
+from scripts.training.settings_from_data import settled
 from scripts.training.stopping import StopSignals
 from scripts.training.tracking import TrackedImages
 
@@ -67,6 +69,7 @@ class Run:
         settings: what decides the result, see `training_settings`.
         signals: Ctrl-C and SIGTERM, kept for the loop.
         lock: what keeps other runs out of the output folder; the main process holds it.
+        look: what the first label maps of the training split hold.
     """
 
     arguments: TrainArguments
@@ -84,6 +87,7 @@ class Run:
     bad_samples: BadSamples = field(default_factory=BadSamples)
     signals: StopSignals = field(default_factory=StopSignals)
     lock: FolderLock = field(default_factory=lambda: FolderLock("--output_dir", Path()))
+    look: FirstLook = field(default_factory=FirstLook)
 
     @property
     def network(self) -> Any:
@@ -239,8 +243,22 @@ def set_up(arguments: TrainArguments) -> Run:
     return run
 
 
+def look_at_splits(data: LabelledDataset, names: dict[int, str]) -> FirstLook:
+    """What the first label maps of the training split hold; those of validation are looked at too if it is used.
+
+    Raises:
+        UserError: a split that cannot be trained on or be scored, see `look_at_classes`.
+    """
+    look = look_at_classes(data, names)
+    if data.arguments.eval_steps:  # type: ignore[attr-defined]
+        look_at_classes(data.other_split(data.arguments.eval_split_name), names)  # type: ignore[attr-defined]
+    return look
+
+
 def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     """`set_up` in a folder that is this run's alone."""
+    if arguments.settings_from_data:
+        arguments = on_main(accelerator, lambda: settled(arguments, accelerator.device.type))
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -255,7 +273,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     data = LabelledDataset(arguments, arguments.train_split_name)
     start = start_of(arguments)
     if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):
-        raise UserError("no class names: give --id2label, or put id2label.json beside the data")
+        raise no_class_names(data)
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
     max_steps = planned_steps(arguments, data.num_examples, micro_batch * accelerator.gradient_accumulation_steps)
 
@@ -266,6 +284,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     if data.palette:
         config.palette = data.palette
     check_ignored_id(config)
+    look = on_main(accelerator, lambda: look_at_splits(data, config.id2label or {}))
     refuse_one_class(config.id2label or {})
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
@@ -278,10 +297,10 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
         num_labels=config.num_labels,
         **start.processor_settings,
     )
-    settled = settle_images(
+    numbers = settle_images(
         arguments, data, config, processor, lambda measure: on_main(accelerator, measure), accelerator.print
     )
-    arguments = replace(arguments, **settled)
+    arguments = replace(arguments, **numbers)
     settings = training_settings(arguments, accelerator, data, config, max_steps)
     checkpoint = None
     if wanted := arguments.resume_from_checkpoint:
@@ -311,7 +330,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     set_seed(arguments.seed, device_specific=True)
     run = Run(
         arguments, accelerator, data, model, processor, optimizer, scheduler, max_steps, settings, average, memory,
-        bad_samples=BadSamples(arguments.max_bad_samples, data.num_examples),
+        bad_samples=BadSamples(arguments.max_bad_samples, data.num_examples), look=look,
     )  # fmt: skip
     if checkpoint is not None:
         load_checkpoint(accelerator, run.states, checkpoint)
@@ -331,6 +350,15 @@ def other_window(run: Run) -> str:
     return f", but it will read windows of {side}x{side}: set crops or image_size to the same"
 
 
+def start_in_words(arguments: TrainArguments) -> str:
+    """What the weights start from."""
+    whole = arguments.model_name_or_path or arguments.warm_start
+    backbone = f"backbone {arguments.backbone_weights}" if arguments.backbone_weights else ""
+    if whole or backbone:
+        return ", ".join(filter(None, (whole, backbone)))
+    return "backbone from scratch (--backbone_weights gives a trained one)"
+
+
 def describe(run: Run) -> str:
     """The run in one table, before it starts."""
     arguments, accelerator = run.arguments, run.accelerator
@@ -344,6 +372,8 @@ def describe(run: Run) -> str:
     rows = [
         ("data", f"{data}, {examples or 'unknown'} samples"),
         ("classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"),
+        ("labels", "reduced: 0 is ignored, 1 is the first class" if arguments.do_reduce_labels else "as stored"),
+        ("start", start_in_words(arguments)),
         ("crop", f"{arguments.crop_height}x{arguments.crop_width}{other_window(run)}"),
         ("batch", f"{run.images_per_step} = {micro_batch} x {accelerator.gradient_accumulation_steps} micro steps"),
         ("steps", f"{run.max_steps}{epochs}"),

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,6 +183,21 @@ def test_mask2former_and_what_is_compared_to_it(tmp_path, monkeypatch):
     assert value_of(commands[-1], "--max_train_steps") == "10"
     assert value_of(commands[-1], "--warm_start") == str(run_folder(given, "mask2former", 0))
     assert "--backbone_weights" not in commands[-1]
+
+
+def test_a_time_that_the_output_file_has_is_not_trained_for_again(tmp_path, monkeypatch):
+    given = arguments(tmp_path, [0], variants=["both", "mask2former"])
+    finished_runs(given, {"both": [40.0]}, minutes=4.0)
+    finished_runs(given, {"mask2former": [30.0]}, minutes=3.0)
+    ablation(given)
+    for name in ("both", "mask2former"):
+        shutil.rmtree(run_folder(given, name, 0))
+    commands = recorded_commands(monkeypatch)
+    with pytest.raises(UserError, match=r"train\.py of equal-time-seed0"):
+        ablation(replace(given, variants=["equal-time"]))
+    assert value_of(commands[-1], "--max_train_steps") == "30"
+    with pytest.raises(UserError, match=r"train\.py of mask2former-seed0"):  # whose weights are needed
+        ablation(replace(given, variants=["equal-time", "warm-start"]))
 
 
 def test_runs_of_other_flags_are_refused(tmp_path):

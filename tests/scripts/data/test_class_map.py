@@ -9,7 +9,7 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
-from scripts.data.class_map import build_class_map
+from scripts.data.class_map import build_class_map, map_of_values
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_sample
 
@@ -50,6 +50,49 @@ def test_reduced_labels_stay_one_too_high(written):
     assert found.apply(torch.tensor([[0, 1, 2, 3, 4, 6, 255]]), "x").tolist() == [[0, 255, 1, 2, 2, 4, 255]]
 
 
+def test_a_class_may_be_stored_as_255(written):
+    found = written("road: [road, lane]\ncell: [255]\n")
+    assert found.id2label == dict(enumerate(["road", "car", "truck", "person", "sky", "cell"]))
+    assert found.apply(torch.tensor([[0, 5, 255]], dtype=torch.uint8), "x").tolist() == [[0, 4, 5]]
+
+
+def test_values_are_mapped_without_class_names(tmp_path):
+    file = tmp_path / "classes.yaml"
+    file.write_text("cell: [255, 65535]\nmembrane: 0\nignore: [128]\n")
+    found = build_class_map(str(file), None, 255, False)
+    assert found.id2label == {0: "membrane", 1: "cell"}
+    mapped = found.apply(torch.tensor([[0, 128, 255, 65535]], dtype=torch.int32), "x")
+    assert mapped.tolist() == [[0, 255, 1, 1]]
+    file.write_text("cell: [nucleus]\n")
+    with pytest.raises(UserError, match="cell: the dataset has no class names, so 'nucleus' is none"):
+        build_class_map(str(file), None, 255, False)
+
+
+def test_values_are_named_by_a_flag():
+    found = map_of_values(["0=membrane,255=cell", "7=cell", " 9 = ignore "], 255)
+    assert found.id2label == {0: "membrane", 1: "cell"}
+    assert found.apply(torch.tensor([[0, 7, 9, 255]], dtype=torch.uint8), "x").tolist() == [[0, 1, 255, 1]]
+    assert map_of_values(["0=a", "1=b"], 255).apply(torch.tensor([[0, 255]]), "x").tolist() == [[0, 255]]
+    with pytest.raises(UserError, match="label 3 in image x is no class: name it in --mask_values, 3=ignore"):
+        found.apply(torch.tensor([[3]]), "x")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (["0"], "--mask_values '0': write VALUE=NAME"),
+        (["cell=255"], "--mask_values 'cell=255': write VALUE=NAME"),
+        (["-1=cell"], "write VALUE=NAME"),
+        (["70000=cell"], "label maps hold values from 0 to 65535"),
+        (["0=a", "0=b"], "0 is 'a' and 'b': give each value one name"),
+        (["255=ignore"], "it names no class"),
+    ],
+)
+def test_wrong_values(items, message):
+    with pytest.raises(UserError, match=message):
+        map_of_values(items, 255)
+
+
 @pytest.mark.parametrize("value", [6, 254, 300, 70000])
 def test_ids_outside_the_old_classes_stop(written, value):
     found = written("road: [road, lane]\n")
@@ -87,7 +130,7 @@ def test_a_class_map_reaches_the_samples(tmp_path):
         train_masks=str(tmp_path / "masks"),
         class_map=str(tmp_path / "classes.yaml"),
     )
-    with pytest.raises(UserError, match=r"--class_map .* needs the dataset's class names: give --id2label"):
+    with pytest.raises(UserError, match=r"--class_map .* the dataset has no class names, so 'car' is none"):
         assert LabelledDataset(arguments, "train").id2label
     (tmp_path / "id2label.json").write_text(json.dumps(NAMES))
     data = LabelledDataset(arguments, "train")

@@ -266,10 +266,12 @@ def test_a_name_that_nobody_answers_to_is_not_tried_again(quick):
         with_retries(fails, "x", if_answered=True)
 
 
-@pytest.mark.parametrize(("faults", "expected"), [([Refused(503, "0"), Refused(429, "0")], {0: "a"}), ([], None)])
+@pytest.mark.parametrize(
+    ("faults", "expected"), [([Refused(503, "0"), Refused(429, "0")], {0: "a", 1: "b"}), ([], None)]
+)
 def test_class_names_outlive_a_busy_hub(quick, monkeypatch, tmp_path, faults, expected):
     """Without them a run would train on other classes; only an answer that there are none counts as none."""
-    (tmp_path / "id2label.json").write_text('{"0": "a"}')
+    (tmp_path / "id2label.json").write_text('{"0": "a", "1": "b"}')
     answers = [*faults, tmp_path / "id2label.json"] if faults else [EntryNotFoundError("no such file")]
 
     def download(*_, **__):

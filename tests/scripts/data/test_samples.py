@@ -141,7 +141,7 @@ BLACK = Image.new("RGB", (8, 6))
 @pytest.mark.parametrize(
     ("label", "kind", "message"),
     [
-        (COLOURS, "PNG", "need one channel of class ids, not colours$"),
+        (COLOURS, "PNG", "need one channel of class ids, not colours .give --mask_colors with"),
         (BLACK, "PNG", "not colours .its channels are equal"),
         (BLACK.convert("F"), "TIFF", "holds float32: need integers"),
         (BLACK.convert("I").point(lambda value: value - 3), "TIFF", "holds -3: ids start"),

@@ -17,7 +17,8 @@ from scripts.training.run import set_up
 
 
 # Those of the other two systems have tests of their own, in their folders.
-NAMES = sorted(r.stem for r in RECIPES.glob("*.yaml") if "semask" not in r.stem and "qlseg" not in r.stem)
+# Those whose numbers are in them: finetune takes its own from the data.
+NAMES = sorted(r.stem for r in RECIPES.glob("*.yaml") if not {"semask", "qlseg", "finetune"} & set(r.stem.split("-")))
 CARDS = PROJECT_ROOT / "hub_cards"
 
 # ---- the numbers of the reference (section 5 of its description), written down here and read from nowhere ----
@@ -201,7 +202,7 @@ def small_run(name, shapes, folder):
         flags += ["--shortest_edges", edge, "--longest_edge", 4 * edge]
         classes = {index: f"class {index}" for index in range(MODELS[name][0])}
         (folder / "id2label.json").write_text(json.dumps(classes))
-        flags += ["--id2label", folder / "id2label.json"]
+        flags += ["--id2label", folder / "id2label.json", "--allow_absent_classes"]
     return set_up(parse_arguments(TrainArguments, [name, *map(str, flags)]))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .image_processing_pil_faseg import FASegImageProcessorPil  # noqa: F401
 
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .intensities import scaled_intensities  # noqa: F401
     from .label_maps import read_label_map  # noqa: F401
     from .model_outputs import checked_sizes  # noqa: F401
     from .post_processing import FASegPostProcessing  # noqa: F401

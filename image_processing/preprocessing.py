@@ -1,7 +1,8 @@
 """What both backends of the processor share: the resize rule, reading images, the order of the steps.
 
-An image becomes RGB, is resized so that its shortest edge is `size["shortest_edge"]`, normalised, and padded with
-zeros (the mean colour) at the right and bottom. The backends differ only in who resizes and normalises.
+An image becomes RGB, or keeps as many bands as `image_mean` has numbers, is resized so that its shortest edge is
+`size["shortest_edge"]`, normalised, and padded with zeros (the mean colour) at the right and bottom. The backends
+differ only in who resizes and normalises.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
@@ -28,6 +30,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import Unpack
 from transformers.utils import logging
 
+from .intensities import DEEP_MODES, lost_by_pillow, scaled_intensities
 from .label_maps import (
     check_ids,
     label_map_to_masks,
@@ -53,8 +56,6 @@ logger = logging.get_logger(__name__)
 
 LOADING_NAMES = ("device_map",)  # near to the name of a setting, and meant for the model
 EXIF_ORIENTATION = 0x0112
-# Modes that Pillow's conversion to RGB would clip to 8 bits or refuse.
-DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def network_size(height: int, width: int, size: SizeDict, pad_size: SizeDict | None = None) -> tuple[int, int]:
@@ -95,38 +96,54 @@ def network_size(height: int, width: int, size: SizeDict, pad_size: SizeDict | N
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool) -> np.ndarray:
+def pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool, of_any_depth: bool = False) -> np.ndarray:
     """`(H, W, C)` or `(H, W)` of a Pillow image; to RGB as `Image.convert` does it: transparency is dropped.
 
-    The image stays as stored, in agreement with its label map and with `image.size`; a viewer's rotation (EXIF) is
-    only warned about. Files given by path are turned upright.
+    With `of_any_depth`, one band of more than 8 bits stays as it is. The image stays as stored, in agreement with its
+    label map and with `image.size`; a viewer's rotation (EXIF) is only warned about. Files given by path are turned
+    upright.
     """
+    if lost := lost_by_pillow(image):
+        raise ValueError(f"an image file holds {lost}, which Pillow does not read whole: pass it as a NumPy array")
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     if orientation not in (0, 1):
         logger.warning_once(
             f"an image carries EXIF orientation {orientation} and is used as stored, which viewers show turned:"
             " apply PIL.ImageOps.exif_transpose first, or pass the file's path"
         )
+    if of_any_depth and image.mode in DEEP_MODES:
+        return np.array(image)
     if not do_convert_rgb:
         if image.mode in ("P", "PA"):
             raise ValueError(f"an image has mode {image.mode!r}, indices of a palette: set do_convert_rgb=True")
-        return np.array(image)
+        return np.array(image.convert("L") if image.mode == "1" else image)
     if image.mode in DEEP_MODES:
-        raise ValueError(f"an image has mode {image.mode!r}, more than 8 bits: scale it to 0..255 and 8 bits first")
+        low, high = image.getextrema()
+        raise ValueError(
+            f"an image has mode {image.mode!r}, more than 8 bits, and holds {low:g}..{high:g}: scale it to 0..255 and"
+            f" 8 bits first, or set intensity_range to what becomes 0 and 255, such as [{low:g}, {high:g}]"
+        )
     return np.array(image.convert("RGB"))
 
 
-def channels_axis(shape: tuple[int, ...], input_data_format: str | ChannelDimension | None) -> int:
-    """0 or 2: where the channels of a 3-dimensional array are. RGB and RGBA win over grey where both fit."""
+def channels_axis(
+    shape: tuple[int, ...], input_data_format: str | ChannelDimension | None, bands: int | None = None
+) -> int:
+    """0 or 2: where the channels of a 3-dimensional array are. RGB and RGBA win over grey where both fit.
+
+    Args:
+        bands: how many there must be, if that is known.
+    """
     if input_data_format is not None:
         return 0 if ChannelDimension(input_data_format) == ChannelDimension.FIRST else 2
-    for channels in ((3, 4), (1,)):
+    for channels in ((3, 4), (1,)) if bands is None else ((bands,),):
         first, last = shape[0] in channels, shape[2] in channels
         if first and last:
             logger.warning_once(f"an image of shape {shape} is read as (C, H, W): pass input_data_format to be sure")
         if first or last:
             return 0 if first else 2
-    raise ValueError(f"an image has shape {shape}: pass (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
+    counts = "1, 3 or 4" if bands is None else f"{bands}, as image_mean has numbers,"
+    raise ValueError(f"an image has shape {shape}: pass (H, W), (H, W, C) or (C, H, W) with {counts} channels")
 
 
 def eight_bits(image: Any) -> Any:
@@ -139,7 +156,10 @@ def eight_bits(image: Any) -> Any:
         return image if image.dtype == np.uint8 else image.astype(np.float32, copy=False)
     if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
         values = f"{image.min()}..{image.max()}" if image.dtype.kind in "iub" else "no numbers"
-        raise ValueError(f"an image of dtype {image.dtype} holds {values}: pass 8 bits, 0..255")
+        raise ValueError(
+            f"an image of dtype {image.dtype} holds {values}: pass 8 bits, 0..255, or set intensity_range to what"
+            " becomes 0 and 255"
+        )
     return image.astype(np.uint8)
 
 
@@ -166,6 +186,7 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
     ignore_index = 255
     num_labels = None
     label_ids_to_fuse = None
+    intensity_range = None
 
     # What the backends bring.
     resize: Callable[..., Any]
@@ -207,6 +228,8 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """Settings as saved in `preprocessor_config.json`; `auto_map` names both backends."""
         settings = super().to_dict()
+        if settings.get("intensity_range") is None:  # processors that were saved before there was one stay as they are
+            settings.pop("intensity_range", None)
         if "auto_map" in settings:
             settings["auto_map"]["AutoImageProcessor"] = {
                 "torchvision": "image_processing_faseg.FASegImageProcessor",
@@ -217,9 +240,14 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Paths and URLs read by Pillow in both backends: upright and RGB."""
+        """Paths and URLs read by Pillow in both backends, upright: files as they are, what URLs name as RGB."""
         if isinstance(image_url_or_urls, os.PathLike):
             image_url_or_urls = os.fspath(image_url_or_urls)
+        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+            with PIL.Image.open(image_url_or_urls) as image:
+                if lost := lost_by_pillow(image):
+                    raise ValueError(f"{image_url_or_urls} holds {lost}: read it, and pass it as a NumPy array")
+                return PIL.ImageOps.exif_transpose(image)
         return ImageProcessingMixin.fetch_images(self, image_url_or_urls)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
@@ -239,21 +267,31 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: str | torch.device | None = None,
+        image_mean: Any = None,
+        intensity_range: Any = None,
         **kwargs: Any,
     ) -> Any:
         """One image as the backend's array `(C, H, W)`, uint8 or floating point."""
+        bands = len(image_mean) if isinstance(image_mean, (list, tuple)) and len(image_mean) != 3 else None
+        to_rgb = bool(do_convert_rgb) and bands is None
         if isinstance(image, PIL.Image.Image):
-            image = pil_to_array(image, bool(do_convert_rgb))
+            image = pil_to_array(image, to_rgb, of_any_depth=intensity_range is not None)
             input_data_format = ChannelDimension.LAST
         if image.ndim not in (2, 3) or 0 in image.shape:
             raise ValueError(f"an image has shape {tuple(image.shape)}: pass (H, W), (H, W, C) or (C, H, W)")
         if image.ndim == 2:
             image = image[None]
-        elif channels_axis(tuple(image.shape), input_data_format) == 2:
+        elif channels_axis(tuple(image.shape), input_data_format, bands) == 2:
             image = image.permute(2, 0, 1) if isinstance(image, torch.Tensor) else image.transpose(2, 0, 1)
-        if do_convert_rgb:
+        if to_rgb:
+            if image.shape[0] not in (1, 3, 4):
+                raise ValueError(
+                    f"an image has {image.shape[0]} channels, of which do_convert_rgb=True makes no RGB: pass 1, 3 or"
+                    " 4, or give the processor a mean and a deviation for each (image_mean, image_std)"
+                )
             image = image[[0, 0, 0]] if image.shape[0] == 1 else image[:3]
-        return self.to_backend(eight_bits(image), device)
+        image = eight_bits(image) if intensity_range is None else scaled_intensities(image, *intensity_range)
+        return self.to_backend(image, device)
 
     def to_backend(self, image: Any, device: str | torch.device | None) -> Any:
         """NumPy array or torch tensor -> the array type of the backend."""
@@ -271,14 +309,16 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         """Images, and for training their label maps, as the model's inputs.
 
         Args:
-            images: one or more Pillow images, NumPy arrays or torch tensors (0..255), paths or URLs.
+            images: one or more Pillow images, NumPy arrays or torch tensors (0..255, or of `intensity_range`), paths
+                or URLs. With the default `do_convert_rgb` they become RGB: grey is repeated and transparency dropped;
+                with an `image_mean` of another length than 3 they must have as many channels.
             segmentation_maps: per image a map `(H, W)` of class ids, or of instance ids; as large as the image.
             instance_id_to_semantic_id: for instance maps, the class of each id, one dictionary for all or one each.
             kwargs: any setting of the processor, for this call.
         Returns:
-            `pixel_values` `(B, 3, H, W)` float32, `pixel_mask` `(B, H, W)` int64 with 1 on the image and 0 on the
-            padding, `input_sizes` B sizes of the resized images before padding; with maps also `mask_labels`, per
-            image `(T, H, W)` float32, and `class_labels`, per image `(T,)` int64. An unlabelled image has T = 0.
+            `pixel_values` `(B, C, H, W)` float32, C mostly 3, `pixel_mask` `(B, H, W)` int64 with 1 on the image and 0
+            on the padding, `input_sizes` B sizes of the resized images before padding; with maps also `mask_labels`,
+            per image `(T, H, W)` float32, and `class_labels`, per image `(T,)` int64. An unlabelled image has T = 0.
         Raises:
             ValueError: an image or map that cannot be right; the message names it and the fix.
         """
@@ -297,7 +337,8 @@ class FASegImageProcessorBase(FASegPostProcessing, BaseImageProcessor):
         instance_id_to_semantic_id: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        reading: Any = {name: kwargs.get(name) for name in ("do_convert_rgb", "input_data_format", "device")}
+        names = ("do_convert_rgb", "input_data_format", "device", "image_mean", "intensity_range")
+        reading: Any = {name: kwargs.get(name) for name in names}
         prepared = self._prepare_image_like_inputs(images, **reading)
         return self._preprocess(prepared, segmentation_maps, instance_id_to_semantic_id, **kwargs)
 
@@ -421,12 +462,14 @@ def check_stack(images: list[Any]) -> None:
 
 
 def check_channels(image: Any, index: int, kwargs: dict[str, Any]) -> None:
-    """Raise ValueError unless there is a mean for each channel."""
-    mean = kwargs["image_mean"]
-    if kwargs["do_normalize"] and isinstance(mean, (list, tuple)) and len(mean) != image.shape[0]:
-        raise ValueError(
-            f"image {index} has {image.shape[0]} channels but image_mean has {len(mean)}: set do_convert_rgb=True"
-        )
+    """Raise ValueError unless there is a mean and a deviation for each channel; nothing is repeated to fit."""
+    for name in ("image_mean", "image_std"):
+        numbers = kwargs[name]
+        if kwargs["do_normalize"] and isinstance(numbers, (list, tuple)) and len(numbers) != image.shape[0]:
+            fix = f"pass images of {len(numbers)}, or {image.shape[0]} numbers as image_mean and as image_std"
+            if len(numbers) == 3 and image.shape[0] in (1, 4):
+                fix = "set do_convert_rgb=True"
+            raise ValueError(f"image {index} has {image.shape[0]} channels but {name} has {len(numbers)}: {fix}")
 
 
 def check_range(image: Any, index: int, kwargs: dict[str, Any]) -> None:

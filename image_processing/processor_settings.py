@@ -9,6 +9,8 @@ from typing import Any
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .intensities import is_range
+
 
 TASKS = ("semantic", "instance", "panoptic")
 # Names in a saved processor that are no settings.
@@ -46,6 +48,7 @@ class FASegImageProcessorKwargs(ImagesKwargs, total=False):
     num_labels: int | None
     label_ids_to_fuse: list[int] | None
     size_divisor: int
+    intensity_range: list[float | int] | tuple[float | int, ...] | None
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
@@ -97,6 +100,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     known = resample is None or resample in RESAMPLE or resample in [kind.name.lower() for kind in RESAMPLE]
     require(settings, "resample", known or resample == "nearest-exact", f"choose one of {names}")
     check_colours(settings)
+    limits = settings.get("intensity_range")
+    require(settings, "intensity_range", limits is None or is_range(limits), "pass two numbers, [low, high]")
     check_labels(settings)
     check_padding(settings["size_divisor"], settings["pad_size"])
 

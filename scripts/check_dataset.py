@@ -59,11 +59,12 @@ def check(arguments: CheckArguments) -> int:
     import torch
 
     from scripts.data.sources import IGNORE_INDEX
-    from scripts.dataset_check import diagnosis, findings_page, splits, summary
+    from scripts.dataset_check import diagnosis, findings_page, image_numbers, splits, summary
     from scripts.dataset_check.cost import Cost, RecipeCost
     from scripts.dataset_check.finding import Evidence
     from scripts.dataset_check.label_rule import LabelRule
     from scripts.drawing.visualization import parse_palette
+    from scripts.models.input_channels import RGB, num_channels
     from scripts.training.settings_from_data import settled
 
     # ---- classes
@@ -80,6 +81,14 @@ def check(arguments: CheckArguments) -> int:
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
     recipe = RecipeCost(arguments, data.row_format, names) if has_model and names and not of_names else None
 
+    bands = num_channels(recipe.config) if recipe else arguments.num_channels or RGB
+    limits = arguments.intensity_range or (recipe.stored_range() if recipe else None)
+    form, image_facts = image_numbers.settled(arguments, opened, bands, limits)
+    for each in opened.values():
+        each.image_form = form
+    if recipe:
+        recipe.form = data.row_format
+
     # ---- samples
     keep = recipe.keep if recipe else lambda row: None
     counts = splits.count_splits(opened, arguments, rule, arguments.max_samples, keep)
@@ -90,6 +99,7 @@ def check(arguments: CheckArguments) -> int:
         train = opened.get(arguments.train_split_name)
         cost = recipe.estimate(counts, train.num_examples if train else None, not arguments.no_timing)
         findings += cost.findings
+    cost.facts = image_facts | cost.facts
     findings = diagnosis.in_order(findings)
 
     # ---- report

@@ -29,7 +29,7 @@ from scripts.cli.parser import (
     parse_arguments,
     run_command,
 )
-from scripts.data.arguments import DatasetArguments, check_dataset_flags
+from scripts.data.arguments import DatasetArguments, check_dataset_flags, parse_range
 from scripts.evaluation.protocols import (
     LABEL_IDS,
     NATIVE,
@@ -151,6 +151,7 @@ def check_arguments(arguments: EvaluateArguments) -> None:
         raise UserError("--tta_shortest_edges and --tta_longest_edge belong to --tta: add it, or leave them out")
     if arguments.eval_longest_edge and not arguments.eval_shortest_edge:
         raise UserError("--eval_longest_edge belongs to --eval_shortest_edge: add it, or leave it out")
+    parse_range(arguments.intensity_range)
     check_label_ids(arguments.protocol, arguments.label_ids)
     if arguments.label_ids == "reduced" and arguments.do_reduce_labels:
         raise UserError("--label_ids reduced and --do_reduce_labels contradict each other: leave one of them out")
@@ -217,6 +218,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluates, prints the table and writes the results file; returns its content, {} off the main process."""
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator, on_main
+    from scripts.data.bands import form_of, use_range
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.data.samples import BadSamples
     from scripts.data.sources import check_ignored_id
@@ -246,7 +248,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         check_classes(arguments.protocol, num_labels)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device)
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
-    processor = build_processor(arguments, config)
+    processor = use_range(build_processor(arguments, config), arguments.intensity_range)
 
     # ---- protocol
     sizes = evaluation_sizes(arguments, processor)
@@ -254,9 +256,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     plain = evaluation_sizes(replace(arguments, sliding_window=False, crop_size=None, stride=None), processor)
     lens_processor = processor
     if arguments.protocol != NATIVE or arguments.eval_shortest_edge or arguments.sliding_window:
-        processor = build_processor(arguments, config, size=sizes.processor_size)
-        lens_processor = build_processor(arguments, config, size=plain.processor_size)
+        limits = {"intensity_range": processor.intensity_range} if arguments.intensity_range else {}
+        processor = build_processor(arguments, config, size=sizes.processor_size, **limits)
+        lens_processor = build_processor(arguments, config, size=plain.processor_size, **limits)
     data = LabelledDataset(arguments, arguments.eval_split_name)
+    data.image_form = form_of(config, processor)
     label_ids, id_table = arguments.label_ids, None
     if arguments.protocol == NATIVE:
         # A model trained on reduced labels is compared with reduced labels.

@@ -27,6 +27,7 @@ from scripts.cli.parser import (
     path_flag,
     run_command,
 )
+from scripts.data.arguments import intensity_range_flag, parse_range
 from scripts.models.arguments import ModelArguments
 from scripts.storage.outputs import check_output_file, overwrite_flag
 
@@ -45,6 +46,7 @@ class ExplainArguments(ModelArguments):
         "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model."
     )
     max_segments: int = flag(6, "How many segments of each image are shown, the largest ones.")
+    intensity_range: list[str] | None = intensity_range_flag()
     recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
@@ -62,6 +64,7 @@ def check_arguments(arguments: ExplainArguments) -> None:
     check_folder("--output_dir", Path(arguments.output_dir))
     check_output_file("--output_dir:", Path(arguments.output_dir) / PAGE, arguments.overwrite)
     check_at_least(arguments, 1, "max_segments")
+    parse_range(arguments.intensity_range)
 
 
 def explain(arguments: ExplainArguments) -> int:
@@ -70,6 +73,7 @@ def explain(arguments: ExplainArguments) -> int:
     import torch
     from tqdm import tqdm
 
+    from scripts.data.bands import for_eyes
     from scripts.data.images import find_images, output_names, read_image
     from scripts.explaining.explainer import Explainer, write_images
     from scripts.explaining.focus_page import class_names, image_section, write_focus_page
@@ -88,6 +92,10 @@ def explain(arguments: ExplainArguments) -> int:
         second = Explainer(compared, device)
         if class_names(first.model.config) != class_names(second.model.config):
             raise UserError(f"--compare {arguments.compare} has other classes than the model: give one of the same")
+        if first.form != second.form:
+            raise UserError(
+                f"--compare {arguments.compare} reads other bands or numbers than the model: give one alike"
+            )
         if first.name == second.name:
             first.name, second.name = str(arguments.model_name_or_path), arguments.compare
 
@@ -96,7 +104,7 @@ def explain(arguments: ExplainArguments) -> int:
     model = first.described(names_kind=second is not None)
     jobs = list(zip(images, output_names(images), strict=True))
     for path, name in tqdm(jobs, desc="explain", unit="image"):
-        image = read_image(path)
+        image = read_image(path, first.form)
         if image is None:
             failed += 1
             continue
@@ -108,6 +116,7 @@ def explain(arguments: ExplainArguments) -> int:
             matches = [counterpart(path.segment, seen.segments) for path in explained.paths]
             paths = [None if match is None else focus_path(seen, match, second.model.config) for match in matches]
             other = theirs, second.described(names_kind=True), paths
+        image = for_eyes(image)
         write_images(output_dir, name, image, explained, model, arguments.overwrite)
         sections.append(image_section(path.name, image, explained, model, other))
     if not sections:

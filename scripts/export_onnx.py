@@ -92,6 +92,7 @@ def check_arguments(arguments: ExportArguments) -> None:
 def export_onnx(arguments: ExportArguments) -> Path:
     """Writes the file, or raises `UserError` and leaves none."""
     check_arguments(arguments)
+    from scripts.data.bands import form_of
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
     from scripts.onnx_export.kinds import kind_of
 
@@ -104,6 +105,11 @@ def export_onnx(arguments: ExportArguments) -> Path:
     processor = build_processor(arguments, config, **kind.processor_settings(size))
     given = f"--model_name_or_path {arguments.model_name_or_path}"
     refuse_non_finite(model, given, ": the checkpoint is damaged, train it again")
+    if arguments.with_processing and not form_of(model.config, processor).is_plain:
+        raise UserError(
+            "--with_processing: the file would take RGB images of 8 bits, the model reads others: leave it out, and "
+            "normalise images as preprocessor_config.json says"
+        )
     if arguments.with_processing and not size:
         refuse_small_images(processor, kind.least_side)
 
@@ -225,6 +231,7 @@ def measured_speed(
     """A line on the time of onnxruntime against eager, on the largest input of the check."""
     import torch
 
+    from scripts.models.input_channels import num_channels
     from scripts.onnx_export import checking
     from scripts.onnx_export.network import IMAGE, INPUT
 
@@ -239,7 +246,7 @@ def measured_speed(
         )
     else:
         batch_size, height, width = kind.sizes_to_check(processor, size)[-1]
-        pixels = checking.drawn_images(batch_size, height, width, arguments.seed)
+        pixels = checking.drawn_images(batch_size, height, width, arguments.seed, num_channels(model.config))
         what = f"{batch_size} x {height} x {width}"
         with torch.no_grad():
             eager, exported = checking.median_times(

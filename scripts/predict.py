@@ -32,7 +32,7 @@ from scripts.cli.parser import (
     parse_arguments,
     run_command,
 )
-from scripts.data.arguments import DatasetArguments, check_dataset_flags
+from scripts.data.arguments import DatasetArguments, check_dataset_flags, parse_range
 from scripts.inference.output_kinds import DEFAULT_KINDS, ENDINGS, NEED_RASTERIO, WORDS
 from scripts.inference.sliding_window import Tiles
 from scripts.models.arguments import ModelArguments
@@ -46,7 +46,8 @@ LARGEST_EDGE = 2**14  # pixels; of a square that is what the processors refuse t
 OF_IMAGES = {"outputs": "see --score_maps and --overlays"}
 OF_A_DATASET = {
     "dataset_config_name": "", "dataset_revision": "", "image_column_name": "", "streaming": "", "allow_urls": "",
-    "allow_links": "", "mask_suffix": "", "train_val_split": "", "train_split_name": "", "max_bad_samples": "", "split_name": "", "rows_per_shard": "", "dataloader_num_workers": "",
+    "allow_links": "", "mask_suffix": "", "train_val_split": "", "train_split_name": "", "max_bad_samples": "",
+    "split_name": "", "rows_per_shard": "", "dataloader_num_workers": "",
     "score_maps": "--outputs confidence writes such maps of images", "overlays": "--outputs overlay draws all images",
 }  # fmt: skip
 # Of neither: the classes are the checkpoint's. Flags of how label maps are read, which are not read here, may stay, so
@@ -111,11 +112,13 @@ class PredictArguments(ModelArguments, DatasetArguments):
 
 def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
+    from scripts.data.bands import form_of
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.inference.shards import ShardFolder
     from scripts.inference.stream import Prediction, model_sha256
 
     data = LabelledDataset(arguments, arguments.split_name, with_labels=False)
+    data.image_form = form_of(segment.model.config, segment.processor)
     named = re.match(r"\w+", arguments.split_name)  # without a slice, which names of files cannot hold
     made_by = {
         "model": published_name(arguments.model_name_or_path),
@@ -175,6 +178,7 @@ def check_arguments(arguments: PredictArguments) -> None:
         if kind not in ENDINGS:
             raise UserError(f"--outputs {kind}: choose among {', '.join(ENDINGS)}")
     tiles_of(arguments)
+    parse_range(arguments.intensity_range)
 
 
 def refuse_unused(arguments: PredictArguments) -> None:
@@ -243,6 +247,7 @@ def predict(arguments: PredictArguments) -> int:
     """Segments what the arguments name; returns 1 if an image named could not be read."""
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator
+    from scripts.data.bands import use_range
     from scripts.data.images import find_images, what_was_found
     from scripts.drawing.visualization import model_palette
     from scripts.inference.image_outputs import ImageOutputs
@@ -260,6 +265,7 @@ def predict(arguments: PredictArguments) -> int:
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config, **processor_settings(arguments))
+    processor = use_range(processor, arguments.intensity_range)
     segment = SingleScale(model, processor, accelerator.device, tiles_of(arguments))
     failed = 0
     if images:

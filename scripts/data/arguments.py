@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import flag, path_flag
 
 
 HELD_BACK = "validation"  # the split of the samples that --train_val_split holds back
+
+
+def intensity_range_flag() -> Any:
+    """The flag that says what the numbers of an image mean; see `parse_range`."""
+    return flag(
+        None,
+        "Two numbers, LOW HIGH, that become 0 and 255, for images of more than 8 bits: 0 65535; or, in training, "
+        "auto, which measures them. They are kept with the trained model.",
+        nargs="+",
+    )
+
+
+def parse_range(given: Sequence[Any] | None) -> tuple[float, float] | str | None:
+    """`auto`, LOW and HIGH, or None of `--intensity_range`; whole numbers as such.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if given is None or list(given) == ["auto"]:
+        return None if given is None else "auto"
+    try:
+        low, high = (plain_number(float(number)) for number in given)
+    except ValueError:
+        low, high = 0, 0
+    if not -math.inf < low < high < math.inf:
+        shown = " ".join(map(str, given))
+        raise UserError(f"--intensity_range {shown}: give auto, or two numbers, the smaller first: 0 65535")
+    return low, high
+
+
+def plain_number(number: float) -> float:
+    """A whole number as an int, so that it is written without a point."""
+    return int(number) if math.isfinite(number) and number == int(number) else number
 
 
 @dataclass
@@ -73,6 +109,7 @@ class DatasetArguments:
     max_bad_samples: int | None = flag(
         None, "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."
     )
+    intensity_range: list[str] | None = intensity_range_flag()
 
 
 def check_dataset_flags(arguments: DatasetArguments) -> None:

@@ -167,6 +167,8 @@ class PadTo(v2.Transform):
 class RandomColour(v2.Transform):
     """Colour distortion of SSD, as detectron2 applies it: each of the four with probability one half.
 
+    Of images that are not RGB of 8 bits, saturation and hue stay as they are; float32 is not rounded.
+
     Brightness adds up to 32 of 255, contrast multiplies all values and saturation that of HSV by 0.5 to 1.5, hue turns
     by up to a tenth of the circle. Contrast comes before or after saturation and hue, either as likely.
     """
@@ -188,17 +190,23 @@ class RandomColour(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         image = inpt.as_subclass(torch.Tensor)
+        is_rgb = image.dtype == torch.uint8 and len(image) == 3
         if params["brightness"] is not None:
-            image = to_uint8(image.float() + params["brightness"])
+            image = within_scale(image.float() + params["brightness"], image.dtype)
         if params["contrast"] is not None and params["contrast_first"]:
-            image = to_uint8(image.float() * params["contrast"])
-        if params["saturation"] is not None:
+            image = within_scale(image.float() * params["contrast"], image.dtype)
+        if params["saturation"] is not None and is_rgb:
             image = scale_saturation(image, params["saturation"])
-        if params["hue"] is not None:
+        if params["hue"] is not None and is_rgb:
             image = F.adjust_hue(image, params["hue"])
         if params["contrast"] is not None and not params["contrast_first"]:
-            image = to_uint8(image.float() * params["contrast"])
+            image = within_scale(image.float() * params["contrast"], image.dtype)
         return tv_tensors.wrap(image, like=inpt)
+
+
+def within_scale(image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Float image clipped to the scale 0..255; rounded for uint8."""
+    return to_uint8(image) if dtype == torch.uint8 else image.clamp(0, 255)
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from image_processing.preprocessing import pil_to_array
 from modeling_faseg.loss_semask import label_maps_of_masks
+from scripts.data.bands import PLAIN, ImageForm
 from scripts.data.sources import IGNORE_INDEX
 
 
@@ -29,16 +29,18 @@ class AugmentRows:
 
     Args:
         augmentation: `(Image, Mask) -> (Image, Mask)`, such as `training_augmentation(512, 512)`.
+        image_form: the bands and the range of the images' numbers, where they are not RGB of 8 bits.
     """
 
     augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
     image_column_name: str = "image"
     label_column_name: str = "label"
+    image_form: ImageForm = PLAIN
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[torch.Tensor]]:
         images, labels = [], []
         for image, label in zip(rows[self.image_column_name], rows[self.label_column_name], strict=True):
-            pixels = tv_tensors.Image(_image(image))
+            pixels = tv_tensors.Image(_image(image, self.image_form))
             pixels, mask = self.augmentation(pixels, tv_tensors.Mask(_label_map(label)))
             images.append(pixels.as_subclass(torch.Tensor))
             labels.append(mask.as_subclass(torch.Tensor))
@@ -47,12 +49,12 @@ class AugmentRows:
 
 @dataclass
 class SegmentationCollator:
-    """Rows with an image and a label map to `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W), `mask_labels` and
+    """Rows with an image and a label map to `pixel_values` (B, C, H, W), `pixel_mask` (B, H, W), `mask_labels` and
     `class_labels` (lists of B), from which the models learn, and the same as `labels` (B, H, W), from which metrics
     are computed.
 
     Images as `datasets` decodes them are resized by the processor's rule. Tensors, which `AugmentRows` gives, have
-    been through all resizing and keep their size.
+    been through all resizing and keep their size; they are on the scale 0..255.
 
     Args:
         processor: image processor of the model; its `ignore_index`, `do_reduce_labels` and `num_labels` hold.
@@ -69,11 +71,19 @@ class SegmentationCollator:
         are_tensors = {isinstance(image, torch.Tensor) for image in images}
         if len(are_tensors) > 1:
             raise ValueError("a batch of images and tensors: give all rows the same transform")
+        settings: dict[str, Any] = {}
+        if are_tensors == {True}:
+            settings["input_data_format"] = "channels_first"
+            if getattr(self.processor, "intensity_range", None) is not None:
+                settings["intensity_range"] = None  # tensors are on the scale 0..255 already
+        elif is_plain(self.processor):
+            images = [_image(image, PLAIN) for image in images]
         inputs = self.processor(
-            images=[_image(image) for image in images],
+            images=images,
             segmentation_maps=[_label_map(row[self.label_column_name]) for row in rows],
             do_resize=self.processor.do_resize and are_tensors != {True},
             return_tensors="pt",
+            **settings,
         )
         batch = {key: inputs[key] for key in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
         if not self.with_labels:
@@ -84,11 +94,18 @@ class SegmentationCollator:
         return {**batch, "labels": labels}
 
 
-def _image(image: Any) -> torch.Tensor:
-    """`(3, H, W)` uint8 of a PIL image; tensors pass."""
+def is_plain(processor: Any) -> bool:
+    """Whether a processor reads RGB of 8 bits."""
+    mean = processor.image_mean
+    is_rgb = not isinstance(mean, list | tuple) or len(mean) == 3
+    return is_rgb and getattr(processor, "intensity_range", None) is None
+
+
+def _image(image: Any, form: ImageForm) -> torch.Tensor:
+    """`(C, H, W)` on the scale 0..255 of a PIL image or an array `(C, H, W)`; tensors pass."""
     if isinstance(image, torch.Tensor):
         return image
-    return torch.from_numpy(pil_to_array(image, do_convert_rgb=True)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(form.pixels(image)))
 
 
 def _label_map(label: Any) -> torch.Tensor:

@@ -17,7 +17,7 @@ import datasets
 from scripts.cli.errors import UserError
 
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MAP_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 ENDINGS = tuple(dict.fromkeys(IMAGE_ENDINGS + MAP_ENDINGS))
 MAX_SHARDS = 256

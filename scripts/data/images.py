@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterator
 from itertools import chain, count
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
+from scripts.data.bands import PLAIN, ImageForm, as_image
+from scripts.data.image_files import bands_of_file
 from scripts.storage.outputs import bears_mark
 
 
@@ -34,7 +37,7 @@ def find_images(names: list[str]) -> list[FoundImage]:
     Raises:
         UserError: a name that does not exist, a folder that cannot be read, or no image at all.
     """
-    endings = Image.registered_extensions()
+    endings = {*Image.registered_extensions(), ".npy"}
     images: list[FoundImage] = []
     for name in names:
         path = Path(name)
@@ -112,13 +115,21 @@ def mirrored_names(images: list[FoundImage]) -> list[PurePath]:
     return [folder / next(names[folder]) for _, folder in images]
 
 
-def read_image(path: Path) -> Image.Image | None:
-    """RGB image, upright by its EXIF orientation; None, and a line on standard error, if it cannot be read."""
+def read_image(path: Path, form: ImageForm = PLAIN) -> Any:
+    """An image that a model of this form reads, upright by its EXIF orientation: RGB, or a `BandImage`.
+
+    Returns:
+        None, and a line on standard error, if it cannot be read.
+    """
     try:
         if not path.is_file():  # a pipe would be waited for, a device read without end
             raise OSError("it is no regular file")
-        with Image.open(path) as image:
-            return Image.fromarray(pil_to_array(ImageOps.exif_transpose(image), do_convert_rgb=True))
+        if found := bands_of_file({"bytes": None, "path": str(path)}):
+            pixels = form.pixels(*found)
+        else:
+            with Image.open(path) as image:
+                pixels = form.pixels(ImageOps.exif_transpose(image))
+        return as_image(torch.from_numpy(np.ascontiguousarray(pixels)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         tqdm.write(f"{path}: skipped, cannot be read: {error}", file=sys.stderr)
         return None

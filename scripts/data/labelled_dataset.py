@@ -16,6 +16,7 @@ import fsspec.core
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import say_once
 from scripts.data.arguments import DatasetArguments
+from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map, map_of_values
 from scripts.data.class_names import (
@@ -59,6 +60,7 @@ class LabelledDataset:
         files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
         held_back: what `--train_val_split` holds back of the training split, if it does.
         do_reduce_labels: whether label 0 means ignored and the classes start at 1; may be set before the first use.
+        image_form: the bands and the depth of the images that the model reads; RGB of 8 bits unless it is set.
     Raises:
         UserError: the dataset, split or a column does not exist.
     """
@@ -69,6 +71,7 @@ class LabelledDataset:
         self.arguments = arguments
         self.split = split
         self.do_reduce_labels = arguments.do_reduce_labels
+        self.image_form = PLAIN
         self.stream, self.files, self.held_back = open_source(arguments, split, with_labels, also)
 
     def other_split(self, split: str) -> LabelledDataset:
@@ -81,6 +84,7 @@ class LabelledDataset:
             )
         other = LabelledDataset(self.arguments, split)
         other.do_reduce_labels = self.do_reduce_labels
+        other.image_form = self.image_form
         other.class_names, other.class_map = self.class_names, self.class_map
         return other
 
@@ -217,6 +221,7 @@ class LabelledDataset:
             None,
             self.bounds,
             self.mask_colours,
+            self.image_form,
         )
 
     # ---- identity

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from image_processing.label_maps import unique_ids
-from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
+from scripts.data.bands import PLAIN, ImageForm
 from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
+from scripts.data.image_files import MAX_BYTES, bands_of_file, check_size
 from scripts.data.mask_colours import MaskColours
 from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, readable
 from scripts.storage.retries import with_retries
 
 
-MAX_PIXELS = 2**26  # 8192x8192: an image in the making takes up to 25 bytes for each
-MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many uncompressed, four channels of 16 bits each
 CHUNK_BYTES = 2**20
 LONGEST_NAME = 500  # of a sample in a line
 # As Pillow names a file that has none.
@@ -45,6 +45,7 @@ class RowFormat:
         class_map: what stands for the ids of the maps, None if they stay as they are.
         colours: ids of the colours, for maps in colours; None where none are known.
         bounds: the files that the rows may name.
+        image_form: the bands and the depth of the images.
     """
 
     image_column: str = "image"
@@ -53,6 +54,7 @@ class RowFormat:
     class_map: ClassMap | None = None
     bounds: Bounds = NO_FILES
     colours: MaskColours | None = None
+    image_form: ImageForm = PLAIN
 
 
 class BadSample(UserError):
@@ -113,8 +115,9 @@ class BadSamples:
 def decode_sample(
     row: dict[str, Any], form: RowFormat, num_labels: int, index: int | str
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Image `(3, H, W)` uint8, label map `(H, W)` uint8 or int32, and name of an undecoded row.
+    """Image `(C, H, W)` on the scale 0..255, label map `(H, W)` uint8 or int32, and name of an undecoded row.
 
+    The image is uint8, or float32 where it has more than 8 bits.
     The map holds the ids of `--class_map`, if there is one; with `--do_reduce_labels` they start at 1 as before.
 
     Args:
@@ -125,7 +128,7 @@ def decode_sample(
         UserError: the map cannot be meant for these classes, so that others will not be either.
     """
     name = sample_name(row, form.image_column, index)
-    image = decode_image(row[form.image_column], name, form.bounds)
+    image = decode_image(row[form.image_column], name, form.bounds, form.image_form)
     label = decode_label(row[form.label_column], name, form.bounds, form.colours)
     if image.shape[-2:] != label.shape:
         turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
@@ -176,11 +179,18 @@ def pillow_image(value: Any, what: str, bounds: Bounds) -> Image.Image:
 
 def decoded(value: Any, what: str, bounds: Bounds, as_array: Callable[[Any], np.ndarray]) -> np.ndarray:
     """What `as_array` makes of an undecoded image; `what` names it in errors."""
-    try:
+    with read_or_bad(what):
         return as_array(pillow_image(value, what, bounds))
+
+
+@contextmanager
+def read_or_bad(what: str) -> Iterator[None]:
+    """Makes a `BadSample` of whatever a broken file raises inside the block."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # PIL raises many kinds on a broken file
+    except Exception as error:  # PIL raises many kinds
         raise BadSample(f"{what}: cannot be read: {reason(error)}") from error
 
 
@@ -215,34 +225,51 @@ def refuse_huge(value: Any) -> None:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error says more
         with Image.open(source) as image:
             width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read: cut it into tiles")
+    check_size(width, height)
+
+
+def image_content(value: Any, what: str, bounds: Bounds) -> tuple[Any, bool]:
+    """An undecoded image with all its bands and bits, if it is of its data set, and whether the last is transparency.
+
+    Args:
+        what: names it in errors.
+    Returns:
+        a Pillow image, or an array `(C, H, W)` of what Pillow does not read whole.
+    """
+
+    def read() -> tuple[Any, bool]:
+        checked = with_bytes(bounds.checked_value(value, what))
+        if found := bands_of_file(checked):
+            return found
+        return datasets.Image().decode_example(checked), False
+
+    return with_retries(read, what)
 
 
 def image_sizes(rows: Iterable[dict[str, Any]], form: RowFormat) -> Iterator[tuple[int, int]]:
-    """`(height, width)` of the images of undecoded rows, upright, as their headers tell; those unreadable left out."""
+    """`(height, width)` of the images of undecoded rows, upright; those unreadable left out."""
     for index, row in enumerate(readable(rows)):
         try:
-            image = pillow_image(row[form.image_column], sample_name(row, form.image_column, index), form.bounds)
+            what = sample_name(row, form.image_column, index)
+            image, _ = image_content(row[form.image_column], what, form.bounds)
             if isinstance(image, Image.Image):
                 yield image.height, image.width
+            elif isinstance(image, np.ndarray):
+                yield image.shape[1], image.shape[2]
         except UserError:
             raise
         except Exception:  # PIL raises many kinds on a broken file; the run will name it
             continue
 
 
-def rgb_pixels(image: Any) -> np.ndarray:
-    """`(H, W, 3)` uint8 of a Pillow image. Raises a `ValueError` for anything else."""
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"it is no image but {type(image).__name__}")
-    return pil_to_array(image, do_convert_rgb=True)
+def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES, form: ImageForm = PLAIN) -> torch.Tensor:
+    """`(C, H, W)` of an undecoded image on the scale 0..255, turned upright by its EXIF orientation.
 
-
-def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES) -> torch.Tensor:
-    """`(3, H, W)` uint8 RGB of an undecoded image, turned upright by its EXIF orientation."""
-    pixels = decoded(value, f"image of sample {name}", bounds, rgb_pixels)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    uint8, or float32 where it has more than 8 bits; RGB unless the form says otherwise.
+    """
+    what = f"image of sample {name}"
+    with read_or_bad(what):
+        return torch.from_numpy(np.ascontiguousarray(form.pixels(*image_content(value, what, bounds))))
 
 
 def decode_label(value: Any, name: str, bounds: Bounds = NO_FILES, colours: MaskColours | None = None) -> torch.Tensor:

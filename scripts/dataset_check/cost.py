@@ -20,6 +20,7 @@ from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
 from scripts.dataset_check.step_time import TIME_LIMIT, StepTimer, say
+from scripts.models.input_channels import RGB, set_num_channels
 from scripts.models.loading import build_processor, refuse_dead_hrca
 from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments, with_batch_sizes
@@ -64,12 +65,18 @@ class RecipeCost:
         check_class_count(len(names), arguments.do_reduce_labels)
         start = start_of(self.arguments)
         self.source, self.config = start.source, start.config(names)
+        set_num_channels(self.config, arguments.num_channels)
         check_ignored_id(self.config)
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
         model, _ = start.model(self.config)
         self.model = prepare_network(model, self.arguments, self.accelerator).train()
         self.form = form
         self.rows: list[dict[str, Any]] = []
+
+    def stored_range(self) -> Any:
+        """The intensity range of the checkpoint that the recipe starts from; None if it has none."""
+        named = self.arguments.model_name_or_path or self.arguments.warm_start
+        return getattr(build_processor(self.source, self.config), "intensity_range", None) if named else None
 
     def keep(self, row: dict[str, Any]) -> None:
         """Keeps one of the first good rows for the measured step."""
@@ -198,7 +205,10 @@ class RecipeCost:
             raise UserError("no sample without a fault was read")
         samples = TrainingSamples(self.form, num_labels, augmentation_of(arguments), arguments.seed)
         labels = {"do_reduce_labels": arguments.do_reduce_labels, "ignore_index": IGNORE_INDEX}
-        processor = build_processor(self.source, self.config, **labels, num_labels=num_labels)
+        bands = self.form.image_form.num_bands
+        # Any numbers do: the step is only timed.
+        statistics = {"image_mean": [0.5] * bands, "image_std": [0.25] * bands, "do_convert_rgb": bands == RGB}
+        processor = build_processor(self.source, self.config, **labels, num_labels=num_labels, **statistics)
         count = arguments.per_device_train_batch_size
         rows = [StreamRow(0, index, self.rows[index % len(self.rows)]) for index in range(count)]
         started = time.perf_counter()

@@ -154,7 +154,7 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         message, percent = f"{share:.0f} % of its pixels are ignored", {"percent": round(share, 2)}
         fix = "check that the ignored ids are no class (ids and their names are listed in the report)"
         findings.append(Finding("warning", "mostly-ignored", where, message, fix, percent, counts.overlays[:2]))
-    others = {mode: count for mode, count in counts.image_modes.items() if mode != "RGB"}
+    others = {mode: count for mode, count in counts.image_modes.items() if mode != "RGB" and "band" not in mode}
     if others:
         listed = ", ".join(f"{count} {mode}" for mode, count in sorted(others.items()))
         message = f"{sum(others.values())} of {counts.samples} images are not RGB ({listed}) and are converted"

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
 from image_processing.label_maps import unique_ids
-from image_processing.preprocessing import EXIF_ORIENTATION, pil_to_array
+from image_processing.preprocessing import EXIF_ORIENTATION
 from scripts.cli.errors import UserError
+from scripts.data.bands import PLAIN, as_image, for_eyes
 from scripts.data.bounds import Bounds
 from scripts.data.mask_colours import RGB, MaskColours, colour_text
-from scripts.data.samples import RowFormat, pillow_image, reason, sample_name
+from scripts.data.samples import RowFormat, image_content, pillow_image, reason, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.similarity import perceptual_hash
@@ -63,24 +65,15 @@ class SampleFacts:
 def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -> SampleFacts:
     """Reads an undecoded row as the trainer does, and notes what it finds."""
     facts = SampleFacts(sample_name(row, form.image_column, index))
-    image = decoded(row[form.image_column], facts, "image", form.bounds)
-    if image is not None:
-        try:
-            pixels = Image.fromarray(pil_to_array(image, do_convert_rgb=True))
-        except (OSError, ValueError, SyntaxError) as error:
-            facts.faults["unreadable-image"] = reason(error)
-        else:
-            facts.image_size, facts.image_mode = image.size, image.mode
-            facts.image = shrunk(pixels, Image.Resampling.BOX)
-            facts.hashed = perceptual_hash(pixels)
+    image_size = look_at_image(row[form.image_column], facts, form)
     label = decoded(row[form.label_column], facts, "map", form.bounds)
     if label is None:
         return facts
     facts.map_mode = label.mode
     if label.format == "JPEG":
         facts.faults["lossy-maps"] = "the map is a JPEG"
-    if image is not None and label.size != image.size:
-        note_sizes(facts, image.size, label.size, form.bounds.checked_value(row[form.image_column], facts.name))
+    if image_size is not None and label.size != image_size:
+        note_sizes(facts, image_size, label.size, form.bounds.checked_value(row[form.image_column], facts.name))
     segments = row.get(SEGMENTS_COLUMN)
     if form.colours and segments is None and form.colours.applies_to(label):
         ids = ids_of_colours(label, form.colours, facts)
@@ -92,6 +85,32 @@ def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -
     # Categories of segments start at 0, whatever maps of classes do.
     look_at_ids(ids, facts, LabelRule(rule.num_labels) if facts.panoptic else rule)
     return facts
+
+
+def look_at_image(value: Any, facts: SampleFacts, form: RowFormat) -> tuple[int, int] | None:
+    """Notes what an undecoded image is like; returns its (width, height), None if it cannot be read."""
+    if value is None:
+        facts.faults["unreadable-image"] = "there is none"
+        return None
+    try:
+        image, has_alpha = image_content(value, f"image of sample {facts.name}", form.bounds)
+    except UserError:
+        raise
+    except Exception as error:  # PIL raises many kinds on a broken file
+        facts.faults["unreadable-image"] = reason(error)
+        return None
+    size = image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
+    try:
+        pixels = form.image_form.pixels(image, has_alpha)
+    except (OSError, ValueError, SyntaxError) as error:
+        facts.faults["unreadable-image"] = reason(error)
+        return size
+    is_rgb = isinstance(image, Image.Image) and form.image_form.num_bands == PLAIN.num_bands
+    facts.image_size, facts.image_mode = size, image.mode if is_rgb else f"{len(pixels)} bands"
+    drawn = for_eyes(as_image(torch.from_numpy(np.ascontiguousarray(pixels))))
+    facts.image = shrunk(drawn, Image.Resampling.BOX)
+    facts.hashed = perceptual_hash(drawn)
+    return size
 
 
 def decoded(value: Any, facts: SampleFacts, what: str, bounds: Bounds) -> Image.Image | None:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
+from scripts.data.bands import for_eyes
 from scripts.evaluation.mean_iou import class_counts, confusion_matrix, scores_from_counts, valid_part
 
 
@@ -120,7 +121,7 @@ class ImageRanking:
         sample: dict[str, Any], prediction: np.ndarray, counts: np.ndarray, scores: dict[str, Any]
     ) -> RankedImage:
         """What the page shows of an image."""
-        image, truth = sample["image"], sample["label"]
+        image, truth = for_eyes(sample["image"]), sample["label"]
         ignored = truth == IGNORE_INDEX
         size = small_size(image)
         right, reference, predicted = counts

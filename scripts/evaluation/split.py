@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import raised_on_all, summed
+from scripts.data.bands import as_image
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, worker_loader
 from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_sample, reduced_labels
@@ -58,7 +58,7 @@ class EvaluationSamples(Dataset):
         self.id_table = id_table
 
     def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
-        """`image` (PIL), `label` (`(H, W)` uint8, ids below K or 255), `name` and `index`; or what is wrong."""
+        """`image` (see `as_image`), `label` (`(H, W)` uint8, ids below K or 255), `name` and `index`, or an error"""
         form = self.form
         try:
             if self.id_table is None:
@@ -75,7 +75,7 @@ class EvaluationSamples(Dataset):
         ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
         if form.do_reduce_labels:
             ids = reduced_labels(ids)
-        return {"image": F.to_pil_image(image), "label": ids, "name": name, "index": item.index}
+        return {"image": as_image(image), "label": ids, "name": name, "index": item.index}
 
 
 class Counter(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from scripts.data.bands import form_of, use_range
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import model_palette, with_legend
 from scripts.explaining.focus import FocusCounts, Look, check_tells_focus, look
@@ -15,7 +16,6 @@ from scripts.explaining.focus_page import Explained, Model, class_names, queries
 from scripts.explaining.images import path_sheet, windows_image
 from scripts.explaining.paths import focus_path
 from scripts.inference.predictors import label_array
-from scripts.models.arguments import ModelArguments
 from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
 
@@ -25,12 +25,13 @@ LONGEST_WORDS = 60  # of a class's name in the name of a file
 class Explainer:
     """A model that tells its focus, and what is counted of it."""
 
-    def __init__(self, arguments: ModelArguments, device: Any) -> None:
+    def __init__(self, arguments: Any, device: Any) -> None:
         config = build_config(arguments)
         self.model = build_model(arguments, config, new_classes=False).to(device).eval()
         refuse_non_finite(self.model, f"{arguments.checkpoint_flag} {arguments.model_name_or_path}")
         check_tells_focus(self.model, f"{arguments.checkpoint_flag} {arguments.model_name_or_path}")
-        self.processor = build_processor(arguments, config)
+        self.processor = use_range(build_processor(arguments, config), arguments.intensity_range)
+        self.form = form_of(config, self.processor)
         self.device = device
         self.name = Path(arguments.model_name_or_path or "").resolve().name
         self.counts = FocusCounts(self.model, self.processor, device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from image_processing.semantic_labels import ScoreRows
 from scripts.cli.errors import UserError, errors_explained
+from scripts.data.bands import for_eyes
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import Palette, label_image, with_legend
 from scripts.inference import regions
@@ -86,7 +87,7 @@ class ImageOutputs:
         if "labels" in self.kinds:
             write_png(label_image(labels, self.palette), self._file(target, "labels"), self.overwrite)
         if "overlay" in self.kinds:
-            drawn = with_legend(image, labels, self.names, self.palette)
+            drawn = with_legend(for_eyes(image), labels, self.names, self.palette)
             write_png(drawn, self._file(target, "overlay"), self.overwrite)
         if "confidence" in self.kinds:
             grey = Image.fromarray((255 * confidence.values).round().astype(np.uint8))

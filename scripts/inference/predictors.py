@@ -21,6 +21,7 @@ from transformers.image_utils import SizeDict
 from image_processing.model_outputs import require_finite
 from image_processing.preprocessing import network_size
 from image_processing.semantic_labels import ImageScores, RowResize, ScoreRows, Size, best_classes
+from scripts.data.bands import BandImage
 from scripts.inference.sliding_window import Tiles, Windows
 from scripts.inference.tiles import BlendedRows, Span
 from scripts.models.families import family_of
@@ -85,11 +86,16 @@ def label_array(labels: Tensor) -> np.ndarray:
 
 
 def processed_inputs(
-    processor: Any, image: Image.Image, device: Any, do_resize: bool | None = None
+    processor: Any, image: Image.Image | BandImage, device: Any, do_resize: bool | None = None
 ) -> dict[str, Tensor]:
-    """Inputs of an image after the processor's own resize, or without one."""
-    settings = {} if do_resize is None else {"do_resize": do_resize}
-    inputs = processor(images=[image], return_tensors="pt", **settings)
+    """Inputs of an image on the scale 0..255 after the processor's own resize, or without one."""
+    settings: dict[str, Any] = {} if do_resize is None else {"do_resize": do_resize}
+    if getattr(processor, "intensity_range", None) is not None:
+        settings["intensity_range"] = None  # the image has been brought to 0..255 where it was read
+    if isinstance(image, BandImage):
+        settings["input_data_format"] = "channels_first"
+    pixels = image.pixels if isinstance(image, BandImage) else image
+    inputs = processor(images=[pixels], return_tensors="pt", **settings)
     return {key: inputs[key].to(device) for key in ("pixel_values", "pixel_mask")}
 
 

@@ -22,11 +22,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
+from scripts.data.bands import PLAIN, ImageForm, as_image, for_eyes, form_of
 from scripts.data.bounds import Bounds
 from scripts.data.images import FoundImage, mirrored_names, read_image
 from scripts.data.labelled_dataset import LabelledDataset
@@ -54,6 +54,7 @@ def predict_images(
 ) -> int:
     """Writes the outputs of each image; returns how many of this process's could not be read."""
     jobs = list(zip(images, mirrored_names(images), strict=True))
+    form = form_of(segment.model.config, segment.processor)
     own = jobs[accelerator.process_index :: accelerator.num_processes]
     failed, shrinking = 0, Shrinking(segment.processor)
     with (
@@ -65,7 +66,7 @@ def predict_images(
         segment.when_read = lambda number, count: bar.set_postfix_str(f"tile {number}/{count}")
         outputs.output_dir.mkdir(parents=True, exist_ok=True)
         for (path, _), target in bar:
-            image = read_image(path)
+            image = read_image(path, form)
             if image is None:
                 failed += 1
                 continue
@@ -153,11 +154,12 @@ class ImageSamples(Dataset):
 
     image_column: str
     bounds: Bounds
+    form: ImageForm = PLAIN
 
     def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
         name = sample_name(item.row, self.image_column, item.index)
         try:
-            image = F.to_pil_image(decode_image(item.row[self.image_column], name, self.bounds))
+            image = as_image(decode_image(item.row[self.image_column], name, self.bounds, self.form))
         except BadSample as error:
             return {"index": item.index, "name": name, "error": f"{error} (row {item.index})"}
         except UserError as error:
@@ -225,7 +227,7 @@ class Prediction:
     ) -> None:
         """Segments this process's rows and writes a shard whenever one is full."""
         accelerator, size = self.accelerator, self.shards.rows_per_shard
-        samples = ImageSamples(rows.image_column, self.data.bounds)
+        samples = ImageSamples(rows.image_column, self.data.bounds, self.data.image_form)
         loader = worker_loader(samples, rows, first_example, num_workers)
         share = left and -(-left // accelerator.num_processes)
         shard: list[dict[str, Any]] = []
@@ -264,7 +266,7 @@ class Prediction:
             file = folder / f"{sample['index']:06d}.png"
             with errors_explained(f"--output_dir {self.shards.folder}", OSError):
                 folder.mkdir(exist_ok=True)
-                write_png(with_legend(image, labels, names, palette), file, self.shards.overwrite)
+                write_png(with_legend(for_eyes(image), labels, names, palette), file, self.shards.overwrite)
         return row
 
     def _finish(self, total: int, bad: BadSamples) -> int:

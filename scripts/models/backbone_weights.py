@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scripts.cli.errors import UserError, causes
+from scripts.models.input_channels import RGB, adapted, is_first_convolution, num_channels
 from scripts.models.model_files import INDEX, KINDS, read_model_file
 from scripts.models.parameter_names import ConversionError, Source, official_source
 
@@ -133,6 +134,11 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
         )
     if fit := getattr(backbone, "fit_pretrained", None):
         loaded = fit(loaded)
+    channels, remark = num_channels(model.config), ""
+    for key, value in loaded.items():
+        if is_first_convolution(value.shape, expected[key].shape, channels):
+            loaded = {**loaded, key: adapted(value, channels)}
+            remark = f"; {key} adapted from {RGB} to {channels} bands"
     for key, value in loaded.items():
         if value.shape != expected[key].shape:
             raise UserError(
@@ -149,6 +155,7 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
     heads = ", ".join(sorted({key.split(".")[0] for key in ignored})) or "nothing"
     return (
         f"backbone weights: {len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}, ignored: {heads}"
+        + remark
     )
 
 

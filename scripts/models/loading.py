@@ -28,6 +28,7 @@ from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import hub_reason
 from scripts.models.families import family_of
+from scripts.models.input_channels import adapt_first_convolution
 from scripts.models.licences import FIELDS, inherited, origin_of
 from scripts.models.model_files import check_model_files
 
@@ -144,13 +145,11 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
     """Model of `config`, with the weights of `model_name_or_path` if that is given.
 
     Args:
-        new_classes: whether the class head may start anew where the checkpoint has other classes.
+        new_classes: whether the class head may start anew where the checkpoint has other classes, and the first
+            convolution be adapted where it reads RGB and the model other bands.
     Raises:
-        UserError: the checkpoint is unreadable, or is not one of this model, or reads no RGB images.
+        UserError: the checkpoint is unreadable, or is not one of this model.
     """
-    channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
-    if channels != 3:
-        raise UserError(f"num_channels={channels} of the model: images are read as RGB, set it to 3")
     if not arguments.model_name_or_path:
         try:
             return AutoModelForUniversalSegmentation.from_config(config)
@@ -171,6 +170,9 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
         raise UserError(f"{arguments.checkpoint_flag} {name}: {error}{hint}") from error
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lacking -= resized_positions(arguments, name, model, lacking)
+    if new_classes:
+        shapes = {key: (found, wanted) for key, found, wanted in info["mismatched_keys"]}
+        lacking -= adapt_first_convolution(model, shapes, lambda: source.get("state_dict") or whole_weights(arguments))
     renewed = {key for key in lacking if new_classes and LABEL_DEPENDENT.search(key)}
     if lacking - renewed:
         raise UserError(
@@ -180,6 +182,14 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig, new_classes
     if renewed:
         print(f"new class head for {config.num_labels} classes: {listed(renewed)}")
     return model
+
+
+def whole_weights(arguments: ModelArguments) -> dict[str, Any]:
+    """The checkpoint's tensors as its own configuration has them."""
+    own = AutoModelForUniversalSegmentation.from_pretrained(
+        str(arguments.model_name_or_path), trust_remote_code=arguments.trust_remote_code
+    )
+    return own.state_dict()
 
 
 def listed(names: Collection[str]) -> str:

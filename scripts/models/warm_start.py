@@ -20,6 +20,7 @@ from configuration import FASegConfig
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_overrides
 from scripts.models.arguments import ModelArguments, WarmStartArguments
+from scripts.models.input_channels import adapt_first_convolution
 from scripts.models.licences import origin_of
 from scripts.models.loading import LABEL_DEPENDENT, build_config, build_model, listed, read_config, with_changes
 from scripts.models.mask2former import without_loading_report
@@ -106,6 +107,8 @@ class WarmStart:
         except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise UserError(f"{self.source.checkpoint_flag} {self.name}: {error}") from error
         new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        shapes = {key: (found, wanted) for key, found, wanted in info["mismatched_keys"]}
+        new -= adapt_first_convolution(model, shapes, lambda: taken)
         if unlike := {key for key in new if not NEW.match(key) and not LABEL_DEPENDENT.search(key)}:
             flag = self.source.checkpoint_flag
             raise UserError(f"{flag} {self.name}: missing or of another shape: {listed(unlike)}")

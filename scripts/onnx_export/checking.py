@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scripts.models.input_channels import RGB, num_channels
 from scripts.onnx_export.decisions import FileDecisions, not_nan
 from scripts.onnx_export.kinds import Kind, Output
 from scripts.onnx_export.network import IMAGE, INPUT, LABELS
@@ -77,7 +78,7 @@ def compare_network(
     """Outputs of images of these sizes; `decisions` of files whose weights are exact, None for others."""
     comparisons = []
     for index, size in enumerate(sizes):
-        pixels = drawn_images(*size, seed + 100 * index)
+        pixels = drawn_images(*size, seed + 100 * index, num_channels(kind.config))
         inputs = {INPUT: pixels.numpy()}
         if decisions is not None:
             decisions.read(inputs)
@@ -86,10 +87,10 @@ def compare_network(
     return comparisons
 
 
-def drawn_images(batch_size: int, height: int, width: int, seed: int) -> Tensor:
-    """`(B, 3, H, W)` normalised images: large smooth patches and a little grain."""
+def drawn_images(batch_size: int, height: int, width: int, seed: int, channels: int = RGB) -> Tensor:
+    """`(B, C, H, W)` normalised images: large smooth patches and a little grain."""
     generator = torch.Generator().manual_seed(seed)
-    patches = torch.randn(batch_size, 3, -(-height // 48), -(-width // 48), generator=generator)
+    patches = torch.randn(batch_size, channels, -(-height // 48), -(-width // 48), generator=generator)
     smooth = F.interpolate(patches, size=(height, width), mode="bicubic", align_corners=False)
     return smooth + 0.2 * torch.randn(smooth.shape, generator=generator)
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers.image_utils import SizeDict
 
+from scripts.models.input_channels import num_channels
 from scripts.onnx_export.kinds import Kind, Size
 
 
@@ -39,11 +40,14 @@ def describe(kind: Kind, processor: Any, graph: onnx.ModelProto, size: Size | No
     """
     config = kind.config
     settings = {name: getattr(processor, name, None) for name in SETTINGS}
+    if (limits := getattr(processor, "intensity_range", None)) is not None:
+        settings["intensity_range"] = list(limits)
     # What a reader multiplies by, subtracts and divides by, whether or not the processor does.
     if not processor.do_rescale:
         settings["rescale_factor"] = 1.0
     if not processor.do_normalize:
-        settings |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+        bands = num_channels(config)
+        settings |= {"image_mean": [0.0] * bands, "image_std": [1.0] * bands}
     versions = {opset.domain or "onnx": opset.version for opset in graph.opset_import}
     facts |= kind.facts() | {
         "model_type": config.model_type,

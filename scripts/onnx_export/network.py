@@ -20,6 +20,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
+from scripts.models.input_channels import num_channels
 from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
 
 
@@ -40,7 +41,7 @@ class Tensors(nn.Module):
         self.model, self.names, self.step = model, names, step
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """`(B, 3, H, W)` to the outputs of these names."""
+        """`(B, C, H, W)` to the outputs of these names."""
         if self.step:  # cuts nothing off, but torch.export sees that strides divide the sides
             height, width = (self.step * (side // self.step) for side in pixel_values.shape[2:])
             pixel_values = pixel_values[:, :, :height, :width]
@@ -62,7 +63,7 @@ def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: 
         twin.half()
     names = [output.name for output in kind.outputs]
     any_side = not (size or kind.fixed)
-    example, shapes = (torch.zeros(1, 3, *size), None) if size else dynamic_input(kind)
+    example, shapes = (torch.zeros(1, num_channels(kind.config), *size), None) if size else dynamic_input(kind)
     translations: dict[Any, Any] = {torch.ops.aten.remainder.Scalar: remainder} if any_side else {}
     with torch.no_grad(), quickly_traced():
         network = Tensors(twin, names, kind.step if any_side else None)
@@ -84,11 +85,11 @@ def dynamic_input(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
     """Images to trace with, and what of their shape may be otherwise."""
     batch = Dim("batch", min=1, max=LARGEST_BATCH)
     if kind.fixed:
-        return torch.zeros(2, 3, *kind.fixed), {INPUT: {0: batch}}
+        return torch.zeros(2, num_channels(kind.config), *kind.fixed), {INPUT: {0: batch}}
     least, step = kind.least_side, kind.step
     rows, columns = (Dim(name, min=least // step, max=LARGEST_SIDE // step) for name in ("rows", "columns"))
     # So large that even coarse maps have several windows along each side: a number of one would pass for a constant.
-    images = torch.zeros(2, 3, least + 24 * step, least + 25 * step)
+    images = torch.zeros(2, num_channels(kind.config), least + 24 * step, least + 25 * step)
     return images, {INPUT: {0: batch, 2: step * rows, 3: step * columns}}
 
 

@@ -22,7 +22,7 @@ from scripts.cli.parser import (
     path_flag,
     shipped_recipes,
 )
-from scripts.data.arguments import HELD_BACK, DatasetArguments, check_dataset_flags
+from scripts.data.arguments import HELD_BACK, DatasetArguments, check_dataset_flags, parse_range
 from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
 
@@ -36,6 +36,9 @@ SCHEDULES = (
 HIGHEST_RATE = 1e6
 HIGHEST_SCALE = 100  # an image of 1000 pixels would have 100,000
 LEAST_EPSILON = 1e-30  # AdamW divides by it, and float32 still tells it from zero
+MOST_CHANNELS = 1024  # of hyperspectral images
+HIGHEST_MEAN = 1000  # on the scale 0..1
+LEAST_STD = 1e-6
 TRACKERS = ("tensorboard", "trackio", "wandb")
 AUTO = "auto"
 
@@ -64,6 +67,18 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "Mask2Former to start from, or FASeg without DFPQ and HRCA, a folder or a name on the Hub: a FASeg with both "
         "gets its weights, and trains on."
     )
+
+    num_channels: int | None = flag(
+        None,
+        "Bands of the images, in place of the model's own number (3, RGB); pretrained weights of RGB are adapted to "
+        "it.",
+    )
+    image_mean: list[float] | None = flag(
+        None,
+        "Mean of each band on the scale 0..1; by default the checkpoint's or ImageNet's, or measured where these have "
+        "another number of bands.",
+    )
+    image_std: list[float] | None = flag(None, "Standard deviation of each band, as --image_mean.")
 
     crop_height: int = flag(512, "Height of the training crops in pixels.")
     crop_width: int = flag(512, "Width of the training crops in pixels.")
@@ -209,6 +224,14 @@ def check_values(arguments: TrainArguments) -> None:
     if not 0 < arguments.crop_max_class_share <= 1:
         raise UserError(f"--crop_max_class_share {arguments.crop_max_class_share}: give a share above 0, 1 for none")
     check_extras(arguments)
+    check_at_least(arguments, 1, "num_channels")
+    check_at_most(arguments, MOST_CHANNELS, "num_channels")
+    if (arguments.image_mean is None) != (arguments.image_std is None):
+        raise UserError("--image_mean and --image_std belong together: give both, or neither")
+    check_at_most(arguments, HIGHEST_MEAN, "image_mean", "image_std")
+    check_at_least(arguments, -HIGHEST_MEAN, "image_mean")
+    check_at_least(arguments, LEAST_STD, "image_std")
+    parse_range(arguments.intensity_range)
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")

@@ -14,6 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from scripts.models.input_channels import num_channels
+
 
 def state_bytes(model: nn.Module, num_processes: int, averaged: bool) -> dict[str, int]:
     """Bytes that stay for the whole run: exact for weights, gradients and the two moments of AdamW.
@@ -46,7 +48,7 @@ def activation_bytes(model: Any, batch_size: int, height: int, width: int, accel
                 name: torch.empty_like(tensor, device=accelerator.device, requires_grad=tensor.requires_grad)
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())
             }
-            images = torch.empty(batch_size, 3, height, width, device=accelerator.device)
+            images = torch.empty(batch_size, num_channels(model.config), height, width, device=accelerator.device)
             with saved_storages(state.values()) as counted:
                 functional_call(model, state, kwargs={"pixel_values": images})
     except Exception:  # of whatever a backbone does that needs data: an estimate is not worth a run

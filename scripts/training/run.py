@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from scripts.data.augmentation import training_augmentation
 from scripts.data.first_look import FirstLook
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
+from scripts.data.measuring import settle_images
 from scripts.data.samples import BadSamples
 from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.evaluation.degenerate import look_at_classes, no_class_names, refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
+from scripts.models.input_channels import set_num_channels
 from scripts.models.loading import build_processor, refuse_dead_hrca, refuse_non_finite
 from scripts.models.warm_start import start_of
 from scripts.storage.atomic import recover
@@ -313,20 +315,13 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     # ---- model
     check_class_count(len(data.id2label or {}), arguments.do_reduce_labels)
     config = start.config(data.id2label)
+    set_num_channels(config, arguments.num_channels)
     if data.palette:
         config.palette = data.palette
     check_ignored_id(config)
     look = on_main(accelerator, lambda: look_at_splits(data, config.id2label or {}))
     refuse_one_class(config.id2label or {})
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
-    shares = shares_needed(arguments, accelerator, data, config.id2label or {})
-    put_into(config, arguments, shares)
-    crops_by = shares if arguments.rare_class_crops else None
-    augmentation = augmentation_of(arguments, crops_by)
-    settings = training_settings(arguments, accelerator, data, config, max_steps, crops_by)
-    checkpoint = None
-    if wanted := arguments.resume_from_checkpoint:
-        checkpoint = on_main(accelerator, lambda: find_checkpoint(wanted, output_dir, settings))
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
     processor = build_processor(
         start.source,
@@ -337,6 +332,18 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
         num_labels=config.num_labels,
         **start.processor_settings,
     )
+    numbers = settle_images(
+        arguments, data, config, processor, lambda measure: on_main(accelerator, measure), accelerator.print
+    )
+    arguments = replace(arguments, **numbers)
+    shares = shares_needed(arguments, accelerator, data, config.id2label or {})
+    put_into(config, arguments, shares)
+    crops_by = shares if arguments.rare_class_crops else None
+    augmentation = augmentation_of(arguments, crops_by)
+    settings = training_settings(arguments, accelerator, data, config, max_steps, crops_by)
+    checkpoint = None
+    if wanted := arguments.resume_from_checkpoint:
+        checkpoint = on_main(accelerator, lambda: find_checkpoint(wanted, output_dir, settings))
     model, origins = start.model(config)
     if origins:
         accelerator.print(origins)

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from PIL import Image
-from torchvision.transforms.v2 import functional as F
 
 from scripts.cli.errors import errors_explained
+from scripts.data.bands import as_image, for_eyes
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_sample, reduced_labels
 from scripts.data.sources import readable
@@ -125,7 +125,7 @@ class TrackedImages:
                 continue
             ids = label.numpy().astype(np.uint8)  # checked: nothing above 255 is left
             truth = reduced_labels(ids) if form.do_reduce_labels else ids
-            samples.append((name, F.to_pil_image(image), truth))
+            samples.append((name, as_image(image), truth))
         return samples
 
     def write(self, model: Any, step: int) -> None:
@@ -143,7 +143,7 @@ class TrackedImages:
         predictor = SingleScale(model, self.processor, self.accelerator.device)
         with self.accelerator.autocast(), torch.no_grad():
             strips = {
-                f"images/{index}_{name}": headed_strip(image, truth, predictor(image), model.config)
+                f"images/{index}_{name}": headed_strip(for_eyes(image), truth, predictor(image), model.config)
                 for index, (name, image, truth) in enumerate(self.samples)
             }
         model.train(was_training)

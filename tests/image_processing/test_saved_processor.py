@@ -15,6 +15,7 @@ FILES = {
     "image_processing_pil_faseg.py",
     "preprocessing.py",
     "processor_settings.py",
+    "intensities.py",
     "label_maps.py",
     "model_outputs.py",
     "post_processing.py",

@@ -161,9 +161,3 @@ def test_crops_that_would_keep_no_window_are_refused(model):
     refuse_dead_hrca(model.config, 64, 64)  # 4 tokens, one in 2 is kept
     with pytest.raises(UserError, match=r"crops of 32x32 have 1 coarse tokens.*high_resolution_min_windows=1"):
         refuse_dead_hrca(model.config, 32, 32)
-
-
-def test_models_of_other_than_rgb_images_are_refused(overrides):
-    arguments = ModelArguments(config_overrides=[*overrides, "backbone_config.num_channels=4"])
-    with pytest.raises(UserError, match="num_channels=4 of the model: images are read as RGB, set it to 3"):
-        build_model(arguments, build_config(arguments, CLASSES))

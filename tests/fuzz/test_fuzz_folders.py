@@ -93,7 +93,7 @@ def test_pairs_are_read_or_refused(images, masks):
         shutil.rmtree(folder)
 
 
-@tried(120)
+@tried(40)
 @given(TREES, st.sampled_from(["images", "train", ""]), TREES, st.sampled_from(["masks", "train_labels", ".", "x"]))
 def test_a_folder_is_recognised_or_refused(images, images_name, masks, masks_name):
     folder = Path(tempfile.mkdtemp())

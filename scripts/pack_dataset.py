@@ -1,9 +1,9 @@
 """Packs a folder of images and a folder of label PNGs into parquet shards that `load_dataset` streams.
 
 `python scripts/pack_dataset.py --train_images photos/ --train_masks masks/ --output_dir packed` writes
-`packed/data/train-00000-of-0000N.parquet` and so on with the files' own bytes, `id2label.json` if classes have names, and
-a README that tells the Hub what is in it. Maps of other values or of colours become maps of ids. With `--eval_images`
-and `--eval_masks` also a validation split; with `--dataset_name FOLDER` all splits of a folder; with
+`packed/data/train-00000-of-0000N.parquet` and so on with the files' own bytes, `id2label.json` if classes have names,
+and a README that tells the Hub what is in it. Maps of other values or of colours become maps of ids. With
+`--eval_images` and `--eval_masks` also a validation split; with `--dataset_name FOLDER` all splits of a folder; with
 `--train_val_split 0.15` one that is held back. Images are put into the shards in a random order that is always the
 same, so that each shard is a fair sample.
 Runs alike as `python -m scripts.pack_dataset`.

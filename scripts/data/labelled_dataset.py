@@ -150,7 +150,7 @@ class LabelledDataset:
         """
         arguments = self.arguments
         if values := arguments.mask_values:
-            others = {"--class_map": arguments.class_map, "--id2label": arguments.id2label}
+            others: dict[str, Any] = {"--class_map": arguments.class_map, "--id2label": arguments.id2label}
             others |= {"--do_reduce_labels": self.do_reduce_labels, "--mask_colors": arguments.mask_colors}
             if both := next((flag for flag, value in others.items() if value), None):
                 raise UserError(f"--mask_values and {both} both say what the values of the label maps are: give one")

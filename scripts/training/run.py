@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -277,7 +277,7 @@ def set_up(arguments: TrainArguments) -> Run:
     return run
 
 
-def look_at_splits(data: LabelledDataset, names: dict[int, str]) -> FirstLook:
+def look_at_splits(data: LabelledDataset, names: Mapping[Any, str]) -> FirstLook:
     """What the first label maps of the training split hold; those of validation are looked at too if it is used.
 
     Raises:

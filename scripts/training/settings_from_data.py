@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import read_recipe, recipe_flags
@@ -47,6 +47,7 @@ class Machine:
 
 CPU = Machine("a CPU", crop=256, view=512, batch=8, steps=(300, 3000), precision="no")
 GPU = Machine("a GPU", crop=512, view=1024, batch=16, steps=(1000, 20000), precision="bf16")
+Arguments = TypeVar("Arguments", bound=TrainArguments)
 Choices = dict[str, tuple[Any, str]]  # field of the arguments -> value, reason
 
 
@@ -146,7 +147,7 @@ def has_validation(data: LabelledDataset) -> bool:
     return True
 
 
-def with_settings(arguments: TrainArguments, choices: Choices) -> TrainArguments:
+def with_settings(arguments: Arguments, choices: Choices) -> Arguments:
     """`arguments` with what was chosen."""
     return replace(arguments, settings_from_data=False, **{name: value for name, (value, _) in choices.items()})
 
@@ -165,7 +166,7 @@ def short(value: Any) -> str:
     return " ".join(map(str, value)) if all(isinstance(item, int) for item in value) else f"({len(value)} fields)"
 
 
-def settled(arguments: TrainArguments, device: str) -> TrainArguments:
+def settled(arguments: Arguments, device: str) -> Arguments:
     """`arguments` with the settings that the data ask for, which are printed; as they are where none are asked for."""
     if not arguments.settings_from_data:
         return arguments

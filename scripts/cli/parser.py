@@ -228,7 +228,7 @@ def parse_arguments(
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
     if recipe_name:
         recipe = read_recipe(recipe_name, [field for field in fields if field != "recipe"])
-        given |= recipe.keys()
+        given |= {name for name, value in recipe.items() if value is not None}
         flags = recipe_flags(recipe)
         with errors_explained(f"recipe {recipe_name}", UserError):
             below = parser.parse_intermixed_args(flags)

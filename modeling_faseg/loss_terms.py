@@ -4,7 +4,6 @@ Notation: K classes, T targets of an image.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +16,6 @@ def class_weights(num_labels: int, no_object_weight: float, of_classes: Sequence
         weights[:-1] = torch.tensor(of_classes)
     weights[-1] = no_object_weight
     return weights
-
-
-@torch.no_grad()
-def keep_class_weights(model: Any, incompatible_keys: Any = None) -> None:
-    """Weight classes as the configuration says, whatever a checkpoint was trained with: its weights are in its files
-    too. A hook after `load_state_dict`."""
-    criterion = getattr(model, "criterion", None)
-    if criterion is not None:
-        criterion.empty_weight.copy_(criterion.weights_of_classes())
 
 
 def weighted_sum(losses: dict[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from .loss_terms import keep_class_weights
-
 
 logger = logging.get_logger(__name__)
 
@@ -100,6 +98,15 @@ def fill_unsaved_buffers(model: Any, incompatible_keys: Any) -> None:
     model.initialize_weights()
     for tensor in saved:
         tensor._is_hf_initialized = False
+
+
+@torch.no_grad()
+def keep_class_weights(model: Any, incompatible_keys: Any = None) -> None:
+    """Weight classes as the configuration says, whatever a checkpoint was trained with: its weights are in its files
+    too. A hook after `load_state_dict`."""
+    criterion = getattr(model, "criterion", None)
+    if criterion is not None:
+        criterion.empty_weight.copy_(criterion.weights_of_classes())
 
 
 def check_channels(pixel_values: Tensor, channels: int) -> None:

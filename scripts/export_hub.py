@@ -148,6 +148,7 @@ def load_export(arguments: ExportArguments) -> Export:
     Raises:
         UserError: it is no whole checkpoint, or the figures are of another.
     """
+    from scripts.data.bands import form_of
     from scripts.models.licences import check_keeps_licence
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
     from scripts.sharing import fit
@@ -181,6 +182,11 @@ def load_export(arguments: ExportArguments) -> Export:
         check_measured_on(results, checkpoint)
     processor = build_processor(named, config)
     fit.check_processor(processor, config, checkpoint)
+    if not form_of(config, processor).is_plain:
+        raise UserError(
+            f"--model_name_or_path {checkpoint}: it reads other images than RGB of 8 bits, which card, samples and "
+            "demo are made for: upload the folder itself (hf upload)"
+        )
     return Export(
         checkpoint,
         model,

@@ -308,14 +308,15 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def check_at_most(arguments: Any, maximum: float, *names: str) -> None:
-    """Refuses values above `maximum`; None is left to the default.
+    """Refuses values, or items of lists, above `maximum`; None is left to the default.
 
     Raises:
         UserError: names the flag and its value.
     """
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value > maximum:
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(item <= maximum for item in items):
             raise UserError(f"--{name} {value}: give at most {maximum:g}")
 
 

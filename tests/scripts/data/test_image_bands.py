@@ -7,16 +7,19 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from band_scenes import save_npy, write_scenes
 from PIL import Image
 
+from scripts import pack_dataset
 from scripts.cli.errors import UserError
-from scripts.data.arguments import parse_range
+from scripts.data.arguments import DatasetArguments, parse_range
 from scripts.data.augmentation import training_augmentation
 from scripts.data.bands import BandImage, ImageForm, for_eyes
 from scripts.data.bounds import NO_FILES
 from scripts.data.image_files import bands_first, bands_of_file
 from scripts.data.images import read_image
-from scripts.data.samples import BadSample, decode_image
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.samples import BadSample, decode_image, decode_sample
 
 
 def numbers(shape, high=256, dtype=np.uint8):
@@ -175,3 +178,15 @@ def test_augmentation_takes_any_bands(dtype):
 def test_a_range_that_cannot_be_is_one_line(given):
     with pytest.raises(UserError, match=r"--intensity_range .*: give auto, or two numbers"):
         parse_range(given)
+
+
+def test_packed_arrays_keep_their_bytes(tmp_path, command):
+    data = write_scenes(tmp_path / "data", 5, 4, save_npy, train=4, evaluated=1)
+    pairs = ["--train_images", data / "train_images", "--train_masks", data / "train_masks"]
+    assert command(pack_dataset, *pairs, "--output_dir", tmp_path / "packed")[0] in (None, 0)
+    packed = LabelledDataset(DatasetArguments(str(tmp_path / "packed")), "train")
+    packed.image_form = ImageForm(5)
+    rows = {row["image_id"]: decode_sample(row, packed.row_format, 3, 0)[0] for row in packed.stream}
+    assert len(rows) == 4
+    for name, image in rows.items():
+        np.testing.assert_array_equal(image.permute(1, 2, 0), np.load(data / f"train_images/{name}.npy"))

@@ -76,6 +76,14 @@ def written(form, rows, names, folder):
         (folder / "id2label.json").unlink()
         write(folder, rows, lambda label: Image.fromarray((label * 255).astype(np.uint8)))
         return [*flags_of(folder), "--mask_values", *(f"{255 * int(index)}={name}" for index, name in names.items())]
+    elif form == "a suffix":
+        write(folder, rows, Image.fromarray, mask_stem="{:03}_mask.png", images="all", masks="all")
+        return ["--dataset_name", folder / "all", "--id2label", folder / "id2label.json"]
+    elif form == "nested folders":
+        write(folder, rows, Image.fromarray, stem="town/{:03}.png", mask_stem="town/{:03}.png")
+    elif form == "folders of a split":
+        write(folder, rows, Image.fromarray, images="own/train/images", masks="own/train/masks")
+        return ["--dataset_name", folder / "own", "--id2label", folder / "id2label.json"]
     elif form == "palette of indices":
 
         def indexed(label):
@@ -130,9 +138,19 @@ def result(rows, tiny_recipe, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "form", ["sixteen bits", "values of 16 bits", "palette of indices", "colours beside the data", "colours by a flag"]
+    "form",
+    [
+        "sixteen bits",
+        "values of 16 bits",
+        "palette of indices",
+        "colours beside the data",
+        "colours by a flag",
+        "a suffix",
+        "nested folders",
+        "folders of a split",
+    ],
 )
-def test_a_form_of_label_maps_changes_nothing(form, result, command):
+def test_a_form_changes_nothing(form, result, command):
     check_equal(result(form, command), result("plain", command))
 
 

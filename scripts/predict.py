@@ -41,6 +41,7 @@ from scripts.storage.shared_text import without_credentials
 
 
 DEFAULT_OVERLAP = 0.25  # of a tile's side
+LEAST_TILE = 32  # pixels; one token of the coarsest level
 LARGEST_EDGE = 2**14  # pixels; of a square that is what the processors refuse to exceed
 # Flags of one form alone, and what does the like in the other.
 OF_IMAGES = {"outputs": "see --score_maps and --overlays"}
@@ -163,7 +164,8 @@ def check_arguments(arguments: PredictArguments) -> None:
     check_dataset_flags(arguments)
     refuse_unused(arguments)
     check_folder("--output_dir", Path(arguments.output_dir))
-    check_at_least(arguments, 1, "rows_per_shard", "tile", "shortest_edge", "longest_edge")
+    check_at_least(arguments, 1, "rows_per_shard", "shortest_edge", "longest_edge")
+    check_at_least(arguments, LEAST_TILE, "tile")
     check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers", "overlap")
     check_at_most(arguments, LARGEST_EDGE, "shortest_edge", "longest_edge")
     if arguments.longest_edge and not arguments.shortest_edge:

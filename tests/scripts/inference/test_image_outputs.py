@@ -254,7 +254,7 @@ def test_other_sizes_give_other_labels_and_all_are_of_the_images_size(predicted,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--tile 0", "--tile [0]: give at least 1"),
+        ("--tile 31", "--tile [31]: give at least 32"),
         ("--tile 64 64 64", "--tile 64 64 64: give one number, or a height and a width"),
         (
             "--tile 64 --overlap 64",

@@ -51,8 +51,9 @@ OF_A_DATASET = {
     "split_name": "", "rows_per_shard": "", "dataloader_num_workers": "",
     "score_maps": "--outputs confidence writes such maps of images", "overlays": "--outputs overlay draws all images",
 }  # fmt: skip
-# Of neither: the classes are the checkpoint's. Flags of how label maps are read, which are not read here, may stay, so
-# that the flags of a dataset are the same for every command.
+# How label maps are read, which are not read here; they may stay, so that all commands take the same flags of data.
+OF_LABELS = ("label_column_name", "do_reduce_labels", "mask_values", "mask_colors", "allow_absent_classes")
+# Of neither: the classes and the network are the checkpoint's.
 UNUSED = (
     "train_images", "train_masks", "eval_images", "eval_masks", "id2label", "class_map", "config_name", "model_type",
 )  # fmt: skip

@@ -90,7 +90,7 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.names.append(batch.pop("names"))
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
-        run.progress.classes |= set(batch.pop("classes"))
+        run.progress.classes |= set(batch.pop("classes", ()))
         with accelerator.accumulate(run.model):
             where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
             # Of the matcher, at logits that are not finite.

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +168,10 @@ def monkeypatch_module(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(tmp_path_factory.mktemp("here"))
-        patch.setattr(space, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=0)))
+        patch.setattr(space, "runpy", SimpleNamespace(run_path=lambda *_, **__: None))  # the page, without end
+        handlers = {name: getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "default_int_handler")}
+        patch.setattr(space, "signal", SimpleNamespace(**handlers, signal=lambda *_: None))
+        patch.setattr(sys, "path", [*sys.path])
         patch.setattr(clean_load, "load_back", lambda *_: 0.0)  # a process of several seconds
         logging.disable(logging.WARNING)
         yield patch

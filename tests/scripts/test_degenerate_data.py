@@ -25,9 +25,12 @@ def masks(tmp_path):
             Image.fromarray(pixels[number]).save(folder / "images" / f"{number}.png")
             Image.fromarray(label).save(folder / "masks" / f"{number}.png")
         (folder / "names.json").write_text(json.dumps({str(index): f"class {index}" for index in range(num_labels)}))
-        places = {"images": folder / "images", "masks": folder / "masks"}
+        for name in ("images", "masks"):
+            shutil.copytree(folder / name, folder / "eval" / name)
+        places = {"train": folder, "eval": folder / "eval"}
+        kinds = ("images", "masks")
         flags = [
-            part for split in ("train", "eval") for name in places for part in (f"--{split}_{name}", places[name])
+            part for split, place in places.items() for kind in kinds for part in (f"--{split}_{kind}", place / kind)
         ]
         return [*flags, "--id2label", folder / "names.json"]
 

@@ -283,12 +283,8 @@ def test_other_sizes_give_other_labels_and_all_are_of_the_images_size(predicted,
         ("--dataloader_num_workers 3", "--dataloader_num_workers is for --dataset_name"),
         *((f"--{name} DATA", f"--{name} changes nothing here") for name in ("train_images", "train_masks")),
         *((f"--{name} DATA", f"--{name} changes nothing here") for name in ("eval_images", "eval_masks")),
-        *(
-            (f"--{name} a", f"--{name} changes nothing here")
-            for name in ("label_column_name", "id2label", "class_map")
-        ),
+        *((f"--{name} a", f"--{name} changes nothing here") for name in ("id2label", "class_map")),
         *((f"--{name} a", f"--{name} changes nothing here") for name in ("config_name", "model_type")),
-        ("--do_reduce_labels", "--do_reduce_labels changes nothing here"),
     ],
 )
 def test_flags_that_images_do_not_have(flags, message, predicted, photo, tmp_path):
@@ -302,16 +298,24 @@ def test_flags_that_datasets_do_not_have(predicted, shapes):
     assert (
         "--outputs is for images, not for --dataset_name: leave it out (see --score_maps and --overlays)" in errors[0]
     )
-    _, errors = predicted("--dataset_name", shapes, "--do_reduce_labels", code=2)
-    assert "--do_reduce_labels changes nothing here" in errors[0]
+    _, errors = predicted("--dataset_name", shapes, "--model_type", "semask", code=2)
+    assert "--model_type changes nothing here" in errors[0]
 
 
 def test_every_flag_is_of_a_form(shapes_model):
     """A new flag of the shared groups must be sorted in: one that nothing reads would be left out in silence."""
     names = set(vars(parse_arguments(predict_command.PredictArguments, [], images="images")))
     both = {"output_dir", "overwrite", "tile", "overlap", "shortest_edge", "longest_edge", "mixed_precision", "recipe"}
-    both |= {"images", "dataset_name", "model_name_or_path", "config_overrides", "trust_remote_code"}
-    sorted_in = {*both, *predict_command.OF_IMAGES, *predict_command.OF_A_DATASET, *predict_command.UNUSED}
+    both |= {
+        "images",
+        "dataset_name",
+        "model_name_or_path",
+        "config_overrides",
+        "trust_remote_code",
+        "intensity_range",
+    }
+    sorted_in = {*both, *predict_command.OF_IMAGES, *predict_command.OF_A_DATASET}
+    sorted_in |= {*predict_command.UNUSED, *predict_command.OF_LABELS}
     assert names == sorted_in
 
 

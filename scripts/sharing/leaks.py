@@ -41,7 +41,8 @@ SECRETS = {
 # Values of a recipe that are places, and ones that the Hub has no use for.
 PLACES = (
     "dataset_name", "train_images", "train_masks", "eval_images", "eval_masks", "id2label", "class_map",
-    "mask_colors",    "backbone_weights", "config_name", "model_name_or_path", "recipe", "warm_start",
+    "mask_colors", "class_counts", "albumentations", "backbone_weights", "config_name", "model_name_or_path",
+    "recipe", "warm_start",
 )  # fmt: skip
 PRIVATE = ("output_dir", "resume_from_checkpoint", "hub_token", "report_to", "tracker_project")
 HEADER_BYTES = 8

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from hostile import tried
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +45,10 @@ def world(tmp_path_factory):
             Image.new(mode, (8, 6)).save(folder / "pairs" / place / f"{name}.png")
     (folder / "map.yaml").write_text(json.dumps({name: [2 * index, 2 * index + 1] for index, name in NAMES.items()}))
     (folder / "results.json").write_text(json.dumps(RESULTS))
+    card = yaml.safe_load((ROOT / "hub_cards" / "faseg-mobilenetv2-camvid" / "card.yaml").read_text(encoding="utf-8"))
+    card = {**card, "dataset": {**card["dataset"], "name": "shapes"}, "classes": list(NAMES.values())}
+    del card["architecture"]
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
     (folder / "empty").mkdir()
     (folder / "file").write_text("something else")
     (folder / "null.json").write_text("null")
@@ -60,9 +65,10 @@ def world(tmp_path_factory):
     return folder
 
 
+ROOT = Path(__file__).parents[2]
 RESULTS = {
     "dataset": "shapes", "split": "validation", "images": 3, "protocol": {"name": "native"}, "command": "eval.py",
-    "mean_iou": 12.34, "per_class": {"sky": {"iou": 10.0, "accuracy": None}},
+    "mean_iou": 12.34, "per_class": {name: {"iou": 10.0, "accuracy": None} for name in NAMES.values()},
     "interval": {"low": 11.1, "high": 13.3, "confidence": 0.95}, "segment_sizes": [{"max_area": 9, "mean_iou": 3.21}],
 }  # fmt: skip
 MODEL = ["--model_name_or_path", "{world}/model"]
@@ -75,8 +81,8 @@ BASE = {
     check_dataset: [*DATA, "--json", "{out}/c.json", "--max_samples", "2"],
     convert_checkpoint: ["--checkpoint", "{world}/broken.safetensors", "--model_id", "faseg-resnet50-ade20k",
                          "--output_dir", "{out}/m"],
-    export_hub: [*MODEL, "--output_dir", "{out}/h", "--model_id", "faseg-resnet50-ade20k", "--dry_run",
-                 "--results", "{world}/results.json", "--sample_images", "{world}/photos/one.png"],
+    export_hub: [*MODEL, "--output_dir", "{out}/h", "--model_id", "shapes", "--dry_run",
+                 "--card", "{world}/card.yaml", "--results", "{world}/results.json", "--sample_images", "{world}/photos/one.png"],
     pack_dataset: ["--train_images", "{world}/pairs/images", "--train_masks", "{world}/pairs/masks",
                    "--id2label", "{world}/data/id2label.json", "--output_dir", "{out}/d"],
     train: ["demo", *DATA, "--output_dir", "{out}/t", "--max_train_steps", "1", "--dataloader_num_workers", "0",

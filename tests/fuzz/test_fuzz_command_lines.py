@@ -68,7 +68,8 @@ def world(tmp_path_factory):
 ROOT = Path(__file__).parents[2]
 RESULTS = {
     "dataset": "shapes", "split": "validation", "images": 3, "protocol": {"name": "native"}, "command": "eval.py",
-    "mean_iou": 12.34, "per_class": {name: {"iou": 10.0, "accuracy": None} for name in NAMES.values()},
+    "mean_iou": 12.34,
+    "per_class": {name: {"iou": 10.0, "accuracy": None} for name in NAMES.values()},
     "interval": {"low": 11.1, "high": 13.3, "confidence": 0.95}, "segment_sizes": [{"max_area": 9, "mean_iou": 3.21}],
 }  # fmt: skip
 MODEL = ["--model_name_or_path", "{world}/model"]

@@ -7,7 +7,7 @@ with its reason, and stands in the `recipe.yaml` beside the model.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -60,6 +60,10 @@ def settings_from_data(arguments: TrainArguments, data: LabelledDataset, device:
         UserError: no image can be read.
     """
     machine = CPU if device == "cpu" else GPU
+    if not arguments.given:  # built in Python, where nothing tells a default from a value that is the same
+        changed = {each.name for each in fields(arguments) if each.init and not is_default(each, arguments)}
+        arguments = replace(arguments)
+        arguments.given = frozenset(changed)
     choices = {
         **sizes(list(islice(image_sizes(data.stream, data.own_row_format), LOOKED_AT)), machine),
         **model_and_rates(arguments),
@@ -67,10 +71,17 @@ def settings_from_data(arguments: TrainArguments, data: LabelledDataset, device:
     }
     choices |= lengths(arguments, data, machine)
     given = {*arguments.given, *(("shortest_edges", "longest_edge") if "scale_range" in arguments.given else ())}
-    if {"crop_height", "crop_width"} & given:  # one side alone would not fit the other
-        given |= {"crop_height", "crop_width"}
+    for side, other in (("crop_height", "crop_width"), ("crop_width", "crop_height")):
+        if side in given:
+            choices[other] = (getattr(arguments, side), f"as {side}, which is given")
     given -= {"config_overrides"}  # of which the given ones are among those chosen
     return {name: choice for name, choice in choices.items() if name not in given}
+
+
+def is_default(each: Field[Any], arguments: TrainArguments) -> bool:
+    """Whether a field has its default."""
+    made = each.default_factory() if each.default_factory is not MISSING else each.default
+    return bool(getattr(arguments, each.name) == made)
 
 
 def sizes(found: list[tuple[int, int]], machine: Machine) -> Choices:

@@ -74,9 +74,17 @@ def test_the_validation_split_is_used(folders):
 def test_what_is_given_stays(folders):
     flags = ["--crop_height", 512, "--max_train_steps", 10, "--learning_rate", 1e-4, "--scale_range", 0.5, 1]
     choices, arguments = chosen(*folders(64, 64), *flags, "--config_overrides", "num_queries=7")
-    assert not {"crop_height", "crop_width", "max_train_steps", "learning_rate", "shortest_edges"} & set(choices)
+    assert not {"crop_height", "max_train_steps", "learning_rate", "shortest_edges"} & set(choices)
     assert (arguments.crop_height, arguments.crop_width, arguments.max_train_steps) == (512, 512, 10)
     assert arguments.config_overrides[-1] == "num_queries=7" and "hidden_dim=128" in arguments.config_overrides
+
+
+def test_arguments_built_in_python_keep_what_they_change(folders):
+    flags = [str(flag) for flag in folders(64, 64)]
+    data = {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    arguments = TrainArguments(settings_from_data=True, crop_height=256, seed=3, **data)
+    choices = settings_from_data(arguments, LabelledDataset(arguments, "train"), "cpu")
+    assert "crop_height" not in choices and choices["crop_width"][0] == 256 and "max_train_steps" in choices
 
 
 def test_the_start_decides_the_rates(folders):

@@ -21,7 +21,7 @@ if not __package__:  # started as a file: import the project from its root, neve
 import json
 from dataclasses import dataclass
 
-from scripts.cli.errors import errors_explained
+from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK, check_output_file, overwrite_flag
@@ -70,7 +70,12 @@ def check(arguments: CheckArguments) -> int:
     # ---- classes
     opened, findings = splits.open_splits(arguments)
     data = next(iter(opened.values()))
-    arguments = settled(arguments, "cuda" if torch.cuda.is_available() else "cpu")
+    without_settings = ""
+    try:
+        arguments = settled(arguments, "cuda" if torch.cuda.is_available() else "cpu")
+    except UserError as error:
+        without_settings = str(error)
+        print(f"the recipe is not weighed: {without_settings}", file=sys.stderr)
     names, name_of_255, of_names = splits.read_classes(arguments, data)
     findings += of_names
     table = data.class_map.table.numpy() if names and not of_names and data.class_map else None
@@ -79,7 +84,8 @@ def check(arguments: CheckArguments) -> int:
 
     # ---- recipe, whose own faults come before the long reading
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
-    recipe = RecipeCost(arguments, data.row_format, names) if has_model and names and not of_names else None
+    weighed = has_model and names and not of_names and not without_settings
+    recipe = RecipeCost(arguments, data.row_format, names or {}) if weighed else None
 
     bands = num_channels(recipe.config) if recipe else arguments.num_channels or RGB
     limits = arguments.intensity_range or (recipe.stored_range() if recipe else None)

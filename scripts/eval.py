@@ -139,8 +139,9 @@ def check_arguments(arguments: EvaluateArguments) -> None:
         raise UserError(f"--protocol {arguments.protocol}: choose one of {', '.join(PROTOCOLS)}, {NATIVE}")
     if arguments.label_ids not in LABEL_IDS:
         raise UserError(f"--label_ids {arguments.label_ids}: choose one of {', '.join(LABEL_IDS)}")
-    if arguments.class_map and arguments.protocol != NATIVE:
-        raise UserError(f"--class_map changes the classes of --protocol {arguments.protocol}: leave one of them out")
+    for name in ("class_map", "mask_values", "mask_colors"):
+        if getattr(arguments, name) and arguments.protocol != NATIVE:
+            raise UserError(f"--{name} changes the classes of --protocol {arguments.protocol}: leave one of them out")
     edges = ("eval_shortest_edge", "eval_longest_edge", "tta_shortest_edges", "tta_longest_edge")
     check_at_least(arguments, 1, *edges, "crop_size", "stride", "bootstrap_samples", "max_eval_samples")
     check_at_least(arguments, 0, "dataloader_num_workers", "max_bad_samples", "seed")
@@ -269,6 +270,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         label_ids, id_table, data.do_reduce_labels = label_rule(arguments.protocol, num_labels, label_ids, data)
 
     look = None
+    if arguments.class_map or arguments.mask_values or arguments.mask_colors:
+        degenerate.refuse_other_numbers(data.id2label or {}, model.config.id2label or {})
     if arguments.protocol == NATIVE:
         look = on_main(accelerator, lambda: degenerate.look_at_classes(data, model.config.id2label or {}))
 

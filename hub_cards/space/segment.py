@@ -113,6 +113,8 @@ def load_model(name: str) -> LoadedModel:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
     except Exception as error:  # transformers raises many kinds, and remote code any
         raise Problem(f"The model {name} cannot be loaded: {loading_failure(error)}") from error
+    if getattr(processor, "intensity_range", None) is not None or len(list(processor.image_mean)) != 3:
+        raise Problem(f"The model {name} reads other images than RGB of 8 bits, which this page does not take.")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return LoadedModel(model.to(device).eval(), processor)
 

@@ -11,6 +11,11 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import flag, path_flag
 
 
+# Names of splits as people write them, and as they are called here.
+SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 HELD_BACK = "validation"  # the split of the samples that --train_val_split holds back
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import say_once
-from scripts.data.arguments import HELD_BACK, DatasetArguments
+from scripts.data.arguments import HELD_BACK, SPLITS, DatasetArguments
 from scripts.data.folders import Pair, matched_pairs
 from scripts.data.held_back import HeldBack, held_back
-from scripts.data.layouts import SPLITS, Layout, folder_layout
+from scripts.data.layouts import Layout, folder_layout
 
 
 def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, str, str] | None:

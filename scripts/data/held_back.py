@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
-from scripts.data.arguments import HELD_BACK
+from scripts.data.arguments import HELD_BACK, SPLITS
 
 
 LAST_NUMBER = re.compile(r"[_\-. ]*\d+(?=\D*$)")
@@ -38,7 +38,7 @@ class HeldBack:
 
     def kept(self, split: str) -> np.ndarray:
         """`(N,)` bool: the samples of `validation`, or those of any other name, which are trained on."""
-        return self.chosen if split == HELD_BACK else ~self.chosen
+        return self.chosen if SPLITS.get(split, split) == HELD_BACK else ~self.chosen
 
     def digest(self) -> str:
         """The same for the same choice."""

@@ -20,7 +20,7 @@ from scripts.data.image_files import bands_of_file
 from scripts.storage.outputs import bears_mark
 
 
-DRAWN_ENDINGS = (".png", ".tif")  # of images that this project writes
+DRAWN_ENDINGS = (".png", ".tif", ".npy")  # of images that this project writes
 
 
 class FoundImage(NamedTuple):

@@ -43,6 +43,10 @@ from scripts.storage.retries import with_retries
 from scripts.storage.shared_text import without_credentials
 
 
+# As `LabelledDataset`, `datasets` and layouts of folders say that a split does not exist.
+NO_SUCH_SPLIT = re.compile(
+    r"Bad split|[Uu]nknown split|the folder holds|no --(train|eval)_images: give both|no split|no such split"
+)
 HUB_COMMIT = re.compile(r"^hf://datasets/[^@]+@([0-9a-f]{40})/")
 
 

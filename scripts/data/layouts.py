@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import SPLITS
 from scripts.data.folders import (
     ENDINGS,
     IMAGE_ENDINGS,
@@ -29,10 +30,6 @@ from scripts.data.folders import (
 )
 
 
-SPLITS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 SPLIT = rf"(?P<split>{'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:\d{{4}})?"  # train2017
 KIND = (
     r"(?:(?P<images>images?|imgs?|photos?|jpegimages|leftimg8bit)"

@@ -102,7 +102,8 @@ def measured(
         return limits, None
     look = look_at_images(data, num_bands)
     if limits == "auto":
-        limits = look.range()
+        plain = num_bands == RGB and all(image.dtype == np.uint8 for image in look.images)
+        limits = None if plain else look.range()
     if not wants_statistics:
         return limits, None
     try:
@@ -145,7 +146,9 @@ def settle_images(
             setattr(processor, name, value)
     if bands != RGB:
         processor.do_convert_rgb = False
-    if given and list(given) == ["auto"]:
+    if given and list(given) == ["auto"] and found["intensity_range"] is None:
+        say("--intensity_range auto: the images are RGB of 8 bits, which need none")
+    elif given and list(given) == ["auto"]:
         say(f"{as_flag('intensity_range', found['intensity_range'])} (measured on the first {IMAGES} training images)")
     if statistics is not None:
         say(

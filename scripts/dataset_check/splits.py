@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.data.class_names import named_twice, read_names
-from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.labelled_dataset import NO_SUCH_SPLIT, LabelledDataset
 from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
@@ -24,10 +23,6 @@ from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenImages
 from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments
-
-
-# As `LabelledDataset` and `datasets` say that a split does not exist.
-NO_SUCH_SPLIT = re.compile(r"Bad split|[Uu]nknown split|the folder holds|no --(train|eval)_images: give both")
 
 
 def open_splits(arguments: TrainArguments) -> tuple[dict[str, LabelledDataset], list[Finding]]:

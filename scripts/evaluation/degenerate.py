@@ -32,6 +32,24 @@ def refuse_one_class(names: Mapping[Any, str]) -> None:
         )
 
 
+def refuse_other_numbers(names: Mapping[int, str], of_model: Mapping[int, str]) -> None:
+    """Refuses classes of label maps that the model has under other numbers, so that each would be taken for another.
+
+    Args:
+        names: by id, as the flags make them.
+    Raises:
+        UserError: names the first, with both numbers.
+    """
+    numbers = {name: index for index, name in of_model.items()}
+    for index, name in names.items():
+        if numbers.get(name, index) != index:
+            raise UserError(
+                f"class {name!r} is number {index} by the flags of the label maps (--class_map, --mask_values or "
+                f"--mask_colors), but {numbers[name]} in the model: give the classes in the model's order, "
+                f"{', '.join(of_model.values())}"
+            )
+
+
 def look_at_classes(data: LabelledDataset, names: Mapping[int, str]) -> FirstLook:
     """What the first label maps of a split hold, if a model of these classes can be trained on them and be scored.
 

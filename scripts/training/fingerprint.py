@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,9 @@ def training_settings(
         file = getattr(arguments, name)
         if file and Path(file).is_file():
             flags[f"--{name}"] = sha256(Path(file))
+    if data.mask_colours is not None:
+        colours = sorted(data.mask_colours.ids.items())
+        flags["colours of the label maps"] = hashlib.sha256(json.dumps(colours).encode()).hexdigest()
     flags["--max_train_steps"] = max_steps
     flags["--mixed_precision"] = accelerator.mixed_precision
     computing = ("pillow", "scipy", "timm", *(["albumentations"] if arguments.albumentations else []))

@@ -292,7 +292,8 @@ def look_at_splits(data: LabelledDataset, names: Mapping[Any, str]) -> FirstLook
 def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     """`set_up` in a folder that is this run's alone."""
     if arguments.settings_from_data:
-        arguments = on_main(accelerator, lambda: settled(arguments, accelerator.device.type))
+        machine = accelerator.device.type, accelerator.num_processes
+        arguments = on_main(accelerator, lambda: settled(arguments, *machine))
         check_values(arguments)
     arguments = with_batch_sizes(arguments, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps

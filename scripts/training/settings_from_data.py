@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import read_recipe, recipe_flags
-from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.labelled_dataset import NO_SUCH_SPLIT, LabelledDataset
 from scripts.data.samples import image_sizes
+from scripts.data.stored_rows import parquet_rows
 from scripts.training.arguments import TrainArguments
 
 
@@ -51,11 +52,14 @@ Arguments = TypeVar("Arguments", bound=TrainArguments)
 Choices = dict[str, tuple[Any, str]]  # field of the arguments -> value, reason
 
 
-def settings_from_data(arguments: TrainArguments, data: LabelledDataset, device: str) -> Choices:
+def settings_from_data(
+    arguments: TrainArguments, data: LabelledDataset, device: str, num_processes: int = 1
+) -> Choices:
     """What the data of a training split ask for, but for what is given.
 
     Args:
         device: type of the device, such as "cpu" or "cuda".
+        num_processes: that train together.
     Raises:
         UserError: no image can be read.
     """
@@ -69,7 +73,7 @@ def settings_from_data(arguments: TrainArguments, data: LabelledDataset, device:
         **model_and_rates(arguments),
         "mixed_precision": (machine.precision, f"for {machine.name}"),
     }
-    choices |= lengths(arguments, data, machine)
+    choices |= lengths(arguments, data, machine, num_processes)
     given = {*arguments.given, *(("shortest_edges", "longest_edge") if "scale_range" in arguments.given else ())}
     for side, other in (("crop_height", "crop_width"), ("crop_width", "crop_height")):
         if side in given:
@@ -111,7 +115,8 @@ def model_and_rates(arguments: TrainArguments) -> Choices:
     if arguments.model_name_or_path or arguments.warm_start:
         return {"learning_rate": (1e-4, "the whole model is pretrained")}
     choices: Choices = {"learning_rate": (5e-4, "the decoder is new")}
-    if not arguments.config_name and not any("backbone_config" in item for item in arguments.config_overrides):
+    own = arguments.config_name or any("backbone_config" in item for item in arguments.config_overrides)
+    if arguments.model_type == "faseg" and not own:
         recipe = read_recipe(SMALL_MODEL, [field.name for field in fields(TrainArguments)])
         small = recipe_flags({"config_overrides": recipe["config_overrides"]})[1:]
         overrides = [*small, *arguments.config_overrides]
@@ -121,19 +126,18 @@ def model_and_rates(arguments: TrainArguments) -> Choices:
     return choices
 
 
-def lengths(arguments: TrainArguments, data: LabelledDataset, machine: Machine) -> Choices:
+def lengths(arguments: TrainArguments, data: LabelledDataset, machine: Machine, num_processes: int) -> Choices:
     """Batch, steps, and how often to evaluate and save, from the number of images."""
-    images = data.num_examples
-    batch = min(machine.batch, images or machine.batch)
-    if "per_device_train_batch_size" in arguments.given:
-        batch = arguments.per_device_train_batch_size
+    images, total = number_of_images(data), arguments.total_train_batch_size
+    micro, why_micro = micro_batch(arguments, images, machine, num_processes)
+    batch = total or micro * num_processes * arguments.gradient_accumulation_steps
     least, most = machine.steps
     wanted = most if images is None else EPOCHS * images // batch
     steps = min(max(wanted, least), most)
     why = f"{EPOCHS} times {images} images" if images else "the number of images is not known"
     bounds = "" if steps == wanted else f", but {least} to {most} on {machine.name}"
     choices: Choices = {
-        "per_device_train_batch_size": (batch, f"{machine.batch} on {machine.name}, no more than there are images"),
+        "per_device_train_batch_size": (micro, why_micro),
         "max_train_steps": (steps, f"{why}{bounds}"),
     }
     if "max_train_steps" in arguments.given or "num_train_epochs" in arguments.given:
@@ -142,19 +146,47 @@ def lengths(arguments: TrainArguments, data: LabelledDataset, machine: Machine) 
     if steps:
         choices["checkpointing_steps"] = (max(steps // 5, 1), "five on the way")
         if has_validation(data):
-            choices["eval_steps"] = (
-                max(steps // 5, 1),
-                "there is a validation split: the best model is kept in best/",
-            )
+            why = "there is a validation split: the best model is kept in best/"
+            choices["eval_steps"] = (max(steps // 5, 1), why)
     return choices
 
 
+def micro_batch(
+    arguments: TrainArguments, images: int | None, machine: Machine, num_processes: int
+) -> tuple[int, str]:
+    """Images that one process takes at a time, and why."""
+    if "per_device_train_batch_size" in arguments.given:
+        return arguments.per_device_train_batch_size, "as given"
+    total = arguments.total_train_batch_size
+    if total and total % num_processes == 0:
+        share = total // num_processes
+        micro = next(size for size in range(min(machine.batch, share), 0, -1) if share % size == 0)
+        return micro, f"a part of the {total} of --total_train_batch_size, {machine.batch} at most on {machine.name}"
+    return min(machine.batch, images or machine.batch), f"{machine.batch} on {machine.name}, no more than images"
+
+
+def number_of_images(data: LabelledDataset) -> int | None:
+    """Images of the split, from the ends of its parquet files where its card does not tell; None if neither does."""
+    if data.num_examples or not data.files or not all(file.endswith(".parquet") for file in data.files):
+        return data.num_examples
+    return sum(parquet_rows(data.files)[0])
+
+
 def has_validation(data: LabelledDataset) -> bool:
-    """Whether the data have the split that is evaluated on."""
+    """Whether the data have the split that is evaluated on, apart from what is trained on.
+
+    Raises:
+        UserError: there is one that cannot be opened.
+    """
+    arguments = data.arguments
+    if (arguments.dataset_name or "").endswith(".parquet") and arguments.train_val_split is None:
+        return False  # one file, all of which is trained on
     try:
-        LabelledDataset(data.arguments, data.arguments.eval_split_name)  # type: ignore[attr-defined]
-    except UserError:
-        return False
+        LabelledDataset(arguments, arguments.eval_split_name)  # type: ignore[attr-defined]
+    except UserError as error:
+        if NO_SUCH_SPLIT.search(str(error)):
+            return False
+        raise
     return True
 
 
@@ -177,10 +209,11 @@ def short(value: Any) -> str:
     return " ".join(map(str, value)) if all(isinstance(item, int) for item in value) else f"({len(value)} fields)"
 
 
-def settled(arguments: Arguments, device: str) -> Arguments:
+def settled(arguments: Arguments, device: str, num_processes: int = 1) -> Arguments:
     """`arguments` with the settings that the data ask for, which are printed; as they are where none are asked for."""
     if not arguments.settings_from_data:
         return arguments
-    choices = settings_from_data(arguments, LabelledDataset(arguments, arguments.train_split_name), device)
+    data = LabelledDataset(arguments, arguments.train_split_name)
+    choices = settings_from_data(arguments, data, device, num_processes)
     print(in_words(choices), flush=True)
     return with_settings(arguments, choices)

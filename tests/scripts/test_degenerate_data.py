@@ -148,6 +148,18 @@ def test_a_benchmarks_recipe_does_not_shift_labels_in_silence(masks, run, tiny_r
     assert run(train_command, tiny_recipe, *masks(map_of(1, 2), 2), *STEPS, *output)[::2] == (0, [])
 
 
+def test_classes_in_another_order_than_the_models_are_refused(masks, run, random_model):
+    """Else each would be counted as another."""
+    model = ["--model_name_or_path", random_model(2), "--dataloader_num_workers", 0]
+    data = masks(map_of(255, 0), 2)[:-2]
+    assert run(eval_command, *model, *data, "--mask_values", "0=LABEL_0", "255=LABEL_1")[::2] == (0, [])
+    code, _, errors = run(eval_command, *model, *data, "--mask_values", "255=LABEL_1", "0=LABEL_0")
+    assert code == 2 and len(errors) == 1
+    assert (
+        "class 'LABEL_1' is number 0 by the flags of the label maps" in errors[0] and "but 1 in the model" in errors[0]
+    )
+
+
 def test_what_surrounds_the_one_named_class_is_added(masks, run, tiny_recipe, tmp_path):
     code, _, errors = run(
         train_command, tiny_recipe, *masks(map_of(1, 0), 1), *STEPS, "--output_dir", tmp_path / "run"

@@ -62,6 +62,12 @@ def test_the_choice_is_of_names_not_of_their_order(names):
     assert chosen(names) == chosen(random.Random(0).sample(names, len(names)))
 
 
+def test_other_names_of_the_validation_split_are_the_same():
+    """Else evaluation on `val` would be on what was trained on."""
+    choice = held_back(0.25, 8)
+    assert [choice.kept(name).sum() for name in ("validation", "val", "valid", "train")] == [2, 2, 2, 6]
+
+
 def test_rows_without_names():
     assert np.flatnonzero(held_back(0.3, 10).chosen).tolist() == [7, 8, 9]
     with pytest.raises(UserError, match="the training split has 1 images, which cannot be shared"):

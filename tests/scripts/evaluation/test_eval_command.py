@@ -306,6 +306,7 @@ def test_skipped_samples_are_in_the_results(evaluated, shapes_model, tmp_path):
         ("--bootstrap_samples 0", "--bootstrap_samples 0: give at least 1"),
         ("--bootstrap_samples 100000000", "--bootstrap_samples 100000000: give at most 100000"),
         ("--protocol ade20k --class_map some.yaml", "--class_map changes the classes of --protocol ade20k"),
+        ("--protocol ade20k --mask_values 0=a 1=b", "--mask_values changes the classes of --protocol ade20k"),
         ("--max_bad_samples -1", "--max_bad_samples -1: give at least 0"),
     ],
 )

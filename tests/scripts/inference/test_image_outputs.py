@@ -10,6 +10,7 @@ from random_splits import random_pixels
 from scripts import predict as predict_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
+from scripts.data.images import find_images
 from scripts.inference import regions
 from scripts.inference.output_kinds import ENDINGS
 
@@ -338,3 +339,11 @@ def test_overlap_is_a_share_or_pixels():
     assert tiles("--tile", "64", "96", "--overlap", "10").overlap == (10, 10)
     with pytest.raises(UserError, match="whole pixels fewer than its 64"):
         tiles("--tile", "64", "96", "--overlap", "70")
+
+
+def test_what_was_predicted_is_no_image_the_next_time(predicted, photo, tmp_path):
+    out = tmp_path / "out"
+    predicted(photo, "--outputs", "labels", "overlay", "probabilities", "confidence")
+    assert {file.suffix for file in out.iterdir()} == {".png", ".npy"}
+    Image.open(photo).save(out / "another.png")
+    assert [found.path.name for found in find_images([str(out)])] == ["another.png"]

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -12,8 +13,8 @@ from scripts import train as train_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.training.arguments import TrainArguments
-from scripts.training.settings_from_data import settings_from_data, with_settings
+from scripts.training.arguments import TrainArguments, with_batch_sizes
+from scripts.training.settings_from_data import Machine, settings_from_data, with_settings
 
 
 @pytest.fixture
@@ -37,9 +38,9 @@ def folders(tmp_path):
     return write
 
 
-def chosen(*flags, device="cpu"):
+def chosen(*flags, device="cpu", processes=1):
     arguments = parse_arguments(TrainArguments, ["finetune", "--output_dir", "out", *map(str, flags)])
-    choices = settings_from_data(arguments, LabelledDataset(arguments, "train"), device)
+    choices = settings_from_data(arguments, LabelledDataset(arguments, "train"), device, processes)
     return choices, with_settings(arguments, choices)
 
 
@@ -64,6 +65,38 @@ def test_steps_and_batch_follow_the_number_of_images(folders):
     assert (arguments.per_device_train_batch_size, arguments.max_train_steps) == (4, 300)
     assert choices["max_train_steps"][1] == "40 times 4 images, but 300 to 3000 on a CPU"
     assert arguments.eval_steps is None and arguments.checkpointing_steps == 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "micro", "steps"),
+    [
+        ([], 1, 4, 400),
+        (["--total_train_batch_size", 12], 1, 6, 133),
+        (["--gradient_accumulation_steps", 4], 1, 4, 100),
+        ([], 4, 4, 100),
+        (["--total_train_batch_size", 8], 2, 4, 200),
+    ],
+)
+def test_all_that_makes_up_a_batch_counts(folders, monkeypatch, flags, processes, micro, steps):
+    monkeypatch.setattr("scripts.training.settings_from_data.CPU", Machine("a CPU", 256, 512, 7, (1, 3000), "no"))
+    monkeypatch.setattr("scripts.training.settings_from_data.EPOCHS", 400)
+    _, arguments = chosen(*folders(64, 64), *flags, processes=processes)
+    assert (arguments.per_device_train_batch_size, arguments.max_train_steps) == (micro, steps)
+    with_batch_sizes(arguments, processes)
+
+
+def test_other_models_keep_their_own_architecture(folders):
+    assert chosen(*folders(64, 64), "--model_type", "semask")[1].config_overrides == []
+
+
+def test_one_file_is_no_validation_split(folders, shapes, tmp_path):
+    """The number of its images is known from its end."""
+    whole = datasets.load_dataset(str(shapes), split="train")
+    whole.to_parquet(tmp_path / "all.parquet")
+    flags = ["--dataset_name", tmp_path / "all.parquet", "--id2label", shapes / "id2label.json"]
+    choices, arguments = chosen(*flags)
+    assert arguments.eval_steps is None and choices["max_train_steps"][1].startswith("40 times 7 images")
+    assert chosen(*flags, "--train_val_split", 0.3)[1].eval_steps == 60
 
 
 def test_the_validation_split_is_used(folders):

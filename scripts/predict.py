@@ -278,7 +278,8 @@ def predict(arguments: PredictArguments) -> int:
         outputs = ImageOutputs(kinds, output_dir, names, model_palette(config), arguments.overwrite)
         failed = predict_images(images, segment, outputs, accelerator)
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
-        accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
+        if failed < len(images):
+            accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
     else:
         predict_dataset(arguments, output_dir, segment, accelerator)
         accelerator.print(f'label maps in {output_dir}: datasets.load_dataset("{output_dir}") reads them')

@@ -163,7 +163,9 @@ def read_recipe(name: str, fields: Sequence[str]) -> dict[str, Any]:
     candidates = [Path(name), RECIPES / name, RECIPES / f"{name}.yaml"]
     path = next(filter(os.path.isfile, candidates), None)  # unlike pathlib's, false for names that cannot be
     if path is None:
-        raise UserError(f"recipe {name!r} not found: give a YAML file or one of {', '.join(shipped_recipes())}")
+        near = difflib.get_close_matches(name, shipped_recipes(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file or one of {', '.join(shipped_recipes())}"
+        raise UserError(f"recipe {name!r} not found: {hint}")
     with errors_explained(f"recipe {path}", yaml.YAMLError, UnicodeDecodeError, RecursionError):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.data.bands import PLAIN, ImageForm, as_image
+from scripts.data.folders import MASK_SUFFIX
 from scripts.data.image_files import bands_of_file
 from scripts.storage.outputs import bears_mark
 
@@ -48,7 +49,10 @@ def find_images(names: list[str]) -> list[FoundImage]:
             if len(kept) < len(found):
                 left_out = len(found) - len(kept)
                 print(f"{path}: {left_out} images that this project wrote are left out", file=sys.stderr)
-            images += kept
+            masks = label_maps_beside(kept)
+            if masks:
+                print(f"{path}: {len(masks)} label maps beside their images are left out", file=sys.stderr)
+            images += [image for image in kept if image not in masks]
         elif path.is_file():
             images.append(FoundImage(path, PurePath()))
         else:
@@ -56,6 +60,17 @@ def find_images(names: list[str]) -> list[FoundImage]:
     if not images:
         raise UserError("no image: name images or a folder of them")
     return images
+
+
+def label_maps_beside(images: list[FoundImage]) -> set[FoundImage]:
+    """Those that are called as another image of their folder with `_mask` or its like behind the name."""
+    stems = {image.path.with_suffix("") for image in images}
+    found = {image: MASK_SUFFIX.search(image.path.stem) for image in images}
+    return {
+        image
+        for image, suffix in found.items()
+        if suffix and image.path.with_name(image.path.stem[: suffix.start()]) in stems
+    }
 
 
 def shown_files(top: Path) -> Iterator[tuple[Path, list[Path]]]:

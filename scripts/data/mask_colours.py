@@ -81,9 +81,10 @@ class MaskColours:
             f"{colour_text(values[at])} ({100 * counts[at] / pixels:.2g} % of its pixels)" for at in most
         )
         more = f" and {len(values) - SHOWN} colours more" if len(values) > SHOWN else ""
-        fix = (
-            f'name them in {self.source}, {{"{IGNORE_KEY}": ["{colour_text(values[most[0]])}"]}} if they are no class'
-        )
+        example = f'{{"{IGNORE_KEY}": ["{colour_text(values[most[0]])}"]}} if they are no class'
+        fix = f"name them in {self.source}, {example}"
+        if not self.always:
+            fix = f"give --mask_colors with the colours of all classes, and {example}"
         if len(values) > SHOWN:
             fix = "many colours come from JPEG or from resizing with interpolation: take the maps from their source"
         return f"label map of sample {name} holds {listed}{more}, which {self.source} gives to no class: {fix}"
@@ -100,14 +101,11 @@ def colour_code(value: Any) -> int:
 
 
 def colours_of_palette(palette: Mapping[str, str], source: str) -> MaskColours | None:
-    """Colours by id, as `palette.json` beside the data holds them; None where two classes share one.
-
-    Black, if no class has it, is what no class covers.
-    """
+    """Colours by id, as `palette.json` beside the data holds them; None where two classes share one."""
     ids = {colour_code(colour): int(index) for index, colour in palette.items()}
     if len(ids) < len(palette):
         return None
-    return MaskColours({0: IGNORED_ID, **ids}, source, always=False)
+    return MaskColours(ids, source, always=False)
 
 
 def read_mask_colours(file: str) -> tuple[dict[int, str] | None, MaskColours]:

@@ -10,6 +10,7 @@ from scripts.dataset_check.finding import LEVELS, Evidence, Finding
 from scripts.dataset_check.id_findings import id_findings
 from scripts.dataset_check.label_rule import IGNORED
 from scripts.dataset_check.sample import SEGMENTS_COLUMN
+from scripts.evaluation.degenerate import values_flag
 
 
 ENOUGH_MAPS = 100  # to call a class rare
@@ -83,6 +84,8 @@ def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str,
     """The finding of a fault seen in samples."""
     first = next(iter(found.values()))
     total = sum(fault.count for fault in found.values())
+    if "--" in first.evidence[0]:
+        fix = "as this line says; training tells the range of several images"
     message = f"in {total} of {samples} samples {what}, such as {', '.join(first.names[:3])}: {first.evidence[0]}"
     details = {split: {"count": fault.count, "first": fault.names} for split, fault in found.items()}
     examples = [example for fault in found.values() for example in fault.examples]
@@ -112,7 +115,13 @@ def class_findings(evidence: Evidence) -> list[Finding]:
     if train and validation and train.maps and validation.maps:
         pairs = (
             (level, "class-not-in-train", train, validation, "put images of it into the training split"),
-            ("note", "class-not-in-validation", validation, train, "its IoU will not be measured: mind the mean"),
+            (
+                "note",
+                "class-not-in-validation",
+                validation,
+                train,
+                "its IoU is not measured: eval.py wants --allow_absent_classes",
+            ),
         )
         for level, name, lacking, having, fix in pairs:
             classes = [k for k in evidence.names if having.class_pixels[k] and not lacking.class_pixels[k]]
@@ -136,7 +145,8 @@ def too_few_classes(evidence: Evidence) -> Finding | None:
     if present:
         message = f"{evidence.called(present)} is the only class that occurs, so no score can fail"
         ids = " ".join(f"{index}=NAME" for index in sorted(evidence.ids)[:8])
-        fix = f"name all values that the maps hold, what surrounds the class too: --mask_values {ids}"
+        flags = values_flag(names) if set(evidence.ids) == {0, IGNORE_INDEX} else f"--mask_values {ids}"
+        fix = f"name all values that the maps hold, each by a name of its own: {flags}"
     else:
         message, fix = "no pixel of any class occurs, all are ignored", "check which ids mark the classes"
     return Finding("error", "too-few-classes", tuple(evidence.splits), message, fix, {"classes": present})

@@ -21,6 +21,7 @@ from scripts.dataset_check.finding import Finding
 from scripts.dataset_check.label_rule import LabelRule
 from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
 from scripts.dataset_check.similarity import SeenImages
+from scripts.evaluation.degenerate import no_class_names
 from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments
 
@@ -75,8 +76,9 @@ def read_classes(
     if names is None and data.class_map:  # of the values of the maps alone
         return data.class_map.id2label, None, []
     if not names:
-        fix = 'write id2label.json beside the data, {"0": "name", ...}, or give --id2label'
-        return None, None, [Finding("error", "no-class-names", (), "there are no class names", fix)]
+        message, _, fix = str(no_class_names(data)).partition(": ")
+        held, _, fix = fix.partition(": ")
+        return None, None, [Finding("error", "no-class-names", (), f"{message}; {held}", fix)]
     name_of_255 = names.pop(IGNORE_INDEX, None)
     if sorted(names) != list(range(len(names))):
         listed = ", ".join(map(str, list(names)[:5]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,16 +51,26 @@ def refuse_other_numbers(names: Mapping[int, str], of_model: Mapping[int, str]) 
             )
 
 
-def look_at_classes(data: LabelledDataset, names: Mapping[int, str]) -> FirstLook:
+def look_at_classes(data: LabelledDataset, names: Mapping[int, str], trained: FirstLook | None = None) -> FirstLook:
     """What the first label maps of a split hold, if a model of these classes can be trained on them and be scored.
 
     Args:
         names: of the model's classes, by id.
+        trained: what those of the training split hold, where this is another: a class that occurs there may be absent
+            here, which is said.
     Raises:
         UserError: they hold one class alone or none, or never one that is named; says what they hold and the fix.
     """
     look = first_look(data.stream, data.row_format)
-    if not data.arguments.allow_absent_classes and look.maps and (fault := fault_of(look, data, names)):
+    if data.arguments.allow_absent_classes or not look.maps:
+        return look
+    if trained is not None and len(look.classes) > 1:
+        absent = [index for index in names if not look.classes[index]]
+        if look.whole and absent and all(trained.classes[index] for index in absent):
+            listed = ", ".join(repr(names[index]) for index in absent)
+            print(f"warning: split {data.split!r} lacks {listed}, left out of the mean IoU", file=sys.stderr)
+            return look
+    if fault := fault_of(look, data, names):
         raise UserError(f"split {data.split!r}: {fault}")
     return look
 
@@ -106,8 +117,8 @@ def absent_classes(absent: list[int], names: Mapping[int, str], where: str) -> s
     more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
     never = f"never occur{'s' * (len(absent) == 1)}"
     return (
-        f"{listed}{more} of the {len(names)} named classes {never} in {where}: {CHECK}, or take the name out of the "
-        f"class names; {GO_ON}"
+        f"{listed}{more} of the {len(names)} named classes {never} in {where}: are their pixels stored under another "
+        f"value? {CHECK}; {GO_ON}, leaving them out of the mean"
     )
 
 

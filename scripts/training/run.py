@@ -285,7 +285,8 @@ def look_at_splits(data: LabelledDataset, names: Mapping[Any, str]) -> FirstLook
     """
     look = look_at_classes(data, names)
     if data.arguments.eval_steps:  # type: ignore[attr-defined]
-        look_at_classes(data.other_split(data.arguments.eval_split_name), names)  # type: ignore[attr-defined]
+        validation = data.other_split(data.arguments.eval_split_name)  # type: ignore[attr-defined]
+        look_at_classes(validation, names, look)
     return look
 
 

@@ -118,6 +118,17 @@ def test_a_named_class_that_never_occurs_is_refused(masks, run, tiny_recipe, ran
     assert run(eval_command, *model, *data, "--allow_absent_classes")[::2] == (0, [])
 
 
+def test_a_class_of_training_may_lack_in_validation(masks, run, tiny_recipe, tmp_path):
+    """The few images that are held back seldom have all of them."""
+    data = masks(map_of(0, 2), 3)
+    other = map_of(0, 2)
+    other[:8] = 1
+    for file in (data[3]).glob("*.png"):
+        Image.fromarray(other).save(file)
+    code, _, errors = run(train_command, tiny_recipe, *data, *STEPS, "--output_dir", tmp_path / "run")
+    assert (code, errors) == (0, ["warning: split 'validation' lacks 'class 1', left out of the mean IoU"])
+
+
 def test_what_the_first_maps_cannot_tell_is_told_after_an_epoch(masks, run, tiny_recipe, tmp_path, monkeypatch):
     """Training stops after every sample went by, and keeps what it has trained."""
     monkeypatch.setattr("scripts.data.first_look.LEAST_MAPS", 2)

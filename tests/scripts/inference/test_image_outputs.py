@@ -347,3 +347,11 @@ def test_what_was_predicted_is_no_image_the_next_time(predicted, photo, tmp_path
     assert {file.suffix for file in out.iterdir()} == {".png", ".npy"}
     Image.open(photo).save(out / "another.png")
     assert [found.path.name for found in find_images([str(out)])] == ["another.png"]
+
+
+def test_label_maps_beside_their_images_are_no_images(photo, tmp_path, capsys):
+    for name in ("a.png", "a_mask.png", "b_mask.png", "street_seg.png"):
+        Image.open(photo).save(tmp_path / name)
+    found = {image.path.name for image in find_images([str(tmp_path)])}
+    assert "a_mask.png" not in found and {"a.png", "b_mask.png", "street_seg.png"} <= found
+    assert "1 label maps beside their images are left out" in capsys.readouterr().err

@@ -68,9 +68,7 @@ def test_the_palette_beside_the_data_is_taken(arguments):
     names = {"0": "road", "1": "car"}
     _, label = read(arguments(palette={"0": "#804080", "1": "#00008e", "255": "#000000"}, id2label=names))
     assert (label == WANTED).all()
-    with pytest.raises(
-        UserError, match=r"holds #000000 .* which palette.json gives to no class: give --mask_colors with"
-    ):
+    with pytest.raises(UserError, match=r"holds #000000 .* gives to no class: give --mask_colors with"):
         read(arguments(palette={"0": "#804080", "1": "#00008e"}, id2label=names))
 
 

@@ -350,7 +350,7 @@ def size_limit(results: dict[str, Any], facts: CardFacts) -> str | None:
     if len(measured) < 2:
         return None
     worst, last = min(measured, key=lambda group: group["mean_iou"]), measured[-1]
-    if worst is not measured[0]:  # it is not the smallest that are found worst
+    if worst is last or measured[0]["mean_iou"] >= (results.get("mean_iou") or 0):  # small ones are not found worse
         smallest = f"{number(measured[0]['mean_iou'])} among segments up to {measured[0]['max_area']} pixels"
         return (
             f"Mean IoU on {measured_on(results, facts)} by the size of segments: {smallest}, "

@@ -314,7 +314,9 @@ def open_source(
         )
     bound_stalls()
     place = f"--dataset_name {arguments.dataset_name}, split {split!r}"
-    with errors_explained(place, *READING_ERRORS):
+    here = not is_relative_path(arguments.dataset_name) or Path(arguments.dataset_name).exists()
+    hint = "" if here else " (no such folder or file here, so it is taken for a name on the Hub)"
+    with errors_explained(f"{place}{hint}", *READING_ERRORS):
         source, counts = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
     data, files, choice = source
     columns = data.column_names

@@ -108,8 +108,12 @@ def test_a_shipped_recipe_trains_and_its_model_predicts(installed, trained, work
 
 
 def test_a_model_becomes_a_folder_for_the_hub(installed, trained, work):
-    flags = ["--model_id", "faseg-mobilenetv2-camvid", "--output_dir", "hub", "--dry_run"]
-    printed = python(installed / "faseg", "export-hub", "--model_name_or_path", "model", *flags, cwd=work)
+    export = [installed / "faseg", "export-hub", "--model_name_or_path", "model"]
+    python(*export, "--init_card", "card.yaml", cwd=work)
+    card = (work / "card.yaml").read_text().replace("license: FILL IN", "license: cc-by-nc-4.0")
+    (work / "card.yaml").write_text(card.replace("FILL IN", "https://example.com"))
+    flags = ["--model_id", "my-shapes", "--card", "card.yaml", "--output_dir", "hub", "--dry_run"]
+    printed = python(*export, *flags, cwd=work)
     assert "loads without this project" in printed
     assert (work / "hub" / "LICENSE-CODE").read_text() == (PROJECT_ROOT / "LICENSE").read_text()
     assert (work / "hub" / "README.md").is_file()

@@ -94,7 +94,7 @@ def written(form, rows, names, folder):
         write(folder, rows, indexed)
     elif form == "colours beside the data":
         write(folder, rows, lambda label: Image.fromarray(table[label]))
-        (folder / "palette.json").write_text(json.dumps(hexes))
+        (folder / "palette.json").write_text(json.dumps(hexes | {"255": "#000000"}))
     elif form == "colours by a flag":
         (folder / "id2label.json").unlink()
         write(folder, rows, lambda label: Image.fromarray(table[label]))

@@ -224,9 +224,11 @@ def parse_arguments(
     if takes_recipe:
         parser.add_argument("positional_recipe", metavar="RECIPE", nargs="?", help="Recipe; the same as --recipe.")
     namespace = parser.parse_intermixed_args(argv)
-    unset: list[Any] = Unset()
-    only_given = parser.parse_intermixed_args(argv, argparse.Namespace(**dict.fromkeys(fields, unset)))
-    given = {name for name in fields if getattr(only_given, name) is not unset}
+    given: set[str] = set()
+    if hasattr(arguments_class, "given"):
+        unset: list[Any] = Unset()
+        only_given = parser.parse_intermixed_args(argv, argparse.Namespace(**dict.fromkeys(fields, unset)))
+        given = {name for name in fields if getattr(only_given, name) is not unset}
     recipe_name = getattr(namespace, "positional_recipe", None) or getattr(namespace, "recipe", None)
     if recipe_name:
         recipe = read_recipe(recipe_name, [field for field in fields if field != "recipe"])

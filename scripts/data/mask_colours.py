@@ -18,12 +18,12 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.class_map import IGNORE_KEY
+from scripts.data.sources import IGNORE_INDEX
 from scripts.drawing.visualization import parse_colour
 from scripts.storage.json_files import read_json
 
 
 RGB = np.array([2**16, 2**8, 1])  # weights of red, green and blue in a colour's code
-IGNORED_ID = 255
 SHOWN = 8  # colours in a message
 
 
@@ -121,8 +121,8 @@ def read_mask_colours(file: str) -> tuple[dict[int, str] | None, MaskColours]:
     names = [name for name in content if name != IGNORE_KEY]
     by_id = all(name.isascii() and name.isdecimal() for name in names)
     numbers = {name: int(name) if by_id else index for index, name in enumerate(names)}
-    if max(numbers.values()) >= IGNORED_ID:
-        raise UserError(f"{source}: class {max(numbers.values())}: label maps hold classes below {IGNORED_ID}")
+    if max(numbers.values()) >= IGNORE_INDEX:
+        raise UserError(f"{source}: class {max(numbers.values())}: label maps hold classes below {IGNORE_INDEX}")
     ids: dict[int, int] = {}
     for name, value in content.items():
         several = isinstance(value, list) and not all(isinstance(item, int) for item in value)
@@ -131,7 +131,7 @@ def read_mask_colours(file: str) -> tuple[dict[int, str] | None, MaskColours]:
                 code = colour_code(colour)
             except ValueError as error:
                 raise UserError(f"{source}: {name}: {error}") from error
-            index = numbers.get(name, IGNORED_ID)
+            index = numbers.get(name, IGNORE_INDEX)
             if ids.setdefault(code, index) != index:
                 raise UserError(f"{source}: {colour_text(code)} is the colour of two classes: give each its own")
     return None if by_id else dict(enumerate(names)), MaskColours(ids, source, always=True)
@@ -156,7 +156,7 @@ def names_with_colours(
         raise UserError(
             f"{colours.source} and the class names do not have the same classes: {odd[0]!r} is in one only"
         )
-    if named is None and (odd_ids := sorted(set(colours.ids.values()) - {*names, IGNORED_ID})):
+    if named is None and (odd_ids := sorted(set(colours.ids.values()) - {*names, IGNORE_INDEX})):
         raise UserError(f"{colours.source} has a colour for class {odd_ids[0]}, which has no name")
     return names
 

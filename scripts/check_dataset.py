@@ -70,12 +70,12 @@ def check(arguments: CheckArguments) -> int:
     # ---- classes
     opened, findings = splits.open_splits(arguments)
     data = next(iter(opened.values()))
-    without_settings = ""
+    settles = True
     try:
         arguments = settled(arguments, "cuda" if torch.cuda.is_available() else "cpu")
     except UserError as error:
-        without_settings = str(error)
-        print(f"the recipe is not weighed: {without_settings}", file=sys.stderr)
+        settles = False
+        print(f"the recipe is not weighed: {error}", file=sys.stderr)
     names, name_of_255, of_names = splits.read_classes(arguments, data)
     findings += of_names
     table = data.class_map.table.numpy() if names and not of_names and data.class_map else None
@@ -84,7 +84,7 @@ def check(arguments: CheckArguments) -> int:
 
     # ---- recipe, whose own faults come before the long reading
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
-    weighed = has_model and names and not of_names and not without_settings
+    weighed = has_model and names and not of_names and settles
     recipe = RecipeCost(arguments, data.row_format, names or {}) if weighed else None
 
     bands = num_channels(recipe.config) if recipe else arguments.num_channels or RGB

@@ -96,7 +96,7 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
     if not look.classes:
         return f"{read} hold {look.listed()}, all of them ignored, so there is nothing to learn or to score: {CHECK}"
     if len(look.classes) < 2:
-        only = names.get(next(iter(look.classes), -1), "no class")
+        only = names[next(iter(look.classes))]
         return f"{read} hold {look.listed()}, which is {only!r} alone, so no score can fail: {CHECK}; {GO_ON}"
     if absent and look.whole and enough:
         return absent_classes(absent, names, f"{read}, which hold {look.listed()}")

@@ -58,7 +58,7 @@ class EvaluationSamples(Dataset):
         self.id_table = id_table
 
     def __getitem__(self, item: StreamRow) -> dict[str, Any] | UserError:
-        """`image` (see `as_image`), `label` (`(H, W)` uint8, ids below K or 255), `name` and `index`, or an error"""
+        """`image` (see `as_image`), `label` (`(H, W)` uint8, ids below K or 255), `name` and `index`; or an error."""
         form = self.form
         try:
             if self.id_table is None:

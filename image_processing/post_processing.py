@@ -20,7 +20,7 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from transformers.utils import logging
 
 from .model_outputs import check_thresholds, checked_outputs, checked_sizes
-from .segments import instance_segments, panoptic_segments, run_lengths
+from .segments import BoxedMask, instance_segments, panoptic_segments, run_lengths
 from .semantic_labels import LOGITS_STRIDE, ImageScores
 
 
@@ -153,13 +153,10 @@ class FASegPostProcessing:
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
         check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        if not isinstance(max_detections, Integral) or max_detections < 1:
-            raise ValueError(f"max_detections={max_detections!r}: pass a number of at least 1")
-        stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         results = []
-        for image in self._images(outputs, target_sizes, input_sizes):
-            masks, scores, labels = instance_segments(*image, threshold, mask_threshold, max_detections, stuff)
-            size = image[2] if image[3] is None else image[3]
+        for masks, scores, labels, size in self.found_instances(
+            outputs, threshold, mask_threshold, target_sizes, input_sizes, max_detections
+        ):
             segments = [
                 {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
                 for index, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
@@ -177,6 +174,31 @@ class FASegPostProcessing:
                     segmentation[boxed.rows, boxed.columns].masked_fill_(boxed.pixels, index)
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
+
+    @for_tasks("instance", "panoptic")
+    def found_instances(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        target_sizes: Any = None,
+        input_sizes: Any = None,
+        max_detections: int = 100,
+    ) -> Iterator[tuple[list[BoxedMask], Tensor, Tensor, tuple[int, int]]]:
+        """The instances of each image, best first, of which `post_process_instance_segmentation` makes maps.
+
+        Args:
+            outputs, threshold, mask_threshold, target_sizes, input_sizes, max_detections: as there.
+        Yields:
+            per image N masks in their bounding boxes, scores `(N,)`, labels `(N,)` int64, and its `(height, width)`.
+        """
+        check_thresholds(threshold, mask_threshold, 0.0)
+        if not isinstance(max_detections, Integral) or max_detections < 1:
+            raise ValueError(f"max_detections={max_detections!r}: pass a number of at least 1")
+        stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
+        for image in self._images(outputs, target_sizes, input_sizes):
+            found = instance_segments(*image, threshold, mask_threshold, int(max_detections), stuff)
+            yield *found, image[2] if image[3] is None else image[3]
 
     @for_tasks("panoptic")
     def post_process_panoptic_segmentation(

@@ -16,6 +16,9 @@ SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
+TASKS = ("semantic", "instance", "panoptic")
+CLASSES = "classes"
+ENCODINGS = (CLASSES, "segments", "instances")  # of label maps, see --label_encoding
 HELD_BACK = "validation"  # the split of the samples that --train_val_split holds back
 
 
@@ -82,6 +85,20 @@ class DatasetArguments:
     )
     image_column_name: str = flag("image", "Column of the dataset that holds the images.")
     label_column_name: str = flag("label", "Column of the dataset that holds the label maps, one class id per pixel.")
+    label_encoding: str | None = flag(
+        None,
+        "What the label maps hold: classes, the id of a class per pixel; segments, the id of a segment per pixel "
+        "(R + 256 G + 65536 B in colours) with the segments' classes in a list beside each map; or instances, the id "
+        "of an instance per pixel, 0 where there is none. By default it is told by the data where that is certain.",
+    )
+    segments_column_name: str = flag(
+        "segments_info", "Column with a list of each map's segments, their id, category_id and iscrowd."
+    )
+    thing_classes: list[str] | None = flag(
+        None,
+        "Names of the classes that have instances; the others are stuff. By default those in thing_ids.json beside "
+        "the data, else all.",
+    )
     do_reduce_labels: bool = flag(
         False, "Ignore label 0 and count the classes from label 1 on, as ADE20K's label maps need it."
     )
@@ -123,7 +140,9 @@ def check_dataset_flags(arguments: DatasetArguments) -> None:
     Raises:
         UserError: names the flag and its value.
     """
-    suffix, share = arguments.mask_suffix, arguments.train_val_split
+    suffix, share, encoding = arguments.mask_suffix, arguments.train_val_split, arguments.label_encoding
+    if encoding is not None and encoding not in ENCODINGS:
+        raise UserError(f"--label_encoding {encoding}: choose one of {', '.join(ENCODINGS)}")
     if suffix is not None and (not suffix or "/" in suffix):
         raise UserError(f"--mask_suffix {suffix!r}: give what stands at the end of names, without ending: _mask")
     if share is None:

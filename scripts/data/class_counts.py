@@ -13,7 +13,7 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.data.augmentation import LEAST_SHARE
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import BadSample, class_ids, decode_label, sample_name
+from scripts.data.samples import BadSample, decode_classes, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.data.streaming import interleaved_rows
 from scripts.storage.json_files import read_json
@@ -43,9 +43,7 @@ def count_class_pixels(data: LabelledDataset, num_labels: int, limit: int = FIRS
     for place, row in tqdm(rows, "count pixels", total, unit="map", dynamic_ncols=True):
         name = sample_name(row, form.image_column, place)
         try:
-            label = class_ids(
-                decode_label(row[form.label_column], name, form.bounds, form.colours), form, num_labels, name
-            )
+            label = decode_classes(row, form, num_labels, name)
         except BadSample:
             continue
         counts += np.bincount(label.numpy().ravel(), minlength=len(counts))

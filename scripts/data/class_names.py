@@ -16,6 +16,7 @@ from scripts.storage.json_files import read_json
 
 
 PALETTE_FILE = "palette.json"
+THINGS_FILE = "thing_ids.json"
 logger = logging.getLogger(__name__)
 
 
@@ -106,6 +107,11 @@ def palette_file(arguments: DatasetArguments) -> Path | None:
     except UserError as error:
         logger.warning("no colours of the dataset: %s", error)
         return None
+
+
+def thing_ids_file(arguments: DatasetArguments) -> Path | None:
+    """`thing_ids.json` beside the data, a list of the ids of classes that have instances; None without one."""
+    return file_beside(arguments, THINGS_FILE)
 
 
 def read_palette(file: Path) -> dict[str, str]:

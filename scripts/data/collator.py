@@ -94,6 +94,34 @@ class SegmentationCollator:
         return {**batch, "labels": labels}
 
 
+@dataclass
+class SegmentsCollator:
+    """Rows of an `image`, a tensor `(C, H, W)` on the scale 0..255 that has been through all resizing, and its
+    `segments` to `pixel_values` (B, C, H, W), `pixel_mask` (B, H, W), and lists of B `mask_labels`, `(T, H, W)` uint8,
+    and `class_labels`, `(T,)` int64."""
+
+    processor: Any
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        settings: dict[str, Any] = {"input_data_format": "channels_first", "do_resize": False}
+        if getattr(self.processor, "intensity_range", None) is not None:
+            settings["intensity_range"] = None  # tensors are on the scale 0..255 already
+        inputs = self.processor(images=[row["image"] for row in rows], return_tensors="pt", **settings)
+        height, width = inputs["pixel_values"].shape[-2:]
+        masks = []
+        for segments in (row["segments"] for row in rows):
+            inside = segments.masks().to(torch.uint8)
+            padding = (0, width - inside.shape[2], 0, height - inside.shape[1])
+            masks.append(torch.nn.functional.pad(inside, padding))
+        classes = [row["segments"].classes for row in rows]
+        return {
+            "pixel_values": inputs["pixel_values"],
+            "pixel_mask": inputs["pixel_mask"],
+            "mask_labels": masks,
+            "class_labels": classes,
+        }
+
+
 def is_plain(processor: Any) -> bool:
     """Whether a processor reads RGB of 8 bits."""
     mean = processor.image_mean

@@ -57,6 +57,12 @@ def first_look(rows: Iterable[dict[str, Any]], form: RowFormat, most: int = MOST
             return look
         name = sample_name(row, form.image_column, index)
         try:
+            if form.segments is not None:
+                found = sorted(set(form.segments.decode(row, form, name).classes.tolist()))
+                look.maps += 1
+                look.stored.update(found)
+                look.classes.update(found)
+                continue
             label = decode_label(row.get(form.label_column), name, form.bounds, form.colours)
         except BadSample:
             continue  # the run will name it

@@ -15,7 +15,7 @@ import fsspec.core
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import say_once
-from scripts.data.arguments import DatasetArguments
+from scripts.data.arguments import CLASSES, DatasetArguments
 from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map, map_of_values
@@ -26,8 +26,10 @@ from scripts.data.class_names import (
     palette_file,
     read_class_names,
     read_palette,
+    thing_ids_file,
 )
 from scripts.data.first_look import BACKGROUND, first_look, only_foreground_named
+from scripts.data.label_encodings import SegmentClasses, SegmentForm
 from scripts.data.mask_colours import (
     MaskColours,
     colour_text,
@@ -39,6 +41,7 @@ from scripts.data.mask_colours import (
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
 from scripts.storage.digests import sha256
+from scripts.storage.json_files import read_json
 from scripts.storage.retries import with_retries
 from scripts.storage.shared_text import without_credentials
 
@@ -65,6 +68,8 @@ class LabelledDataset:
         held_back: what `--train_val_split` holds back of the training split, if it does.
         do_reduce_labels: whether label 0 means ignored and the classes start at 1; may be set before the first use.
         image_form: the bands and the depth of the images that the model reads; RGB of 8 bits unless it is set.
+        task: what the model is for, semantic unless it is set before the first use; of the classes of segments, those
+            without instances are left out for `instance`.
     Raises:
         UserError: the dataset, split or a column does not exist.
     """
@@ -76,6 +81,8 @@ class LabelledDataset:
         self.split = split
         self.do_reduce_labels = arguments.do_reduce_labels
         self.image_form = PLAIN
+        self.task = "semantic"
+        also = (*also, arguments.segments_column_name) if with_labels else also
         self.stream, self.files, self.held_back = open_source(arguments, split, with_labels, also)
 
     def other_split(self, split: str) -> LabelledDataset:
@@ -88,7 +95,7 @@ class LabelledDataset:
             )
         other = LabelledDataset(self.arguments, split)
         other.do_reduce_labels = self.do_reduce_labels
-        other.image_form = self.image_form
+        other.image_form, other.task, other.encoding = self.image_form, self.task, self.encoding
         other.class_names, other.class_map = self.class_names, self.class_map
         return other
 
@@ -120,6 +127,8 @@ class LabelledDataset:
             UserError: a file that is not `{"0": "name", ...}` with ids 0..K-1.
         """
         names = self.names_given
+        if self.encoding != CLASSES:
+            return names
         if names is None or len(names) != 1 or self.do_reduce_labels or self.arguments.class_map:
             return names
         if not only_foreground_named(first_look(self.stream, self.own_row_format)):
@@ -165,8 +174,81 @@ class LabelledDataset:
 
     @property
     def id2label(self) -> dict[int, str] | None:
-        """Names by id of the classes to be learnt: those of the dataset, or what `class_map` makes of them."""
+        """Names by id of the classes to be learnt: those of the dataset, or what `class_map` makes of them; of an
+        instance task those with instances."""
+        return self.segment_classes.id2label if self.segment_classes else self._all_classes
+
+    @property
+    def _all_classes(self) -> dict[int, str] | None:
         return self.class_map.id2label if self.class_map else self.class_names
+
+    # ---- segments
+
+    @cached_property
+    def encoding(self) -> str:
+        """What the label maps hold, one of `ENCODINGS`: as `--label_encoding` says, else as the columns tell.
+
+        Raises:
+            UserError: the task needs segments, and nothing tells whether the maps hold any.
+        """
+        given, column = self.arguments.label_encoding, self.arguments.segments_column_name
+        if given is not None:
+            if given == CLASSES and self.task != "semantic":
+                raise UserError(
+                    f"--label_encoding {CLASSES}: a class per pixel does not tell instances apart, which an "
+                    f"{self.task} model learns: give maps of segments or instances, or train for --task semantic"
+                )
+            return given
+        if column in (self.stream.column_names or []):
+            say_once(f"label maps hold segments, whose classes are in column {column!r} (--label_encoding segments)")
+            return "segments"
+        if self.task == "semantic":
+            return CLASSES
+        raise UserError(
+            f"--task {self.task} needs segments, and nothing tells what the label maps hold: give --label_encoding "
+            "instances if each pixel holds the id of an instance, 0 for none"
+        )
+
+    @cached_property
+    def segment_classes(self) -> SegmentClasses | None:
+        """The classes of segments, None where label maps hold class ids or where there are no names.
+
+        Raises:
+            UserError: `--thing_classes` or the file beside the data names a class that there is not.
+        """
+        names = self._all_classes
+        if self.encoding == CLASSES or names is None:
+            return None
+        if self.class_map is None:
+            table = {index: index for index in names}
+        else:
+            table = {old: new for old, new in enumerate(self.class_map.table.tolist()) if new >= 0}
+        things = self._things(names)
+        if self.task != "instance" or things == frozenset(names):
+            return SegmentClasses(names, table, things)
+        order = {old: new for new, old in enumerate(sorted(things))}
+        table = {category: order.get(index, IGNORE_INDEX) for category, index in table.items()}
+        return SegmentClasses({order[index]: names[index] for index in order}, table, frozenset(order.values()))
+
+    def _things(self, names: dict[int, str]) -> frozenset[int]:
+        """Which of the classes have instances."""
+        by_name = {name: index for index, name in names.items()}
+        if given := self.arguments.thing_classes:
+            if unknown := [name for name in given if name not in by_name]:
+                raise UserError(f"--thing_classes: no class {unknown[0]!r}: the classes are {', '.join(by_name)}")
+            return frozenset(by_name[name] for name in given)
+        file = thing_ids_file(self.arguments)
+        if file is None:
+            return frozenset(names)
+        stored = read_json(file)
+        if not isinstance(stored, list) or not all(type(index) is int for index in stored):
+            raise UserError(f"{file}: write a list of ids of classes, [0, 1]")
+        own = self.class_names or {}
+        if unknown := [index for index in stored if index not in own]:
+            raise UserError(f"{file}: there is no class {unknown[0]}: write ids of classes")
+        if self.class_map is None:
+            return frozenset(stored)
+        return frozenset(int(self.class_map.table[index]) for index in stored) - {IGNORE_INDEX}
 
     # ---- colours
 
@@ -212,7 +294,12 @@ class LabelledDataset:
     @property
     def row_format(self) -> RowFormat:
         """What samples are decoded by, in whatever process."""
-        return replace(self.own_row_format, class_map=self.class_map)
+        if self.encoding == CLASSES:
+            return replace(self.own_row_format, class_map=self.class_map)
+        segments = SegmentForm(
+            self.encoding, self.segment_classes or SegmentClasses({}), self.arguments.segments_column_name
+        )
+        return replace(self.own_row_format, segments=segments)
 
     @property
     def own_row_format(self) -> RowFormat:

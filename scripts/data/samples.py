@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -26,8 +26,13 @@ from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
 from scripts.data.image_files import MAX_BYTES, bands_of_file, check_size
 from scripts.data.mask_colours import MaskColours
+from scripts.data.segments import Segments
 from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, readable
 from scripts.storage.retries import with_retries
+
+
+if TYPE_CHECKING:
+    from scripts.data.label_encodings import SegmentForm
 
 
 CHUNK_BYTES = 2**20
@@ -46,6 +51,7 @@ class RowFormat:
         colours: ids of the colours, for maps in colours; None where none are known.
         bounds: the files that the rows may name.
         image_form: the bands and the depth of the images.
+        segments: how segments are read, where label maps hold such; None for maps of class ids.
     """
 
     image_column: str = "image"
@@ -55,6 +61,7 @@ class RowFormat:
     bounds: Bounds = NO_FILES
     colours: MaskColours | None = None
     image_form: ImageForm = PLAIN
+    segments: SegmentForm | None = None
 
 
 class BadSample(UserError):
@@ -129,12 +136,43 @@ def decode_sample(
     """
     name = sample_name(row, form.image_column, index)
     image = decode_image(row[form.image_column], name, form.bounds, form.image_form)
-    label = decode_label(row[form.label_column], name, form.bounds, form.colours)
-    if image.shape[-2:] != label.shape:
-        turned = tuple(image.shape[-2:]) == tuple(label.shape)[::-1]
+    label = decode_classes(row, form, num_labels, name)
+    check_same_size(image, tuple(label.shape), name)
+    return image, label, name
+
+
+def decode_segments(row: dict[str, Any], form: RowFormat, index: int | str) -> tuple[torch.Tensor, Segments, str]:
+    """Image as `decode_sample` gives it, segments and name of an undecoded row whose maps hold segments.
+
+    Raises:
+        BadSample, UserError: as `decode_sample`.
+    """
+    name = sample_name(row, form.image_column, index)
+    image = decode_image(row[form.image_column], name, form.bounds, form.image_form)
+    assert form.segments is not None
+    segments = form.segments.decode(row, form, name)
+    check_same_size(image, segments.size, name)
+    return image, segments, name
+
+
+def check_same_size(image: torch.Tensor, size: tuple[int, ...], name: str) -> None:
+    """Raises `BadSample` unless a map has the size `(H, W)` of its image."""
+    if tuple(image.shape[-2:]) != size:
+        turned = tuple(image.shape[-2:]) == size[::-1]
         hint = ": turned by its EXIF orientation? Turn the map as well, or remove the image's EXIF" if turned else ""
-        raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {tuple(label.shape)}{hint}")
-    return image, class_ids(label, form, num_labels, name), name
+        raise BadSample(f"sample {name}: image {tuple(image.shape[-2:])} but label map {size}{hint}")
+
+
+def decode_classes(row: dict[str, Any], form: RowFormat, num_labels: int, name: str) -> torch.Tensor:
+    """`(H, W)` uint8 or int32 ids of an undecoded row: what its map holds, `--class_map` applied, or the classes of
+    its segments.
+
+    Raises:
+        BadSample, UserError: as `decode_sample`.
+    """
+    if form.segments is not None:
+        return form.segments.decode(row, form, name).label_map()
+    return class_ids(decode_label(row[form.label_column], name, form.bounds, form.colours), form, num_labels, name)
 
 
 def class_ids(label: torch.Tensor, form: RowFormat, num_labels: int, name: str) -> torch.Tensor:

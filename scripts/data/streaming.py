@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, cycle, islice
 from queue import Full, Queue
 from threading import Event
@@ -22,10 +23,11 @@ from torchvision import tv_tensors
 
 from scripts.cli.errors import UserError
 from scripts.cli.threads import StoppableThread
-from scripts.data.collator import SegmentationCollator
+from scripts.data.collator import SegmentationCollator, SegmentsCollator
 from scripts.data.first_look import classes_in
 from scripts.data.loading import StreamRow
-from scripts.data.samples import BadSample, RowFormat, decode_sample
+from scripts.data.segments import Segments
+from scripts.data.samples import BadSample, RowFormat, decode_sample, decode_segments
 from scripts.data.sources import readable
 
 
@@ -169,16 +171,22 @@ class TrainingSamples(Dataset):
 
     A bad sample is replaced by the batch's spare row, and if that is bad or taken by a good sample of the batch, each
     augmented anew.
+
+    Args:
+        task: of another than semantic, segments are learnt.
+        min_segment_area: pixels that a segment must have left in a crop; smaller ones are left out.
     """
 
     form: RowFormat
     num_labels: int
     augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
     seed: int
+    task: str = "semantic"
+    min_segment_area: int = 1
 
     def __getitems__(self, batch: RowBatch) -> dict[str, Any] | UserError:
-        """`examples` of `image`, `label`, `name` and `classes` (those in the whole map, before augmentation), `bad`
-        messages and `position`; an error stops the run."""
+        """`examples` of `image`, `label` (or `segments`), `name` and `classes` (those in the whole map, before
+        augmentation), `bad` messages and `position`; an error stops the run."""
         bad: list[str] = []
         try:
             examples = [self.example(row, bad) for row in batch.rows]
@@ -200,19 +208,29 @@ class TrainingSamples(Dataset):
 
     def example(self, row: StreamRow, bad: list[str], *extra_seed: int) -> dict[str, Any] | None:
         """One augmented sample; None, and a message more in `bad`, if it is bad."""
+        place, segments = row.place or row.index, None
         try:
-            image, label, name = decode_sample(row.row, self.form, self.num_labels, row.place or row.index)
+            if self.task == "semantic":
+                image, label, name = decode_sample(row.row, self.form, self.num_labels, place)
+                classes = classes_in(label.numpy(), self.form.do_reduce_labels)
+            else:
+                image, segments, name = decode_segments(row.row, self.form, place)
+                segments = segments.chosen(~segments.crowd)
+                label, classes = segments.layers, sorted(set(segments.classes.tolist()))
         except BadSample as error:
             bad.append(str(error))
             return None
-        classes = classes_in(label.numpy(), self.form.do_reduce_labels)
         seeds = np.random.SeedSequence([self.seed, row.epoch, row.index, *extra_seed])
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the GPU, too, whose numbers are the model's where workers are none.
             torch.default_generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
             image, label = self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(label))
-        tensors = {"image": image.as_subclass(torch.Tensor), "label": label.as_subclass(torch.Tensor)}
-        return {**tensors, "name": name, "classes": classes}
+        image, label = image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
+        example = {"image": image, "name": name, "classes": classes}
+        if segments is None:
+            return {**example, "label": label}
+        cut = Segments(label, segments.classes, segments.crowd)
+        return {**example, "segments": cut.chosen(cut.areas() >= self.min_segment_area)}
 
 
 @dataclass
@@ -226,8 +244,10 @@ class TrainingCollator:
         if isinstance(batch, UserError):
             return batch
         examples = batch["examples"]
+        has_segments = "segments" in examples[0]
+        collator = SegmentsCollator if has_segments else partial(SegmentationCollator, with_labels=False)
         return {
-            **SegmentationCollator(self.processor, with_labels=False)(examples),
+            **collator(self.processor)(examples),
             "names": [example["name"] for example in examples],
             "classes": sorted({index for example in examples for index in example["classes"]}),
             "position": batch["position"],

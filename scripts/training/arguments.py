@@ -22,7 +22,7 @@ from scripts.cli.parser import (
     path_flag,
     shipped_recipes,
 )
-from scripts.data.arguments import HELD_BACK, DatasetArguments, check_dataset_flags, parse_range
+from scripts.data.arguments import HELD_BACK, TASKS, DatasetArguments, check_dataset_flags, parse_range
 from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
 
@@ -58,6 +58,14 @@ class TrainArguments(ModelArguments, DatasetArguments):
         False,
         "Choose sizes, steps, batch and learning rate from the data and the machine, where no flag or recipe gives "
         "them; each is printed with its reason.",
+    )
+    task: str | None = flag(
+        None,
+        "What is trained: semantic (a class per pixel), instance (one mask per object) or panoptic (both); by default "
+        "what the checkpoint or the configuration is for.",
+    )
+    min_segment_area: int = flag(
+        1, "Pixels that a segment must have left in a crop to be learnt, in instance and panoptic training."
     )
     backbone_weights: str | None = path_flag(
         "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
@@ -215,6 +223,8 @@ def check_values(arguments: TrainArguments) -> None:
             f"--train_val_split {arguments.train_val_split:g} makes the split {HELD_BACK!r}, but --eval_split_name is "
             f"{arguments.eval_split_name!r}: give one of both"
         )
+    if arguments.task not in (None, *TASKS):
+        raise UserError(f"--task {arguments.task}: choose one of {', '.join(TASKS)}")
     for name in ("model_name_or_path", "config_name", "backbone_weights"):
         if arguments.warm_start and getattr(arguments, name):
             raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")
@@ -235,7 +245,8 @@ def check_values(arguments: TrainArguments) -> None:
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
-    check_at_least(arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit")
+    check_at_least(arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit",
+        "min_segment_area")
     rates = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_epsilon", "max_grad_norm", "lr_power")
     counts = ("num_warmup_steps", "dataloader_num_workers", "seed", "num_tracked_images", "max_bad_samples")
     check_at_least(arguments, 0, *rates, *counts)

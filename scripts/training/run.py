@@ -52,7 +52,9 @@ from scripts.training.tracking import TrackedImages
 NUM_TRACKED_IMAGES = 4
 
 
-def augmentation_of(arguments: TrainArguments, class_shares: Sequence[float] | None = None) -> Any:
+def augmentation_of(
+    arguments: TrainArguments, class_shares: Sequence[float] | None = None, task: str = "semantic"
+) -> Any:
     """The training augmentation that the arguments ask for.
 
     Args:
@@ -61,6 +63,8 @@ def augmentation_of(arguments: TrainArguments, class_shares: Sequence[float] | N
         UserError: transforms of `--albumentations` that cannot be used.
     """
     unlabelled = (0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,)
+    if task != "semantic":
+        unlabelled = (0,)  # where layers of segments have none
     if class_shares is not None and arguments.do_reduce_labels:
         class_shares = [0.0, *class_shares]  # by id of the label maps
     return training_augmentation(
@@ -169,7 +173,10 @@ class Run:
             start=(self.progress.epoch, self.progress.index),
         )
         loader = worker_loader(
-            TrainingSamples(self.data.row_format, self.network.config.num_labels, self.augmentation, arguments.seed),
+            TrainingSamples(
+                self.data.row_format, self.network.config.num_labels, self.augmentation, arguments.seed,
+                self.data.task, arguments.min_segment_area,
+            ),  # fmt: skip
             stream,
             TrainingCollator(self.processor),
             arguments.dataloader_num_workers,
@@ -307,8 +314,11 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     set_seed(arguments.seed)
 
     # ---- data
+    if arguments.task and not any(override.startswith("task=") for override in arguments.config_overrides):
+        arguments = replace(arguments, config_overrides=[*arguments.config_overrides, f"task={arguments.task}"])
     data = LabelledDataset(arguments, arguments.train_split_name)
     start = start_of(arguments)
+    data.task = getattr(start.config(), "task", "semantic")
     if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):
         raise no_class_names(data)
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
@@ -322,7 +332,12 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
         config.palette = data.palette
     check_ignored_id(config)
     look = on_main(accelerator, lambda: look_at_splits(data, config.id2label or {}))
-    refuse_one_class(config.id2label or {})
+    settings_of_task: dict[str, Any] = {}
+    if data.task == "semantic":
+        refuse_one_class(config.id2label or {})
+    elif data.segment_classes is not None:
+        stuff = sorted(set(data.segment_classes.id2label) - data.segment_classes.things)
+        settings_of_task = {"task": data.task, "label_ids_to_fuse": stuff if data.task == "panoptic" else None}
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
     processor = build_processor(
@@ -332,7 +347,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
         do_reduce_labels=arguments.do_reduce_labels,
         ignore_index=IGNORE_INDEX,
         num_labels=config.num_labels,
-        **start.processor_settings,
+        **{**start.processor_settings, **settings_of_task},
     )
     numbers = settle_images(
         arguments, data, config, processor, lambda measure: on_main(accelerator, measure), accelerator.print
@@ -341,7 +356,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     shares = shares_needed(arguments, accelerator, data, config.id2label or {})
     put_into(config, arguments, shares)
     crops_by = shares if arguments.rare_class_crops else None
-    augmentation = augmentation_of(arguments, crops_by)
+    augmentation = augmentation_of(arguments, crops_by, data.task)
     settings = training_settings(arguments, accelerator, data, config, max_steps, crops_by)
     checkpoint = None
     if wanted := arguments.resume_from_checkpoint:

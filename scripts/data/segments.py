@@ -1,0 +1,119 @@
+"""Segments of an image, instances or pieces of stuff, as a sample holds them: they may overlap, as polygons do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+IGNORED = 255  # what stands for no class in a painted label map
+
+
+@dataclass(frozen=True)
+class Segments:
+    """T segments of an image.
+
+    Each lies in one of L layers, in which none overlaps another; where no two segments overlap there is one layer.
+
+    Args:
+        layers: `(L, H, W)` int32, L at least 1; n + 1 on segment n, 0 where the layer has none.
+        classes: `(T,)` int64 classes 0..K-1.
+        crowd: `(T,)` bool, which segments are a region of many objects that are not told apart (COCO's `iscrowd`).
+            None of them is learnt; evaluation counts nothing there.
+    """
+
+    layers: Tensor
+    classes: Tensor
+    crowd: Tensor
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(height, width)` of the image."""
+        return self.layers.shape[-2], self.layers.shape[-1]
+
+    def masks(self) -> Tensor:
+        """`(T, H, W)` bool."""
+        ids = torch.arange(1, len(self) + 1, dtype=self.layers.dtype)
+        masks = torch.zeros(len(self), *self.size, dtype=torch.bool)
+        for layer in self.layers:
+            masks |= layer == ids[:, None, None]
+        return masks
+
+    def areas(self) -> Tensor:
+        """`(T,)` int64 pixels of each segment."""
+        return self.layers.flatten().long().bincount(minlength=len(self) + 1)[1:]
+
+    def chosen(self, wanted: Tensor) -> Segments:
+        """Those segments where `wanted` `(T,)` is True; pixels of the others have none."""
+        table = torch.zeros(len(self) + 1, dtype=self.layers.dtype)
+        table[1:][wanted] = torch.arange(1, int(wanted.sum()) + 1, dtype=self.layers.dtype)
+        layers = table[self.layers.long()]
+        filled = layers.flatten(1).any(1)
+        filled[0] |= not filled.any()
+        return Segments(layers[filled], self.classes[wanted], self.crowd[wanted])
+
+    def label_map(self) -> Tensor:
+        """`(H, W)` uint8 classes, `IGNORED` where no segment is; the smaller of two segments lies on top."""
+        painted = torch.full(self.size, IGNORED, dtype=torch.uint8)
+        if len(self.layers) == 1:
+            return torch.cat([torch.tensor([IGNORED]), self.classes]).to(torch.uint8)[self.layers[0].long()]
+        masks = self.masks()
+        for index in self.areas().argsort(descending=True, stable=True).tolist():
+            painted[masks[index]] = int(self.classes[index])
+        return painted
+
+
+def segments_of_ids(ids: np.ndarray, classes: Mapping[int, int], crowd: Collection[int] = ()) -> Segments:
+    """Segments of a map `(H, W)` of ids.
+
+    Args:
+        classes: class of each id that is a segment; all other ids are none.
+        crowd: which of these ids are a crowd.
+    Returns:
+        the segments in ascending order of their ids, those without a pixel left out.
+    """
+    present, places = np.unique(ids, return_inverse=True)
+    kept = [int(id_) for id_ in present if int(id_) in classes]
+    numbers = {id_: number for number, id_ in enumerate(kept, 1)}
+    table = np.array([numbers.get(int(id_), 0) for id_ in present], dtype=np.int32)
+    return Segments(
+        torch.from_numpy(table[places.reshape(ids.shape)])[None],
+        torch.tensor([classes[id_] for id_ in kept], dtype=torch.int64),
+        torch.tensor([id_ in crowd for id_ in kept], dtype=torch.bool),
+    )
+
+
+def segments_of_masks(masks: Sequence[Any], classes: Sequence[int], crowd: Sequence[bool], size: Any) -> Segments:
+    """Segments of binary masks, which may overlap.
+
+    Args:
+        masks: T arrays `(H, W)`, true or not zero inside.
+        classes, crowd: of each.
+        size: `(H, W)`, for an image without segments.
+    Returns:
+        them in the same order, those without a pixel left out; each in the first layer that is free there.
+    """
+    layers: list[np.ndarray] = [np.zeros(size, dtype=np.int32)]
+    kept: list[int] = []
+    for index, mask in enumerate(masks):
+        inside = np.asarray(mask, dtype=bool)
+        if not inside.any():
+            continue
+        kept.append(index)
+        free = next((layer for layer in layers if not layer[inside].any()), None)
+        if free is None:
+            layers.append(free := np.zeros(size, dtype=np.int32))
+        free[inside] = len(kept)
+    return Segments(
+        torch.from_numpy(np.stack(layers)),
+        torch.tensor([int(classes[index]) for index in kept], dtype=torch.int64),
+        torch.tensor([bool(crowd[index]) for index in kept], dtype=torch.bool),
+    )

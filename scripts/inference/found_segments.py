@@ -1,0 +1,78 @@
+"""What an instance or panoptic model finds in an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from image_processing.segments import BoxedMask
+from scripts.inference.predictors import outputs_of, processed_inputs
+
+
+class Instance(NamedTuple):
+    """One object: its class, its score in 0..1, and its mask on the CPU, in its bounding box."""
+
+    label: int
+    score: float
+    mask: BoxedMask
+
+
+class PanopticMap(NamedTuple):
+    """Segments that do not overlap.
+
+    Args:
+        ids: `(H, W)` int32, 0 where there is no segment.
+        segments: one dictionary each, with `id`, `label_id`, `was_fused` and `score`.
+    """
+
+    ids: np.ndarray
+    segments: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FoundSegments:
+    """What was found in an image of this `(height, width)`.
+
+    Args:
+        instances: objects, best first; they may overlap. Of a panoptic model those of classes with instances.
+        panoptic: of a panoptic model the map of all segments, else None.
+    """
+
+    size: tuple[int, int]
+    instances: list[Instance]
+    panoptic: PanopticMap | None = None
+
+
+@dataclass
+class SegmentPredictor:
+    """The segments of an image at its own size, after the processor's resize.
+
+    Args:
+        processor: of an instance or a panoptic model.
+        threshold: least score of an instance; average precision wants all, 0.
+        panoptic_threshold: class probability above which a query is a segment of a panoptic map.
+    """
+
+    model: Any
+    processor: Any
+    device: Any
+    threshold: float = 0.5
+    panoptic_threshold: float = 0.8
+
+    def __call__(self, image: Image.Image) -> FoundSegments:
+        size = (image.height, image.width)
+        outputs, input_size = outputs_of(self.model, processed_inputs(self.processor, image, self.device))
+        sizes: dict[str, Any] = {"target_sizes": [size], "input_sizes": [input_size]}
+        ((masks, scores, labels, _),) = self.processor.found_instances(outputs, self.threshold, **sizes)
+        instances = [
+            Instance(label, score, mask._replace(pixels=mask.pixels.cpu()))
+            for label, score, mask in zip(labels.tolist(), scores.tolist(), masks, strict=True)
+        ]
+        if self.processor.task != "panoptic":
+            return FoundSegments(size, instances)
+        (found,) = self.processor.post_process_panoptic_segmentation(outputs, self.panoptic_threshold, **sizes)
+        panoptic = PanopticMap(found["segmentation"].cpu().numpy(), found["segments_info"])
+        return FoundSegments(size, instances, panoptic)

@@ -157,7 +157,7 @@ def classes_table(evidence: Evidence, palette: Palette | None) -> str:
                 cells += [f"{evidence.class_segments[index]}", f"{evidence.class_crowds[index]}"]
             cells += [f"{100 * counts.class_pixels[index] / max(1, counts.labelled):.3g} %" for counts in splits]
             rows.append([*cells, f'<span class="bar" style="width:{12 * share / most:.2f}rem"></span>'])
-    head = ["stored id", "class", "of labelled pixels", "maps with it"]
+    head = ["stored id" if evidence.segments is None else "id", "class", "of labelled pixels", "maps with it"]
     head += ["segments", "crowd regions"] if evidence.segments is not None else []
     absent = [f"{name} ({index + evidence.rule.first})" for index, name, _, maps in shares if not maps]
     never = f"<p>Never seen, {len(absent)} of {len(shares)}: {html.escape(', '.join(absent))}.</p>" if absent else ""

@@ -63,7 +63,7 @@ def instances_as_classes(evidence: Evidence) -> Finding | None:
     Each such id lies in one piece. They are 1, 2, ... in each image, more of them in one than in another; or few
     images share an id. Where all of them are classes as well, only a suspicion is left.
     """
-    ids, whole, in_a_row = sum(counts.pieces for counts in evidence.splits.values()).tolist()
+    ids, whole, in_a_row = evidence.pieces.tolist()
     if evidence.maps < 2 or ids < LEAST_IDS or whole < ONE_PIECE * ids:
         return None
     numbers = {number for counts in evidence.splits.values() for number in counts.ids_per_map}

@@ -20,7 +20,7 @@ from scripts.data.samples import RowFormat, image_content, pillow_image, reason,
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.sample_facts import SampleFacts
-from scripts.dataset_check.segment_faults import pieces_of, read_segments
+from scripts.dataset_check.segment_faults import MAPS, pieces_of, read_segments
 from scripts.dataset_check.segment_rule import SegmentRule
 from scripts.dataset_check.similarity import perceptual_hash
 
@@ -39,7 +39,7 @@ def inspect(
     """
     facts = SampleFacts(sample_name(row, form.image_column, index))
     image_size = look_at_image(row[form.image_column], facts, form)
-    if segments is not None and not is_image(row.get(form.label_column)):
+    if segments is not None and segments.form.encoding not in MAPS:
         look_at_segments(row, form, rule, segments, facts)
         return facts
     label = decoded(row[form.label_column], facts, "map", form.bounds)
@@ -81,11 +81,6 @@ def look_at_segments(
     assert facts.segments is not None
     if facts.labels is not None:
         facts.segments.numbers = thinned(found.layers.numpy()).max(axis=0)
-
-
-def is_image(value: Any) -> bool:
-    """Whether an undecoded value is meant for an image."""
-    return value is None or isinstance(value, Image.Image) or (isinstance(value, dict) and "bytes" in value)
 
 
 def look_at_image(value: Any, facts: SampleFacts, form: RowFormat) -> tuple[int, int] | None:

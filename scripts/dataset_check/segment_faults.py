@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from scripts.cli.errors import UserError
@@ -19,6 +22,7 @@ from scripts.dataset_check.sample_facts import SampleFacts, SegmentFacts
 from scripts.dataset_check.segment_rule import SegmentRule
 
 
+MAPS = ("segments", "instances", "class_and_instance")  # encodings whose labels are images
 SPECK = 4  # pixels: a smaller segment is tiny, a smaller piece is none
 SIZES = {"small": 32**2, "medium": 96**2}  # COCO's: areas below these; others are large
 SAME = 0.95  # IoU above which two segments are one object
@@ -57,8 +61,9 @@ def read_segments(row: dict[str, Any], form: RowFormat, rule: SegmentRule, facts
         if segment_form.encoding == "segments":
             found, ids = read_listed(row, form, segment_form, facts)
         else:
-            found = segment_form.decode(row, form, facts.name)
-            ids = read_instance_ids(row, form, segment_form, facts, len(found))
+            stored = read_stored(row, form, segment_form, facts)
+            found = segment_form.decode(stored.row, form, facts.name)
+            ids = stored.ids if len(stored.ids) == len(found) else list(range(1, len(found) + 1))
     except BadSample as error:
         facts.note("unreadable-map", str(error))
         return None
@@ -83,7 +88,7 @@ def read_listed(
     column = segments.segments_column
     present = dict(zip(*(numbers.tolist() for numbers in np.unique(ids, return_counts=True))))
     infos: dict[int, Any] = {}
-    for each in row.get(column) or []:
+    for each in listed_in(row.get(column)):
         try:
             id_, category = int(each["id"]), int(each["category_id"])
         except (TypeError, KeyError, ValueError):
@@ -104,12 +109,22 @@ def read_listed(
     return segments_of_ids(ids, classes, crowd), sorted(classes.keys() & present.keys())
 
 
+def listed_in(value: Any) -> list[Any]:
+    """The entries of a list of segments, which may be JSON; one that is none of what cannot be read."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return [None]
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [None]
+
+
 def compare_with_map(ids: np.ndarray, present: dict[int, int], infos: dict[int, Any], facts: SampleFacts) -> None:
     """Notes listed areas and boxes `[left, top, width, height]` that are not those of the pixels."""
     listed = [id_ for id_ in infos if id_ in present]
-    order = sorted(present)
-    places = np.searchsorted(order, ids)
-    boxes = ndimage.find_objects(places + 1) if any(infos[id_].get("bbox") for id_ in listed) else []
+    order, has_boxes = sorted(present), any(infos[id_].get("bbox") for id_ in listed)
+    boxes = ndimage.find_objects(np.searchsorted(order, ids) + 1) if has_boxes else []
     for id_ in listed:
         area, box = infos[id_].get("area"), infos[id_].get("bbox")
         if area is not None and differs([area], [present[id_]], max(SPECK, AREA_SHARE * present[id_])):
@@ -129,34 +144,65 @@ def differs(listed: Any, own: list[int], allowed: float) -> bool:
         return True
 
 
-def read_instance_ids(
-    row: dict[str, Any], form: RowFormat, segments: SegmentForm, facts: SampleFacts, count: int
-) -> list[int]:
-    """Ids of the instances of a map that holds such, in the order of its segments; else 1, 2, ..."""
+@dataclass(frozen=True)
+class Stored:
+    """A row whose segments can be read, and the ids of instances in its map, ascending; none where it has no such."""
+
+    row: dict[str, Any]
+    ids: list[int] = field(default_factory=list)
+
+
+def read_stored(row: dict[str, Any], form: RowFormat, segments: SegmentForm, facts: SampleFacts) -> Stored:
+    """Notes what ids of instances tell before they become segments; mends what would hide the other faults."""
+    if segments.encoding not in ("instances", "class_and_instance"):
+        return Stored(row)
+    label = id_map(row, form.label_column, form, facts.name, "map of instances")
+    column, both = segments.class_column, None
     if segments.encoding == "instances":
-        stored = id_map(row, form.label_column, form, facts.name, "map of instances")
-        ids = segment_ids(stored, facts.name)
-        present = [id_ for id_ in np.unique(ids).tolist() if id_]
-        assert facts.segments is not None
-        facts.segments.ids = present
-        if segments.class_column is not None:
-            beside = id_map(row, segments.class_column, form, facts.name, "class map")
-            look_for_several_classes(ids, beside, facts)
-        if len(present) == count:
-            return present
-    return list(range(1, count + 1))
+        ids = segment_ids(label, facts.name)
+        if column is not None:
+            both = id_map(row, column, form, facts.name, "class map")
+        if both is not None and both.shape != ids.shape:  # which its decoder says
+            both = None
+    elif label.ndim == 3 and label.shape[2] > 1:
+        column, both, ids = form.label_column, label, label[..., 1].astype(np.int64)
+    else:
+        return Stored(row)
+    present = [id_ for id_ in np.unique(ids).tolist() if id_]
+    assert facts.segments is not None
+    facts.segments.ids = present
+    if both is not None and (mended := with_one_class_each(ids, both, segments.classes, facts)) is not None:
+        file = io.BytesIO()
+        Image.fromarray(mended).save(file, "PNG")
+        row = {**row, str(column): {"path": None, "bytes": file.getvalue()}}
+    return Stored(row, present)
 
 
-def look_for_several_classes(ids: np.ndarray, classes: np.ndarray, facts: SampleFacts) -> None:
-    """Notes ids of instances `(H, W)` that lie on several classes of the class map beside them."""
-    if classes.ndim != 2 or ids.shape != classes.shape:
-        return  # that its decoder says
-    inside = ids > 0
-    pairs = np.unique(np.stack([ids[inside], classes[inside].astype(np.int64)]), axis=1)
+def with_one_class_each(
+    ids: np.ndarray, both: np.ndarray, classes: SegmentClasses, facts: SampleFacts
+) -> np.ndarray | None:
+    """Notes instances that lie on several classes of things.
+
+    Args:
+        ids: `(H, W)` of instances.
+        both: class map `(H, W)`, or `(H, W, channels)` with the classes in its first.
+    Returns:
+        `both` with one class for each instance; None where that is so.
+    """
+    categories = both if both.ndim == 2 else both[..., 0]
+    things = [category for category, index in classes.table.items() if index in classes.things]
+    inside = (ids > 0) & np.isin(categories, things)
+    pairs = np.unique(np.stack([ids[inside], categories[inside].astype(np.int64)]), axis=1)
     owners, counts = np.unique(pairs[0], return_counts=True)
-    if several := owners[counts > 1].tolist():
-        named = ", ".join(map(str, pairs[1][pairs[0] == several[0]].tolist()[:5]))
-        facts.note("instance-of-several-classes", f"id {several[0]} lies on classes {named}", len(several))
+    several = owners[counts > 1].tolist()
+    if not several:
+        return None
+    named = ", ".join(map(str, pairs[1][pairs[0] == several[0]].tolist()[:5]))
+    facts.note("instance-of-several-classes", f"instance {several[0]} lies on classes {named}", len(several))
+    mended = both.copy()
+    for id_ in several:
+        (mended if both.ndim == 2 else mended[..., 0])[inside & (ids == id_)] = pairs[1][pairs[0] == id_][0]
+    return mended
 
 
 # ---- what segments of any form tell
@@ -192,7 +238,7 @@ def look_at(found: Segments, ids: Sequence[int], rule: SegmentRule, facts: Sampl
         total = counts.classes.total()
         if total > rule.queries:
             facts.note("more-segments-than-queries", f"{total} segments, {rule.queries} queries")
-    if not len(found):
+    if not len(found) and not facts.faults.keys() & {"segments-mismatch", "unknown-category"}:  # which say why
         facts.note("no-segment", "no segment of any class")
     look_at_layers(found, names, rule, facts)
     look_for_duplicates(found, areas, names, facts)
@@ -244,9 +290,9 @@ def widest_gap(areas: np.ndarray, boxes: list[tuple[slice, slice]]) -> int:
 def look_for_duplicates(found: Segments, areas: list[int], names: list[str], facts: SampleFacts) -> None:
     """Notes pairs of segments that cover the same pixels; two of one layer never do."""
     base = len(found) + 1
-    for first, second in combinations(found.layers.numpy().astype(np.int64), 2):
+    for first, second in combinations(found.layers.numpy(), 2):
         both = (first > 0) & (second > 0)
-        pairs, counts = np.unique(first[both] * base + second[both], return_counts=True)
+        pairs, counts = np.unique(first[both].astype(np.int64) * base + second[both], return_counts=True)
         for pair, shared in zip(pairs.tolist(), counts.tolist()):
             a, b = pair // base - 1, pair % base - 1
             iou = shared / (areas[a] + areas[b] - shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from scripts.dataset_check.counts import merged
 from scripts.dataset_check.finding import Evidence, Finding
 
 
@@ -109,8 +110,8 @@ def with_queries(finding: Finding, evidence: Evidence) -> Finding:
 
 def classes_as_instances(evidence: Evidence) -> Finding | None:
     """Class ids where ids of instances are expected: few, the same in most maps, and in many pieces."""
-    ids, whole, _ = sum(counts.pieces for counts in evidence.splits.values()).tolist()
-    stored = sum((counts.instance_ids for counts in evidence.splits.values()), type(evidence.ids)())
+    ids, whole, _ = evidence.pieces.tolist()
+    stored = merged([counts.instance_ids for counts in evidence.splits.values()])
     if evidence.maps < 2 or not ids or not 0 < len(stored) <= MOST_CLASSES:
         return None
     shared = stored.total() / len(stored) / evidence.maps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from configuration import FASegConfig
 from scripts.cli.errors import UserError
@@ -15,6 +16,9 @@ from scripts.dataset_check.finding import Finding
 from scripts.models.warm_start import start_of
 from scripts.storage.json_files import read_json
 from scripts.training.arguments import TrainArguments
+
+
+Arguments = TypeVar("Arguments", bound=TrainArguments)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class SegmentRule:
     one_piece: frozenset[int]
 
 
-def settle_task(arguments: TrainArguments, opened: dict[str, LabelledDataset]) -> tuple[TrainArguments, bool]:
+def settle_task(arguments: Arguments, opened: dict[str, LabelledDataset]) -> tuple[Arguments, bool]:
     """Tells the splits what they are for: as `--task` or the model says, else what their labels allow.
 
     Returns:
@@ -79,6 +83,7 @@ def settled(
     for each in opened.values():
         each.segment_classes = classes
     untold = data.task == "panoptic" and not data.arguments.thing_classes and thing_ids_file(data.arguments) is None
+    untold = untold and classes.things == classes.id2label.keys()
     if untold:
         message = f"nothing tells which classes are things: all {len(classes.things)} are taken for such"
         fix = "name them by --thing_classes, or write their ids into thing_ids.json beside the data"
@@ -102,12 +107,12 @@ def read_segment_classes(data: LabelledDataset, names: dict[int, str] | None) ->
     """
     if names is not None:
         return SegmentClasses(names, {index: index for index in names}, frozenset(names)), None
+    own = data.class_names or {}
     try:
         return data.segment_classes or SegmentClasses({}), None
     except UserError as error:
         if data.arguments.thing_classes:
             raise
-        own = data.class_names or {}
         known = [own[index] for index in ids_in(thing_ids_file(data.arguments)) if index in own]
         if data.class_map is not None or not known:
             known = list((data.class_map.id2label if data.class_map else own).values())

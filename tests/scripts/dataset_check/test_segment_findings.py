@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import check_dataset
 from scripts.cli.errors import UserError
 from scripts.data import label_encodings
-from scripts.data.label_encodings import SegmentClasses, SegmentForm
+from scripts.data.label_encodings import SegmentClasses, SegmentForm, id_map
 from scripts.data.samples import RowFormat, decode_segments
 from scripts.data.segments import segments_of_masks
 from scripts.data.synthetic_scenes import encoded
@@ -227,20 +227,50 @@ def test_segments_of_another_size_than_the_image():
     assert looked_at([box(10, 10, 20, 20)], [CAR], size=(HEIGHT, WIDTH)).faults.keys() == {"swapped-size"}
 
 
-def test_an_instance_on_several_classes():
-    ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint16)
-    ids[box(10, 10, 20, 20)], ids[box(50, 50, 20, 20)] = 1, 300
+@pytest.mark.parametrize("encoding", ["instances", "class_and_instance"])
+def test_an_instance_on_several_classes(encoding, monkeypatch):
+    """Another fault of the sample, a speck, is noted beside it; what is stuff there may have many ids."""
+    ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    for number, (top, left) in enumerate([(10, 10), (10, 50), (50, 50), (2, 30)], 1):
+        ids[box(top, left, 20, 20) if number < 4 else box(top, left, 1, 2)] = number
     classes = np.where(np.arange(WIDTH) < 60, CAR, PERSON).astype(np.uint8)[None].repeat(HEIGHT, 0)
-    form = SegmentForm("instances", SegmentClasses({0: "cell"}, {0: 0}, frozenset([0])), class_column="classes")
-    rule = SegmentRule(form, "instance", 100, frozenset([0]))
-    row = {
-        "image": encoded(Image.new("RGB", (WIDTH, HEIGHT)), "PNG"),
-        "label": encoded(Image.fromarray(ids), "PNG"),
-        "classes": encoded(Image.fromarray(classes), "PNG"),
-    }
+    classes[10:20, 10:20] = SKY
+    files = {"label": np.stack([classes, ids], -1)} if encoding != "instances" else {"label": ids, "classes": classes}
+    names = {0: "sky", 2: "car", 3: "person"}
+    of_names = SegmentClasses(names, {index: index for index in names}, frozenset([CAR, PERSON]))
+    form = SegmentForm(encoding, of_names, class_column=None if encoding != "instances" else "classes")
+
+    def decode(form, row, row_format, name):
+        instances, kinds = ids, id_map(row, form.class_column or "label", row_format, name, "map")
+        kinds = kinds if kinds.ndim == 2 else kinds[..., 0]
+        masks = [(instances == number) & (kinds != SKY) for number in range(1, 5)]
+        kept = [np.unique(kinds[mask]).tolist() for mask in masks]
+        assert all(len(classes) == 1 for classes in kept)  # as the trainer asks for
+        return segments_of_masks(masks, [classes[0] for classes in kept], [False] * 4, ids.shape)
+
+    monkeypatch.setitem(label_encodings.DECODERS, encoding, decode)
+    row = {key: encoded(Image.fromarray(value), "PNG") for key, value in files.items()}
     row = {key: {"path": None, **value} for key, value in row.items()}
-    facts = inspect(row, RowFormat(segments=form), LabelRule(1), 0, rule)
-    assert facts.faults == {"instance-of-several-classes": f"id 300 lies on classes {CAR}, {PERSON}"}
+    row["image"] = {"path": None, **encoded(Image.new("RGB", (WIDTH, HEIGHT)), "PNG")}
+    rule = SegmentRule(form, "instance", 100, frozenset([CAR, PERSON]))
+    facts = inspect(row, RowFormat(segments=form), LabelRule(4), 0, rule)
+    assert facts.faults["instance-of-several-classes"] == f"instance 2 lies on classes {CAR}, {PERSON}"
+    assert facts.faults.keys() == {"instance-of-several-classes", "tiny-segment"}
+    assert facts.times["instance-of-several-classes"] == 2 and facts.segments.classes.total() == 4
+
+
+def test_a_list_in_json():
+    scenes = FAULTS["tiny-segment"].planted()
+    names = dict(enumerate(scenes.names))
+    form = SegmentForm("segments", SegmentClasses(names, {k: k for k in names}, frozenset([CAR, PERSON])))
+    rule = SegmentRule(form, "panoptic", 100, frozenset([CAR, PERSON]))
+    row = {"image": encoded(scenes.first.image, "PNG"), "label": encoded(scenes.map_of(scenes.first), "PNG")}
+    row = {key: {"path": None, **value} for key, value in row.items()}
+    listed = scenes.first.listed
+    for value, name in ((json.dumps(listed), "tiny-segment"), ("[{", "segments-mismatch"), (7, "segments-mismatch")):
+        facts = inspect({**row, "segments_info": value}, RowFormat(segments=form), LabelRule(4), 0, rule)
+        assert facts.faults.keys() == {name}
+    assert facts.times["segments-mismatch"] == len(listed) + 1
 
 
 @pytest.mark.parametrize("name", ["segments-mismatch", "segment-listed-twice", "unknown-category"])

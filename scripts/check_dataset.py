@@ -19,7 +19,7 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
@@ -59,7 +59,7 @@ def check(arguments: CheckArguments) -> int:
     import torch
 
     from scripts.data.sources import IGNORE_INDEX
-    from scripts.dataset_check import diagnosis, findings_page, image_numbers, splits, summary
+    from scripts.dataset_check import diagnosis, findings_page, image_numbers, segment_rule, splits, summary
     from scripts.dataset_check.cost import Cost, RecipeCost
     from scripts.dataset_check.finding import Evidence
     from scripts.dataset_check.label_rule import LabelRule
@@ -76,11 +76,18 @@ def check(arguments: CheckArguments) -> int:
     except UserError as error:
         settles = False
         print(f"the recipe is not weighed: {error}", file=sys.stderr)
+    arguments, guessed = segment_rule.settle_task(arguments, opened)
     names, name_of_255, of_names = splits.read_classes(arguments, data)
     findings += of_names
+    segments, of_segments = segment_rule.settled(opened, names, bool(of_names), guessed)
+    findings += of_segments
+    if segments:
+        names = segments.form.classes.id2label or None
     table = data.class_map.table.numpy() if names and not of_names and data.class_map else None
     palette = data.palette
     rule = LabelRule(len(names) if names else IGNORE_INDEX, int(arguments.do_reduce_labels), table)
+    if segments:  # whose classes are those to be learnt already
+        rule = LabelRule(rule.num_labels)
 
     # ---- recipe, whose own faults come before the long reading
     has_model = arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start
@@ -94,11 +101,14 @@ def check(arguments: CheckArguments) -> int:
         each.image_form = form
     if recipe:
         recipe.form = data.row_format
+    if recipe and segments:
+        segments = replace(segments, queries=getattr(recipe.config, "num_queries", segments.queries))
 
     # ---- samples
     keep = recipe.keep if recipe else lambda row: None
-    counts = splits.count_splits(opened, arguments, rule, arguments.max_samples, keep)
-    evidence = Evidence(counts, names, rule, arguments.train_split_name, arguments.eval_split_name, name_of_255)
+    counts = splits.count_splits(opened, arguments, rule, segments, arguments.max_samples, keep)
+    split_names = arguments.train_split_name, arguments.eval_split_name
+    evidence = Evidence(counts, names, rule, *split_names, name_of_255, segments)
     findings += diagnosis.diagnose(evidence)
     cost = Cost()
     if recipe:

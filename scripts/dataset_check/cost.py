@@ -70,7 +70,7 @@ class RecipeCost:
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
         model, _ = start.model(self.config)
         self.model = prepare_network(model, self.arguments, self.accelerator).train()
-        self.form = form
+        self.form, self.task = form, getattr(self.config, "task", "semantic")
         self.rows: list[dict[str, Any]] = []
 
     def stored_range(self) -> Any:
@@ -203,7 +203,8 @@ class RecipeCost:
         arguments, num_labels = self.arguments, self.config.num_labels or 0
         if not self.rows:
             raise UserError("no sample without a fault was read")
-        samples = TrainingSamples(self.form, num_labels, augmentation_of(arguments), arguments.seed)
+        augmentation, smallest = augmentation_of(arguments, task=self.task), arguments.min_segment_area
+        samples = TrainingSamples(self.form, num_labels, augmentation, arguments.seed, self.task, smallest)
         labels = {"do_reduce_labels": arguments.do_reduce_labels, "ignore_index": IGNORE_INDEX}
         bands = self.form.image_form.num_bands
         # Any numbers do: the step is only timed.
@@ -223,7 +224,7 @@ class RecipeCost:
         """Notes an image of more classes than the model can give masks to."""
         queries = getattr(self.config, "num_queries", None)
         most = max((max(counts.classes_per_map, default=0) for counts in splits.values()), default=0)
-        if queries is not None and most > queries:
+        if self.task == "semantic" and queries is not None and most > queries:
             message = f"an image has {most} classes, the model {queries} queries: some can never be found"
             fix = f"--config_overrides num_queries={2 * most}"
             cost.findings.append(Finding("warning", "more-classes-than-queries", (), message, fix, {"classes": most}))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from scripts.dataset_check.sample import SampleFacts
+from scripts.dataset_check.sample_facts import SampleFacts, SegmentFacts
 from scripts.dataset_check.similarity import SeenImages
 
 
@@ -24,16 +24,18 @@ SIZE_FAULTS = {"swapped-size", "size-mismatch"}  # their maps cannot lie over th
 
 @dataclass
 class FaultCount:
-    """How often a fault was seen, and where first."""
+    """How many samples show a fault, how often all of them together, and which first."""
 
     count: int = 0
+    times: int = 0
     evidence: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     examples: list[SampleFacts] = field(default_factory=list)
 
-    def add(self, facts: SampleFacts, evidence: str) -> None:
+    def add(self, facts: SampleFacts, evidence: str, times: int = 1) -> None:
         """Counts one more."""
         self.count += 1
+        self.times += times
         if len(self.names) < NAMES:
             self.names.append(facts.name)
             self.evidence.append(evidence)
@@ -61,13 +63,19 @@ class SplitCounts:
         class_pixels: class -> pixels, `IGNORED` and `OUTSIDE` among them; `class_maps` class -> maps.
         heights: id -> (pixels, sum of heights, pixels away from edges) over the small maps.
         classes_per_map, regions_per_map: number -> maps.
+        pieces: `(3,)` ids of all maps, those of them that lie in one piece, and maps whose ids are 1, 2, ...; see
+            `SampleFacts`. `ids_per_map` number -> maps.
+        segmented: maps that hold segments, of which the counters below are.
+        class_segments, class_crowds: class -> segments that are learnt, crowd regions.
+        segments_per_map: number that are learnt -> maps; `segment_sizes` size -> number.
+        instance_ids: id of an instance -> maps.
     """
 
     def __init__(self, split: str) -> None:
         self.split = split
         self.samples = 0
         self.maps = 0
-        self.panoptic = 0
+        self.segmented = 0
         self.complete = True
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.image_modes: Counter[str] = Counter()
@@ -79,6 +87,13 @@ class SplitCounts:
         self.heights: dict[int, np.ndarray] = {}
         self.classes_per_map: Counter[int] = Counter()
         self.regions_per_map: Counter[int] = Counter()
+        self.pieces = np.zeros(3, dtype=np.int64)
+        self.ids_per_map: Counter[int] = Counter()
+        self.class_segments: Counter[int] = Counter()
+        self.class_crowds: Counter[int] = Counter()
+        self.segments_per_map: Counter[int] = Counter()
+        self.segment_sizes: Counter[str] = Counter()
+        self.instance_ids: Counter[int] = Counter()
         self.faults: dict[str, FaultCount] = {}
         self.overlays: list[SampleFacts] = []
         self.duplicates: list[NearDuplicate] = []
@@ -95,7 +110,7 @@ class SplitCounts:
         if facts.map_mode is not None:
             self.map_modes[facts.map_mode] += 1
         for name, evidence in facts.faults.items():
-            self.faults.setdefault(name, FaultCount()).add(facts, evidence)
+            self.faults.setdefault(name, FaultCount()).add(facts, evidence, facts.times.get(name, 1))
         if facts.ids:
             self._count_ids(facts)
         if facts.image is not None and facts.labels is not None and not facts.faults.keys() & SIZE_FAULTS:
@@ -114,7 +129,8 @@ class SplitCounts:
 
     def _count_ids(self, facts: SampleFacts) -> None:
         self.maps += 1
-        self.panoptic += facts.panoptic
+        self.pieces += (*facts.id_pieces, facts.in_a_row)
+        self.ids_per_map[min(facts.id_pieces[0], MAX_KEYS)] += 1
         for index, pixels in facts.ids.items():
             if self._count(self.ids, index, pixels):
                 self.maps_with[index] += 1
@@ -126,6 +142,19 @@ class SplitCounts:
                 self.heights[index] = self.heights.get(index, np.zeros(3)) + numbers
         self.classes_per_map[sum(index >= 0 for index in facts.class_pixels)] += 1
         self.regions_per_map[min(facts.regions, MAX_KEYS)] += 1
+        if facts.segments is not None:
+            self._count_segments(facts.segments)
+
+    def _count_segments(self, segments: SegmentFacts) -> None:
+        self.segmented += 1
+        self.segments_per_map[min(segments.classes.total(), MAX_KEYS)] += 1
+        self.segment_sizes += segments.sizes
+        for index, number in segments.classes.items():
+            self._count(self.class_segments, index, number)
+        for index, number in segments.crowds.items():
+            self._count(self.class_crowds, index, number)
+        for id_ in segments.ids:
+            self._count(self.instance_ids, id_)
 
     def _count(self, counter: Counter, key: object, number: int = 1) -> bool:
         """Adds to `counter` unless that would be a key too many; returns whether it did."""

@@ -9,7 +9,7 @@ from scripts.dataset_check.counts import FaultCount, SplitCounts
 from scripts.dataset_check.finding import LEVELS, Evidence, Finding
 from scripts.dataset_check.id_findings import id_findings
 from scripts.dataset_check.label_rule import IGNORED
-from scripts.dataset_check.sample import SEGMENTS_COLUMN
+from scripts.dataset_check.segment_findings import SEGMENT_FAULTS, segment_findings
 from scripts.evaluation.degenerate import values_flag
 
 
@@ -36,23 +36,21 @@ FAULTS = {
     ),
     "maps-not-ids": ("error", "the map holds no class ids", "store whole numbers from 0 on, one id per pixel"),
     "lossy-maps": ("error", "the map is a JPEG, which blurs ids at every edge", "write PNGs from the source"),
-    "segments-mismatch": (
-        "error",
-        f"map and {SEGMENTS_COLUMN} hold different segments",
-        "write both from the same source",
-    ),
     "map-without-class": (
         "warning",
         "the map holds nothing but ignored pixels",
         "leave these rows out: they teach nothing",
     ),
+    **SEGMENT_FAULTS,
 }
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """All findings, the gravest first."""
-    findings = [*sample_faults(evidence), *id_findings(evidence)]
-    renumbered = {"shifted-by-one", "labels-not-reduced", "labels-reduced-twice", "ids-out-of-range"}
+    findings = segment_findings(sample_faults(evidence), evidence) + id_findings(evidence)
+    renumbered = {
+        "shifted-by-one", "labels-not-reduced", "labels-reduced-twice", "ids-out-of-range", "instances-as-classes",
+    }  # fmt: skip
     if not renumbered & {finding.name for finding in findings}:
         # With wrong ids every class would seem empty, rare or missing somewhere.
         classes = class_findings(evidence)
@@ -84,10 +82,16 @@ def sample_fault(name: str, level: str, what: str, fix: str, found: Mapping[str,
     """The finding of a fault seen in samples."""
     first = next(iter(found.values()))
     total = sum(fault.count for fault in found.values())
-    if "--" in first.evidence[0]:
+    times = sum(fault.times for fault in found.values())
+    if name == "unreadable-image" and "--" in first.evidence[0]:
         fix = "as this line says; training tells the range of several images"
-    message = f"in {total} of {samples} samples {what}, such as {', '.join(first.names[:3])}: {first.evidence[0]}"
-    details = {split: {"count": fault.count, "first": fault.names} for split, fault in found.items()}
+    often = f" ({times} times)" if times > total else ""
+    message = (
+        f"in {total} of {samples} samples{often} {what}, such as {', '.join(first.names[:3])}: {first.evidence[0]}"
+    )
+    details = {
+        split: {"count": fault.count, "times": fault.times, "first": fault.names} for split, fault in found.items()
+    }
     examples = [example for fault in found.values() for example in fault.examples]
     return Finding(level, name, tuple(found), message, fix, details, examples[:3])
 
@@ -142,6 +146,8 @@ def too_few_classes(evidence: Evidence) -> Finding | None:
     names, present = evidence.names or {}, [index for index in evidence.names or () if evidence.class_pixels[index]]
     if not evidence.maps or not names or len(present) > 1 or not evidence.complete:
         return None
+    if present and evidence.segments is not None and evidence.segments.task != "semantic":
+        return None
     if present:
         message = f"{evidence.called(present)} is the only class that occurs, so no score can fail"
         ids = " ".join(f"{index}=NAME" for index in sorted(evidence.ids)[:8])
@@ -159,7 +165,8 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         return [Finding("error", "empty-split", where, "it has no sample", "check the files of the split")]
     findings = []
     total = sum(counts.class_pixels.values())
-    if total and counts.class_pixels[IGNORED] > total / 2:
+    objects_alone = evidence.segments is not None and evidence.segments.task == "instance"
+    if total and counts.class_pixels[IGNORED] > total / 2 and not objects_alone:
         share = 100 * counts.class_pixels[IGNORED] / total
         message, percent = f"{share:.0f} % of its pixels are ignored", {"percent": round(share, 2)}
         fix = "check that the ignored ids are no class (ids and their names are listed in the report)"
@@ -170,10 +177,6 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         message = f"{sum(others.values())} of {counts.samples} images are not RGB ({listed}) and are converted"
         fix = "nothing, unless the channels matter: transparency is dropped, grey becomes three equal channels"
         findings.append(Finding("note", "image-modes", where, message, fix, dict(others)))
-    if counts.panoptic:
-        message = f"maps hold segments (R + 256 G + 65536 B) with {SEGMENTS_COLUMN}; checked as the classes of these"
-        fix = "to train a semantic model, write maps of class ids: category_id of each segment, 255 where none is"
-        findings.append(Finding("note", "panoptic-maps", where, message, fix, {"maps": counts.panoptic}))
     if counts.duplicates:
         pairs = ", ".join(
             f"{pair.name} = {pair.other}{' mirrored' if pair.mirrored else ''}" for pair in counts.duplicates[:3]

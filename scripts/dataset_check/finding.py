@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scripts.dataset_check.counts import SplitCounts, merged
 from scripts.dataset_check.label_rule import LabelRule
-from scripts.dataset_check.sample import SampleFacts
+from scripts.dataset_check.sample_facts import SampleFacts
+
+
+if TYPE_CHECKING:
+    from scripts.dataset_check.segment_rule import SegmentRule
 
 
 LEVELS = ("error", "warning", "note")
@@ -18,34 +22,53 @@ LEVELS = ("error", "warning", "note")
 NAMES = {
     "background-added": "one class is named, and what surrounds it is taken for another",
     "255-as-class": "pixels of a class are stored as 255, which is ignored",
+    "classes-as-instances": "maps of class ids are read as maps of instances",
     "class-names": "the file of class names is not numbered 0, 1, 2, ...",
     "class-not-in-train": "a class of the validation split is never trained",
     "class-not-in-validation": "a class is trained but never evaluated",
+    "crowd-as-thing": "one thing in very many pieces: a crowd that is not marked",
+    "crowd-only": "a class of things of which there are crowd regions only",
+    "crowd-stuff": "a crowd region of stuff",
     "does-not-fit": "the recipe needs more memory than this machine has",
+    "duplicate-segment": "two segments on the same pixels",
     "empty-class": "a named class does not occur",
+    "empty-segment": "a listed segment has no pixel in the map",
     "empty-split": "a split without a sample",
     "ids-out-of-range": "maps hold ids that belong to no class",
+    "instance-of-several-classes": "the id of an instance lies on several classes of the class map",
+    "instances-as-classes": "maps of instances are read as class ids",
     "labels-not-reduced": "0 means unlabelled and classes start at 1: --do_reduce_labels is missing",
     "labels-reduced-twice": "classes start at 0 already: --do_reduce_labels is wrong",
     "lossy-maps": "maps are stored as JPEG, which changes ids",
     "map-without-class": "maps with nothing but ignored pixels",
     "maps-not-ids": "maps hold fractions or negative numbers",
-    "more-classes-than-queries": "an image has more segments than the model has queries",
+    "more-classes-than-queries": "an image has more classes than the model has queries",
+    "more-segments-than-queries": "an image has more segments than the model has queries",
     "mostly-ignored": "most pixels of a split are ignored",
     "near-duplicate": "an image is in both splits",
     "no-class-names": "no class names",
-    "panoptic-maps": "maps of segments, as of COCO panoptic",
+    "no-segment": "images without any segment",
+    "panoptic-maps": "labels hold segments, as of COCO panoptic",
     "image-modes": "images that are not RGB",
     "rare-class": "a class in fewer than five images",
     "rgb-maps": "maps in colours instead of ids",
-    "segments-mismatch": "segments_info and map do not hold the same segments",
+    "scattered-instance": "an instance in pieces far apart: an id used twice",
+    "segment-listed-twice": "an id is twice in the list of segments",
+    "segments-mismatch": "a segment of the map is not in segments_info, or that is no list of segments",
     "too-few-classes": "fewer than two classes occur, so that no score can fail",
     "shifted-by-one": "ids are one too high or too low for the class names",
     "size-mismatch": "a map has another size than its image",
     "split-not-read": "a split that is not there or cannot be opened",
+    "split-crowd": "many crowd regions of one class in an image",
+    "stuff-in-segments": "a class of stuff with several segments in an image",
     "swapped-size": "a map has its image's width as height: one of them is turned",
+    "thing-ids": "thing_ids.json does not name classes of the data, or nothing does",
+    "tiny-segment": "segments of fewer than four pixels",
+    "unknown-category": "a segment's category is no class",
     "unreadable-map": "maps that cannot be read",
     "unreadable-image": "images that cannot be read",
+    "wrong-area-or-box": "area or box of a listed segment are not those of its pixels",
+    "wrong-encoding": "labels that are not of the encoding they are read in",
 }
 
 
@@ -88,6 +111,7 @@ class Evidence:
         rule: what ids stand for.
         train, validation: names of the two splits; `splits` has those that were read.
         name_of_255: what the class names call id 255, None if they end before.
+        segments: what segments are held against; None where maps hold class ids.
     """
 
     splits: dict[str, SplitCounts]
@@ -96,11 +120,15 @@ class Evidence:
     train: str
     validation: str
     name_of_255: str | None = None
+    segments: SegmentRule | None = None
     ids: Counter[int] = field(init=False)
     maps_with: Counter[int] = field(init=False)
     class_pixels: Counter[int] = field(init=False)
     class_maps: Counter[int] = field(init=False)
     heights: dict[int, np.ndarray] = field(init=False)
+    pieces: np.ndarray = field(init=False)
+    class_segments: Counter[int] = field(init=False)
+    class_crowds: Counter[int] = field(init=False)
     maps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +137,9 @@ class Evidence:
         self.maps_with = merged([counts.maps_with for counts in read])
         self.class_pixels = merged([counts.class_pixels for counts in read])
         self.class_maps = merged([counts.class_maps for counts in read])
+        self.pieces = np.sum([counts.pieces for counts in read], axis=0)
+        self.class_segments = merged([counts.class_segments for counts in read])
+        self.class_crowds = merged([counts.class_crowds for counts in read])
         self.maps = sum(counts.maps for counts in read)
         self.heights = {}
         for counts in read:

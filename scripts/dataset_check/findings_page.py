@@ -13,7 +13,8 @@ from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.cost import Cost
 from scripts.dataset_check.counts import NearDuplicate, SplitCounts
 from scripts.dataset_check.finding import NAMES, Evidence, Finding, sentence
-from scripts.dataset_check.sample import SampleFacts, shown_ids
+from scripts.dataset_check.sample import shown_ids
+from scripts.dataset_check.sample_facts import SampleFacts
 from scripts.dataset_check.summary import class_shares, facts_of_split, verdict
 from scripts.drawing.page import (
     class_cell,
@@ -25,7 +26,7 @@ from scripts.drawing.page import (
     with_overlay_choices,
     write_page,
 )
-from scripts.drawing.visualization import Palette, colour_map
+from scripts.drawing.visualization import Palette, colour_map, contours
 
 
 STYLE = """
@@ -50,7 +51,7 @@ def write_report(
     body = [f'<p class="verdict">Verdict: <strong>{html.escape(verdict(findings))}</strong></p>']
     body.append(
         "<p>An <em>error</em> would stop a training or spoil it, a <em>warning</em> is worth a look, a <em>note</em> "
-        "is good to know. In all images a class has one colour; black in a map is ignored.</p>"
+        "is good to know. In all images a class has one colour; black in a map is ignored; lines part segments.</p>"
         f"<details><summary>What was looked for</summary>{facts_table(NAMES)}</details>"
     )
     body += [finding_section(finding, evidence, palette) for finding in findings]
@@ -84,8 +85,15 @@ def sample_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | N
     if sample.colour_map is not None:
         yield figure(sample.colour_map, f"{sample.name}, map as stored")
     elif sample.labels is not None:
-        labels = shown_ids(sample.labels, evidence.rule.num_labels)
-        yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
+        yield map_figure(sample, sample.labels, evidence, palette)
+
+
+def map_figure(sample: SampleFacts, labels: np.ndarray, evidence: Evidence, palette: Palette | None) -> str:
+    """The map in the colours of its classes; white lines part its segments."""
+    drawn = colour_map(shown_ids(labels, evidence.rule.num_labels), palette)
+    if sample.segments is not None and sample.segments.numbers is not None:
+        drawn[contours(sample.segments.numbers)] = 255
+    return figure(Image.fromarray(drawn), f"{sample.name}, map")
 
 
 def overlay_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | None) -> Iterable[str]:
@@ -93,8 +101,9 @@ def overlay_figures(sample: SampleFacts, evidence: Evidence, palette: Palette | 
     if sample.image is None or sample.labels is None:
         return
     labels = shown_ids(sample.labels, evidence.rule.num_labels)
-    yield overlay_figure(sample.image, labels, f"{sample.name}, overlay", palette)
-    yield figure(Image.fromarray(colour_map(labels, palette)), f"{sample.name}, map")
+    numbers = sample.segments.numbers if sample.segments is not None else None
+    yield overlay_figure(sample.image, labels, f"{sample.name}, overlay", palette, numbers)
+    yield map_figure(sample, sample.labels, evidence, palette)
 
 
 def legend(samples: Iterable[SampleFacts], evidence: Evidence, palette: Palette | None) -> str:
@@ -144,9 +153,12 @@ def classes_table(evidence: Evidence, palette: Palette | None) -> str:
     for index, name, share, maps in shares:
         if maps:
             cells = [f"{index + evidence.rule.first}", class_cell(index, name, palette), f"{share:.3g} %", f"{maps}"]
+            if evidence.segments is not None:
+                cells += [f"{evidence.class_segments[index]}", f"{evidence.class_crowds[index]}"]
             cells += [f"{100 * counts.class_pixels[index] / max(1, counts.labelled):.3g} %" for counts in splits]
             rows.append([*cells, f'<span class="bar" style="width:{12 * share / most:.2f}rem"></span>'])
-    head = ["stored id", "class", "of labelled pixels", "maps with it"]
+    head = ["stored id" if evidence.segments is None else "id", "class", "of labelled pixels", "maps with it"]
+    head += ["segments", "crowd regions"] if evidence.segments is not None else []
     absent = [f"{name} ({index + evidence.rule.first})" for index, name, _, maps in shares if not maps]
     never = f"<p>Never seen, {len(absent)} of {len(shares)}: {html.escape(', '.join(absent))}.</p>" if absent else ""
     return table(rows, [*head, *(f"in {html.escape(counts.split)}" for counts in splits), ""]) + never

@@ -30,6 +30,9 @@ BOTTOM = {
 BESIDE = {"and", "brick", "marble", "merged", "other", "stone", "stuff", "tile", "wood"}
 HIGH, LOW = 0.4, 0.6  # mean height of the pixels: 0 is the top; what lies between tells nothing
 LEAST_SHARE = 0.001  # of all pixels: less tells nothing either
+# Ids of instances: how many tell something; the share of them, and of maps, that is nearly all; ids beyond the classes
+# that are more than a slip; the share of maps that hold an id, above which it is rather a class.
+LEAST_IDS, ONE_PIECE, FEW_IDS, MOST_SHARED = 10, 0.9, 3, 0.5
 SOLID = 0.75  # share of 255's pixels away from edges, above which they cover things rather than border them
 
 
@@ -44,14 +47,48 @@ def id_findings(evidence: Evidence) -> list[Finding]:
         fix = f"--mask_values {names} makes it a class; if it is none, take it out of id2label"
         details = {"percent": round(share, 3)}
         return [Finding("error", "255-as-class", where, message, fix, details, evidence.examples())]
-    if not evidence.names or not evidence.ids:
+    if not evidence.names or not evidence.ids or evidence.segments is not None:
         return []
-    numbering = None
-    if evidence.rule.table is None and not any(counts.panoptic for counts in evidence.splits.values()):
-        numbering = numbering_finding(evidence)
+    if instances := instances_as_classes(evidence):
+        return [instances]
+    numbering = numbering_finding(evidence) if evidence.rule.table is None else None
     out_of_range = [] if numbering or not evidence.class_pixels[OUTSIDE] else [range_finding(evidence)]
     as_class = None if numbering or out_of_range else ignored_class(evidence)
     return [finding for finding in (numbering, *out_of_range, as_class) if finding is not None]
+
+
+def instances_as_classes(evidence: Evidence) -> Finding | None:
+    """Ids that number the objects of each image where classes are expected; None if nothing tells so.
+
+    Each such id lies in one piece. They are 1, 2, ... in each image, more of them in one than in another; or few
+    images share an id. Where all of them are classes as well, only a suspicion is left.
+    """
+    ids, whole, in_a_row = evidence.pieces.tolist()
+    if evidence.maps < 2 or ids < LEAST_IDS or whole < ONE_PIECE * ids:
+        return None
+    numbers = {number for counts in evidence.splits.values() for number in counts.ids_per_map}
+    numbered = in_a_row >= ONE_PIECE * evidence.maps and len(numbers) > 2
+    outside = outside_ids(evidence)
+    if outside:
+        shared = sum(evidence.maps_with[index] for index in outside) / len(outside) / evidence.maps
+        if len(outside) < FEW_IDS or not (numbered or shared <= MOST_SHARED):
+            return None
+    elif not numbered or len(numbers) <= FEW_IDS or max(numbers) < 2 * FEW_IDS:
+        return None
+    known = [index for index in evidence.ids if index not in (0, IGNORE_INDEX)]
+    held = f"ids up to {max(known)}, {100 * whole / ids:.0f} % of them in one piece" + (
+        " and 1, 2, ... in each map" if numbered else ""
+    )
+    message = f"in {evidence.maps} maps lie {held}, for {len(evidence.names or {})} classes: are they instances?"
+    level, details = "error" if outside else "warning", {"maps": evidence.maps, "ids": len(known)}
+    fix = "--task instance --label_encoding instances reads them so"
+    return Finding(level, "instances-as-classes", tuple(evidence.splits), message, fix, details, evidence.examples())
+
+
+def outside_ids(evidence: Evidence) -> set[int]:
+    """Stored ids of no class."""
+    rule = evidence.rule
+    return {index for index, count in evidence.ids.items() if count and rule.classes(np.array([index])) == OUTSIDE}
 
 
 def numbering_finding(evidence: Evidence) -> Finding | None:
@@ -121,7 +158,7 @@ def _numbering(
 def range_finding(evidence: Evidence) -> Finding:
     """Ids that belong to no class, and their likely cause."""
     names, rule = evidence.names or {}, evidence.rule
-    outside = {index for index, count in evidence.ids.items() if count and rule.classes(np.array([index])) == OUTSIDE}
+    outside = outside_ids(evidence)
     last, reduced = rule.first + len(names) - 1, rule.first == 1
     ids = sorted(index for index in evidence.ids if index != IGNORE_INDEX and not (reduced and index == 0))
     if rule.table is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,52 +19,29 @@ from scripts.data.mask_colours import RGB, MaskColours, colour_text
 from scripts.data.samples import RowFormat, image_content, pillow_image, reason, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
+from scripts.dataset_check.sample_facts import SampleFacts
+from scripts.dataset_check.segment_faults import MAPS, pieces_of, read_segments
+from scripts.dataset_check.segment_rule import SegmentRule
 from scripts.dataset_check.similarity import perceptual_hash
 
 
-SEGMENTS_COLUMN = "segments_info"
 SMALL = 320  # longer side of what heights, regions and the page's images are taken from
-SPECK = 4  # pixels of the small map: fewer are no region
 LISTED_COLOURS = 12  # of a map in colours
 
 
-@dataclass
-class SampleFacts:
-    """What the counters and the page need of one sample.
+def inspect(
+    row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int, segments: SegmentRule | None = None
+) -> SampleFacts:
+    """Reads an undecoded row as the trainer does, and notes what it finds.
 
     Args:
-        faults: name of the finding -> what this sample shows of it.
-        image_size: (width, height) in pixels.
-        ids: stored id -> pixels; of panoptic maps the category ids. Empty if the map holds no ids.
-        class_pixels: the same by class, `IGNORED` and `OUTSIDE` among them.
-        small_ids: id -> (pixels, sum of their heights, pixels away from any edge) in the small map; a height is 0 at
-            the top of the image and 1 at the bottom.
-        regions: connected areas of one class, specks left out; of panoptic maps the segments.
-        image: at most `SMALL` pixels wide and high, RGB.
-        labels: the map at the same size, classes as `LabelRule.classes` gives them.
-        colour_map: the same of a map in colours.
+        segments: of labels that hold segments.
     """
-
-    name: str
-    faults: dict[str, str] = field(default_factory=dict)
-    image_size: tuple[int, int] | None = None
-    image_mode: str | None = None
-    map_mode: str | None = None
-    panoptic: bool = False
-    ids: dict[int, int] = field(default_factory=dict)
-    class_pixels: dict[int, int] = field(default_factory=dict)
-    small_ids: dict[int, tuple[int, float, int]] = field(default_factory=dict)
-    regions: int = 0
-    hashed: tuple[np.ndarray, np.ndarray] | None = None
-    image: Image.Image | None = None
-    labels: np.ndarray | None = None
-    colour_map: Image.Image | None = None
-
-
-def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -> SampleFacts:
-    """Reads an undecoded row as the trainer does, and notes what it finds."""
     facts = SampleFacts(sample_name(row, form.image_column, index))
     image_size = look_at_image(row[form.image_column], facts, form)
+    if segments is not None and segments.form.encoding not in MAPS:
+        look_at_segments(row, form, rule, segments, facts)
+        return facts
     label = decoded(row[form.label_column], facts, "map", form.bounds)
     if label is None:
         return facts
@@ -74,17 +50,37 @@ def inspect(row: dict[str, Any], form: RowFormat, rule: LabelRule, index: int) -
         facts.faults["lossy-maps"] = "the map is a JPEG"
     if image_size is not None and label.size != image_size:
         note_sizes(facts, image_size, label.size, form.bounds.checked_value(row[form.image_column], facts.name))
-    segments = row.get(SEGMENTS_COLUMN)
-    if form.colours and segments is None and form.colours.applies_to(label):
+    if segments is not None:
+        look_at_segments(row, form, rule, segments, facts)
+        return facts
+    if form.colours and form.colours.applies_to(label):
         ids = ids_of_colours(label, form.colours, facts)
     else:
-        ids = read_ids(np.asarray(label), facts, segments)
+        ids = read_ids(np.asarray(label), facts)
     if ids is None:
         facts.colour_map = shrunk(label.convert("RGB"), Image.Resampling.NEAREST)
         return facts
-    # Categories of segments start at 0, whatever maps of classes do.
-    look_at_ids(ids, facts, LabelRule(rule.num_labels) if facts.panoptic else rule)
+    look_at_ids(ids, facts, rule)
+    if set(facts.class_pixels) == {IGNORED}:
+        facts.faults["map-without-class"] = f"only {', '.join(map(str, facts.ids))}, ignored"
     return facts
+
+
+def look_at_segments(
+    row: dict[str, Any], form: RowFormat, rule: LabelRule, segments: SegmentRule, facts: SampleFacts
+) -> None:
+    """Notes the faults of a row's segments, and counts them and their classes."""
+    found = read_segments(row, form, segments, facts)
+    if found is None:
+        return
+    size = (found.size[1], found.size[0])
+    if facts.image_size not in (None, size) and not facts.faults.keys() & {"swapped-size", "size-mismatch"}:
+        note_sizes(facts, facts.image_size or size, size, None)
+    look_at_ids(found.label_map().numpy().astype(np.int64), facts, rule)
+    facts.regions = len(found)
+    assert facts.segments is not None
+    if facts.labels is not None:
+        facts.segments.numbers = thinned(found.layers.numpy()).max(axis=0)
 
 
 def look_at_image(value: Any, facts: SampleFacts, form: RowFormat) -> tuple[int, int] | None:
@@ -156,13 +152,10 @@ def ids_of_colours(label: Image.Image, colours: MaskColours, facts: SampleFacts)
         return None
 
 
-def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray | None:
+def read_ids(label: np.ndarray, facts: SampleFacts) -> np.ndarray | None:
     """`(H, W)` stored ids of a map as decoded; None for one in colours or of other numbers, which is noted."""
     if label.ndim == 3:
         colours = label[..., :3].astype(np.int64)
-        if segments is not None and label.shape[2] >= 3:
-            facts.panoptic = True
-            return category_ids(colours @ np.array([1, 256, 65536]), segments, facts)
         if (colours == colours[..., :1]).all() or label.shape[2] < 3:
             facts.faults["rgb-maps"] = f"{facts.map_mode} with equal channels"
             return label[..., 0].astype(np.int64)
@@ -180,27 +173,6 @@ def read_ids(label: np.ndarray, facts: SampleFacts, segments: Any) -> np.ndarray
     return label.astype(np.int64)
 
 
-def category_ids(segment_ids: np.ndarray, segments: Any, facts: SampleFacts) -> np.ndarray | None:
-    """Class ids of a panoptic map `(H, W)` of segment ids; 255 where no segment is. None if they cannot be told."""
-    try:
-        categories = {int(segment["id"]): int(segment["category_id"]) for segment in segments}
-    except (TypeError, KeyError, ValueError):
-        facts.faults["segments-mismatch"] = f"{SEGMENTS_COLUMN} is no list of id and category_id"
-        return None
-    present, places = np.unique(segment_ids, return_inverse=True)
-    unknown = [int(value) for value in present if value and int(value) not in categories]
-    lost = sorted(set(categories) - set(present.tolist()))
-    if unknown or lost:
-        facts.faults["segments-mismatch"] = (
-            f"segment {unknown[0]} of the map is not in {SEGMENTS_COLUMN}"
-            if unknown
-            else f"segment {lost[0]} of {SEGMENTS_COLUMN} is not in the map"
-        )
-    facts.regions = len(categories)
-    table = np.array([categories.get(int(value), IGNORE_INDEX) for value in present], dtype=np.int64)
-    return table[places.reshape(segment_ids.shape)]
-
-
 def look_at_ids(ids: np.ndarray, facts: SampleFacts, rule: LabelRule) -> None:
     """Counts, heights and regions of a map `(H, W)` of stored ids."""
     if not ids.size:
@@ -208,9 +180,7 @@ def look_at_ids(ids: np.ndarray, facts: SampleFacts, rule: LabelRule) -> None:
         return
     present, counts = counted(ids)
     facts.ids = dict(zip(present.tolist(), counts.tolist()))
-    step = max(1, -(-max(ids.shape) // SMALL))
-    small = ids[step // 2 :: step, step // 2 :: step]
-    small = small if small.size else ids
+    small = thinned(ids)
     heights = np.repeat((np.arange(len(small)) + 0.5) / len(small), small.shape[1])
     values, places = np.unique(small, return_inverse=True)
     places = places.ravel()
@@ -222,15 +192,34 @@ def look_at_ids(ids: np.ndarray, facts: SampleFacts, rule: LabelRule) -> None:
     for value, *numbers in zip(values.tolist(), sizes.tolist(), sums.tolist(), solid.tolist()):
         facts.small_ids[value] = (numbers[0], numbers[1], numbers[2])
     facts.labels = rule.classes(small).astype(np.int32)
-    if not facts.panoptic:
-        facts.regions = count_regions(facts.labels)
+    facts.regions = count_regions(facts.labels)
+    if facts.segments is None:
+        look_at_pieces(flat, values, facts)
     for index, pixels in zip(rule.classes(present).tolist(), counts.tolist()):
         facts.class_pixels[index] = facts.class_pixels.get(index, 0) + pixels
     if OUTSIDE in facts.class_pixels:
         outside = present[rule.classes(present) == OUTSIDE]
         facts.faults["ids-out-of-range"] = f"ids {', '.join(map(str, outside[:5].tolist()))}"
-    if set(facts.class_pixels) == {IGNORED}:
-        facts.faults["map-without-class"] = f"only {', '.join(map(str, present.tolist()))}, ignored"
+
+
+def thinned(maps: np.ndarray) -> np.ndarray:
+    """Every so many pixels of `(..., H, W)` maps that `SMALL` of them remain at most, across and down."""
+    step = max(1, -(-max(maps.shape[-2:]) // SMALL))
+    small = maps[..., step // 2 :: step, step // 2 :: step]
+    return small if small.size else maps
+
+
+def look_at_pieces(places: np.ndarray, ids: np.ndarray, facts: SampleFacts) -> None:
+    """Notes how many ids lie in one piece, and whether they are 1, 2, ..., as ids of instances often are.
+
+    Args:
+        places: `(h, w)`, of each pixel the place of its id in `ids`.
+    """
+    counted = [place for place, id_ in enumerate(ids.tolist()) if id_ not in (0, IGNORE_INDEX)]
+    boxes = ndimage.find_objects(places + 1)
+    whole = sum(len(pieces_of(places[boxes[place]] == place)[0]) <= 1 for place in counted)
+    facts.id_pieces = len(counted), whole
+    facts.in_a_row = bool(counted) and ids[counted].tolist() == list(range(1, len(counted) + 1))
 
 
 def counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,13 +233,9 @@ def counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def count_regions(labels: np.ndarray) -> int:
     """Connected areas of one class with at least `SPECK` pixels."""
-    regions = 0
     boxes = ndimage.find_objects(np.maximum(labels + 1, 0))  # class 0 is 1; ignored and outside are left out
-    for index, box in enumerate(boxes):
-        if box is not None:
-            areas, count = ndimage.label(labels[box] == index)
-            regions += int((np.bincount(areas.ravel(), minlength=count + 1)[1:] >= SPECK).sum())
-    return regions
+    found = [pieces_of(labels[box] == index)[0] for index, box in enumerate(boxes) if box is not None]
+    return sum(map(len, found))
 
 
 def shrunk(image: Image.Image, how: Image.Resampling) -> Image.Image:

@@ -19,7 +19,9 @@ from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
 from scripts.dataset_check.label_rule import LabelRule
-from scripts.dataset_check.sample import SEGMENTS_COLUMN, SampleFacts, inspect
+from scripts.dataset_check.sample import inspect
+from scripts.dataset_check.sample_facts import SampleFacts
+from scripts.dataset_check.segment_rule import SegmentRule
 from scripts.dataset_check.similarity import SeenImages
 from scripts.evaluation.degenerate import no_class_names
 from scripts.models.warm_start import start_of
@@ -35,7 +37,7 @@ def open_splits(arguments: TrainArguments) -> tuple[dict[str, LabelledDataset], 
     opened, failed = {}, {}
     for split in dict.fromkeys((arguments.eval_split_name, arguments.train_split_name)):
         try:
-            opened[split] = LabelledDataset(arguments, split, also=(SEGMENTS_COLUMN,))
+            opened[split] = LabelledDataset(arguments, split)
         except UserError as error:
             failed[split] = error
     if not opened:
@@ -105,7 +107,12 @@ def values_of(names: Mapping[int, str]) -> str:
 
 
 def facts_of_split(
-    data: LabelledDataset, arguments: TrainArguments, rule: LabelRule, max_samples: int | None, total: int | None
+    data: LabelledDataset,
+    arguments: TrainArguments,
+    rule: LabelRule,
+    segments: SegmentRule | None,
+    max_samples: int | None,
+    total: int | None,
 ) -> Iterator[tuple[dict[str, Any], SampleFacts]]:
     """Undecoded rows and what they show, in order, under a progress bar; threads decode."""
 
@@ -119,7 +126,7 @@ def facts_of_split(
         tqdm(total=total, desc=f"check {data.split}", unit="sample", dynamic_ncols=True) as bar,
     ):
         for index, row in enumerate(rows):
-            waiting.append((row, pool.submit(inspect, row, form, rule, index)))
+            waiting.append((row, pool.submit(inspect, row, form, rule, index, segments)))
             if len(waiting) > 2 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -134,12 +141,14 @@ def count_splits(
     opened: dict[str, LabelledDataset],
     arguments: TrainArguments,
     rule: LabelRule,
+    segments: SegmentRule | None,
     max_samples: int | None,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, SplitCounts]:
     """Counts every split, and looks for the images of the first in the others.
 
     Args:
+        segments: of labels that hold segments.
         keep: gets the rows of the training split, or of the only one, that show no fault.
     """
     splits: dict[str, SplitCounts] = {}
@@ -148,7 +157,8 @@ def count_splits(
         counts = splits[split] = SplitCounts(split)
         examples = data.num_examples
         limits = [limit for limit in (examples, max_samples) if limit is not None]
-        for row, facts in facts_of_split(data, arguments, rule, max_samples, min(limits, default=None)):
+        total = min(limits, default=None)
+        for row, facts in facts_of_split(data, arguments, rule, segments, max_samples, total):
             counts.add(facts)
             if number:
                 counts.compare(facts, seen)

@@ -39,12 +39,16 @@ def facts_of_split(counts: SplitCounts) -> dict[str, str]:
     }
     if total:
         least, median, most = quantiles(counts.classes_per_map)
-        facts["ignored pixels"] = f"{100 * counts.class_pixels[IGNORED] / total:.1f} %"
+        without = "pixels of no segment" if counts.segmented else "ignored pixels"
+        facts[without] = f"{100 * counts.class_pixels[IGNORED] / total:.1f} %"
         facts["classes per image"] = f"{least} to {most}, median {median}"
-        least, median, most = quantiles(counts.regions_per_map)
-        facts["segments per image" if counts.panoptic else "connected areas per image"] = (
-            f"{least} to {most}, median {median}"
-        )
+        per_map = counts.segments_per_map if counts.segmented else counts.regions_per_map
+        least, median, most = quantiles(per_map)
+        what = "segments per image" if counts.segmented else "connected areas per image"
+        facts[what] = f"{least} to {most}, median {median}"
+    if counts.segmented:
+        facts["segments"] = ", ".join(f"{counts.segment_sizes[size]} {size}" for size in ("small", "medium", "large"))
+        facts["crowd regions"] = f"{counts.class_crowds.total()}"
     return facts
 
 
@@ -71,11 +75,20 @@ def balance(evidence: Evidence) -> str:
         return "no pixel of any class"
 
     def listed(rows: list[tuple[int, str, float, int]]) -> str:
-        return ", ".join(f"{name} {share:.3g} % in {maps} map{'s' * (maps > 1)}" for _, name, share, maps in rows)
+        return ", ".join(
+            f"{name} {share:.3g} % in {maps} map{'s' * (maps > 1)}{segments_in_words(evidence, index)}"
+            for index, name, share, maps in rows
+        )
 
     if len(shares) <= 2 * RAREST:
         return listed(shares[::-1])
     return f"{listed(shares[: -RAREST - 1 : -1])}; rarest: {listed(shares[:RAREST])}"
+
+
+def segments_in_words(evidence: Evidence, index: int) -> str:
+    """`, 5 segments` of a class, where maps hold segments."""
+    number = evidence.class_segments[index]
+    return "" if evidence.segments is None else f", {number} segment{'s' * (number != 1)}"
 
 
 def as_text(title: str, evidence: Evidence, findings: list[Finding], cost: Cost) -> str:
@@ -105,6 +118,7 @@ def as_json(title: str, evidence: Evidence, findings: list[Finding], cost: Cost)
         ],
         "classes": [
             {"id": index + evidence.rule.first, "name": name, "percent": round(share, 4), "maps": maps}
+            | segments_json(evidence, index)
             for index, name, share, maps in class_shares(evidence)
         ],
         "splits": {split: split_json(counts) for split, counts in evidence.splits.items()},
@@ -112,8 +126,25 @@ def as_json(title: str, evidence: Evidence, findings: list[Finding], cost: Cost)
     }
 
 
+def segments_json(evidence: Evidence, index: int) -> dict[str, Any]:
+    """How many segments a class has, where maps hold segments."""
+    if evidence.segments is None:
+        return {}
+    return {
+        "thing": index in evidence.segments.form.classes.things,
+        "segments": evidence.class_segments[index],
+        "crowd_regions": evidence.class_crowds[index],
+    }
+
+
 def split_json(counts: SplitCounts) -> dict[str, Any]:
     """The counters of one split."""
+    segments = {
+        "segments_per_map": {str(number): maps for number, maps in sorted(counts.segments_per_map.items())},
+        "segment_sizes": dict(counts.segment_sizes),
+        "class_segments": {str(index): number for index, number in sorted(counts.class_segments.items())},
+        "crowd_regions": counts.class_crowds.total(),
+    }
     return {
         "samples": counts.samples,
         "complete": counts.complete,
@@ -126,4 +157,5 @@ def split_json(counts: SplitCounts) -> dict[str, Any]:
         "class_pixels": {str(index): pixels for index, pixels in sorted(counts.class_pixels.items()) if index >= 0},
         "classes_per_map": {str(number): maps for number, maps in sorted(counts.classes_per_map.items())},
         "regions_per_map": {str(number): maps for number, maps in sorted(counts.regions_per_map.items())},
+        **(segments if counts.segmented else {}),
     }

@@ -70,15 +70,22 @@ def figure(image: Image.Image, caption: str, lossless: bool = True) -> str:
     return f"<figure>{image_tag(image, caption, lossless)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def overlay_figure(image: Image.Image, labels: np.ndarray, caption: str, palette: Palette | None = None) -> str:
+def overlay_figure(
+    image: Image.Image,
+    labels: np.ndarray,
+    caption: str,
+    palette: Palette | None = None,
+    segments: np.ndarray | None = None,
+) -> str:
     """As `figure` of `visualization.overlay`, but in layers, which `with_overlay_choices` lets a reader take off.
 
     Args:
         image: shown as large as the label map.
         labels: `(H, W)` class ids; ignored pixels stay untinted.
+        segments: `(H, W)`, another number on each segment, which are outlined in place of the classes.
     """
     layers = [image_tag(image.resize(labels.shape[::-1]), caption, lossless=False)]
-    edges = contours(labels) & (labels != IGNORE_INDEX)
+    edges = contours(labels if segments is None else segments) & (labels != IGNORE_INDEX)
     for index in np.unique(labels[labels != IGNORE_INDEX]).tolist():
         inside = labels == index
         layers.append(_layer(inside & ~edges, class_colour(index, palette), OPACITY, f"tint class-{index}"))

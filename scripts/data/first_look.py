@@ -58,7 +58,7 @@ def first_look(rows: Iterable[dict[str, Any]], form: RowFormat, most: int = MOST
         name = sample_name(row, form.image_column, index)
         try:
             if form.segments is not None:
-                found = sorted(set(form.segments.decode(row, form, name).classes.tolist()))
+                found = classes_in(form.segments.painted(row, form, name).numpy(), form.do_reduce_labels)
                 look.maps += 1
                 look.stored.update(found)
                 look.classes.update(found)

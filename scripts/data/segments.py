@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +60,11 @@ class Segments:
         filled[0] |= not filled.any()
         return Segments(layers[filled], self.classes[wanted], self.crowd[wanted])
 
-    def label_map(self) -> Tensor:
-        """`(H, W)` uint8 classes, `IGNORED` where no segment is; the smaller of two segments lies on top."""
-        painted = torch.full(self.size, IGNORED, dtype=torch.uint8)
+    def label_map(self, background: int = IGNORED) -> Tensor:
+        """`(H, W)` uint8 classes, `background` where no segment is; the smaller of two segments lies on top."""
         if len(self.layers) == 1:
-            return torch.cat([torch.tensor([IGNORED]), self.classes]).to(torch.uint8)[self.layers[0].long()]
+            return torch.cat([torch.tensor([background]), self.classes]).to(torch.uint8)[self.layers[0].long()]
+        painted = torch.full(self.size, background, dtype=torch.uint8)
         masks = self.masks()
         for index in self.areas().argsort(descending=True, stable=True).tolist():
             painted[masks[index]] = int(self.classes[index])
@@ -91,7 +91,7 @@ def segments_of_ids(ids: np.ndarray, classes: Mapping[int, int], crowd: Collecti
     )
 
 
-def segments_of_masks(masks: Sequence[Any], classes: Sequence[int], crowd: Sequence[bool], size: Any) -> Segments:
+def segments_of_masks(masks: Iterable[Any], classes: Sequence[int], crowd: Sequence[bool], size: Any) -> Segments:
     """Segments of binary masks, which may overlap.
 
     Args:
@@ -104,14 +104,17 @@ def segments_of_masks(masks: Sequence[Any], classes: Sequence[int], crowd: Seque
     layers: list[np.ndarray] = [np.zeros(size, dtype=np.int32)]
     kept: list[int] = []
     for index, mask in enumerate(masks):
-        inside = np.asarray(mask, dtype=bool)
-        if not inside.any():
+        whole = np.asarray(mask, dtype=bool)
+        rows, columns = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
+        if not len(rows):
             continue
         kept.append(index)
-        free = next((layer for layer in layers if not layer[inside].any()), None)
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # looked at alone: most are small
+        inside = whole[box]
+        free = next((layer for layer in layers if not layer[box][inside].any()), None)
         if free is None:
             layers.append(free := np.zeros(size, dtype=np.int32))
-        free[inside] = len(kept)
+        free[box][inside] = len(kept)
     return Segments(
         torch.from_numpy(np.stack(layers)),
         torch.tensor([int(classes[index]) for index in kept], dtype=torch.int64),

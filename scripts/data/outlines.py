@@ -1,6 +1,6 @@
-"""Masks of polygons and run-length codes, as COCO's json and YOLO's text files have them, by pycocotools.
+"""Masks of polygons, by pycocotools, and of run-length codes, as COCO's json and YOLO's text files have them.
 
-What comes from files is checked before its C code sees it, which trusts its numbers.
+Polygons are checked before its C code sees them, which trusts their numbers.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
+from image_processing.segments import BoxedMask
 from scripts.cli.errors import UserError
 from scripts.data.samples import BadSample
 
 
-MOST_CORNERS_APART = 2**22  # pixels along all outlines of a segment: memory is taken for each
+LONGEST_OUTLINES = 2**22  # pixels along all outlines of a segment: memory is taken for each
 FARTHEST = 2**20  # pixels, of a corner from the image's
-LONGEST_CODE = 2**24  # letters of a run-length code
+MOST_LETTERS = 6  # of a number of a run-length code: 30 bits, more than an image has pixels
 CONTINUED = 32  # bit of a letter of a run-length code that another follows
 TOLERANCE = 0.01  # of a side, that YOLO's corners may lie outside of the image
 
@@ -30,13 +32,13 @@ def coco_mask_tools() -> Any:
         from pycocotools import mask
     except ImportError as error:
         raise UserError(
-            'polygons and run-length codes are read by pycocotools: pip install "faseg-transformers[coco]"'
+            'polygons are drawn by pycocotools: pip install "faseg-transformers[coco]"'
         ) from error
     return mask
 
 
-def mask_of(segmentation: Any, size: tuple[int, int], what: str) -> np.ndarray:
-    """`(H, W)` uint8, 1 inside, of a `segmentation` as COCO's json has it.
+def mask_of(segmentation: Any, size: tuple[int, int], what: str) -> BoxedMask:
+    """The mask, true inside, of a `segmentation` as COCO's json has it.
 
     Args:
         segmentation: list of polygons `[x1, y1, x2, y2, ...]` in pixels, which together are the segment; or a
@@ -64,7 +66,7 @@ def corners(polygon: Any, what: str) -> np.ndarray:
     return numbers.reshape(-1, 2)
 
 
-def mask_of_polygons(polygons: list[np.ndarray], size: tuple[int, int], what: str) -> np.ndarray:
+def mask_of_polygons(polygons: list[np.ndarray], size: tuple[int, int], what: str) -> BoxedMask:
     """The same of polygons `(N, 2)` in pixels."""
     tools = coco_mask_tools()
     length = 0.0
@@ -72,41 +74,62 @@ def mask_of_polygons(polygons: list[np.ndarray], size: tuple[int, int], what: st
         if not (np.abs(points) < FARTHEST).all():  # nor is a number that is none
             raise BadSample(f"{what}: a polygon with a corner far from its image")
         length += float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
-    if length > MOST_CORNERS_APART:
-        raise BadSample(f"{what}: outlines of {length:.0f} pixels: more than {MOST_CORNERS_APART} are not read")
-    codes = tools.frPyObjects([points.ravel() for points in polygons], *size)
-    return tools.decode(tools.merge(codes))
+    if length > LONGEST_OUTLINES:
+        raise BadSample(f"{what}: outlines of {length:.0f} pixels: more than {LONGEST_OUTLINES} are not read")
+    code = tools.merge(tools.frPyObjects([points.ravel() for points in polygons], *size))
+    left, top, width, height = tools.toBbox(code).astype(int).tolist()
+    return boxed(tools.decode(code)[top : top + height, left : left + width], size, top, left)
 
 
-def mask_of_code(code: dict[str, Any], size: tuple[int, int], what: str) -> np.ndarray:
-    """The same of a run-length code."""
+def boxed(pixels: np.ndarray, size: tuple[int, int], top: int = 0, left: int = 0) -> BoxedMask:
+    """The mask of an image of `size` that has these uint8 pixels from a corner on."""
+    rows, columns = slice(top, top + pixels.shape[0]), slice(left, left + pixels.shape[1])
+    return BoxedMask(size, rows, columns, torch.from_numpy(np.ascontiguousarray(pixels).view(bool)))
+
+
+def mask_of_code(code: dict[str, Any], size: tuple[int, int], what: str) -> BoxedMask:
+    """The same of a run-length code: lengths of runs, outside and inside in turn, down the columns.
+
+    Not by pycocotools, which makes up pixels where the runs are too short for the image.
+    """
     counts = code.get("counts")
     if code.get("size") != list(size):
         raise BadSample(f"{what}: a run-length code of size {code.get('size')}, but its image is {list(size)}")
-    if isinstance(counts, list):
-        runs = plain_runs(counts)
-        if runs is None or runs.sum() != size[0] * size[1]:
-            raise BadSample(f"{what}: a run-length code whose counts do not add up to its image")
-        inside = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs)
-        return inside.reshape(size[::-1]).T
-    if not isinstance(counts, str) or len(counts) > LONGEST_CODE:
-        raise BadSample(f"{what}: a run-length code without counts")
-    letters = np.frombuffer(counts.encode("utf-8", "replace"), dtype=np.uint8)
-    if not len(letters) or letters.min() < 48 or letters.max() >= 112 or (letters[-1] - 48) & CONTINUED:
-        raise BadSample(f"{what}: a run-length code whose counts are not COCO's")
-    try:
-        return coco_mask_tools().decode({"size": list(size), "counts": counts.encode()})
-    except ValueError as error:
-        raise BadSample(f"{what}: a run-length code whose counts do not add up to its image") from error
+    runs = plain_runs(counts) if isinstance(counts, list) else packed_runs(counts) if isinstance(counts, str) else None
+    if runs is None or runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
+        raise BadSample(f"{what}: a run-length code whose counts do not add up to its image")
+    return boxed(np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(size[::-1]).T, size)
 
 
 def plain_runs(counts: list[Any]) -> np.ndarray | None:
-    """Lengths of runs, None where they are no whole numbers from 0 on."""
+    """int64 lengths of runs, None where they are no whole numbers."""
     try:
         runs = np.asarray(counts)
     except ValueError:
         return None
-    return runs if runs.ndim == 1 and runs.dtype.kind in "iu" and runs.min(initial=0) >= 0 else None
+    return runs.astype(np.int64) if runs.ndim == 1 and runs.dtype.kind in "iu" else None
+
+
+def packed_runs(counts: str) -> np.ndarray | None:
+    """int64 lengths of runs of COCO's compressed code, None where it is none.
+
+    A number is a group of letters of five bits each from the lowest on, the last of which gives the sign; from the
+    fourth number on each is the difference to the one before the last.
+    """
+    letters = np.frombuffer(counts.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64) - 48
+    if not len(letters) or letters.min() < 0 or letters.max() >= 64 or letters[-1] & CONTINUED:
+        return None
+    ends = np.flatnonzero(letters & CONTINUED == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > MOST_LETTERS:
+        return None
+    places = np.arange(len(letters)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((letters & 31) << (5 * places), starts)
+    runs -= np.where(letters[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
 
 
 def yolo_polygons(content: bytes, name: str) -> list[tuple[int, np.ndarray]]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from image_processing.segments import BoxedMask
+
 
 IGNORED = 255  # what stands for no class in a painted label map
 
@@ -80,12 +82,12 @@ def segments_of_ids(ids: np.ndarray, classes: Mapping[int, int], crowd: Collecti
     Returns:
         the segments in ascending order of their ids, those without a pixel left out.
     """
-    present, places = np.unique(ids, return_inverse=True)
-    kept = [int(id_) for id_ in present if int(id_) in classes]
-    numbers = {id_: number for number, id_ in enumerate(kept, 1)}
-    table = np.array([numbers.get(int(id_), 0) for id_ in present], dtype=np.int32)
+    present = np.unique(ids)
+    kept = [id_ for id_ in present.tolist() if id_ in classes]
+    numbers = np.zeros(len(present), dtype=np.int32)
+    numbers[np.isin(present, kept)] = np.arange(1, len(kept) + 1)
     return Segments(
-        torch.from_numpy(table[places.reshape(ids.shape)])[None],
+        torch.from_numpy(numbers[np.searchsorted(present, ids)])[None],
         torch.tensor([classes[id_] for id_ in kept], dtype=torch.int64),
         torch.tensor([id_ in crowd for id_ in kept], dtype=torch.bool),
     )
@@ -95,7 +97,7 @@ def segments_of_masks(masks: Iterable[Any], classes: Sequence[int], crowd: Seque
     """Segments of binary masks, which may overlap.
 
     Args:
-        masks: T arrays `(H, W)`, true or not zero inside.
+        masks: T arrays `(H, W)`, true or not zero inside, or `BoxedMask`s.
         classes, crowd: of each.
         size: `(H, W)`, for an image without segments.
     Returns:
@@ -104,13 +106,13 @@ def segments_of_masks(masks: Iterable[Any], classes: Sequence[int], crowd: Seque
     layers: list[np.ndarray] = [np.zeros(size, dtype=np.int32)]
     kept: list[int] = []
     for index, mask in enumerate(masks):
-        whole = np.asarray(mask, dtype=bool)
-        rows, columns = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
-        if not len(rows):
+        box: tuple[slice, ...] = (slice(None), slice(None))
+        if isinstance(mask, BoxedMask):
+            box, mask = (mask.rows, mask.columns), mask.pixels
+        inside = np.asarray(mask, dtype=bool)
+        if not inside.any():
             continue
         kept.append(index)
-        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # looked at alone: most are small
-        inside = whole[box]
         free = next((layer for layer in layers if not layer[box][inside].any()), None)
         if free is None:
             layers.append(free := np.zeros(size, dtype=np.int32))

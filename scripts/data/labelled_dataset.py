@@ -122,19 +122,8 @@ class LabelledDataset:
     @cached_property
     def classes_file(self) -> Path | None:
         """`--id2label`, or `id2label.json` beside the data; see `class_names.classes_file`. None where a file beside
-        the segments names their classes.
-
-        Raises:
-            UserError: both do.
-        """
-        if self.categories is None:
-            return classes_file(self.arguments)
-        if self.arguments.id2label:
-            raise UserError(
-                f"--id2label {self.arguments.id2label}: the classes are named beside the data of "
-                f"{self.annotations and self.annotations.source}: leave it out; --class_map renames and merges"
-            )
-        return None
+        the segments names their classes."""
+        return None if self.categories is not None else classes_file(self.arguments)
 
     @property
     def categories(self) -> dict[int, str] | None:
@@ -298,7 +287,7 @@ class LabelledDataset:
         )
 
     def _refuse_flags_of_class_maps(self, encoding: str) -> None:
-        """Raises a `UserError` for flags that say how class maps are read, where there are none."""
+        """Raises a `UserError` for flags that say what classes or class maps are, where that is told otherwise."""
         arguments = self.arguments
         one_class = encoding == "instances" and self.class_column is None
         with_class_maps = encoding in ("instances", "class_and_instance") and not one_class
@@ -309,6 +298,8 @@ class LabelledDataset:
             refused["--do_reduce_labels"] = (arguments.do_reduce_labels and "", "no class 0 that means ignored")
         if one_class:
             refused["--class_map"] = (arguments.class_map, "instances of one class: --thing_classes names it")
+        if self.categories is not None:
+            refused["--id2label"] = (arguments.id2label, "names of their own: --class_map renames and merges")
         for flag, (value, reason) in refused.items():
             if value or value == "":
                 raise UserError(

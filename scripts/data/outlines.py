@@ -31,9 +31,7 @@ def coco_mask_tools() -> Any:
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise UserError(
-            'polygons are drawn by pycocotools: pip install "faseg-transformers[coco]"'
-        ) from error
+        raise UserError('polygons are drawn by pycocotools: pip install "faseg-transformers[coco]"') from error
     return mask
 
 

@@ -570,7 +570,8 @@ def test_splits_of_two_forms_or_other_classes_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"have other categories, such as 3 dis[ck]: write the same list into both"):
         opened(**flags, eval_annotations=eval_file).other_split("validation")
     with pytest.raises(UserError, match="one split has coco, the other label maps: give both in one form"):
-        opened(**flags, eval_masks=eval_images.parent / "images").other_split("validation")
+        maps = write_maps(tmp_path / "maps", VALIDATION, class_map)["train_masks"]
+        opened(**flags, eval_masks=maps).other_split("validation")
 
 
 # ---------------------------------------------------------------------------------------------------- streams

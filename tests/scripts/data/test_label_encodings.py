@@ -28,6 +28,7 @@ from stream_batches import same, segment_batches
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
+from scripts.data.first_look import first_look
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_sample, decode_segments
 
@@ -432,6 +433,8 @@ def test_class_zero_is_left_out_where_transformers_reduces_labels(tmp_path):
     (tmp_path / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
     assert found_in(opened("instance", **flags)) == expected(TRAIN)
     assert (painted(opened("semantic", **flags))["a0"] == (class_map(scene("a0")) + 1)).all()  # as stored
+    look = first_look(opened("semantic", **flags).stream, opened("semantic", **flags).row_format)
+    assert set(look.stored) == {0, 1, 2, 3} and set(look.classes) == {0, 1, 2}
 
 
 def test_values_of_class_maps_are_named(tmp_path):

@@ -72,9 +72,10 @@ def read_coco_file(file: Path, what: str, *_: int) -> CocoFile:
         found = json.loads(file.read_bytes())
     lists: dict[str, list[dict[str, Any]]] = {}
     for key in ("images", "annotations", "categories"):
-        lists[key] = found.get(key) if isinstance(found, dict) else None
-        if not isinstance(lists[key], list):
+        listed = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(listed, list):
             raise UserError(f"{what}: it has no list {key!r}, as COCO's files of instances and of panoptic do")
+        lists[key] = listed
     with errors_explained(f"{what}: not of COCO's form", KeyError, TypeError, ValueError, AttributeError):
         categories = {int(each["id"]): str(each["name"]) for each in lists["categories"]}
         things = frozenset(int(each["id"]) for each in lists["categories"] if each.get("isthing", 1))

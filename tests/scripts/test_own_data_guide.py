@@ -98,7 +98,7 @@ def test_the_guide_runs_word_for_word(shared, tmp_path, section, name, verdict):
 
 
 def test_the_commands_run_on_little(command, tmp_path, monkeypatch):
-    """CamVid's commands up to the first look; the others, as those of other bands or of instances, have tests of their own."""
+    """CamVid's commands up to the first look; others, of other bands or of instances, have tests of their own."""
     generated(3, 1).write(tmp_path / "data" / "camvid")
     net = timm.create_model("mobilenetv2_100")
     save_file(net.state_dict(), tmp_path / "mobilenetv2_100.safetensors")

@@ -32,6 +32,7 @@ from scripts.data.arguments import DatasetArguments, check_dataset_flags
 
 
 if TYPE_CHECKING:
+    from scripts.data.folders import Pair
     from scripts.data.samples import RowFormat
 
 FEATURES = {"image": "image", "label": "image", "image_id": "string"}
@@ -77,10 +78,10 @@ class PackArguments:
     shard_megabytes: int = flag(256, "Most megabytes that one parquet file holds, give or take an image.")
 
 
-def shard_pairs(pairs: list[tuple[str, str, str]], most_bytes: int) -> list[list[tuple[str, str, str]]]:
+def shard_pairs(pairs: list[Pair], most_bytes: int) -> list[list[Pair]]:
     """`pairs` in a fixed random order, in at least four shards (if there are as many) of about equal numbers."""
     pairs = random.Random(0).sample(pairs, len(pairs))
-    total = sum(Path(file).stat().st_size for _, *files in pairs for file in files)
+    total = sum(Path(file).stat().st_size for pair in pairs for file in pair.files)
     count = min(len(pairs), max(4, -(-total // most_bytes)))
     return [pairs[len(pairs) * at // count : len(pairs) * (at + 1) // count] for at in range(count)]
 
@@ -110,7 +111,7 @@ def map_bytes(file: Path, name: str, form: RowFormat) -> bytes:
     return png.getvalue()
 
 
-def write_shard(file: Path, pairs: list[tuple[str, str, str]], form: RowFormat) -> int:
+def write_shard(file: Path, pairs: list[Pair], form: RowFormat) -> int:
     """Writes one parquet file with the bytes of the images as they are and those of `map_bytes`; returns how many."""
     import datasets
 
@@ -118,7 +119,7 @@ def write_shard(file: Path, pairs: list[tuple[str, str, str]], form: RowFormat) 
         {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
     )
     rows, size = [], 0
-    for stem, image, label in pairs:
+    for stem, image, label, _ in pairs:
         files = {"image": Path(image).read_bytes(), "label": map_bytes(Path(label), stem, form)}
         names = {"image": Path(image).name, "label": Path(label).name}
         rows.append({"image_id": stem} | {key: {"bytes": files[key], "path": names[key]} for key in files})
@@ -189,9 +190,9 @@ def pack(arguments: PackArguments) -> None:
     splits = labelled_splits(data)
     for split, pairs in splits.items():
         bounds = bounds_of(data, split)
-        for name, *files in pairs:
-            for file in files:
-                bounds.checked_name(file, f"sample {name}")
+        for pair in pairs:
+            for file in pair.files:
+                bounds.checked_name(file, f"sample {pair.name}")
     first = LabelledDataset(data, next(iter(splits)))
     names, form = first.id2label, first.row_format
 

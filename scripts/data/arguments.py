@@ -18,7 +18,8 @@ SPLITS = {
 }  # fmt: skip
 TASKS = ("semantic", "instance", "panoptic")
 CLASSES = "classes"
-ENCODINGS = (CLASSES, "segments", "instances")  # of label maps, see --label_encoding
+# Of labels, see --label_encoding.
+ENCODINGS = (CLASSES, "segments", "instances", "class_and_instance", "coco", "yolo")
 HELD_BACK = "validation"  # the split of the samples that --train_val_split holds back
 
 
@@ -72,6 +73,15 @@ class DatasetArguments:
     )
     eval_images: str | None = path_flag("Folder of the images to evaluate on, in place of --dataset_name.")
     eval_masks: str | None = path_flag("Folder of the label maps to evaluate on, named as their images are.")
+    train_annotations: str | None = path_flag(
+        "Segments of the training images, in place of --train_masks: COCO's json file of instances; COCO's panoptic "
+        "one, with --train_masks of its maps; or a folder of YOLO's .txt files of polygons."
+    )
+    eval_annotations: str | None = path_flag("The same of the images to evaluate on.")
+    train_class_masks: str | None = path_flag(
+        "Folder of class maps of the training images, where --train_masks holds maps of instances."
+    )
+    eval_class_masks: str | None = path_flag("The same of the images to evaluate on.")
     mask_suffix: str | None = flag(
         None,
         "What names of label maps have behind those of their images, in folders: _mask of a_mask.png. By default it "
@@ -87,9 +97,14 @@ class DatasetArguments:
     label_column_name: str = flag("label", "Column of the dataset that holds the label maps, one class id per pixel.")
     label_encoding: str | None = flag(
         None,
-        "What the label maps hold: classes, the id of a class per pixel; segments, the id of a segment per pixel "
-        "(R + 256 G + 65536 B in colours) with the segments' classes in a list beside each map; or instances, the id "
-        "of an instance per pixel, 0 where there is none. By default it is told by the data where that is certain.",
+        "What the labels hold: classes, the id of a class per pixel; segments, the id of a segment per pixel "
+        "(R + 256 G + 65536 B in colours) with the segments' classes in a list beside each map; instances, the id "
+        "of an instance per pixel, 0 where there is none, of one class or beside class maps; class_and_instance, the "
+        "class of each pixel in the first channel, the instance in the second; coco, outlines as in COCO's json; "
+        "yolo, lines of polygons. By default it is told by the data where that is certain.",
+    )
+    class_column_name: str | None = flag(
+        None, "Column of class maps, where the label maps hold instances. Without one all are of one class."
     )
     segments_column_name: str = flag(
         "segments_info", "Column with a list of each map's segments, their id, category_id and iscrowd."
@@ -97,7 +112,7 @@ class DatasetArguments:
     thing_classes: list[str] | None = flag(
         None,
         "Names of the classes that have instances; the others are stuff. By default those in thing_ids.json beside "
-        "the data, else all.",
+        "the data, else all. Of maps of instances of one class, the name of that class.",
     )
     do_reduce_labels: bool = flag(
         False, "Ignore label 0 and count the classes from label 1 on, as ADE20K's label maps need it."
@@ -145,11 +160,16 @@ def check_dataset_flags(arguments: DatasetArguments) -> None:
         raise UserError(f"--label_encoding {encoding}: choose one of {', '.join(ENCODINGS)}")
     if suffix is not None and (not suffix or "/" in suffix):
         raise UserError(f"--mask_suffix {suffix!r}: give what stands at the end of names, without ending: _mask")
+    if arguments.class_column_name and encoding not in (None, "instances"):
+        raise UserError(
+            f"--class_column_name {arguments.class_column_name} is for maps of instances, not for --label_encoding "
+            f"{encoding}"
+        )
     if share is None:
         return
     if not 0 < share < 1:
         raise UserError(f"--train_val_split {share:g}: give a share above 0 and below 1, such as 0.15")
-    if arguments.eval_images or arguments.eval_masks:
+    if arguments.eval_images or arguments.eval_masks or arguments.eval_annotations:
         raise UserError(f"--train_val_split {share:g}: --eval_images is the validation split: give one of both")
     if arguments.train_split_name == HELD_BACK:
         raise UserError(f"--train_val_split {share:g}: makes a split {HELD_BACK!r}: it cannot be trained on")

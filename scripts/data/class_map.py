@@ -151,6 +151,15 @@ def class_map_of(
     return ClassMap(dict(enumerate(names)), table, source)
 
 
+def named_twice(names: dict[int, str]) -> str | None:
+    """Which ids share a name, in words; None where each has its own."""
+    first: dict[str, int] = {}
+    for index, name in names.items():
+        if first.setdefault(name, index) != index:
+            return f"ids {first[name]} and {index} are both called {name!r}: give each class a name of its own"
+    return None
+
+
 def map_of_values(items: list[str], ignored: int) -> ClassMap:
     """What `--mask_values` makes of the values of the maps, classes numbered as they are given.
 

@@ -10,6 +10,7 @@ import datasets
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import DatasetArguments
+from scripts.data.class_map import named_twice
 from scripts.data.sources import file_beside
 from scripts.drawing.visualization import parse_palette
 from scripts.storage.json_files import read_json
@@ -60,15 +61,6 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[int, str]:
             raise UserError(f"the name of id {index} is {name!r}, no text")
         names[index] = name
     return names
-
-
-def named_twice(names: dict[int, str]) -> str | None:
-    """Which ids share a name, in words; None where each has its own."""
-    first: dict[str, int] = {}
-    for index, name in names.items():
-        if first.setdefault(name, index) != index:
-            return f"ids {first[name]} and {index} are both called {name!r}: give each class a name of its own"
-    return None
 
 
 def read_class_names(file: Path) -> dict[int, str]:

@@ -58,10 +58,10 @@ def first_look(rows: Iterable[dict[str, Any]], form: RowFormat, most: int = MOST
         name = sample_name(row, form.image_column, index)
         try:
             if form.segments is not None:
-                found = sorted(set(form.segments.decode(row, form, name).classes.tolist()))
+                painted = form.segments.painted(row, form, name).numpy()
                 look.maps += 1
-                look.stored.update(found)
-                look.classes.update(found)
+                look.stored.update(set(unique_ids(painted).tolist()) - {IGNORE_INDEX})
+                look.classes.update(classes_in(painted, form.do_reduce_labels))
                 continue
             label = decode_label(row.get(form.label_column), name, form.bounds, form.colours)
         except BadSample:

@@ -1,34 +1,69 @@
-"""Which images and label maps are a split's where it is given as folders, and what `--train_val_split` makes of it."""
+"""Which images and labels are a split's where it is given as folders, and what `--train_val_split` makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import say_once
+from scripts.data.annotated_folders import Annotations, Place, annotated_splits, of_split, with_class_maps
 from scripts.data.arguments import HELD_BACK, SPLITS, DatasetArguments
 from scripts.data.folders import Pair, matched_pairs
 from scripts.data.held_back import HeldBack, held_back
 from scripts.data.layouts import Layout, folder_layout
 
 
-def split_folders(arguments: DatasetArguments, split: str) -> tuple[str, str, str, str] | None:
-    """`(flag, folder, flag, folder)` of the images and maps of a split, None if it is not given as folders.
+class SplitFolders(NamedTuple):
+    """The flags that give a split as folders, with their values; see `split_folders`."""
+
+    kind: str
+    images: str
+    masks: str | None
+    annotations: str | None
+    class_masks: str | None
+
+    def place(self, part: str) -> Place:
+        """The folder or file of a part, called as its flag and value."""
+        value = getattr(self, part)
+        return Place(Path(value), f"--{self.kind}_{part} {value}")
+
+
+class FolderSamples(NamedTuple):
+    """Images and labels of a split.
+
+    Args:
+        held_back: what `--train_val_split` holds back of the training split, if it does.
+        annotations: what is known of the segments that the labels hold, where something is.
+    """
+
+    pairs: list[Pair]
+    held_back: HeldBack | None = None
+    annotations: Annotations | None = None
+
+
+def split_folders(arguments: DatasetArguments, split: str) -> SplitFolders | None:
+    """The folders of the images and labels of a split, None if it is not given as folders.
 
     The split that is trained on (`train`, or `--train_split_name`) is in the training folders, any other in those of
     evaluation.
 
     Raises:
-        UserError: one folder without the other, or folders of the other split only.
+        UserError: one folder without the other, folders of the other split only, or labels of two kinds.
     """
     kind = "train" if split in ("train", arguments.train_split_name) else "eval"
-    given = {flag: getattr(arguments, flag) for flag in ("train_images", "train_masks", "eval_images", "eval_masks")}
-    images, masks = given[f"{kind}_images"], given[f"{kind}_masks"]
-    if images and masks:
-        return f"--{kind}_images", images, f"--{kind}_masks", masks
-    if images or masks or (any(given.values()) and not arguments.dataset_name):
+    parts = ("images", "masks", "annotations", "class_masks")
+    given = {each: [getattr(arguments, f"{each}_{part}") for part in parts] for each in ("train", "eval")}
+    images, masks, annotations, class_masks = given[kind]
+    if annotations and class_masks:
+        raise UserError(
+            f"--{kind}_class_masks {class_masks} is for maps of instances, but --{kind}_annotations {annotations} "
+            "names the class of each segment: give one of both"
+        )
+    if images and (annotations or masks):
+        return SplitFolders(kind, images, masks, annotations, class_masks)
+    if any(given[kind]) or (any(map(any, given.values())) and not arguments.dataset_name):
         missing = f"--{kind}_masks" if images else f"--{kind}_images"
         raise UserError(f"split {split!r}: no {missing}: give both folders, images and label maps")
     return None
@@ -73,24 +108,28 @@ def layout_of(arguments: DatasetArguments, with_labels: bool = True) -> Layout |
     return folder_layout(arguments.dataset_name or "", arguments.mask_suffix, with_labels, arguments.allow_links)
 
 
-def folder_pairs(
-    arguments: DatasetArguments, split: str, with_labels: bool = True
-) -> tuple[list[Pair], HeldBack | None] | None:
-    """Images and maps of a split that is given as folders, or as a folder that holds them; None for any other data.
+def folder_samples(arguments: DatasetArguments, split: str, with_labels: bool = True) -> FolderSamples | None:
+    """Images and labels of a split that is given as folders, or as a folder that holds them; None for any other data.
 
     Says in one line what was found, where that is more than two folders of equal names.
 
     Raises:
-        UserError: images and maps that cannot be matched, or no such split.
+        UserError: images and labels that cannot be matched, or no such split.
     """
     stored = stored_split(arguments, split)
     splits: list[str] = []
+    annotations: Annotations | None = None
     if folders := split_folders(arguments, stored):
-        found = matched_pairs(*folders, arguments.mask_suffix)
-        pairs = found.pairs
-        if found.mask_suffix:
-            say_once(f"{folders[2]} {folders[3]}: {len(pairs)} pairs, masks *{found.mask_suffix}")
-        warn_of_training_folders(arguments, folders[1])
+        pairs, annotations = samples_of_flags(arguments, folders)
+        warn_of_training_folders(arguments, folders.images)
+    elif annotated := annotated_splits(arguments):
+        splits, asked = list(annotated), SPLITS.get(stored, stored)
+        if asked not in annotated:
+            raise UserError(
+                f"--dataset_name {arguments.dataset_name}, split {stored!r}: the folder holds {', '.join(splits)}"
+            )
+        pairs, annotations, line = of_split(*annotated[asked])
+        say_once(line)
     else:
         layout = layout_of(arguments, with_labels)
         if layout is None:
@@ -100,9 +139,35 @@ def folder_pairs(
         if trained := layout.trained_on(stored):
             say_once(f"warning: {trained} images of split {stored!r} are images of the training split, by their files")
     if arguments.train_val_split is None or stored != arguments.train_split_name:
-        return pairs, None
-    choice = shared_out(arguments, splits, len(pairs), [name for name, *_ in pairs])
-    return [pair for pair, kept in zip(pairs, choice.kept(split), strict=True) if kept], choice
+        return FolderSamples(pairs, None, annotations)
+    choice = shared_out(arguments, splits, len(pairs), [pair.name for pair in pairs])
+    kept = [pair for pair, is_kept in zip(pairs, choice.kept(split), strict=True) if is_kept]
+    return FolderSamples(kept, choice, annotations)
+
+
+def samples_of_flags(arguments: DatasetArguments, folders: SplitFolders) -> tuple[list[Pair], Annotations | None]:
+    """Images and labels of the folders that flags name, and what is known of their segments."""
+    if folders.annotations:
+        if arguments.mask_suffix is not None:
+            raise UserError(
+                f"--mask_suffix {arguments.mask_suffix}: {folders.place('annotations').name} names files itself"
+            )
+        maps = folders.place("masks") if folders.masks else None
+        pairs, annotations, line = of_split(folders.place("images"), folders.place("annotations"), maps)
+        say_once(line)
+        return pairs, annotations
+    images_flag, masks_flag, masks = f"--{folders.kind}_images", f"--{folders.kind}_masks", str(folders.masks)
+    found = matched_pairs(images_flag, folders.images, masks_flag, masks, arguments.mask_suffix)
+    if found.mask_suffix:
+        say_once(f"{masks_flag} {masks}: {len(found.pairs)} pairs, masks *{found.mask_suffix}")
+    if not folders.class_masks:
+        return found.pairs, None
+    class_flag = f"--{folders.kind}_class_masks"
+    pairs, annotations, line = with_class_maps(
+        found.pairs, folders.images, class_flag, folders.class_masks, images_flag
+    )
+    say_once(line)
+    return pairs, annotations
 
 
 def warn_of_training_folders(arguments: DatasetArguments, images: str) -> None:
@@ -125,6 +190,11 @@ def labelled_splits(arguments: DatasetArguments) -> dict[str, list[Pair]]:
         UserError: no such folders, or images and maps that cannot be matched.
     """
     if arguments.dataset_name:
+        if annotated_splits(arguments):
+            raise UserError(
+                f"--dataset_name {arguments.dataset_name}: outlines of segments, which are not packed: train.py and "
+                "all other commands read the folder as it is"
+            )
         layout = layout_of(arguments)
         if layout is None:
             raise UserError(
@@ -136,8 +206,5 @@ def labelled_splits(arguments: DatasetArguments) -> dict[str, list[Pair]]:
         names += [HELD_BACK] if arguments.eval_images else []
     if arguments.train_val_split is not None:
         names[1:1] = [HELD_BACK]
-    splits = {}
-    for split in dict.fromkeys(names):
-        if found := folder_pairs(arguments, split):
-            splits[split] = found[0]
-    return splits
+    found = {split: folder_samples(arguments, split) for split in dict.fromkeys(names)}
+    return {split: samples.pairs for split, samples in found.items() if samples}

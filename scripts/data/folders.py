@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import NamedTuple
 
 from scripts.cli.errors import UserError
 
@@ -20,7 +17,6 @@ from scripts.cli.errors import UserError
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MAP_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 ENDINGS = tuple(dict.fromkeys(IMAGE_ENDINGS + MAP_ENDINGS))
-MAX_SHARDS = 256
 # What label maps have behind the names of their images, in any case, if they have something.
 MASK_SUFFIX = re.compile(
     r"[_\-. ](?:gt(?:fine|coarse)_)?(?:masks?|labels?|label(?:train)?ids|lbl|gt|seg|segs|segmentation|annotations?)$",
@@ -29,7 +25,24 @@ MASK_SUFFIX = re.compile(
 # What images have there themselves, so that it is left out of their names where all have it.
 IMAGE_SUFFIX = re.compile(r"_(?:leftimg8bit|images?|imgs?|rgb|photo|sat)$", re.IGNORECASE)
 
-Pair = tuple[str, str, str]  # name, image, map: the files by their absolute paths; no map is ""
+
+class Pair(NamedTuple):
+    """An image and its labels; files by their absolute paths, "" for none.
+
+    Args:
+        label: a label map, or a text file of polygons.
+        class_map: beside a map of instances.
+    """
+
+    name: str
+    image: str
+    label: str
+    class_map: str = ""
+
+    @property
+    def files(self) -> list[str]:
+        """Those that there are."""
+        return [file for file in self[1:] if file]
 
 
 def visible_files(root: Path) -> list[Path]:
@@ -129,7 +142,7 @@ def pairs_of(named: dict[str, tuple[Path, Path]]) -> list[Pair]:
                 f"label map {label} of image {image}: it is an image itself, by another name or a link: "
                 f"give {name!r} a label map of its own"
             )
-    return [(name, str(image.absolute()), str(label.absolute())) for name, (image, label) in named.items()]
+    return [Pair(name, str(image.absolute()), str(label.absolute())) for name, (image, label) in named.items()]
 
 
 def identity_of(file: Path) -> tuple[int, int]:
@@ -258,30 +271,3 @@ def matched_pairs(
         if not stems:
             raise UserError(f"{place}: no file ending in {', '.join(endings)}")
     return match_two_folders(image_stems, map_stems, *places, mask_suffix)
-
-
-def pair_rows(shards: list[list[Pair]]) -> Iterator[dict[str, Any]]:
-    """Rows whose images stay on disk until a worker decodes them."""
-    for shard in shards:
-        for stem, image, label in shard:
-            map_file = {"path": label, "bytes": None} if label else None
-            yield {"image": {"path": image, "bytes": None}, "label": map_file, "image_id": stem}
-
-
-def folder_stream(pairs: list[Pair], image_column: str, label_column: str, split: str) -> datasets.IterableDataset:
-    """Undecoded stream of `pairs` in up to `MAX_SHARDS` shards, which shuffle like the files of a dataset."""
-    count = min(MAX_SHARDS, len(pairs))
-    shards = [pairs[len(pairs) * at // count : len(pairs) * (at + 1) // count] for at in range(count)]
-    features = datasets.Features(
-        {
-            "image": datasets.Image(decode=False),
-            "label": datasets.Image(decode=False),
-            "image_id": datasets.Value("string"),
-        }
-    )
-    data = datasets.IterableDataset.from_generator(pair_rows, features=features, gen_kwargs={"shards": shards})
-    wanted = {"image": image_column, "label": label_column}
-    if renamed := {old: new for old, new in wanted.items() if old != new}:
-        data = data.rename_columns(renamed)
-    data.info.splits = datasets.SplitDict({split: datasets.SplitInfo(name=split, num_examples=len(pairs))})
-    return data

@@ -15,6 +15,7 @@ import fsspec.core
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import say_once
+from scripts.data.annotated_folders import Annotations
 from scripts.data.arguments import CLASSES, DatasetArguments
 from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
@@ -66,6 +67,7 @@ class LabelledDataset:
         stream: the rows, images and maps undecoded.
         files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
         held_back: what `--train_val_split` holds back of the training split, if it does.
+        annotations: what is known of the segments that labels hold, of folders where something is.
         do_reduce_labels: whether label 0 means ignored and the classes start at 1; may be set before the first use.
         image_form: the bands and the depth of the images that the model reads; RGB of 8 bits unless it is set.
         task: what the model is for, semantic unless it is set before the first use; of the classes of segments, those
@@ -83,10 +85,14 @@ class LabelledDataset:
         self.image_form = PLAIN
         self.task = "semantic"
         also = (*also, arguments.segments_column_name) if with_labels else also
-        self.stream, self.files, self.held_back = open_source(arguments, split, with_labels, also)
+        self.stream, self.files, self.held_back, self.annotations = open_source(arguments, split, with_labels, also)
 
     def other_split(self, split: str) -> LabelledDataset:
-        """Another split of the same dataset; the classes are these and are not read again."""
+        """Another split of the same dataset; the classes are these and are not read again.
+
+        Raises:
+            UserError: its labels are of another encoding or name other classes.
+        """
         name = self.arguments.dataset_name or ""
         if name.endswith(".parquet") and self.held_back is None and split != self.split:
             say_once(
@@ -94,6 +100,7 @@ class LabelledDataset:
                 "evaluated on: hold some back by --train_val_split"
             )
         other = LabelledDataset(self.arguments, split)
+        check_same_annotations(self.annotations, other.annotations)
         other.do_reduce_labels = self.do_reduce_labels
         other.image_form, other.task, other.encoding = self.image_form, self.task, self.encoding
         other.class_names, other.class_map = self.class_names, self.class_map
@@ -114,8 +121,33 @@ class LabelledDataset:
 
     @cached_property
     def classes_file(self) -> Path | None:
-        """`--id2label`, or `id2label.json` beside the data; see `class_names.classes_file`."""
-        return classes_file(self.arguments)
+        """`--id2label`, or `id2label.json` beside the data; see `class_names.classes_file`. None where a file beside
+        the segments names their classes."""
+        return None if self.categories is not None else classes_file(self.arguments)
+
+    @property
+    def categories(self) -> dict[int, str] | None:
+        """Names by category id, ids in order, where a file beside the segments has them; the n-th is class n."""
+        return self.annotations.categories if self.annotations else None
+
+    @property
+    def holds_instances_of_one_class(self) -> bool:
+        """Whether label maps hold instances, and nothing their classes."""
+        return self.encoding == "instances" and self.class_column is None
+
+    @property
+    def class_column(self) -> str | None:
+        """Column of the class maps beside maps of instances."""
+        if self.annotations and self.annotations.encoding == "instances":
+            return "class_map"
+        return self.arguments.class_column_name
+
+    @property
+    def holds_class_maps(self) -> bool:
+        """Whether the class of every pixel is told, beside its instance."""
+        return self.encoding == "class_and_instance" or (
+            self.encoding == "instances" and self.class_column is not None
+        )
 
     @cached_property
     def class_names(self) -> dict[int, str] | None:
@@ -146,6 +178,10 @@ class LabelledDataset:
     def names_given(self) -> dict[int, str] | None:
         """Names by id in `--mask_colors`, the file of class names or the dataset itself, None if there are none."""
         names = None
+        if self.categories is not None:
+            return dict(enumerate(self.categories.values()))
+        if self.holds_instances_of_one_class:
+            return self.only_name
         if self.classes_file is not None:
             names = read_class_names(self.classes_file)
         elif self.arguments.mask_colors is None:
@@ -153,6 +189,24 @@ class LabelledDataset:
         if self.arguments.mask_colors is None:
             return names
         return names_with_colours(names, *self.colours_given)
+
+    @property
+    def only_name(self) -> dict[int, str] | None:
+        """The name of the one class of maps of instances, in `--thing_classes` or the file of class names; None if
+        there is none.
+
+        Raises:
+            UserError: there are several.
+        """
+        given = self.arguments.thing_classes or []
+        names = read_class_names(self.classes_file) if self.classes_file is not None else dict(enumerate(given))
+        if len(names) > 1:
+            raise UserError(
+                f"maps of instances without class maps hold one class, but {len(names)} are named, "
+                f"{', '.join(list(names.values())[:5])}: name one by --thing_classes, or give class maps by "
+                "--class_column_name or --train_class_masks"
+            )
+        return names or None
 
     @cached_property
     def class_map(self) -> ClassMap | None:
@@ -170,6 +224,8 @@ class LabelledDataset:
             return map_of_values(values, IGNORE_INDEX)
         if arguments.class_map is None:
             return None
+        if self.categories is not None:
+            return build_class_map(arguments.class_map, self.categories, IGNORE_INDEX, False)
         return build_class_map(arguments.class_map, self.class_names, IGNORE_INDEX, self.do_reduce_labels)
 
     @property
@@ -186,12 +242,28 @@ class LabelledDataset:
 
     @cached_property
     def encoding(self) -> str:
-        """What the label maps hold, one of `ENCODINGS`: as `--label_encoding` says, else as the columns tell.
+        """What the labels hold, one of `ENCODINGS`: as `--label_encoding` says, else as files and columns tell.
 
         Raises:
-            UserError: the task needs segments, and nothing tells whether the maps hold any.
+            UserError: flags contradict each other or the data, or the task needs segments and nothing tells whether
+                there are any.
         """
-        given, column = self.arguments.label_encoding, self.arguments.segments_column_name
+        encoding = self._told_encoding
+        if encoding != CLASSES:
+            self._refuse_flags_of_class_maps(encoding)
+        return encoding
+
+    @property
+    def _told_encoding(self) -> str:
+        arguments, column = self.arguments, self.arguments.segments_column_name
+        given = arguments.label_encoding
+        if self.annotations is not None:
+            if given not in (None, self.annotations.encoding):
+                raise UserError(
+                    f"--label_encoding {given}: {self.annotations.source} gives {self.annotations.encoding}: leave "
+                    "one of both out"
+                )
+            return self.annotations.encoding
         if given is not None:
             if given == CLASSES and self.task != "semantic":
                 raise UserError(
@@ -199,6 +271,9 @@ class LabelledDataset:
                     f"{self.task} model learns: give maps of segments or instances, or train for --task semantic"
                 )
             return given
+        if arguments.class_column_name:
+            say_once(f"label maps hold instances, class maps are in column {arguments.class_column_name!r}")
+            return "instances"
         if column in (self.stream.column_names or []):
             say_once(f"label maps hold segments, whose classes are in column {column!r} (--label_encoding segments)")
             return "segments"
@@ -206,8 +281,30 @@ class LabelledDataset:
             return CLASSES
         raise UserError(
             f"--task {self.task} needs segments, and nothing tells what the label maps hold: give --label_encoding "
-            "instances if each pixel holds the id of an instance, 0 for none"
+            "instances if each pixel holds the id of an instance, 0 for none (--thing_classes names their class; "
+            "--train_class_masks or --class_column_name are class maps beside them), or class_and_instance if the "
+            "first channel holds the class and the second the instance"
         )
+
+    def _refuse_flags_of_class_maps(self, encoding: str) -> None:
+        """Raises a `UserError` for flags that say what classes or class maps are, where that is told otherwise."""
+        arguments = self.arguments
+        one_class = encoding == "instances" and self.class_column is None
+        with_class_maps = encoding in ("instances", "class_and_instance") and not one_class
+        refused: dict[str, Any] = {"--mask_colors": (arguments.mask_colors, "no colours of classes")}
+        if not with_class_maps and encoding != "segments":
+            fix = "no class ids: --thing_classes names the class" if one_class else "no class ids: see --class_map"
+            refused["--mask_values"] = (arguments.mask_values and " ".join(arguments.mask_values), fix)
+            refused["--do_reduce_labels"] = (arguments.do_reduce_labels and "", "no class 0 that means ignored")
+        if one_class:
+            refused["--class_map"] = (arguments.class_map, "instances of one class: --thing_classes names it")
+        if self.categories is not None:
+            refused["--id2label"] = (arguments.id2label, "names of their own: --class_map renames and merges")
+        for flag, (value, reason) in refused.items():
+            if value or value == "":
+                raise UserError(
+                    f"{' '.join([flag, str(value)]).strip()}: labels of --label_encoding {encoding} have {reason}"
+                )
 
     @cached_property
     def segment_classes(self) -> SegmentClasses | None:
@@ -219,16 +316,45 @@ class LabelledDataset:
         names = self._all_classes
         if self.encoding == CLASSES or names is None:
             return None
-        if self.class_map is None:
-            table = {index: index for index in names}
-        else:
-            table = {old: new for old, new in enumerate(self.class_map.table.tolist()) if new >= 0}
-        things = self._things(names)
+        things, table = self._things(names), self._table(names)
+        if self.background_is_added:
+            table = {category: old if old == IGNORE_INDEX else old + 1 for category, old in table.items()}
+            names = {0: BACKGROUND} | {index + 1: name for index, name in names.items()}
+            return SegmentClasses(names, table, frozenset(index + 1 for index in things))
         if self.task != "instance" or things == frozenset(names):
             return SegmentClasses(names, table, things)
         order = {old: new for new, old in enumerate(sorted(things))}
         table = {category: order.get(index, IGNORE_INDEX) for category, index in table.items()}
         return SegmentClasses({order[index]: names[index] for index in order}, table, frozenset(order.values()))
+
+    def _table(self, names: dict[int, str]) -> dict[int, int]:
+        """The class of each category id, or id of class maps, as the data has them."""
+        first = int(self.do_reduce_labels and self.categories is None and not self.holds_instances_of_one_class)
+        if self.class_map is not None:
+            stored = enumerate(self.class_map.table.tolist())
+            table = {old: new if new == IGNORE_INDEX else new - first for old, new in stored if new >= 0}
+        elif self.categories is not None:
+            table = {category: index for index, category in enumerate(self.categories)}
+        else:
+            table = {index + first: index for index in names}
+        if self.holds_class_maps:
+            table.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+        return {0: IGNORE_INDEX, **{old: new for old, new in table.items() if old}} if first else table
+
+    @property
+    def background_class(self) -> int:
+        """In painted maps of classes, what pixels without a segment are: a class where outlines or instances lie on a
+        background, else ignored, as where each pixel's class is told."""
+        if self.task != "semantic" or self.encoding in (CLASSES, "segments") or self.holds_class_maps:
+            return IGNORE_INDEX
+        names = self._all_classes or {}
+        return next((index for index, name in names.items() if name.lower() == BACKGROUND), 0)
+
+    @property
+    def background_is_added(self) -> bool:
+        """Whether that class is none of the data's own; then it is class 0, and theirs follow."""
+        names = self._all_classes or {}
+        return self.background_class != IGNORE_INDEX and BACKGROUND not in map(str.lower, names.values())
 
     def _things(self, names: dict[int, str]) -> frozenset[int]:
         """Which of the classes have instances."""
@@ -237,6 +363,11 @@ class LabelledDataset:
             if unknown := [name for name in given if name not in by_name]:
                 raise UserError(f"--thing_classes: no class {unknown[0]!r}: the classes are {', '.join(by_name)}")
             return frozenset(by_name[name] for name in given)
+        if self.annotations is not None and self.annotations.categories is not None:
+            things = self.annotations.things
+            if self.class_map is not None:
+                return frozenset(int(self.class_map.table[category]) for category in things) - {IGNORE_INDEX}
+            return frozenset(index for index, category in enumerate(self.annotations.categories) if category in things)
         file = thing_ids_file(self.arguments)
         if file is None:
             return frozenset(names)
@@ -284,7 +415,7 @@ class LabelledDataset:
 
         `--class_map` and `--mask_values` make other classes, which have the project's colours.
         """
-        if self.arguments.class_map or self.arguments.mask_values:
+        if self.arguments.class_map or self.arguments.mask_values or self.id2label != self.class_names:
             return None
         if self.arguments.mask_colors and self.mask_colours:
             classes = {index: colour_text(code) for code, index in reversed(list(self.mask_colours.ids.items()))}
@@ -296,8 +427,11 @@ class LabelledDataset:
         """What samples are decoded by, in whatever process."""
         if self.encoding == CLASSES:
             return replace(self.own_row_format, class_map=self.class_map)
+        classes = self.segment_classes or SegmentClasses({}, {0: 0} if self.holds_instances_of_one_class else {})
+        if self.task == "semantic" and self.holds_class_maps:
+            classes = replace(classes, things=frozenset())  # whose instances need not be told apart
         segments = SegmentForm(
-            self.encoding, self.segment_classes or SegmentClasses({}), self.arguments.segments_column_name
+            self.encoding, classes, self.arguments.segments_column_name, self.class_column, self.background_class
         )
         return replace(self.own_row_format, segments=segments)
 
@@ -360,6 +494,22 @@ class LabelledDataset:
         if self.held_back is not None:
             identity["samples held back"] = self.held_back.digest()
         return identity
+
+
+def check_same_annotations(one: Annotations | None, other: Annotations | None) -> None:
+    """Refuses splits whose labels are of two kinds, or of other classes.
+
+    Raises:
+        UserError: names what differs.
+    """
+    kinds = [found.encoding if found else "label maps" for found in (one, other)]
+    sources = " and ".join(found.source for found in (one, other) if found)
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{sources}: one split has {kinds[0]}, the other {kinds[1]}: give both in one form")
+    if one and other and one.categories != other.categories:
+        names = [{f"{index} {name}" for index, name in (found.categories or {}).items()} for found in (one, other)]
+        first = min(names[0] ^ names[1])
+        raise UserError(f"{sources} have other categories, such as {first}: write the same list into both")
 
 
 def version_on_server(url: str) -> list[Any]:

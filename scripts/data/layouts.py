@@ -61,7 +61,7 @@ class FolderSplit:
     @property
     def has_masks(self) -> bool:
         """Whether its images have label maps."""
-        return bool(self.pairs[0][2])
+        return bool(self.pairs[0].label)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Layout:
         if split == "train" or not {"train", split} <= self.splits.keys():
             return 0
         train, other = (
-            {identity_of(Path(image)) for _, image, _ in self.splits[each].pairs} for each in ("train", split)
+            {identity_of(Path(pair.image)) for pair in self.splits[each].pairs} for each in ("train", split)
         )
         return len(train & other)
 
@@ -261,7 +261,7 @@ def split_of(
                 side_by_side.pairs, f"side by side in {shown(root, image_folder)}, masks *{side_by_side.mask_suffix}"
             )
         stems = by_stem(place, image_folder, image_list, IMAGE_ENDINGS)
-        unmatched = [(stem, str(file), "") for stem, file in stems.items()]
+        unmatched = [Pair(stem, str(file), "") for stem, file in stems.items()]
         return FolderSplit(unmatched, shown(root, image_folder)) if unmatched else None
     mask_folder, mask_list = next(iter(masks.items()))
     masks_place = f"--dataset_name {name}, {shown(root, mask_folder)}"

@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.utils.file_utils import is_local_path, xopen
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from image_processing.label_maps import unique_ids
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 CHUNK_BYTES = 2**20
+TURNED = (5, 6, 7, 8)  # orientations whose width is the height
 LONGEST_NAME = 500  # of a sample in a line
 # As Pillow names a file that has none.
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")
@@ -171,7 +172,7 @@ def decode_classes(row: dict[str, Any], form: RowFormat, num_labels: int, name: 
         BadSample, UserError: as `decode_sample`.
     """
     if form.segments is not None:
-        return form.segments.decode(row, form, name).label_map()
+        return form.segments.painted(row, form, name)
     return class_ids(decode_label(row[form.label_column], name, form.bounds, form.colours), form, num_labels, name)
 
 
@@ -298,6 +299,21 @@ def image_sizes(rows: Iterable[dict[str, Any]], form: RowFormat) -> Iterator[tup
             raise
         except Exception:  # PIL raises many kinds on a broken file; the run will name it
             continue
+
+
+def image_size(row: dict[str, Any], form: RowFormat, name: str) -> tuple[int, int]:
+    """`(height, width)` of the image of an undecoded row, upright, of its header alone where Pillow reads that."""
+    what = f"image of sample {name}"
+    value = with_bytes(form.bounds.checked_value(row[form.image_column], what))
+    if isinstance(value, dict):
+        try:
+            with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+                return image.size if turned else image.size[::-1]
+        except UnidentifiedImageError:  # such as arrays
+            pass
+    size = decode_image(value, name, form.bounds, form.image_form).shape[-2:]
+    return size[0], size[1]
 
 
 def decode_image(value: Any, name: str, bounds: Bounds = NO_FILES, form: ImageForm = PLAIN) -> torch.Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from image_processing.segments import BoxedMask
 
 
 IGNORED = 255  # what stands for no class in a painted label map
@@ -60,11 +62,11 @@ class Segments:
         filled[0] |= not filled.any()
         return Segments(layers[filled], self.classes[wanted], self.crowd[wanted])
 
-    def label_map(self) -> Tensor:
-        """`(H, W)` uint8 classes, `IGNORED` where no segment is; the smaller of two segments lies on top."""
-        painted = torch.full(self.size, IGNORED, dtype=torch.uint8)
+    def label_map(self, background: int = IGNORED) -> Tensor:
+        """`(H, W)` uint8 classes, `background` where no segment is; the smaller of two segments lies on top."""
         if len(self.layers) == 1:
-            return torch.cat([torch.tensor([IGNORED]), self.classes]).to(torch.uint8)[self.layers[0].long()]
+            return torch.cat([torch.tensor([background]), self.classes]).to(torch.uint8)[self.layers[0].long()]
+        painted = torch.full(self.size, background, dtype=torch.uint8)
         masks = self.masks()
         for index in self.areas().argsort(descending=True, stable=True).tolist():
             painted[masks[index]] = int(self.classes[index])
@@ -80,22 +82,22 @@ def segments_of_ids(ids: np.ndarray, classes: Mapping[int, int], crowd: Collecti
     Returns:
         the segments in ascending order of their ids, those without a pixel left out.
     """
-    present, places = np.unique(ids, return_inverse=True)
-    kept = [int(id_) for id_ in present if int(id_) in classes]
-    numbers = {id_: number for number, id_ in enumerate(kept, 1)}
-    table = np.array([numbers.get(int(id_), 0) for id_ in present], dtype=np.int32)
+    present = np.unique(ids)
+    kept = [id_ for id_ in present.tolist() if id_ in classes]
+    numbers = np.zeros(len(present), dtype=np.int32)
+    numbers[np.isin(present, kept)] = np.arange(1, len(kept) + 1)
     return Segments(
-        torch.from_numpy(table[places.reshape(ids.shape)])[None],
+        torch.from_numpy(numbers[np.searchsorted(present, ids)])[None],
         torch.tensor([classes[id_] for id_ in kept], dtype=torch.int64),
         torch.tensor([id_ in crowd for id_ in kept], dtype=torch.bool),
     )
 
 
-def segments_of_masks(masks: Sequence[Any], classes: Sequence[int], crowd: Sequence[bool], size: Any) -> Segments:
+def segments_of_masks(masks: Iterable[Any], classes: Sequence[int], crowd: Sequence[bool], size: Any) -> Segments:
     """Segments of binary masks, which may overlap.
 
     Args:
-        masks: T arrays `(H, W)`, true or not zero inside.
+        masks: T arrays `(H, W)`, true or not zero inside, or `BoxedMask`s.
         classes, crowd: of each.
         size: `(H, W)`, for an image without segments.
     Returns:
@@ -104,14 +106,17 @@ def segments_of_masks(masks: Sequence[Any], classes: Sequence[int], crowd: Seque
     layers: list[np.ndarray] = [np.zeros(size, dtype=np.int32)]
     kept: list[int] = []
     for index, mask in enumerate(masks):
+        box: tuple[slice, ...] = (slice(None), slice(None))
+        if isinstance(mask, BoxedMask):
+            box, mask = (mask.rows, mask.columns), mask.pixels
         inside = np.asarray(mask, dtype=bool)
         if not inside.any():
             continue
         kept.append(index)
-        free = next((layer for layer in layers if not layer[inside].any()), None)
+        free = next((layer for layer in layers if not layer[box][inside].any()), None)
         if free is None:
             layers.append(free := np.zeros(size, dtype=np.int32))
-        free[inside] = len(kept)
+        free[box][inside] = len(kept)
     return Segments(
         torch.from_numpy(np.stack(layers)),
         torch.tensor([int(classes[index]) for index in kept], dtype=torch.int64),

@@ -18,10 +18,11 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.file_download import repo_folder_name
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.data.annotated_folders import Annotations
 from scripts.data.arguments import DatasetArguments, check_dataset_flags
 from scripts.data.bounds import Bounds, named_files, names_in
-from scripts.data.folder_splits import folder_pairs, shared_out, split_folders, stored_split
-from scripts.data.folders import MAX_SHARDS, folder_stream
+from scripts.data.folder_splits import folder_samples, shared_out, split_folders, stored_split
+from scripts.data.folder_stream import MAX_SHARDS, folder_stream
 from scripts.data.held_back import HeldBack
 from scripts.data.layouts import FORMS
 from scripts.data.stored_rows import NAME_COLUMNS, name_column, parquet_rows, stream_of_rows, without_gaps
@@ -102,11 +103,13 @@ class Source(NamedTuple):
         stream: images and maps undecoded.
         files: paths or URLs of the files that hold them; none where that is unknown.
         held_back: what `--train_val_split` holds back of the training split, if it does.
+        annotations: what is known of the segments that labels hold, of folders where something is.
     """
 
     stream: datasets.IterableDataset
     files: list[str]
     held_back: HeldBack | None = None
+    annotations: Annotations | None = None
 
 
 def bounds_of(arguments: DatasetArguments, split: str) -> Bounds:
@@ -299,10 +302,12 @@ def open_source(
         UserError: the dataset, split or a column does not exist.
     """
     check_dataset_flags(arguments)
-    if of_folders := folder_pairs(arguments, split, with_labels):
-        pairs, choice = of_folders
-        stream = folder_stream(pairs, arguments.image_column_name, arguments.label_column_name, split)
-        return Source(stream, [file for _, *pair in pairs for file in pair if file], choice)
+    if samples := folder_samples(arguments, split, with_labels):
+        pairs, choice, annotations = samples
+        files = [file for pair in pairs for file in pair.files]
+        if annotations and annotations.json_file:
+            files.append(str(annotations.json_file))
+        return Source(folder_stream(pairs, arguments, split, annotations), files, choice, annotations)
     if not arguments.dataset_name:
         raise UserError(
             "no dataset: give --dataset_name (a Hub dataset, a folder or a parquet file), "
@@ -318,7 +323,7 @@ def open_source(
     hint = "" if here else " (no such folder or file here, so it is taken for a name on the Hub)"
     with errors_explained(f"{place}{hint}", *READING_ERRORS):
         source, counts = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
-    data, files, choice = source
+    data, files, choice, _ = source
     columns = data.column_names
     if columns is None:
         columns = list(next(readable(data), {}))
@@ -327,6 +332,8 @@ def open_source(
     wanted = {"image": arguments.image_column_name}
     if with_labels:
         wanted["label"] = arguments.label_column_name
+        if arguments.class_column_name:
+            wanted["class"] = arguments.class_column_name
     for flag, column in wanted.items():
         if column not in columns:
             raise UserError(f"no column {column!r} in {place}: it has {', '.join(columns)}; set --{flag}_column_name")
@@ -342,7 +349,7 @@ def open_source(
     data = data.select_columns(kept + others)
     for column in kept:
         feature = (data.features or {}).get(column)
-        if feature is None or isinstance(feature, datasets.Image):
+        if feature is None or isinstance(feature, datasets.Image):  # words, such as COCO's json, stay as they are
             data = data.cast_column(column, datasets.Image(decode=False))
     if choice is not None and counts:
         chosen = choice.kept(split)

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
-from scripts.data.class_names import named_twice, read_names
+from scripts.data.class_map import named_twice
+from scripts.data.class_names import read_names
 from scripts.data.labelled_dataset import NO_SUCH_SPLIT, LabelledDataset
 from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.dataset_check.counts import SplitCounts

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
+from scripts.data.arguments import CLASSES
 from scripts.data.first_look import BACKGROUND, FirstLook, first_look
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.sources import IGNORE_INDEX
@@ -137,6 +138,10 @@ def refuse_absent_classes(valid: np.ndarray, names: Mapping[int, str], data: Lab
 
 def no_class_names(data: LabelledDataset) -> UserError:
     """What is said where classes have no names: the ids that the maps hold, and how to name them."""
+    if data.holds_instances_of_one_class:
+        return UserError("no class name: the label maps hold instances of one class: name it by --thing_classes NAME")
+    if data.encoding != CLASSES:
+        return UserError("no class names: give --id2label, or put id2label.json beside the data")
     look = first_look(data.stream, data.own_row_format)
     flags = " ".join(f"{index}=NAME" for index in sorted(look.stored)[:8]) or "0=NAME 1=NAME"
     held = look.listed() or "nothing that can be read"

@@ -25,9 +25,10 @@ from scripts.training.arguments import TrainArguments
 FREE = {
     "allow_absent_classes", "allow_links", "allow_urls", "checkpointing_steps", "checkpoints_total_limit",
     "dataloader_num_workers", "dataset_name",
-    "eval_images", "eval_masks", "given", "max_bad_samples", "num_train_epochs", "output_dir",
+    "eval_annotations", "eval_class_masks", "eval_images", "eval_masks", "given", "max_bad_samples", "num_train_epochs", "output_dir",
     "overwrite_output_dir", "recipe",
-    "resume_from_checkpoint", "total_train_batch_size", "train_images", "train_masks", "trust_remote_code",
+    "resume_from_checkpoint", "total_train_batch_size", "train_annotations", "train_class_masks", "train_images", "train_masks",
+    "trust_remote_code",
     # what it reports,
     "eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps", "logging_steps", "num_tracked_images",
     "report_to",

@@ -104,3 +104,14 @@ def test_started_as_a_file(tmp_path):
     command = [sys.executable, ROOT / "scripts" / "pack_dataset.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "pack_dataset.py: error: no output folder: give --output_dir\n"
+
+
+def test_outlines_are_not_packed(tmp_path, command):
+    folder = tmp_path / "own"
+    (folder / "images/train").mkdir(parents=True)
+    (folder / "labels/train").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(folder / "images/train/a.png")
+    (folder / "labels/train/a.txt").write_text("0 0 0 1 0 1 1\n")
+    (folder / "data.yaml").write_text("names: [cell]\n")
+    code, _, err = command(pack_dataset, "--dataset_name", str(folder), "--output_dir", str(tmp_path / "packed"))
+    assert code == 2 and f"--dataset_name {folder}: outlines of segments, which are not packed" in err[-1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stream_batches import batches
+from stream_batches import batches, same
 from training_processes import run_script_twice
 
 from image_processing import FASegImageProcessor
@@ -27,16 +27,6 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def arguments(shapes):
     return DatasetArguments(dataset_name=str(shapes))
-
-
-def same(one, other):
-    """Whether two batches are equal bit for bit."""
-    return (
-        one["names"] == other["names"]
-        and one["position"] == other["position"]
-        and torch.equal(one["pixel_values"], other["pixel_values"])
-        and all(torch.equal(a, b) for a, b in zip(one["mask_labels"], other["mask_labels"], strict=True))
-    )
 
 
 def test_every_sample_once_per_epoch(arguments):
@@ -80,7 +70,7 @@ torch.set_num_threads(1)
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.streaming import read_ahead, shuffled_rows
-from stream_batches import batches
+from stream_batches import batches, same
 
 accelerator = Accelerator()
 parts = {"index": accelerator.process_index, "count": accelerator.num_processes}

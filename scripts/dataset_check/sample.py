@@ -76,7 +76,7 @@ def look_at_segments(
     size = (found.size[1], found.size[0])
     if facts.image_size not in (None, size) and not facts.faults.keys() & {"swapped-size", "size-mismatch"}:
         note_sizes(facts, facts.image_size or size, size, None)
-    look_at_ids(found.label_map().numpy().astype(np.int64), facts, rule)
+    look_at_ids(found.label_map(segments.form.background).numpy().astype(np.int64), facts, rule)
     facts.regions = len(found)
     assert facts.segments is not None
     if facts.labels is not None:

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_processing import FASegImageProcessor
 from image_processing import segments as segments_module
-from image_processing.segments import logit, run_lengths
+from image_processing.run_lengths import run_lengths
+from image_processing.segments import logit
 
 
 def plain_masks(mask_logits, input_size, target_size):
@@ -93,7 +94,7 @@ def test_equal_to_the_plain_steps(input_size, target_size, mask_threshold, monke
     assert [s["label_id"] for s in binary["segments_info"]] == labels
     assert [s["score"] for s in binary["segments_info"]] == [round(score, 6) for score in scores]
     assert torch.equal(binary["segmentation"], masks)
-    assert runs["segmentation"] == [run_lengths(mask) for mask in masks]
+    assert runs["segmentation"] == [run_lengths(mask.numpy()) for mask in masks]
     on_top = torch.full(masks.shape[1:], -1, dtype=torch.int32)
     for index in reversed(range(len(masks))):
         on_top[masks[index]] = index

@@ -67,7 +67,8 @@ def check_ends(names: Sequence[str], ends: np.ndarray) -> None:
         wrong = [end for end in (least, largest) if not math.isfinite(end) and not (may_be_low and end == -math.inf)]
         if wrong:
             raise ValueError(
-                f"{name} hold {wrong[0]}: pass finite numbers; are the model's weights finite, or did float16 overflow?"
+                f"{name} hold {wrong[0]}: pass finite numbers; are the model's weights finite, or did float16"
+                " overflow?"
             )
 
 

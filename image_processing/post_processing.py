@@ -14,6 +14,7 @@ from numbers import Integral
 from types import MethodType, NoneType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -160,8 +161,8 @@ class FASegPostProcessing:
             mask_threshold: a pixel belongs to an instance above this mask probability.
             overlap_mask_area_threshold: accepted because `pipeline` passes it; instances may overlap.
             target_sizes, input_sizes: as for semantic segmentation.
-            return_coco_annotation: return one run-length encoding per instance as `segmentation`, in transformers' form,
-                which COCO's tools do not read: starts, counted from 1 row by row, and lengths.
+            return_coco_annotation: return one run-length encoding per instance as `segmentation`, in transformers'
+                form, which COCO's tools do not read: starts, counted from 1 row by row, and lengths.
             return_binary_maps: return `(N, height, width)` bool masks as `segmentation`.
             max_detections: number of (query, class) pairs to look at.
             return_coco_rle: return COCO's uncompressed run-length encoding per instance as `segmentation`,
@@ -222,14 +223,14 @@ class FASegPostProcessing:
         target_sizes: Any = None,
         input_sizes: Any = None,
         max_detections: int = 100,
-    ) -> Iterator[tuple[list[BoxedMask], Tensor, Tensor, tuple[int, int]]]:
+    ) -> Iterator[tuple[list[BoxedMask], np.ndarray, np.ndarray, tuple[int, int]]]:
         """The instances of each image, best first, of which `post_process_instance_segmentation` makes maps.
 
         Args:
             outputs, threshold, mask_threshold, target_sizes, input_sizes, max_detections: as there.
         Yields:
-            per image N masks in their bounding boxes, on the device of the logits, on the CPU scores `(N,)` and labels
-            `(N,)` int64, and the image's `(height, width)`.
+            per image N masks in their bounding boxes, on the device of the logits, on the host scores `(N,)` and
+            labels `(N,)` int64, and the image's `(height, width)`.
         """
         check_thresholds(threshold, mask_threshold, 0.0)
         if not isinstance(max_detections, Integral) or max_detections < 1:

@@ -112,14 +112,14 @@ def instance_segments(
     mask_threshold: float,
     max_detections: int,
     excluded_labels: set[int],
-) -> tuple[list[BoxedMask], Tensor, Tensor]:
+) -> tuple[list[BoxedMask], np.ndarray, np.ndarray]:
     """The best (query, class) pairs of one image, best first.
 
     A pair's score is its class probability times the mean mask probability inside its mask. One query may stand for
     several classes.
 
     Returns:
-        N masks on the device of the logits, and on the CPU scores `(N,)` in `[threshold, 1]` and labels `(N,)` int64.
+        N masks on the device of the logits, and on the host scores `(N,)` in `[threshold, 1]` and labels `(N,)` int64.
         Empty masks are left out.
     """
     size = input_size if target_size is None else target_size
@@ -144,7 +144,7 @@ def instance_segments(
     order = order[(scores[order] >= threshold) & np.isin(queries[order], solid)]
     found = queries[order].tolist()
     chosen = {query: mask_of(query) for query in set(found)}
-    return [chosen[query] for query in found], torch.from_numpy(scores[order]), torch.from_numpy(labels[order])
+    return [chosen[query] for query in found], scores[order], labels[order]
 
 
 def allowed_pairs(
@@ -173,7 +173,8 @@ def boxed_masks(
             torch.mul(logits.sigmoid_(), mask.float(), out=probs[:, columns])
             left, right = min(left, columns.start), columns.stop
         quality[query] = total(probs) / (inside.count_nonzero() + 1e-6)
-        rows = inside[:, left:right].view(torch.uint8).amax(dim=1).nonzero() if left < right else ()
+        hits = inside[:, left:right].view(torch.uint8)
+        rows = hits.amax(dim=1).nonzero() if left < right else hits.new_zeros(0)
         if len(rows):
             box = slice(int(rows[0]), int(rows[-1]) + 1)
             masks[query] = BoxedMask(size, box, slice(left, right), inside[box, left:right].clone())
@@ -182,11 +183,10 @@ def boxed_masks(
     return masks, quality
 
 
-def masks_together(
-    mask_logits: Tensor, input_size: Size, size: Size, level: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels above `level` of all queries, `(Q, *size)` bool, their mean probabilities `(Q,)` as of `boxed_masks`,
-    and their bounding boxes `(Q, 4)`: first row, last row + 1, first column, last column + 1. Nothing is waited for."""
+def masks_together(mask_logits: Tensor, input_size: Size, size: Size, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The pixels above `level` of all queries, `(Q, *size)` bool, their mean probabilities `(Q,)` as of
+    `boxed_masks`, and their bounding boxes `(Q, 4)`: first row, last row + 1, first column, last column + 1. Nothing
+    is waited for."""
     parts = []
     for _, logits in upsampled_together(mask_logits, input_size, size):
         inside = logits > level

@@ -102,9 +102,9 @@ class FASegLoss(nn.Module):
             for first in range(0, count, at_once):
                 chosen = range(first, min(first + at_once, count))
                 costs = self.matcher.costs(masks, chosen, class_logits, mask_labels, class_labels, valid)
-                costs, labelled = to_host(costs, ranges)  # the one wait, if all are matched at once
-                check_label_ranges(labelled, self.num_labels)
-                found = [_to_device(matching, device) for matching in self.matcher.assign(costs, class_labels)]
+                read, read_ranges = to_host(costs, ranges)  # the one wait, if all are matched at once
+                check_label_ranges(read_ranges, self.num_labels)
+                found = [_to_device(matching, device) for matching in self.matcher.assign(read, class_labels)]
                 points += [self._points(masks, *each, valid) for each in zip(chosen, found)]
                 matchings += found
             logits = masks.of_queries(range(count), [_queries(matching) for matching in matchings])

@@ -58,8 +58,8 @@ class FASegHungarianMatcher(nn.Module):
         Raises:
             ValueError: if a cost is not finite, naming the image.
         """
-        costs = self.costs(masks, chosen, class_logits, mask_labels, class_labels, valid)
-        return self.assign(*to_host(costs), class_labels)
+        (costs,) = to_host(self.costs(masks, chosen, class_logits, mask_labels, class_labels, valid))
+        return self.assign(costs, class_labels)
 
     @torch.no_grad()
     def costs(

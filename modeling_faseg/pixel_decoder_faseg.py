@@ -6,7 +6,6 @@ Valid masks are `True` on the image and `False` on padding.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn

@@ -123,11 +123,6 @@ def test_nothing_found():
     assert masks["segmentation"].shape == (0, 32, 32)
 
 
-def test_run_lengths_count_from_one():
-    assert run_lengths(np.array([[0, 1, 1], [1, 0, 1]], dtype=bool)) == [2, 3, 6, 1]
-    assert run_lengths(np.zeros((3, 3), dtype=bool)) == []
-
-
 def test_thin_stripe_survives():
     """HF's Mask2Former squashes to 384x384 and loses a stripe one pixel wide."""
     masks = torch.full((1, 2, 32, 128), -20.0)

@@ -11,8 +11,8 @@ from .preprocessing import FASegImageProcessorBase, FASegImageProcessorKwargs
 
 
 if TYPE_CHECKING:
-    # Never runs: save_pretrained copies the files named like this, and a checkpoint carries both backends. transformers
-    # asks again, after a broken download, only for files that the entry file itself names.
+    # Never runs: save_pretrained copies the files named like this, and a checkpoint carries both backends.
+    # transformers asks again, after a broken download, only for files that the entry file itself names.
     from .host_transfers import to_host  # noqa: F401
     from .image_processing_pil_faseg import FASegImageProcessorPil  # noqa: F401
     from .intensities import scaled_intensities  # noqa: F401

@@ -13,13 +13,14 @@ from .processor_settings import pillow_filter
 
 if TYPE_CHECKING:
     # Never runs: save_pretrained copies the files named like this, and a checkpoint carries both backends.
+    # transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .host_transfers import to_host  # noqa: F401
     from .image_processing_faseg import FASegImageProcessor  # noqa: F401
-
-    # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .intensities import scaled_intensities  # noqa: F401
     from .label_maps import read_label_map  # noqa: F401
     from .model_outputs import checked_sizes  # noqa: F401
     from .post_processing import FASegPostProcessing  # noqa: F401
+    from .run_lengths import run_lengths  # noqa: F401
     from .segments import BoxedMask  # noqa: F401
     from .semantic_labels import ImageScores  # noqa: F401
 

@@ -1,12 +1,15 @@
 """What post-processing is given, checked at the boundary: a model's logits, sizes and thresholds."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from .host_transfers import to_host
 from .semantic_labels import LOGITS_STRIDE, Size
 
 
@@ -14,9 +17,11 @@ from .semantic_labels import LOGITS_STRIDE, Size
 MAX_PIXELS = 2**28
 
 
-def checked_outputs(outputs: Any) -> tuple[Tensor | None, Tensor, int]:
+def checked_outputs(outputs: Any, read: bool = True) -> tuple[Tensor | None, Tensor, int]:
     """What a model gives: class logits `(B, Q, K+1)` or None, maps `(B, C, h, w)`, and the stride of the maps.
 
+    Args:
+        read: whether the logits are read, for which their device is waited for once. Else they may not be finite.
     Raises:
         ValueError: class and mask logits that do not belong together; logits that are not finite.
     """
@@ -32,25 +37,39 @@ def checked_outputs(outputs: Any) -> tuple[Tensor | None, Tensor, int]:
         raise ValueError("the outputs have no class_queries_logits, no logits and no semantic_scores")
     if maps.ndim != 4 or 0 in maps.shape:
         raise ValueError(f"{name} have shape {tuple(maps.shape)}: pass (images, queries or classes, height, width)")
-    require_finite(name, maps)
+    checked = {name: maps}
     if classes is not None:
         if classes.ndim != 3 or classes.shape[:2] != maps.shape[:2] or classes.shape[2] < 2:
             raise ValueError(
                 f"class_queries_logits have shape {tuple(classes.shape)} and masks_queries_logits {tuple(maps.shape)}:"
                 " pass (B, Q, K+1) and (B, Q, h, w) of the same B images and Q queries"
             )
-        require_finite("class_queries_logits", classes, or_minus_infinity=True)
+        checked["class_queries_logits"] = classes
+    if read:
+        require_finite(**checked)
     return classes, maps, stride
 
 
-def require_finite(name: str, logits: Tensor, or_minus_infinity: bool = False) -> None:
-    """Raise ValueError for logits that are NaN or infinite; -inf may be allowed, of a class that cannot be."""
-    ends = [end.item() for end in logits.aminmax()]  # both are NaN if one logit is
-    wrong = [end for end in ends if not math.isfinite(end) and not (or_minus_infinity and end == -math.inf)]
-    if wrong:
-        raise ValueError(
-            f"{name} hold {wrong[0]}: pass finite numbers; are the model's weights finite, or did float16 overflow?"
-        )
+def require_finite(**logits: Tensor) -> None:
+    """Raise ValueError for logits that are NaN or infinite; those of classes may be -inf, of one that cannot be."""
+    check_ends(list(logits), *to_host(logit_ends(*logits.values())))
+
+
+def logit_ends(*logits: Tensor) -> Tensor:
+    """`(N, 2)` float32: the least and the largest of each; both are NaN if one logit is."""
+    return torch.stack([torch.stack(each.aminmax()).float() for each in logits])
+
+
+def check_ends(names: Sequence[str], ends: np.ndarray) -> None:
+    """Raise ValueError for the ends of logits that are not finite, see `require_finite`."""
+    for name, (least, largest) in zip(names, ends.tolist(), strict=True):
+        may_be_low = name == "class_queries_logits"
+        wrong = [end for end in (least, largest) if not math.isfinite(end) and not (may_be_low and end == -math.inf)]
+        if wrong:
+            raise ValueError(
+                f"{name} hold {wrong[0]}: pass finite numbers; are the model's weights finite, or did float16"
+                " overflow?"
+            )
 
 
 def check_thresholds(threshold: float, mask_threshold: float, overlap_mask_area_threshold: float) -> None:

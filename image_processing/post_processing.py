@@ -14,13 +14,16 @@ from numbers import Integral
 from types import MethodType, NoneType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.utils import logging
 
+from .host_transfers import to_host, waits_for
 from .model_outputs import check_thresholds, checked_outputs, checked_sizes
-from .segments import BoxedMask, instance_segments, panoptic_segments, run_lengths
+from .run_lengths import coco_run_lengths, run_lengths
+from .segments import BoxedMask, instance_segments, panoptic_segments
 from .semantic_labels import LOGITS_STRIDE, ImageScores
 
 
@@ -59,6 +62,21 @@ class FASegPostProcessing:
 
     Sizes are `(height, width)`. `input_sizes` are the unpadded sizes that the network saw, as the processor returned
     them. Left out, they follow from `target_sizes`, taken as the images' own sizes, by the resize rule.
+
+    Transformers' own `Mask2FormerImageProcessor` finds the same instances and panoptic segments at equal sizes, but
+
+    - resizes all masks to 384 x 384 first, which loses thin ones, and then probabilities (panoptic) or binary masks
+      (instance) to the target; here logits are resized;
+    - looks at as many (query, class) pairs as there are queries, not at `max_detections`, and returns instances in no
+      order, of which the later one is on top in the map;
+    - gives a panoptic segment every pixel that it won, also those outside of its mask, which are void here;
+    - compares areas with those of class times mask probability above `mask_threshold`, not of mask probability, and
+      drops a segment whose share is `overlap_mask_area_threshold` itself;
+    - lists a fused segment once per query, and may give the segment after it an id that is taken;
+    - returns float maps of -1 where no query passes the threshold, for instances whatever form was asked for; its void
+      is 0 otherwise.
+
+    tests/image_processing/test_as_transformers.py shows each.
     """
 
     task: str
@@ -133,6 +151,7 @@ class FASegPostProcessing:
         return_binary_maps: bool = False,
         input_sizes: Any = None,
         max_detections: int = 100,
+        return_coco_rle: bool = False,
     ) -> list[dict]:
         """The instances of each image, best first.
 
@@ -142,16 +161,29 @@ class FASegPostProcessing:
             mask_threshold: a pixel belongs to an instance above this mask probability.
             overlap_mask_area_threshold: accepted because `pipeline` passes it; instances may overlap.
             target_sizes, input_sizes: as for semantic segmentation.
-            return_coco_annotation: return one run-length encoding per instance as `segmentation`.
-            return_binary_maps: return `(N, height, width)` bool masks as `segmentation`. These two keep overlaps.
+            return_coco_annotation: return one run-length encoding per instance as `segmentation`, in transformers'
+                form, which COCO's tools do not read: starts, counted from 1 row by row, and lengths.
+            return_binary_maps: return `(N, height, width)` bool masks as `segmentation`.
             max_detections: number of (query, class) pairs to look at.
+            return_coco_rle: return COCO's uncompressed run-length encoding per instance as `segmentation`,
+                `{"size": [height, width], "counts": [...]}`, column by column; `run_lengths.compressed` makes it that
+                of results files. Of the last three one may be True; they keep overlaps.
         Returns:
-            per image `segmentation`, an int32 map of instance ids with -1 where there is none (the better instance
-            on top), and `segments_info`, a list of `id`, `label_id`, `was_fused`, `score`. A panoptic processor with
-            `label_ids_to_fuse` returns no instances of those classes.
+            per image `segmentation`, an int32 map of instance ids from 0 with -1 where there is none (the better
+            instance on top; all -1, or no masks, if nothing is found), and `segments_info`, a list of `id`,
+            `label_id`, `was_fused`, `score`. A panoptic processor with `label_ids_to_fuse` returns no instances of
+            those classes.
+        Raises:
+            ValueError: thresholds outside of 0..1; more than one form; and as for semantic segmentation.
         """
-        if return_coco_annotation and return_binary_maps:
-            raise ValueError("return_coco_annotation and return_binary_maps are both True: choose one")
+        forms = {
+            "return_coco_annotation": return_coco_annotation,
+            "return_binary_maps": return_binary_maps,
+            "return_coco_rle": return_coco_rle,
+        }
+        asked = [name for name, value in forms.items() if value]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} are True: choose one")
         check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
         results = []
         for masks, scores, labels, size in self.found_instances(
@@ -161,15 +193,22 @@ class FASegPostProcessing:
                 {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
                 for index, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
             ]
+            device = outputs.masks_queries_logits.device
             segmentation: Any
-            if return_coco_annotation:
-                segmentation = [run_lengths(mask.whole()) for mask in masks]
+            if return_coco_annotation or return_coco_rle:
+                pixels = to_host(*(mask.pixels for mask in masks)) if masks else []
+                segmentation = [
+                    coco_run_lengths(part, mask.rows.start, mask.columns.start, size)
+                    if return_coco_rle
+                    else run_lengths(mask._replace(pixels=torch.from_numpy(part)).whole().numpy())
+                    for part, mask in zip(pixels, masks, strict=True)
+                ]
             elif return_binary_maps:
-                segmentation = torch.zeros((len(masks), *size), dtype=torch.bool, device=labels.device)
+                segmentation = torch.zeros((len(masks), *size), dtype=torch.bool, device=device)
                 for mask, boxed in zip(segmentation, masks, strict=True):
                     mask[boxed.rows, boxed.columns] = boxed.pixels
             else:
-                segmentation = torch.full(size, -1, dtype=torch.int32, device=labels.device)
+                segmentation = torch.full(size, -1, dtype=torch.int32, device=device)
                 for index, boxed in reversed(list(enumerate(masks))):
                     segmentation[boxed.rows, boxed.columns].masked_fill_(boxed.pixels, index)
             results.append({"segmentation": segmentation, "segments_info": segments})
@@ -184,13 +223,14 @@ class FASegPostProcessing:
         target_sizes: Any = None,
         input_sizes: Any = None,
         max_detections: int = 100,
-    ) -> Iterator[tuple[list[BoxedMask], Tensor, Tensor, tuple[int, int]]]:
+    ) -> Iterator[tuple[list[BoxedMask], np.ndarray, np.ndarray, tuple[int, int]]]:
         """The instances of each image, best first, of which `post_process_instance_segmentation` makes maps.
 
         Args:
             outputs, threshold, mask_threshold, target_sizes, input_sizes, max_detections: as there.
         Yields:
-            per image N masks in their bounding boxes, scores `(N,)`, labels `(N,)` int64, and its `(height, width)`.
+            per image N masks in their bounding boxes, on the device of the logits, on the host scores `(N,)` and
+            labels `(N,)` int64, and the image's `(height, width)`.
         """
         check_thresholds(threshold, mask_threshold, 0.0)
         if not isinstance(max_detections, Integral) or max_detections < 1:
@@ -221,8 +261,9 @@ class FASegPostProcessing:
             label_ids_to_fuse: classes whose segments become one ("stuff"); the processor's own if left out.
             target_sizes, input_sizes: as for semantic segmentation.
         Returns:
-            per image `segmentation`, an int32 map of segment ids from 1 with 0 where there is none, and
-            `segments_info`, a list of `id`, `label_id`, `was_fused`, `score`.
+            per image `segmentation`, an int32 map of segment ids from 1 with 0 where there is none, as COCO's panoptic
+            format has it (all 0 if nothing is found), and `segments_info`, a list of `id`, `label_id`, `was_fused`,
+            `score`, each id once.
         """
         check_thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
         if label_ids_to_fuse is None:
@@ -274,7 +315,9 @@ class FASegPostProcessing:
         self, outputs: Any, target_sizes: Any, input_sizes: Any
     ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int] | None]]:
         """Per image: class logits, mask logits, input size, target size or None."""
-        classes, masks, _ = checked_outputs(outputs)
+        masks = getattr(outputs, "masks_queries_logits", None)
+        # Where reading them means waiting, segments are found first, and the logits checked with what is read then.
+        classes, masks, _ = checked_outputs(outputs, read=masks is None or not waits_for(masks.device))
         if classes is None:
             raise ValueError("the outputs have no class_queries_logits: only models with queries find segments")
         _, sizes = self._sizes(masks, target_sizes, input_sizes)

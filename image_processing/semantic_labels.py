@@ -11,9 +11,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .host_transfers import waits_for
 
 
 LOGITS_STRIDE = 4
@@ -145,10 +148,10 @@ def best_classes(blocks: Iterable[Tensor], size: Size, device: torch.device) -> 
     with torch.autocast(device.type, enabled=False):  # scores are float32 whatever the model runs in
         for block in blocks:
             part = labels[start : start + len(block)]
-            if device.type == "cpu":  # NumPy's is four times as fast
-                block.numpy().argmax(-1, out=part.numpy())
-            else:
+            if waits_for(device):
                 torch.argmax(block, dim=-1, out=part)
+            else:  # NumPy's is four times as fast
+                block.numpy().argmax(-1, out=part.numpy())
             start += len(block)
     return labels
 
@@ -193,10 +196,12 @@ class RowResize:
         kept: Size | None = None,
     ):
         height, width = size if kept is None else kept
-        self.rows, self.row_shares = _taps(source_size[0], size[0], height, device)
-        self.columns, self.column_shares = _taps(source_size[1], size[1], width, device)
+        rows, row_shares = _taps(source_size[0], size[0], height)
+        taps = (rows, row_shares, *_taps(source_size[1], size[1], width))
+        on_device = [torch.from_numpy(each).to(device, non_blocking=True) for each in taps]
+        self.rows, self.row_shares, self.columns, self.column_shares = on_device
         self.source_width = source_size[1]
-        self.first_rows, self.last_rows = self.rows.T.tolist()
+        self.first_rows, self.last_rows = rows.T.tolist()
         self.pixels, self.shares = self.columns, self.column_shares
 
     def __call__(self, source: Tensor, first: int, start: int, stop: int) -> Tensor:
@@ -219,15 +224,15 @@ class RowResize:
         self.shares = self.column_shares.repeat(rows, 1)
 
 
-def _taps(source: int, target: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each of the first `kept` of `target` places the two of `source` it lies between (int32), and their shares,
-    both `(kept, 2)`."""
-    places = torch.arange(kept, dtype=torch.float32, device=device) + 0.5
-    places = (places * (source / target) - 0.5).clamp(min=0)
-    before = places.int().clamp(max=source - 1)
-    after = (before + 1).clamp(max=source - 1)
-    share = places - before
-    return torch.stack((before, after), dim=1), torch.stack((1 - share, share), dim=1)
+def _taps(source: int, target: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of the first `kept` of `target` places the two of `source` it lies between (int32), and their shares
+    (float32), both `(kept, 2)`."""
+    places = np.arange(kept, dtype=np.float32) + np.float32(0.5)
+    places = np.maximum(places * np.float32(source / target) - np.float32(0.5), 0)
+    before = np.minimum(places.astype(np.int32), source - 1)
+    after = np.minimum(before + 1, source - 1)
+    share = (places - before).astype(np.float32)
+    return np.stack((before, after), axis=1), np.stack((1 - share, share), axis=1)
 
 
 def _rows_per_block(width: int, channels: int, device: torch.device) -> int:

@@ -5,6 +5,7 @@ Valid masks are `True` on the image and `False` on padding.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,33 @@ from transformers import initialization as init
 from transformers.integrations import use_kernel_forward_from_hub
 
 from .deformable_sampling import sample_maps
+
+
+class SampledLevels(NamedTuple):
+    """The maps that tokens gather from, as `sampled_levels` prepares them for all layers.
+
+    `shapes`: height and width of each; `sizes`: the same as a tensor `(levels, 2)`; `starts`: `(levels,)` first token
+    of each; `scales`: `(N * levels * P * 2,)` width and height of the level of each sampling point of a token,
+    float32; `centres`: `(L, N * levels * P * 2)` centres of the tokens as shares of width and height, once for each of
+    its sampling points, float32.
+    """
+
+    shapes: list[tuple[int, int]]
+    sizes: Tensor
+    starts: Tensor
+    scales: Tensor
+    centres: Tensor
+
+
+def sampled_levels(
+    shapes: list[tuple[int, int]], num_heads: int, device: torch.device, num_points: int = 4
+) -> SampledLevels:
+    """Levels of these heights and widths. Numbers are filled in on the device: a copy would wait for it."""
+    sizes = torch.stack([torch.full((), side, device=device) for shape in shapes for side in shape]).view(-1, 2)
+    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
+    scales = sizes.flip(-1).float()[:, None].expand(-1, num_points, -1).flatten().repeat(num_heads)
+    centres = torch.cat([pixel_centres(height, width, device) for height, width in shapes])
+    return SampledLevels(shapes, sizes, starts, scales, centres.repeat(1, len(scales) // 2))
 
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
@@ -81,17 +109,14 @@ class FASegDeformableSelfAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: list[tuple[int, int]],
+        levels: SampledLevels,
         valid: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
             hidden_states: `(B, L, C)` tokens; values come from them alone.
             position_embeddings: `(B, L, C)`, added where offsets and weights are predicted.
-            reference_points: `(L, N * levels * P * 2)` centres of the tokens as shares of width and height, once for
-                each of its sampling points, float32.
-            spatial_shapes: height and width of each level.
+            levels: the maps that the tokens are of.
             valid: `(B, L)`; padding gives no value. None: all tokens are image.
         Returns:
             `(B, L, C)`.
@@ -105,13 +130,9 @@ class FASegDeformableSelfAttention(nn.Module):
         grouped = (batch_size, num_tokens, self.num_heads, self.num_levels * self.num_points)
         weights = self.attention_weights(queries).view(grouped).softmax(-1)
         weights = weights.view(*grouped[:-1], self.num_levels, self.num_points)
-        shapes = torch.tensor(spatial_shapes, device=value.device)
-        widths_heights = shapes.flip(-1).float()[:, None].expand(-1, self.num_points, -1).flatten()
         offsets = self.sampling_offsets(queries).float()
-        locations = torch.addcdiv(reference_points, offsets, widths_heights.repeat(self.num_heads))
-        locations = locations.view(*weights.shape, 2)
-        starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
-        output = self.attn(value, shapes, spatial_shapes, starts, locations, weights, 64)
+        locations = torch.addcdiv(levels.centres, offsets, levels.scales).view(*weights.shape, 2)
+        output = self.attn(value, levels.sizes, levels.shapes, levels.starts, locations, weights, 64)
         return self.output_proj(output)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_qlseg import QLSegConfig
-from .deformable_attention import FASegDeformableSelfAttention, pixel_centres
+from .deformable_attention import FASegDeformableSelfAttention, SampledLevels, sampled_levels
 from .position_encoding import FASegSinePositionEncoding
 
 
@@ -24,15 +24,9 @@ class QLSegEncoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.encoder_feedforward_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: list[tuple[int, int]],
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, levels: SampledLevels) -> Tensor:
         """`(B, L, d)` tokens to `(B, L, d)`; arguments as in `FASegDeformableSelfAttention`."""
-        update = self.self_attn(hidden_states, position_embeddings, reference_points, spatial_shapes)
+        update = self.self_attn(hidden_states, position_embeddings, levels)
         # Twice the tokens: the reference's attention adds them, and its layer adds them again.
         hidden_states = self.self_attn_layer_norm(2 * hidden_states + update)
         update = self.fc2(nn.functional.relu(self.fc1(hidden_states)))
@@ -51,19 +45,17 @@ class QLSegEncoder(nn.Module):
         self.position_encoding = FASegSinePositionEncoding(width)
         self.level_embed = nn.Parameter(torch.empty(levels, width))
         self.layers = nn.ModuleList(QLSegEncoderLayer(config) for _ in range(config.encoder_layers))
-        self.num_sampling_points = config.encoder_attention_heads * levels * 4  # 4 points per head and level
+        self.num_heads = config.encoder_attention_heads
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps `(B, d, h, w)` of one size, shallow to deep, to the same deep to shallow."""
         sources = [project(each) for project, each in zip(self.input_projections, maps)]
         shape = (sources[0].shape[-2], sources[0].shape[-1])
-        shapes = [shape] * len(sources)
         hidden_states = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
         position = self.position_encoding(sources[0]).flatten(2).transpose(1, 2)
         positions = torch.cat([position + embedding for embedding in self.level_embed], dim=1)
-        reference_points = pixel_centres(*shape, hidden_states.device)
-        reference_points = reference_points.repeat(len(sources), self.num_sampling_points)
+        levels = sampled_levels([shape] * len(sources), self.num_heads, hidden_states.device)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, positions, reference_points, shapes)
-        levels = hidden_states.unflatten(1, (len(sources), *shape)).permute(0, 1, 4, 2, 3)
-        return [levels[:, level] for level in reversed(range(len(sources)))]
+            hidden_states = layer(hidden_states, positions, levels)
+        read = hidden_states.unflatten(1, (len(sources), *shape)).permute(0, 1, 4, 2, 3)
+        return [read[:, level] for level in reversed(range(len(sources)))]

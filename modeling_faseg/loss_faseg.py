@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_faseg import FASegConfig
-from .loss_terms import check_targets, class_weights, count_masks, weighted_sum
+from .loss_terms import (
+    check_label_ranges,
+    check_target_counts,
+    class_weights,
+    count_masks,
+    label_ranges,
+    to_host,
+    waits_for,
+    weighted_sum,
+)
 from .mask_predictions_faseg import MaskProducts
-from .matcher_faseg import FASegHungarianMatcher, Matching, waits_for
+from .matcher_faseg import FASegHungarianMatcher, Matching
 from .point_sampling_faseg import PointPlacement, sample_points, sample_uncertain_points
 
 
@@ -81,7 +90,8 @@ class FASegLoss(nn.Module):
             class_logits = [each.float() for each in class_logits]
             mask_labels = [each.to(device, torch.float32, non_blocking=True) for each in mask_labels]
             class_labels = [each.to(device, torch.long, non_blocking=True) for each in class_labels]
-            check_targets(mask_labels, class_labels, self.num_labels)
+            check_target_counts(mask_labels, class_labels)
+            ranges = label_ranges(mask_labels, class_labels)
             num_masks = count_masks(class_labels, device)
             valid = self._valid_pixels(mask_labels, pixel_mask) if self.exclude_ignored_pixels else None
 
@@ -91,8 +101,10 @@ class FASegLoss(nn.Module):
             at_once = count if waits_for(device) else 1
             for first in range(0, count, at_once):
                 chosen = range(first, min(first + at_once, count))
-                found = self.matcher(masks, chosen, class_logits, mask_labels, class_labels, valid)
-                found = [_to_device(matching, device) for matching in found]
+                costs = self.matcher.costs(masks, chosen, class_logits, mask_labels, class_labels, valid)
+                read, read_ranges = to_host(costs, ranges)  # the one wait, if all are matched at once
+                check_label_ranges(read_ranges, self.num_labels)
+                found = [_to_device(matching, device) for matching in self.matcher.assign(read, class_labels)]
                 points += [self._points(masks, *each, valid) for each in zip(chosen, found)]
                 matchings += found
             logits = masks.of_queries(range(count), [_queries(matching) for matching in matchings])

@@ -66,7 +66,8 @@ def weights_of_maps(logits: Tensor, class_weights: Sequence[float] | None) -> Te
     if class_weights is None:
         return None
     spare = logits.shape[1] - len(class_weights)
-    return logits.new_tensor([*class_weights, *[1.0] * spare])
+    weights = torch.tensor([*class_weights, *[1.0] * spare], dtype=logits.dtype)
+    return weights.to(logits.device, non_blocking=True)
 
 
 def semantic_map_loss(

@@ -5,6 +5,7 @@ Notation: K classes, T targets of an image.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def weighted_sum(losses: dict[str, Tensor], weights: Mapping[str, float]) -> Ten
 
 def count_masks(class_labels: list[Tensor], device: torch.device) -> Tensor:
     """Targets of the batch: their sum over processes divided by the number of processes, at least 1."""
-    num_masks = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
+    num_masks = torch.full((), float(sum(len(classes) for classes in class_labels)), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(num_masks)
         num_masks = num_masks / torch.distributed.get_world_size()
@@ -39,6 +40,13 @@ def check_targets(mask_labels: list[Tensor], class_labels: list[Tensor], num_lab
     Raises:
         ValueError: for labels that do not fit each other or the classes.
     """
+    check_target_counts(mask_labels, class_labels)
+    (ranges,) = to_host(label_ranges(mask_labels, class_labels))
+    check_label_ranges(ranges, num_labels)
+
+
+def check_target_counts(mask_labels: list[Tensor], class_labels: list[Tensor]) -> None:
+    """Raise a `ValueError` unless there are as many masks as classes, in each of as many images."""
     if len(mask_labels) != len(class_labels):
         raise ValueError(
             f"mask_labels of {len(mask_labels)} images and class_labels of {len(class_labels)}: give both for each"
@@ -49,11 +57,20 @@ def check_targets(mask_labels: list[Tensor], class_labels: list[Tensor], num_lab
                 f"image {image} of the batch has {len(masks)} mask_labels and {len(classes)} class_labels: "
                 "give one class per mask"
             )
-    given = [image for image, classes in enumerate(class_labels) if len(classes)]
-    if not given:
-        return
-    ranges = [torch.stack((*mask_labels[image].aminmax(), *class_labels[image].aminmax())).float() for image in given]
-    for image, (lowest_value, highest_value, lowest, highest) in zip(given, to_host(torch.stack(ranges)).tolist()):
+
+
+def label_ranges(mask_labels: list[Tensor], class_labels: list[Tensor]) -> Tensor:
+    """`(B, 4)` float32: the least and the largest value of an image's masks, and of its classes; 0 without any."""
+    ranges = [
+        torch.stack((*masks.aminmax(), *classes.aminmax())).float() if len(classes) else masks.new_zeros(4).float()
+        for masks, classes in zip(mask_labels, class_labels)
+    ]
+    return torch.stack(ranges)
+
+
+def check_label_ranges(ranges: np.ndarray, num_labels: int) -> None:
+    """Raise a `ValueError` unless masks lie in 0..1 and classes in 0..K-1; `ranges` are `(B, 4)`."""
+    for image, (lowest_value, highest_value, lowest, highest) in enumerate(ranges.tolist()):
         if not 0 <= lowest_value <= highest_value <= 1:
             raise ValueError(
                 f"mask_labels of image {image} of the batch lie in {lowest_value:g}..{highest_value:g}: "
@@ -67,6 +84,15 @@ def check_targets(mask_labels: list[Tensor], class_labels: list[Tensor], num_lab
             )
 
 
-def to_host(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU. Matching and loss wait for the device here and nowhere else."""
-    return tensor.cpu()
+def waits_for(device: torch.device) -> bool:
+    """Whether reading a tensor means waiting for the work of its device."""
+    return device.type != "cpu"
+
+
+def to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """Float32 tensors of one device as arrays, by one transfer. Matching and loss wait for the device here and nowhere
+    else."""
+    if not waits_for(tensors[0].device):
+        return [each.numpy() for each in tensors]
+    copies = torch.cat([each.flatten() for each in tensors]).cpu().split([each.numel() for each in tensors])
+    return [copy.view(each.shape).numpy() for copy, each in zip(copies, tensors)]

@@ -6,6 +6,7 @@ points.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -57,16 +58,34 @@ class FASegHungarianMatcher(nn.Module):
         Raises:
             ValueError: if a cost is not finite, naming the image.
         """
-        counts = [len(classes) for classes in class_labels]
+        (costs,) = to_host(self.costs(masks, chosen, class_logits, mask_labels, class_labels, valid))
+        return self.assign(costs, class_labels)
+
+    @torch.no_grad()
+    def costs(
+        self,
+        masks: MaskProducts,
+        chosen: Sequence[int],
+        class_logits: list[Tensor],
+        mask_labels: list[Tensor],
+        class_labels: list[Tensor],
+        valid: list[Tensor] | None = None,
+    ) -> Tensor:
+        """`(L, B, Q, T)` float32 costs of the chosen predictions on their device, which is not waited for: classes
+        that there are not get the costs of others, and have to be refused before costs are used."""
         classes = nn.utils.rnn.pad_sequence([each.to(masks.device) for each in class_labels], batch_first=True)
+        classes = classes.clamp(0, class_logits[0].shape[-1] - 1)
         targets = [each.to(masks.device, torch.float32) for each in mask_labels]
-        costs = torch.stack(
+        return torch.stack(
             [
                 self._costs(masks, prediction, class_logits[prediction], targets, classes, valid)
                 for prediction in chosen
             ]
         )
-        costs = to_host(costs)
+
+    def assign(self, costs: np.ndarray, class_labels: list[Tensor]) -> list[Matching]:
+        """The matchings of `forward` by `costs`, which have come to the host."""
+        counts = [len(classes) for classes in class_labels]
         _check_finite(costs, counts)
         return [[_assign(cost[:, :count]) for cost, count in zip(batch, counts)] for batch in costs]
 
@@ -100,20 +119,15 @@ class FASegHungarianMatcher(nn.Module):
         return self.cost_class * cost_class + self.cost_mask * cost_mask + self.cost_dice * cost_dice
 
 
-def waits_for(device: torch.device) -> bool:
-    """Whether reading a tensor means waiting for the work of its device."""
-    return device.type != "cpu"
-
-
-def _check_finite(costs: Tensor, counts: list[int]) -> None:
+def _check_finite(costs: np.ndarray, counts: list[int]) -> None:
     for image, count in enumerate(counts):
-        if not costs[:, image, :, :count].isfinite().all():
+        if not np.isfinite(costs[:, image, :, :count]).all():
             raise ValueError(
                 f"matching cost of image {image} of the batch is not finite: its logits or masks hold NaN or "
                 "infinity; check the image, lower the learning rate or train in float32"
             )
 
 
-def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
-    queries, targets = linear_sum_assignment(cost.numpy())
-    return torch.as_tensor(queries), torch.as_tensor(targets)
+def _assign(cost: np.ndarray) -> tuple[Tensor, Tensor]:
+    queries, targets = linear_sum_assignment(cost)
+    return torch.from_numpy(queries), torch.from_numpy(targets)

@@ -6,14 +6,13 @@ Valid masks are `True` on the image and `False` on padding.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_faseg import FASegConfig
-from .deformable_attention import FASegDeformableSelfAttention, pixel_centres
+from .deformable_attention import FASegDeformableSelfAttention, SampledLevels, sampled_levels
 from .forms_faseg import feed_forward_form, map_form
 from .position_encoding import build_position_encoding
 
@@ -89,12 +88,11 @@ class FASegPixelDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: list[tuple[int, int]],
+        levels: SampledLevels,
         valid: Tensor | None = None,
     ) -> Tensor:
         """`(B, L, C)` tokens to `(B, L, C)`; arguments as in `FASegDeformableSelfAttention`."""
-        update = self.self_attn(hidden_states, position_embeddings, reference_points, spatial_shapes, valid)
+        update = self.self_attn(hidden_states, position_embeddings, levels, valid)
         update = nn.functional.dropout(update, self.dropout, self.training)
         hidden_states = self.self_attn_layer_norm(hidden_states + update)
         return feed_forward_form(hidden_states.device)(self, hidden_states)
@@ -129,8 +127,7 @@ class FASegPixelDecoder(nn.Module):
         )
         self.level_embed = nn.Parameter(torch.empty(NUM_ENCODER_LEVELS, channels))
         self.layers = nn.ModuleList(FASegPixelDecoderLayer(config) for _ in range(config.encoder_layers))
-        attention = cast(FASegPixelDecoderLayer, self.layers[0]).self_attn
-        self.num_sampling_points = attention.num_heads * attention.num_levels * attention.num_points
+        self.num_heads = config.num_attention_heads
         self.lateral_projection = FASegConvNorm(in_channels[0], channels, kernel_size=1, bias=False)
         self.output_projection = FASegConvNorm(channels, channels, kernel_size=3, bias=False, relu=True)
         self.mask_projection = nn.Conv2d(channels, config.mask_feature_size, kernel_size=1)
@@ -187,11 +184,10 @@ class FASegPixelDecoder(nn.Module):
             ],
             dim=1,
         )
-        reference_points = torch.cat([pixel_centres(height, width, sources[0].device) for height, width in shapes])
-        reference_points = reference_points.repeat(1, self.num_sampling_points)
+        levels = sampled_levels(shapes, self.num_heads, sources[0].device)
         valid = None if masks[0] is None else torch.cat([mask.flatten(1) for mask in masks[: len(sources)]], dim=1)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, valid)
+            hidden_states = layer(hidden_states, position_embeddings, levels, valid)
         tokens = hidden_states.split([height * width for height, width in shapes], dim=1)
         maps = [map_form(level)(level, shape) for level, shape in zip(tokens, shapes)]
         return maps if valid is None else [level * mask for level, mask in zip(maps, masks)]

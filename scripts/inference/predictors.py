@@ -57,7 +57,7 @@ def piece_scores(model: Any, processor: Any, inputs: dict[str, Tensor]) -> Score
     outputs, input_size = outputs_of(model, inputs)
     if getattr(outputs, "semantic_scores", None) is not None and outputs.masks_queries_logits is not None:
         # One window of a QLSeg: its scores follow from its masks, which are a patch's side smaller each way.
-        require_finite("semantic_scores", outputs.semantic_scores)
+        require_finite(semantic_scores=outputs.semantic_scores)
         height, width = inputs["pixel_values"].shape[-2:]
         masks, classes = outputs.masks_queries_logits[0], outputs.class_queries_logits[0]
         return ImageScores(masks, (height, width), input_size, class_logits=classes)

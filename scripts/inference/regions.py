@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from image_processing.run_lengths import coco_run_lengths
 from scripts.cli.errors import UserError
 from scripts.drawing.visualization import Palette, class_colour
 from scripts.storage.outputs import MARK
@@ -160,14 +161,14 @@ def coco_annotations(regions: Iterator[Region], size: tuple[int, int]) -> list[d
         segmentation: Any = [outline[:-1].flatten().tolist()]
         if len(region.rings) > 1:
             box = (int(left), int(top), int(right), int(bottom))
-            segmentation = {"size": list(size), "counts": run_lengths(region, box, size)}
+            segmentation = run_lengths(region, box, size)
         about = {"area": region.pixels, "bbox": [left, top, right - left, bottom - top], "iscrowd": 0}
         annotations.append({"category_id": region.label, "segmentation": segmentation, **about})
     return annotations
 
 
-def run_lengths(region: Region, box: tuple[int, int, int, int], size: tuple[int, int]) -> list[int]:
-    """Lengths of the runs of pixels outside and inside of a region, in turns, column by column, as COCO counts them.
+def run_lengths(region: Region, box: tuple[int, int, int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's run-length encoding of a region.
 
     Args:
         box: left, top, right and bottom of the region.
@@ -182,12 +183,7 @@ def run_lengths(region: Region, box: tuple[int, int, int, int], size: tuple[int,
         transform=rasterio.Affine.translation(left, top),
         dtype="uint8",
     )
-    steps = np.diff(np.pad(inside.T.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    ends = [(left + column) * size[0] + top + row for column, row in (np.nonzero(steps > 0), np.nonzero(steps < 0))]
-    edges = np.stack(ends, axis=1).flatten()
-    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # a run that goes on at the top of the next column
-    edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    return np.diff(edges, prepend=0, append=size[0] * size[1]).tolist()
+    return coco_run_lengths(inside, top, left, size)
 
 
 def coco_text(images: list[tuple[dict[str, Any], list[dict[str, Any]]]], names: dict[int, str]) -> str:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from mask_logits import MaskLogits
-from tiny_models import tiny_batch, tiny_config, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from tiny_models import TINY_SWIN, tiny_batch, tiny_config, tiny_model
 
-from modeling_faseg import loss_faseg, loss_terms, matcher_faseg
+from host_waits import host_waits
 from modeling_faseg.loss_faseg import FASegLoss
 from modeling_faseg.mask_predictions_faseg import MaskProducts
 from modeling_faseg.point_sampling_faseg import sample_uncertain_points
@@ -76,44 +75,57 @@ def test_no_layer_masks_are_made_for_the_loss():
     assert output.auxiliary_logits is None and len(output.loss_dict) == 18
 
 
-class Waits(TorchDispatchMode):
-    """Operations that make the host wait for the device: a value read, or a size that depends on values."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        boolean_index = name in ("index", "index_put") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if boolean_index or any(name.startswith(each) for each in self.NAMES):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("exclude_ignored_pixels", [False, True])
-def test_a_training_step_waits_for_the_device_twice(monkeypatch, exclude_ignored_pixels):
-    """Once for the labels' ranges, once for the costs of all predictions. What follows works on host copies."""
-    transfers = []
-
-    def counted(tensor):
-        transfers.append(tuple(tensor.shape))
-        return tensor.clone()
-
-    monkeypatch.setattr(loss_faseg, "waits_for", lambda device: True)
-    monkeypatch.setattr(matcher_faseg, "to_host", counted)
-    monkeypatch.setattr(loss_terms, "to_host", counted)
-    monkeypatch.setattr(matcher_faseg, "_check_finite", lambda *args: None)  # reads the host copy
+def test_a_training_step_waits_for_the_device_once(exclude_ignored_pixels):
+    """For the costs of all predictions, and with them the labels' ranges. What follows works on host copies."""
     model = tiny_model(exclude_ignored_pixels=exclude_ignored_pixels).train()
-    with Waits() as waits:
+    with host_waits() as waits:
         loss = model(**tiny_batch()).loss
         loss.backward()
-    assert transfers == [(2, 4), (6, 2, 6, 2)]
+    assert waits.transfers == [[(6, 2, 6, 2), (2, 4)]]
     assert waits.found == []
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+@torch.no_grad()
+def test_a_forward_waits_for_nothing(mask_padding, backbone):
+    """Two of HRCA's layers, DFPQ's in all others."""
+    overrides = {"backbone_config": dict(TINY_SWIN), "freeze_backbone_batch_norm": False} if backbone == "swin" else {}
+    model = tiny_model(decoder_layers=9, mask_padding=mask_padding, **overrides)
+    pixel_mask = torch.ones(2, 128, 160)
+    pixel_mask[1, :, 100:] = 0
+    with host_waits() as waits:
+        output = model(torch.randn(2, 3, 128, 160), pixel_mask=pixel_mask, output_focus=True)
+    assert sum(windows is not None for windows in output.hrca_windows) == 2
+    assert waits.found == [] and waits.transfers == []
+
+
+def test_a_class_that_there_is_not_is_named_after_the_wait():
+    """Costs are made before labels are read; a class outside of the table must not reach into its neighbours."""
+    batch = tiny_batch()
+    batch["class_labels"][1] = torch.tensor([7])
+    model = tiny_model().train()
+    with host_waits(), pytest.raises(ValueError, match=r"label 7 in image 1 of the batch but 3 classes \(0..2\)"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("operation", ["item", "tolist", "nonzero", "boolean", "constant", "unique"])
+def test_waits_are_noticed(operation):
+    """The counter itself: each is one wait."""
+    values = torch.arange(4.0)
+    mask = values > 1
+    calls = {
+        "item": lambda: values[0].item(),
+        "tolist": lambda: values.tolist(),
+        "nonzero": mask.nonzero,
+        "boolean": lambda: values[mask],
+        "constant": lambda: torch.tensor([1, 2]),
+        "unique": values.unique,
+    }
+    with host_waits() as waits:
+        calls[operation]()
+    assert len(waits.found) >= 1
 
 
 def test_points_of_the_loss_are_where_masks_are_uncertain_as_often_as_in_the_reference():

@@ -16,6 +16,7 @@ from .pretrained import batch_norms, keep_frozen
 STRIDES = (4, 8, 16, 32)
 # What timm calls the arguments that free a network from the size it is built for.
 FREEING: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
+PYRAMIDS = "resnet, swin, convnextv2, dinov3_convnext, pvt_v2 or a timm_backbone"
 
 
 def build_backbone(config: FASegConfig) -> PreTrainedModel:
@@ -80,46 +81,44 @@ def _build(backbone_config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
     if not backbone.has_attentions:
         backbone._supports_sdpa = True
     _match_reference_swin(backbone)
-    if kind == "hiera":
-        backbone.embeddings.register_forward_pre_hook(_of_any_size, with_kwargs=True)
     return backbone
 
 
-def _fix(backbone_config: PreTrainedConfig, kwargs: dict[str, Any]) -> str:
+def _fix(backbone_config: Any, kwargs: dict[str, Any]) -> str:
     """What makes this backbone work, found by trying; else advice to take another."""
-    in_timm, strides = backbone_config.model_type == "timm_backbone", ()
-    for freeing in FREEING if in_timm else FREEING[:1]:
+    in_timm = backbone_config.model_type == "timm_backbone"
+    ways = [{**kwargs, **freeing} for freeing in FREEING] + [{}] if in_timm else [{}]
+    strides: tuple = ()
+    for changed in ways:
         every = copy.deepcopy(backbone_config)
         try:
             with torch.device("meta"):
-                cast(Any, every).out_indices = [-1]
-                names = _build(every, {**kwargs, **freeing}).stage_names
+                every.out_indices = [-1]
+                names = _build(every, changed).stage_names
                 every = copy.deepcopy(backbone_config)
-                cast(Any, every).out_indices = [*range(len(names))]
-                strides = probe(_build(every, {**kwargs, **freeing})).strides
-        except (AttributeError, ProbeError):  # it has no stages; it fails with all of them too
+                every.out_indices = [*range(len(names))]
+                strides = probe(_build(every, changed)).strides
+        except (AttributeError, ProbeError):  # it has no stages, or fails with all of them too
             continue
         last = {stride: index for index, stride in enumerate(strides)}
-        if set(STRIDES) <= set(last):
-            chosen = [last[stride] for stride in STRIDES]
-            words = [f"timm_backbone_kwargs={ {**kwargs, **freeing} }"] if freeing else []
-            if in_timm and chosen != [index % len(names) for index in cast(Any, backbone_config).out_indices]:
-                words.append(f"its out_indices={chosen}")
-            elif [names[index] for index in chosen] != cast(Any, backbone_config).out_features and not in_timm:
-                words.append(f"its out_features={[names[index] for index in chosen]}")
-            return f"set {' and '.join(words)}"
-    return "choose one whose stages have these strides (resnet, swin, convnextv2, dinov3_convnext, pvt_v2, timm_backbone)"
+        if not set(STRIDES) <= set(last):
+            continue
+        indices = [last[stride] for stride in STRIDES]
+        features = [names[index] for index in indices]
+        words = [f"timm_backbone_kwargs={changed or None}"] if changed != kwargs else []
+        if in_timm and indices != backbone_config.out_indices:
+            words.append(f"its out_indices={indices}")
+        if not in_timm and features != backbone_config.out_features:
+            words.append(f"its out_features={features}")
+        return f"set {' and '.join(words)}"
+    plain = f"all its layers have stride {strides[0]}, so " if len(set(strides)) == 1 else ""
+    return f"{plain}choose a pyramid that reads images of any size, such as {PYRAMIDS}"
 
 
 def _channels_first(backbone: Any, args: Any, output: Any) -> Any:
     """A hook that turns maps `(B, H, W, C)` into `(B, C, H, W)`."""
     output.feature_maps = tuple(each.permute(0, 3, 1, 2) for each in output.feature_maps)
     return output
-
-
-def _of_any_size(embeddings: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """A hook that has Hiera fit its position table to images of other sizes, for which its backbone has no switch."""
-    return args, {**kwargs, "interpolate_pos_encoding": True}
 
 
 class FASegFrozenBatchNorm2d(nn.BatchNorm2d):

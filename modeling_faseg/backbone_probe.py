@@ -21,13 +21,13 @@ class BackboneMaps:
     """What a backbone gives for images of any size.
 
     Args:
-        strides: of each map, fine to coarse.
+        strides: of each map, fine to coarse; a pair where height and width have different ones.
         widths: channels of each map.
         channels_last: whether the maps are `(B, H, W, C)` and not `(B, C, H, W)`.
         unread: names of the parameters that no map depends on.
     """
 
-    strides: tuple[int, ...]
+    strides: tuple[int | tuple[int, int], ...]
     widths: list[int]
     channels_last: bool
     unread: list[str]
@@ -85,9 +85,10 @@ def probe(backbone: Any) -> BackboneMaps:
     if channels_last:
         small, large = ([(b, c, h, w) for b, h, w, c in shapes] for shapes in (small, large))
     height, width = PROBE_SIZES[1]
+    strides = [(round(height / shape[2]), round(width / shape[3])) for shape in large]
     read = {id(leaf) for leaf in leaves(found[0])}
     return BackboneMaps(
-        strides=tuple(round(width / shape[3]) for shape in large),
+        strides=tuple(down if down == across else (down, across) for down, across in strides),
         widths=[shape[1] for shape in large],
         channels_last=channels_last,
         unread=[name for name, _ in backbone.named_parameters() if id(state[name]) not in read],

@@ -73,6 +73,8 @@ def _build(backbone_config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
     if not backbone_class._supports_sdpa:
         # The attention asked for is that of the decoder; transformers hands it down and convolutions would refuse it.
         backbone_config._attn_implementation = "eager"
+    if isinstance(widths := getattr(backbone_config, "hidden_sizes", None), tuple):
+        backbone_config.hidden_sizes = list(widths)  # some backbones add a list to it: to their own default, a tuple
     try:
         backbone: Any = AutoBackbone.from_config(backbone_config, **kwargs)
     except Exception as error:  # of whatever transformers, timm, or a package that is not there, says

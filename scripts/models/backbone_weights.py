@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -137,7 +137,7 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
     if isinstance(backbone, TimmBackbone):
         with torch.device("meta"):
             kwargs = model.config.timm_backbone_kwargs or {}
-            whole = timm.create_model(backbone.config.backbone, in_chans=RGB, **kwargs)
+            whole = timm.create_model(cast(str, backbone.config.backbone), in_chans=RGB, **kwargs)
         ways.append(by_timm(weights, expected, whole))
         beside = set(whole.state_dict())
     elif type(backbone).__module__.startswith("transformers."):
@@ -187,7 +187,7 @@ def by_transformers(weights: dict[str, Tensor], backbone: PreTrainedModel) -> tu
     if hasattr(config, "num_channels"):
         config.num_channels = RGB
     try:
-        found, report = type(backbone).from_pretrained(
+        found, report = cast(Any, type(backbone)).from_pretrained(
             None, config=config, state_dict=dict(weights), ignore_mismatched_sizes=True, output_loading_info=True
         )
     except RuntimeError:  # of weights that its conversions do not fit: another architecture

@@ -94,7 +94,8 @@ def build_variant(freeze=False, checkpointing=False, **overrides):
     """Tiny model of a variant, with equal weights in all processes."""
     torch.manual_seed(0)
     model = FASegForUniversalSegmentation(tiny_config(**overrides)).train()
-    model.model.backbone.requires_grad_(not freeze)
+    if freeze:
+        model.model.backbone.requires_grad_(False)
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model

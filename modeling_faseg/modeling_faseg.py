@@ -42,6 +42,7 @@ from .transformer_decoder_faseg import FASegMLP, FASegTransformerDecoder, FASegT
 
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
+    from .backbone_probe import probe  # noqa: F401
     from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
     from .checks import require  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401

@@ -43,9 +43,12 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> Any:
-        """As transformers', but classes weigh what the configuration says, not what they did in the checkpoint."""
+        """As transformers', but classes weigh what the configuration says, not what they did in the checkpoint, and
+        what the constructor froze is frozen."""
         loaded = super().from_pretrained(*args, **kwargs)
-        keep_class_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        keep_class_weights(model)
+        keep_frozen(model)
         return loaded
 
     def train(self, mode: bool = True) -> Self:
@@ -107,6 +110,13 @@ def keep_class_weights(model: Any, incompatible_keys: Any = None) -> None:
     criterion = getattr(model, "criterion", None)
     if criterion is not None:
         criterion.empty_weight.copy_(criterion.weights_of_classes())
+
+
+def keep_frozen(model: nn.Module) -> None:
+    """Freeze what modules name in their `frozen_parameters`: `from_pretrained` makes every parameter a new one."""
+    for module in model.modules():
+        for name in getattr(module, "frozen_parameters", ()):
+            module.get_parameter(name).requires_grad_(False)
 
 
 def check_channels(pixel_values: Tensor, channels: int) -> None:

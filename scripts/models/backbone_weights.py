@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import timm
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -21,7 +26,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmBackbone
 
 from scripts.cli.errors import UserError, causes
 from scripts.models.input_channels import RGB, adapted, is_first_convolution, num_channels
@@ -39,8 +44,11 @@ HUB_ERRORS: dict[type[Exception], str] = {
     EntryNotFoundError: "the model on the Hub has no {file}",
     HFValidationError: "no such file or folder, and no name of the Hub",
 }
-# What a classification checkpoint has and a backbone has not (timm's and transformers' names).
-CLASSIFICATION_HEAD = re.compile(r"^(conv_head|bn2|classifier|head|fc|pooler|layernorm|norm)\.")
+# What a checkpoint of classification, or of images and text, has and a backbone has not (transformers' names, and
+# timm's where its network is one of transformers').
+CLASSIFICATION_HEAD = re.compile(
+    r"^((conv_head|bn2|classifier|head|fc|pooler|layernorm|layer_norm|norm|last_convolution|text_model)\.|temperature$)"
+)
 # What a backbone has and a classification checkpoint may lack: output norms, semantic layers and batch counters.
 BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|\.semantic_layer\.|num_batches_tracked$|relative_position_index$)")
 # timm's and torchvision's ResNet -> the released checkpoints' names, by which both sides can be compared.
@@ -103,15 +111,16 @@ def shards(index: Path) -> list[str]:
 
 
 def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
-    """Loads pretrained weights into the model's backbone; a classification head among them is ignored.
+    """Loads pretrained weights into the model's backbone; a classification head among them is left out.
 
-    The names are the backbone's own, with or without a prefix that most share ("resnet.", "swin."), or, for ResNet and
-    Swin, those of another version of transformers, of timm or of torchvision.
+    The names are the backbone's own, with or without a prefix that most share ("resnet.", "swin."), those of another
+    version of transformers, as it knows them, those of the whole network in timm, or, for ResNet and Swin in
+    transformers, those of timm or torchvision.
 
     Args:
         name: file, folder or Hub id.
     Returns:
-        One line that says what was loaded and what was ignored.
+        One line that counts what was loaded, what the weights lack and what was left out.
     Raises:
         UserError: unreadable, nothing matches, a shape differs, or tensors are left over or lacking.
     """
@@ -123,10 +132,17 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
             raise UserError(f"--backbone_weights {name}: {file.name}: {error}") from error
     backbone = cast(nn.Module, model.base_model.backbone)
     expected = backbone.state_dict()
-    # Both ways are tried where the names agree in part: the released checkpoints' names fit more spellings.
-    loaded, ignored = max(
-        (by_own_names(weights, expected), by_released_names(weights, expected)), key=lambda found: len(found[0])
-    )
+    ways = [by_own_names(weights, expected), by_released_names(weights, expected)]
+    beside: set[str] = set()  # what a whole network has and its backbone has not
+    if isinstance(backbone, TimmBackbone):
+        with torch.device("meta"):
+            kwargs = model.config.timm_backbone_kwargs or {}
+            whole = timm.create_model(cast(str, backbone.config.backbone), in_chans=RGB, **kwargs)
+        ways.append(by_timm(weights, expected, whole))
+        beside = set(whole.state_dict())
+    elif type(backbone).__module__.startswith("transformers."):
+        ways.append(by_transformers(weights, cast(PreTrainedModel, backbone)))
+    loaded, left_out = max(ways, key=lambda found: len(found[0]))
     if not loaded:
         raise UserError(
             f"--backbone_weights {name}: none of its {len(weights)} tensors is one of the backbone's "
@@ -144,19 +160,66 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
             raise UserError(
                 f"--backbone_weights {name}: {key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
             )
-    left_over = [key for key in ignored if not CLASSIFICATION_HEAD.match(key) and not BACKBONE_ONLY.search(key)]
-    lacking = sorted(key for key in expected.keys() - loaded.keys() if not BACKBONE_ONLY.search(key))
-    for what, keys in (("is not in the backbone", left_over), ("is lacking", lacking)):
+    named = (key for key in left_out if key not in beside)
+    unknown = [key for key in named if not CLASSIFICATION_HEAD.match(key) and not BACKBONE_ONLY.search(key)]
+    missing = sorted(expected.keys() - loaded.keys())
+    lacking = [key for key in missing if not BACKBONE_ONLY.search(key)]
+    for what, keys in (("is not in the backbone", unknown), ("is lacking", lacking)):
         if keys:
             raise UserError(
                 f"--backbone_weights {name}: {keys[0]} {what} (and {len(keys) - 1} more): another architecture?"
             )
     backbone.load_state_dict(loaded, strict=False)
-    heads = ", ".join(sorted({key.split(".")[0] for key in ignored})) or "nothing"
-    return (
-        f"backbone weights: {len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}, ignored: {heads}"
-        + remark
-    )
+    counts = [f"{len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}"]
+    for keys, what in ((missing, "of the backbone alone, new"), (left_out, "left out")):
+        if keys:
+            counts.append(f"{len(keys)} {what} ({', '.join(sorted({key.split('.')[0] for key in keys}))})")
+    return f"backbone weights: {', '.join(counts)}{remark}"
+
+
+def by_transformers(weights: dict[str, Tensor], backbone: PreTrainedModel) -> tuple[dict[str, Tensor], list[str]]:
+    """As transformers loads them, which knows the prefixes and older names of its models.
+
+    Returns:
+        as `by_own_names`. A tensor of another shape is among those of the backbone as it came.
+    """
+    config = copy.deepcopy(backbone.config)
+    if hasattr(config, "num_channels"):
+        config.num_channels = RGB
+    try:
+        found, report = cast(Any, type(backbone)).from_pretrained(
+            None, config=config, state_dict=dict(weights), ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except RuntimeError:  # of weights that its conversions do not fit: another architecture
+        return {}, []
+    expected, own = backbone.state_dict().keys(), found.state_dict()
+    other_shape = {name: torch.empty(shape, device="meta") for name, shape, _ in report["mismatched_keys"]}
+    loaded = {name: value for name, value in own.items() if name in expected and name not in report["missing_keys"]}
+    # Pixio's backbone has the final norm twice, of which transformers fills the one that no map reads.
+    loaded |= {name: weights[name] for name in report["missing_keys"] if name in weights}
+    left_out = {*report["unexpected_keys"], *(own.keys() - expected)}
+    prefix = f"{backbone.base_model_prefix}."
+    return {**loaded, **other_shape}, sorted(name.removeprefix(prefix) for name in left_out)
+
+
+def by_timm(
+    weights: dict[str, Tensor], expected: Mapping[str, Tensor], whole: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of the whole network in timm, of which a backbone holds parts under other names: as `by_own_names`."""
+    # timm's own reading of older names and of position tables of other sizes; its name is a convention of timm's.
+    if convert := getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None):
+        with suppress(KeyError, RuntimeError, TypeError):  # weights that it does not know: another architecture
+            weights = convert(dict(weights), whole)
+    loaded, left_out = {}, []
+    for key, value in weights.items():
+        # `stages.0.` is `stages_0.` where timm takes the network apart, and in `model.` or `body.` where it does not.
+        spellings = (key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}")
+        name = next((f"_backbone.{each}" for each in spellings if f"_backbone.{each}" in expected), None)
+        if name is None:
+            left_out.append(key)
+        else:
+            loaded[name] = value
+    return loaded, sorted(left_out)
 
 
 def common_prefixes(weights: Mapping[str, Tensor]) -> list[str]:

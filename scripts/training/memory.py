@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from modeling_faseg.backbone_probe import uncached
 from scripts.models.input_channels import num_channels
 
 
@@ -43,7 +44,7 @@ def activation_bytes(model: Any, batch_size: int, height: int, width: int, accel
         None for a model that cannot run on them.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
+        with uncached(), FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
             state = {
                 name: torch.empty_like(tensor, device=accelerator.device, requires_grad=tensor.requires_grad)
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())

@@ -364,6 +364,8 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     model, origins = start.model(config)
     if origins:
         accelerator.print(origins)
+    if unread := getattr(model.base_model.backbone, "unread_parameters", None):
+        accelerator.print(f"frozen, for no feature map depends on it: {', '.join(unread)}")
     if arguments.backbone_weights:
         accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
     given = arguments.model_name_or_path or arguments.warm_start or arguments.backbone_weights

@@ -10,16 +10,6 @@ from modeling_faseg.backbone_faseg import FASegFrozenBatchNorm2d, batch_norms
 
 
 TIMM = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
-FIXED_SIZE = {**TIMM, "backbone": "swin_tiny_patch4_window7_224", "out_indices": [0, 1, 2, 3]}
-DINOV2 = {
-    "model_type": "dinov2",
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "patch_size": 16,
-    "image_size": 64,
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-}
 
 
 @pytest.mark.parametrize("backbone", [TINY_RESNET, TINY_SWIN, TIMM], ids=lambda config: config["model_type"])
@@ -31,28 +21,18 @@ def test_pyramid_backbones_train(backbone):
     assert not unused
 
 
-def test_wrong_strides_are_refused_with_the_fix():
-    with pytest.raises(ValueError, match=r"'dinov2' has strides \(16, 16, 16, 16\), need \(4, 8, 16, 32\): choose"):
-        FASegForUniversalSegmentation(tiny_config(backbone_config=DINOV2))
-
-
-def test_too_few_maps_are_refused_with_the_fix():
-    one_map = {**TINY_RESNET, "out_features": ["stage4"]}
-    with pytest.raises(ValueError, match=r"returns 1 feature map\(s\), need 4 .*set its out_features"):
-        FASegForUniversalSegmentation(tiny_config(backbone_config=one_map))
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"backbone_config": {"model_type": "bert"}}, "'bert' is no backbone: choose"),
-        ({"backbone_config": {**TIMM, "out_indices": [1, 2, 3, 9]}}, "cannot be built"),
-        ({"backbone_config": {**TIMM, "backbone": "nonet"}}, r"cannot be built: Unknown model \(nonet\)"),
-        ({"backbone_config": TIMM, "timm_backbone_kwargs": {"a": 1}}, "timm_backbone_kwargs={'a': 1} cannot be built"),
-        ({"backbone_config": FIXED_SIZE}, r"does not read images of 64x64 \(Input height .*choose a backbone that"),
         (
-            {"backbone_config": FIXED_SIZE, "timm_backbone_kwargs": {"strict_img_size": False}},
-            r"maps whose second axis is \[16, 8, 4, 2\], need its channels \[96, 192, 384, 768\]: choose",
+            {"backbone_config": {**TIMM, "out_indices": [1, 2, 3, 9]}},
+            r"cannot be built .*set its out_indices=\[1, 2, 3, 4",
+        ),
+        ({"backbone_config": {**TIMM, "backbone": "nonet"}}, r"cannot be built \(Unknown model \(nonet\)\): choose"),
+        (
+            {"backbone_config": TIMM, "timm_backbone_kwargs": {"a": 1}},
+            "timm_backbone_kwargs={'a': 1}.* cannot be built .*: set timm_backbone_kwargs=None",
         ),
         ({"backbone_config": TINY_SWIN, "freeze_backbone_batch_norm": True}, "has no batch norm: set it to False"),
     ],

@@ -57,7 +57,7 @@ def test_backbone_weights_under_a_prefix_with_a_head(model, tmp_path):
     before = {name: value.clone() for name, value in model.model.backbone.state_dict().items()}
     other = build_model(ModelArguments(), model.config)
     line = load_backbone_weights(other, str(tmp_path / "b.safetensors"))
-    assert line.endswith("ignored: classifier") and f"{len(before)} of {len(before)}" in line
+    assert line.endswith("left out (classifier)") and f"{len(before)} of {len(before)}" in line
     for name, value in other.model.backbone.state_dict().items():
         assert torch.equal(value, before[name] + 1), name
 
@@ -97,7 +97,7 @@ def test_timm_backbone_weights(tmp_path):
         **{"conv_head.weight": torch.ones(2), "bn2.bias": torch.ones(2), "classifier.weight": torch.ones(2)},
     )
     line = load_backbone_weights(model, str(tmp_path / "b.safetensors"))
-    assert line.endswith("ignored: bn2, classifier, conv_head") and f"{len(names)} of {len(names)}" in line
+    assert line.endswith("left out (bn2, classifier, conv_head)") and f"{len(names)} of {len(names)}" in line
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def test_transformers_folders_give_their_features(tmp_path):
     resnet = shuffled(ResNetForImageClassification(ResNetConfig(**RESNET)))
     resnet.save_pretrained(tmp_path / "resnet")
     ours = model_of({"model_type": "resnet", **RESNET})
-    assert load_backbone_weights(ours, str(tmp_path / "resnet")).endswith("ignored: classifier")
+    assert load_backbone_weights(ours, str(tmp_path / "resnet")).endswith("left out (classifier)")
     last = ours.model.backbone(images).feature_maps[-1]
     torch.testing.assert_close(last, resnet.resnet(images).last_hidden_state)
 
@@ -132,7 +132,7 @@ def test_timm_names_give_timm_features_in_transformers_backbones(tmp_path):
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
     ours = model_of({"model_type": "resnet", **RESNET})
     line = load_backbone_weights(ours, str(tmp_path / "resnet.safetensors"))
-    assert line.endswith("ignored: fc")
+    assert line.endswith("left out (fc)")
     torch.testing.assert_close(
         ours.model.backbone(images).feature_maps[-1], resnet.forward_features(images), rtol=1e-4, atol=1e-4
     )
@@ -145,7 +145,7 @@ def test_timm_names_give_timm_features_in_transformers_backbones(tmp_path):
     swin.norm.reset_parameters()
     save_file({key: value.contiguous() for key, value in swin.state_dict().items()}, tmp_path / "swin.safetensors")
     ours = model_of({"model_type": "swin", **SWIN})
-    assert load_backbone_weights(ours, str(tmp_path / "swin.safetensors")).endswith("ignored: head, norm")
+    assert load_backbone_weights(ours, str(tmp_path / "swin.safetensors")).endswith("left out (head, norm)")
     for norm in ours.model.backbone.hidden_states_norms.values():
         norm.reset_parameters()
     # On images so large that every map has several windows: timm shifts none where there is but one.

@@ -13,6 +13,7 @@ from unittest import mock
 import datasets
 import torch
 from accelerate import Accelerator
+from backbone_cases import backbone_of
 from safetensors.torch import save_file
 from tiny_models import TINY_SWIN, tiny_config
 from tiny_trainers import MODELS, one_step
@@ -77,17 +78,24 @@ VARIANTS = {
     "one window kept": {"high_resolution_reduction": 64, "high_resolution_min_windows": 1},
     "one decoder layer": {"decoder_layers": 1},
     "swin": {"backbone_config": {**TINY_SWIN, "depths": [1, 1, 1, 1]}},
+    "bit": {"backbone_config": backbone_of("bit")},
+    "maskformer-swin": {"backbone_config": backbone_of("maskformer-swin")},
+    "pp_lcnet_v3": {"backbone_config": backbone_of("pp_lcnet_v3")},
     "frozen backbone": {"freeze": True},
     "gradient checkpointing": {"checkpointing": True},
 }
-IN_TWO_PROCESSES = ["full", "Mask2Former", "last layer alone", "swin", "frozen backbone", "gradient checkpointing"]
+IN_TWO_PROCESSES = [
+    "full", "Mask2Former", "last layer alone", "swin", "bit", "maskformer-swin", "pp_lcnet_v3", "frozen backbone",
+    "gradient checkpointing",
+]  # fmt: skip
 
 
 def build_variant(freeze=False, checkpointing=False, **overrides):
     """Tiny model of a variant, with equal weights in all processes."""
     torch.manual_seed(0)
     model = FASegForUniversalSegmentation(tiny_config(**overrides)).train()
-    model.model.backbone.requires_grad_(not freeze)
+    if freeze:
+        model.model.backbone.requires_grad_(False)
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model

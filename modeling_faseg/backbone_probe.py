@@ -1,0 +1,109 @@
+"""What a backbone gives, found by running its shapes: strides, widths and layout of its maps, parameters unread."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from transformers import pytorch_utils
+
+
+# Both are multiples of 32; the second one also of 14, so that each usual patch shows its stride, and of no window.
+PROBE_SIZES = ((64, 64), (448, 672))
+LONGEST = 200  # characters of another library's message
+
+
+@dataclass
+class BackboneMaps:
+    """What a backbone gives for images of any size.
+
+    Args:
+        strides: of each map, fine to coarse; a pair where height and width have different ones.
+        widths: channels of each map.
+        channels_last: whether the maps are `(B, H, W, C)` and not `(B, C, H, W)`.
+        unread: names of the parameters that no map depends on.
+    """
+
+    strides: tuple[int | tuple[int, int], ...]
+    widths: list[int]
+    channels_last: bool
+    unread: list[str]
+
+
+class ProbeError(ValueError):
+    """The backbone does not give maps of images of any size; the message is what it said, in one line."""
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Keeps transformers from caching what is computed inside, such as position indices of a size: what they are
+    computed from is no data, and a later forward would take them from the cache."""
+    asked = pytorch_utils.is_torchdynamo_compiling
+    pytorch_utils.is_torchdynamo_compiling = lambda: True
+    try:
+        yield
+    finally:
+        pytorch_utils.is_torchdynamo_compiling = asked
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, and its kind where it says nothing, in one line of moderate length."""
+    return " ".join(str(error).split())[:LONGEST] or type(error).__name__
+
+
+def probe(backbone: Any) -> BackboneMaps:
+    """Runs the backbone on images of two sizes: of shapes alone, on the meta device, wherever its weights are.
+
+    Raises:
+        ProbeError: it fails, or gives no maps of two axes of space.
+    """
+    channels = getattr(backbone.config, "num_channels", 3)  # of the images that it takes
+    state = {name: torch.empty_like(value, device="meta") for name, value in backbone.named_buffers()}
+    for name, value in backbone.named_parameters():
+        state[name] = torch.empty_like(value, device="meta", requires_grad=True)
+    dtype = next(backbone.parameters()).dtype
+    was_training = backbone.training
+    backbone.eval()
+    found: list[Sequence[Tensor]] = []
+    try:
+        with uncached(), torch.enable_grad():
+            for height, width in PROBE_SIZES:
+                image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
+                found.append(functional_call(backbone, state, image).feature_maps)
+    except Exception as error:  # of whatever a backbone does with a size that it does not take
+        sizes = " and ".join(f"{height}x{width}" for height, width in PROBE_SIZES)
+        raise ProbeError(f"does not read images of {sizes} ({one_line(error)})") from error
+    finally:
+        backbone.train(was_training)
+    small, large = ([tuple(each.shape) for each in maps] for maps in found)
+    if any(len(shape) != 4 for shape in large):
+        raise ProbeError(f"gives maps of shape {large[0]}, need (B, C, H, W)")
+    channels_last = all(a[1] != b[1] and a[3] == b[3] for a, b in zip(small, large))
+    if channels_last:
+        small, large = ([(b, c, h, w) for b, h, w, c in shapes] for shapes in (small, large))
+    height, width = PROBE_SIZES[1]
+    strides = [(round(height / shape[2]), round(width / shape[3])) for shape in large]
+    read = {id(leaf) for leaf in leaves(found[0])}
+    return BackboneMaps(
+        strides=tuple(down if down == across else (down, across) for down, across in strides),
+        widths=[shape[1] for shape in large],
+        channels_last=channels_last,
+        unread=[name for name, _ in backbone.named_parameters() if id(state[name]) not in read],
+    )
+
+
+def leaves(outputs: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The tensors without a history that `outputs` were computed from, as autograd has noted it."""
+    waiting = [output.grad_fn for output in outputs]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        waiting += [following for following, _ in node.next_functions]

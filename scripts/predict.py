@@ -45,14 +45,22 @@ from scripts.inference.output_kinds import (
 )
 from scripts.inference.sliding_window import Tiles
 from scripts.models.arguments import ModelArguments
-from scripts.models.tasks import PANOPTIC, SEMANTIC, check_task, task_of
+from scripts.models.tasks import (
+    DEFAULT_THRESHOLDS,
+    SEMANTIC,
+    check_task,
+    check_threshold,
+    stuff_of,
+    task_of,
+    threshold_flag,
+    threshold_of,
+)
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
 
 
 DEFAULT_OVERLAP = 0.25  # of a tile's side
 LEAST_TILE = 32  # pixels; one token of the coarsest level
-DEFAULT_THRESHOLDS = {"instance": 0.5, "panoptic": 0.8}
 LARGEST_EDGE = 2**14  # pixels; of a square that is what the processors refuse to exceed
 # Flags of one form alone, and what does the like in the other.
 OF_IMAGES = {"outputs": "see --score_maps and --overlays"}
@@ -93,12 +101,7 @@ class PredictArguments(ModelArguments, DatasetArguments):
         f"panoptic model some of {', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one panoptic.json. "
         "By default the first two of each.",
     )
-    threshold: float | None = flag(
-        None,
-        "Least score of what an instance model finds, from 0 (all) to 1; of a panoptic model the class probability "
-        "above which a segment is kept. By default "
-        f"{DEFAULT_THRESHOLDS['instance']} and {DEFAULT_THRESHOLDS['panoptic']}.",
-    )
+    threshold: float | None = threshold_flag()
     tile: list[int] | None = flag(
         None,
         "Height and width, or both in one number, of overlapping tiles in which images are read at their own size, "
@@ -157,14 +160,14 @@ def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any,
     }
     task = task_of(segment.model.config)
     if task != SEMANTIC:
-        made_by |= {"task": task, "threshold": threshold_of(arguments, task)}
+        made_by |= {"task": task, "threshold": threshold_of(arguments.threshold, task)}
     of_folders = {name: getattr(arguments, name) for name in ("mask_suffix", "train_val_split")}
     made_by |= {name: value for name, value in of_folders.items() if value is not None}
     split = named[0] if named else "test"
     shards = ShardFolder(
         output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite, task
     )
-    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, stuff_of(segment.processor, task))
+    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, stuff_of(segment.processor))
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
         print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
@@ -192,8 +195,6 @@ def check_arguments(arguments: PredictArguments) -> None:
     check_at_least(arguments, LEAST_TILE, "tile")
     check_at_least(arguments, 0, "overlays", "max_bad_samples", "dataloader_num_workers", "overlap")
     check_at_most(arguments, LARGEST_EDGE, "shortest_edge", "longest_edge")
-    check_at_least(arguments, 0, "threshold")
-    check_at_most(arguments, 1, "threshold")
     if arguments.longest_edge and not arguments.shortest_edge:
         raise UserError("--longest_edge belongs to --shortest_edge: add it, or leave it out")
     if arguments.longest_edge and arguments.longest_edge < (arguments.shortest_edge or 0):
@@ -235,8 +236,7 @@ def check_for_task(arguments: PredictArguments, task: str) -> None:
             raise UserError(
                 f"--outputs {kind} of this {task} model: {WHY_NOT[kind]}: choose among {', '.join(KINDS[task])}"
             )
-    if task == SEMANTIC and arguments.threshold is not None:
-        raise UserError("--threshold is for instance and panoptic models, this one gives every pixel a class: leave it out")
+    check_threshold(arguments.threshold, task)
     if task != SEMANTIC and arguments.tile:
         raise UserError(
             f"--tile is for semantic models, this is of task {task}: tiles would cut objects in pieces: give "
@@ -247,19 +247,6 @@ def check_for_task(arguments: PredictArguments, task: str) -> None:
             f"--score_maps is for semantic models, this is of task {task}: the score of each segment is in the column "
             "segments_info: leave it out"
         )
-
-
-def threshold_of(arguments: PredictArguments, task: str) -> float:
-    """Least score of an instance, or class probability of a panoptic segment."""
-    return DEFAULT_THRESHOLDS[task] if arguments.threshold is None else arguments.threshold
-
-
-def stuff_of(processor: Any, task: str) -> list[int] | None:
-    """Classes without instances; None where a panoptic model does not say which."""
-    if task != PANOPTIC:
-        return []
-    fused = processor.label_ids_to_fuse
-    return None if fused is None else sorted(map(int, fused))
 
 
 def tiles_of(arguments: PredictArguments) -> Tiles | None:
@@ -341,7 +328,7 @@ def predict(arguments: PredictArguments) -> int:
     if task == SEMANTIC:
         segment = SingleScale(model, processor, accelerator.device, tiles_of(arguments))
     else:
-        threshold = threshold_of(arguments, task)
+        threshold = threshold_of(arguments.threshold, task)
         segment = SegmentPredictor(model, processor, accelerator.device, threshold, threshold, with_instances=False)
     failed = 0
     if images:
@@ -351,7 +338,7 @@ def predict(arguments: PredictArguments) -> int:
         settings = kinds, output_dir, names, model_palette(config), arguments.overwrite
         outputs: OutputFiles = ImageOutputs(*settings)
         if task != SEMANTIC:
-            outputs = SegmentOutputs(*settings, stuff=stuff_of(processor, task))
+            outputs = SegmentOutputs(*settings, stuff=stuff_of(processor))
         failed = predict_images(images, segment, outputs, accelerator)
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
         if failed < len(images):

@@ -65,8 +65,11 @@ class SegmentPredictor:
     with_instances: bool = True
 
     def __call__(self, image: Image.Image) -> FoundSegments:
-        size = (image.height, image.width)
         outputs, input_size = outputs_of(self.model, processed_inputs(self.processor, image, self.device))
+        return self.found(outputs, input_size, (image.height, image.width))
+
+    def found(self, outputs: Any, input_size: tuple[int, int], size: tuple[int, int]) -> FoundSegments:
+        """The segments of an image of this `(height, width)`, which the network read at the input size."""
         sizes: dict[str, Any] = {"target_sizes": [size], "input_sizes": [input_size]}
         instances = []
         if self.with_instances or self.processor.task != "panoptic":

@@ -47,7 +47,11 @@ class SegmentMap:
             box = boxes[each.id - 1]
             if box is None:
                 continue
-            about = {"id": each.id, "category_id": each.label, **({"isthing": int(each.is_thing)} if things_known else {})}
+            about = {
+                "id": each.id,
+                "category_id": each.label,
+                **({"isthing": int(each.is_thing)} if things_known else {}),
+            }
             rows, columns = box
             corner = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
             listed.append(about | {"area": int(areas[each.id]), "bbox": corner, "iscrowd": 0, "score": each.score})

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.cli.errors import UserError
+from scripts.cli.parser import flag
 
 
 SEMANTIC, INSTANCE, PANOPTIC = "semantic", "instance", "panoptic"
+# Least score of an instance; class probability above which a panoptic segment is kept.
+DEFAULT_THRESHOLDS = {INSTANCE: 0.5, PANOPTIC: 0.8}
 
 
 def task_of(config: Any) -> str:
@@ -38,3 +41,37 @@ def refuse_other_task(config: Any, what: str, reason: str, task: str = SEMANTIC)
     if task_of(config) != task:
         article = "an" if task_of(config) == INSTANCE else "a"
         raise UserError(f"{what} is for {task} models, and this is {article} {task_of(config)} model: {reason}")
+
+
+def threshold_flag() -> Any:
+    """The flag of the score from which on segments are found."""
+    return flag(
+        None,
+        "Least score of what an instance model finds, from 0 (all) to 1; of a panoptic model the class probability "
+        f"above which a segment is kept. By default {DEFAULT_THRESHOLDS[INSTANCE]} and {DEFAULT_THRESHOLDS[PANOPTIC]}.",
+    )
+
+
+def check_threshold(threshold: float | None, task: str) -> None:
+    """Raises `UserError` at a threshold that is none, or that a model of this task has no use for."""
+    if threshold is None:
+        return
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold {threshold:g}: give 0 to 1")
+    if task == SEMANTIC:
+        raise UserError(
+            f"--threshold {threshold:g} is for instance and panoptic models, and this is a semantic model, which gives "
+            "every pixel a class: leave it out"
+        )
+
+
+def threshold_of(threshold: float | None, task: str) -> float:
+    """The threshold given, or that of the task."""
+    return DEFAULT_THRESHOLDS[task] if threshold is None else threshold
+
+
+def stuff_of(processor: Any) -> list[int] | None:
+    """Classes without instances; None where a panoptic model does not say which."""
+    if processor.task != PANOPTIC:
+        return []
+    return None if processor.label_ids_to_fuse is None else sorted(map(int, processor.label_ids_to_fuse))

@@ -46,7 +46,6 @@ from scripts.inference.output_kinds import (
 from scripts.inference.sliding_window import Tiles
 from scripts.models.arguments import ModelArguments
 from scripts.models.tasks import (
-    DEFAULT_THRESHOLDS,
     SEMANTIC,
     check_task,
     check_threshold,
@@ -92,14 +91,14 @@ class PredictArguments(ModelArguments, DatasetArguments):
     )
     outputs: list[str] | None = flag(
         None,
-        f"What is written of each image. Of a semantic model some of {', '.join(KINDS['semantic'])}; probabilities: an "
-        "array of rows x columns x classes, float16, for NumPy; confidence: a PNG of 255 times the best class's "
+        f"What is written of each image. Of a semantic model some of {', '.join(KINDS['semantic'])}; probabilities: "
+        "an array of rows x columns x classes, float16, for NumPy; confidence: a PNG of 255 times the best class's "
         "probability; polygons: connected regions as GeoJSON in pixels and, of images that lie on a map, in degrees; "
         "coco: the same in one coco.json; geotiff: a label map that lies where its image does; the last three need "
         f"rasterio. Of an instance model some of {', '.join(KINDS['instance'])}; instances: COCO results in one "
         "instances.json, which needs pycocotools; ids: a PNG of 16 bits, pixel value = id of the instance. Of a "
-        f"panoptic model some of {', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one panoptic.json. "
-        "By default the first two of each.",
+        f"panoptic model some of {', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one "
+        "panoptic.json. By default the first two of each.",
     )
     threshold: float | None = threshold_flag()
     tile: list[int] | None = flag(

@@ -56,13 +56,13 @@ def with_segments(
     numbers = drawing_numbers(ids)
     colours = segment_colours({drawing_number(each.id): each.label for each in segments}, palette)
     drawn = overlay(image, numbers, palette=colours)
-    # Below a hundredth of the image's width a number could not be read.
-    font = ImageFont.load_default(max(11, round(image.width / 60)))
+    height = max(11, round(image.width / 60))
+    font = ImageFont.load_default(height)
     pen = ImageDraw.Draw(drawn)
     boxes = ndimage.find_objects(ids, max_label=max((each.id for each in segments), default=0) or 1)
     for each in segments:
         box = boxes[each.id - 1] if each.is_thing else None
-        if box is not None and (middle := inner_middle(ids[box] == each.id, LEAST_ROOM * font.size)):
+        if box is not None and (middle := inner_middle(ids[box] == each.id, LEAST_ROOM * height)):
             place = (box[1].start + middle[0], box[0].start + middle[1])
             pen.text(place, str(each.id), "white", font, "mm", stroke_width=2, stroke_fill="black")
     entries = [(drawing_number(each.id), entry(each, names)) for each in segments[:MOST_LISTED]]

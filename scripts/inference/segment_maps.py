@@ -106,7 +106,7 @@ def coco_results(instances: Sequence[Instance]) -> list[dict[str, Any]]:
         # The whole mask of one instance at a time: all of a large image's would take gigabytes.
         encoded = coco_masks.encode(np.asfortranarray(each.mask.whole().numpy().astype(np.uint8)))
         rows, columns = each.mask.rows, each.mask.columns
-        inside = each.mask.pixels.numpy().any(axis=0).nonzero()[0]  # the box may have empty columns at its sides
+        inside = np.flatnonzero(each.mask.pixels.numpy().any(axis=0))  # the box may have empty columns at its sides
         left, right = columns.start + int(inside[0]), columns.start + int(inside[-1]) + 1
         results.append(
             {

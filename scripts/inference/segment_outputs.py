@@ -60,7 +60,7 @@ class SegmentOutputs(OutputFiles):
                 for result in found
             ]
             if results:  # COCO's form is a list, which has no other place for the mark
-                results[0]["written_by"] = MARK
+                results[0] = {"written_by": MARK, **results[0]}
             return json.dumps(results) + "\n"
         content: dict[str, Any] = {
             "info": {"description": MARK},

@@ -56,8 +56,8 @@ Read it with `datasets.load_dataset("path/to/this/folder", split="{split}")`.
 """
 LABEL = {
     "semantic": "PNG, pixel value = class id of `id2label.json`",
-    "instance": "PNG, id of the instance = R + 256 G + 65536 B, 0 = none; the best instance is 1, and a better one lies "
-    "on top of others",
+    "instance": "PNG, id of the instance = R + 256 G + 65536 B, 0 = none; the best one is 1, and a better one "
+    "lies on top of others",
     "panoptic": "PNG, id of the segment = R + 256 G + 65536 B, 0 = none",
 }
 SEGMENTS_ROW = (

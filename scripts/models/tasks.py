@@ -47,8 +47,9 @@ def threshold_flag() -> Any:
     """The flag of the score from which on segments are found."""
     return flag(
         None,
-        "Least score of what an instance model finds, from 0 (all) to 1; of a panoptic model the class probability "
-        f"above which a segment is kept. By default {DEFAULT_THRESHOLDS[INSTANCE]} and {DEFAULT_THRESHOLDS[PANOPTIC]}.",
+        "Least score of what an instance model finds, from 0 (all) to 1, by default "
+        f"{DEFAULT_THRESHOLDS[INSTANCE]}; of a panoptic model the class probability above which a segment is kept, by "
+        f"default {DEFAULT_THRESHOLDS[PANOPTIC]}.",
     )
 
 
@@ -60,8 +61,8 @@ def check_threshold(threshold: float | None, task: str) -> None:
         raise UserError(f"--threshold {threshold:g}: give 0 to 1")
     if task == SEMANTIC:
         raise UserError(
-            f"--threshold {threshold:g} is for instance and panoptic models, and this is a semantic model, which gives "
-            "every pixel a class: leave it out"
+            f"--threshold {threshold:g} is for instance and panoptic models, and this is a semantic model, which "
+            "gives every pixel a class: leave it out"
         )
 
 

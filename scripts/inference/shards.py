@@ -65,7 +65,7 @@ SEGMENTS_ROW = (
     "`area`, `bbox` (left, top, width, height), `iscrowd`, `score`; one that others cover has no line |\n"
 )
 AS_LABELS = """
-`scripts/train.py` and `scripts/eval.py` read it as labels with `--label_encoding segments --id2label id2label.json`.
+The maps are of the form that `--label_encoding segments` of this project's commands reads, beside a column of images.
 """
 SCORE_ROW = "| `score` | PNG, 255 times the share of the winning class in the pixel's class scores |\n"
 

@@ -56,8 +56,8 @@ def test_coco_reads_the_results_of_all_images(write):
     results = json.loads((folder / "instances.json").read_text())
     assert [one["image_id"] for one in results] == [7] * 4 + [42] * 4
     assert results[0]["file_name"] == "000007.png" and results[4]["file_name"] == "b/000042.jpg"
-    truth = coco.COCO()
-    truth.dataset = {"images": [{"id": 7}, {"id": 42}], "categories": [{"id": index} for index in NAMES]}
+    truth, size = coco.COCO(), {"height": SIZE[0], "width": SIZE[1]}
+    truth.dataset = {"images": [{"id": 7} | size, {"id": 42} | size], "categories": [{"id": index} for index in NAMES]}
     truth.createIndex()
     read = truth.loadRes(str(folder / "instances.json"))
     assert len(read.anns) == 8 and np.array_equal(read.annToMask(read.anns[3]).astype(bool), masks()[2])

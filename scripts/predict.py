@@ -70,7 +70,10 @@ OF_A_DATASET = {
     "score_maps": "--outputs confidence writes such maps of images", "overlays": "--outputs overlay draws all images",
 }  # fmt: skip
 # How label maps are read, which are not read here; they may stay, so that all commands take the same flags of data.
-OF_LABELS = ("label_column_name", "do_reduce_labels", "mask_values", "mask_colors", "allow_absent_classes")
+OF_LABELS = (
+    "label_column_name", "do_reduce_labels", "mask_values", "mask_colors", "allow_absent_classes", "label_encoding",
+    "segments_column_name", "thing_classes",
+)  # fmt: skip
 # Of neither: the classes and the network are the checkpoint's.
 UNUSED = (
     "train_images", "train_masks", "eval_images", "eval_masks", "id2label", "class_map", "config_name", "model_type",

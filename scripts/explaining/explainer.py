@@ -20,7 +20,7 @@ from scripts.inference.found_segments import SegmentPredictor
 from scripts.inference.predictors import label_array
 from scripts.inference.segment_maps import segment_map
 from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
-from scripts.models.tasks import SEMANTIC, check_task, check_threshold, stuff_of, threshold_of
+from scripts.models.tasks import SEMANTIC, check_task, check_threshold, stuff_of, task_of, threshold_of
 
 
 LONGEST_WORDS = 60  # of a class's name in the name of a file
@@ -31,13 +31,13 @@ class Explainer:
 
     def __init__(self, arguments: Any, device: Any) -> None:
         config = build_config(arguments)
+        check_threshold(arguments.threshold, task_of(config))
         self.model = build_model(arguments, config, new_classes=False).to(device).eval()
         refuse_non_finite(self.model, f"{arguments.checkpoint_flag} {arguments.model_name_or_path}")
         check_tells_focus(self.model, f"{arguments.checkpoint_flag} {arguments.model_name_or_path}")
         self.processor = use_range(build_processor(arguments, config), arguments.intensity_range)
         where = f"{arguments.checkpoint_flag} {arguments.model_name_or_path}"
         check_task(self.processor, config, where)
-        check_threshold(arguments.threshold, self.processor.task)
         self.threshold = arguments.threshold
         self.form = form_of(config, self.processor)
         self.device = device

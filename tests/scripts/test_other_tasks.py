@@ -30,6 +30,7 @@ TESTED = {
     "space": "tests/hub_cards/test_space.py",
     "eval": "evaluation/",
     "train": "training/",
+    "demo": "it trains its own model",
     "check_dataset": "it reads data; of the model only how many bands it takes",
 }
 

@@ -67,7 +67,6 @@ def segment(session, metadata, image):
     else:
         *classes, maps = (output[0] for output in run(batch))  # SeMask has class scores, the others masks of queries
         maps = resized(maps, canvas)[:, : size[1], : size[0]]
-        maps = maps if rule["task"] == "semantic" else resized(maps, image.size)
         scores = class_scores(classes[0], maps) if classes else maps
     return resized(scores, image.size).argmax(0)
 
@@ -77,6 +76,8 @@ if len(sys.argv) != 3:
 image_file, model_file = sys.argv[1:]
 session = onnxruntime.InferenceSession(model_file, providers=["CPUExecutionProvider"])
 metadata = session.get_modelmeta().custom_metadata_map
+if metadata["task"] != "semantic":
+    sys.exit(f"{model_file} is of an {metadata['task']} model: this example makes maps of classes, no segments")
 names = json.loads(metadata["id2label"])
 image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
 if metadata["with_processing"] == "true":

@@ -28,6 +28,7 @@ from typing import Any
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, read_recipe, run_command
 from scripts.evaluation.results import command_line, package_versions, write_results
+from scripts.models.tasks import SEMANTIC
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.outputs import check_output_file, overwrite_flag
@@ -333,6 +334,23 @@ def needed_for_time_alone(names: list[str]) -> set[str]:
     return {timed for name in names for timed in timed_by(name)} - {*names, *starts}
 
 
+def refuse_segments(arguments: AblationArguments) -> None:
+    """Raises `UserError` where the recipe or its further flags train for instances or panoptic segments."""
+    from scripts.training.arguments import TrainArguments
+
+    recipe = read_recipe(str(arguments.train_recipe), [field.name for field in fields(TrainArguments)])
+    overrides = recipe.get("config_overrides") or []
+    if isinstance(overrides, dict):
+        overrides = [f"{key}={value}" for key, value in overrides.items()]
+    stated = [f"task={recipe.get('task') or SEMANTIC}", *map(str, overrides), arguments.train_flags]
+    for task in re.findall(r"\btask[ =](\w+)", " ".join(stated)):
+        if task != SEMANTIC:
+            raise UserError(
+                f"--train_recipe or --train_flags trains for the task {task}, and what is compared here is the mean IoU "
+                "of semantic models: take a semantic recipe"
+            )
+
+
 def check_warm_start(arguments: AblationArguments) -> None:
     """Raises `UserError` where the recipe or its further flags name weights or an architecture beside a warm start."""
     from scripts.training.arguments import TrainArguments
@@ -354,6 +372,7 @@ def ablation(arguments: AblationArguments) -> dict[str, Any]:
         if not getattr(arguments, name):
             raise UserError(f"no {name.replace('_', ' ')}: give --{name}")
     names = asked_for(arguments.variants)
+    refuse_segments(arguments)
     if any(VARIANTS[name].warm_start for name in names):
         check_warm_start(arguments)
     check_folder("--output_dir", Path(str(arguments.output_dir)))

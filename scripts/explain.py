@@ -29,6 +29,7 @@ from scripts.cli.parser import (
 )
 from scripts.data.arguments import intensity_range_flag, parse_range
 from scripts.models.arguments import ModelArguments
+from scripts.models.tasks import task_of, threshold_flag
 from scripts.storage.outputs import check_output_file, overwrite_flag
 
 
@@ -46,6 +47,7 @@ class ExplainArguments(ModelArguments):
         "Folder or name on the Hub of another checkpoint of the same classes, to be shown beside the model."
     )
     max_segments: int = flag(6, "How many segments of each image are shown, the largest ones.")
+    threshold: float | None = threshold_flag()
     intensity_range: list[str] | None = intensity_range_flag()
     recipe: str | None = flag(None, "YAML file with values of these flags.")
 
@@ -92,6 +94,8 @@ def explain(arguments: ExplainArguments) -> int:
         second = Explainer(compared, device)
         if class_names(first.model.config) != class_names(second.model.config):
             raise UserError(f"--compare {arguments.compare} has other classes than the model: give one of the same")
+        if task_of(first.model.config) != task_of(second.model.config):
+            raise UserError(f"--compare {arguments.compare} is of another task than the model: give one of the same")
         if first.form != second.form:
             raise UserError(
                 f"--compare {arguments.compare} reads other bands or numbers than the model: give one alike"

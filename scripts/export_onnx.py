@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.models.arguments import ModelArguments
+from scripts.models.tasks import refuse_other_task
 from scripts.storage.atomic import atomic_file, write_failure
 from scripts.storage.outputs import MARK, check_output_file, overwrite_flag
 
@@ -99,6 +100,13 @@ def export_onnx(arguments: ExportArguments) -> Path:
     # ---- model
     config = build_config(arguments)
     kind = kind_of(config, arguments.model_name_or_path or "")
+    if arguments.with_processing:
+        refuse_other_task(
+            config,
+            "--with_processing",
+            "the file would give a map of one class for each pixel: leave it out, and make segments of the file's "
+            "logits by the image processor's post_process methods",
+        )
     size = None if arguments.height is None or arguments.width is None else (arguments.height, arguments.width)
     kind.check(size, arguments.with_processing)
     model = build_model(arguments, config, new_classes=False).eval()

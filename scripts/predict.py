@@ -2,9 +2,10 @@
 
 `python scripts/predict.py street.jpg photos/ --model_name_or_path outputs/model --output_dir outputs/predictions`
 writes `street_labels.png` (pixel value = class id) and `street_overlay.png`, or what `--outputs` names; folders below
-photos/ become folders below the output folder. `--tile 512` reads large images in tiles, at their own size. With
-`--dataset_name DATA` in place of images the label maps go into parquet shards that `datasets.load_dataset(output_dir)`
-reads; the same command goes on where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate
+photos/ become folders below the output folder. An instance model writes COCO results, a panoptic one COCO's panoptic
+PNGs and list, both with overlays. `--tile 512` reads large images in tiles, at their own size. With `--dataset_name
+DATA` in place of images the maps go into parquet shards that `datasets.load_dataset(output_dir)` reads; the same
+command goes on where it was stopped. Runs alike as `python -m scripts.predict` and under `accelerate
 launch`, where processes share the work.
 """
 
@@ -33,9 +34,26 @@ from scripts.cli.parser import (
     run_command,
 )
 from scripts.data.arguments import DatasetArguments, check_dataset_flags, parse_range
-from scripts.inference.output_kinds import DEFAULT_KINDS, ENDINGS, NEED_RASTERIO, WORDS
+from scripts.inference.output_kinds import (
+    DEFAULT_KINDS,
+    ENDINGS,
+    KINDS,
+    NEED_PYCOCOTOOLS,
+    NEED_RASTERIO,
+    WHY_NOT,
+    WORDS,
+)
 from scripts.inference.sliding_window import Tiles
 from scripts.models.arguments import ModelArguments
+from scripts.models.tasks import (
+    SEMANTIC,
+    check_task,
+    check_threshold,
+    stuff_of,
+    task_of,
+    threshold_flag,
+    threshold_of,
+)
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
 
@@ -77,12 +95,16 @@ class PredictArguments(ModelArguments, DatasetArguments):
     )
     outputs: list[str] | None = flag(
         None,
-        f"What is written of each image, some of {', '.join(ENDINGS)}; by default {' '.join(DEFAULT_KINDS)}. "
-        "probabilities: an array of rows x columns x classes, float16, for NumPy. confidence: a PNG of 255 times the "
-        "best class's probability. polygons: connected regions as GeoJSON in pixels and, of images that lie on a map, "
-        "in degrees. coco: the same in one coco.json. geotiff: a label map that lies where its image does. The last "
-        "three need rasterio.",
+        f"What is written of each image. Of a semantic model some of {', '.join(KINDS['semantic'])}; probabilities: "
+        "an array of rows x columns x classes, float16, for NumPy; confidence: a PNG of 255 times the best class's "
+        "probability; polygons: connected regions as GeoJSON in pixels and, of images that lie on a map, in degrees; "
+        "coco: the same in one coco.json; geotiff: a label map that lies where its image does; the last three need "
+        f"rasterio. Of an instance model some of {', '.join(KINDS['instance'])}; instances: COCO results in one "
+        "instances.json, which needs pycocotools; ids: a PNG of 16 bits, pixel value = id of the instance. Of a "
+        f"panoptic model some of {', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one "
+        "panoptic.json. By default the first two of each.",
     )
+    threshold: float | None = threshold_flag()
     tile: list[int] | None = flag(
         None,
         "Height and width, or both in one number, of overlapping tiles in which images are read at their own size, "
@@ -117,7 +139,7 @@ class PredictArguments(ModelArguments, DatasetArguments):
 
 
 def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any) -> None:
-    """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
+    """Writes the maps of a split as parquet shards; goes on where an earlier run was stopped."""
     from scripts.data.bands import form_of
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.inference.shards import ShardFolder
@@ -137,15 +159,18 @@ def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any,
         "image_column_name": arguments.image_column_name,
         "rows_per_shard": arguments.rows_per_shard,
         "score_maps": arguments.score_maps,
-        "tiles": repr(segment.windows) if segment.windows else None,
+        "tiles": repr(tiles) if (tiles := tiles_of(arguments)) else None,
     }
+    task = task_of(segment.model.config)
+    if task != SEMANTIC:
+        made_by |= {"task": task, "threshold": threshold_of(arguments.threshold, task)}
     of_folders = {name: getattr(arguments, name) for name in ("mask_suffix", "train_val_split")}
     made_by |= {name: value for name, value in of_folders.items() if value is not None}
     split = named[0] if named else "test"
     shards = ShardFolder(
-        output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite
+        output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite, task
     )
-    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays)
+    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, stuff_of(segment.processor))
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
         print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
@@ -207,6 +232,26 @@ def refuse_unused(arguments: PredictArguments) -> None:
             raise UserError(f"{spelt} is for {other}, not for {form}: leave it out{hint}")
 
 
+def check_for_task(arguments: PredictArguments, task: str) -> None:
+    """Raises `UserError` at a flag that means nothing for a model of this task."""
+    for kind in arguments.outputs or []:
+        if kind not in KINDS[task]:
+            raise UserError(
+                f"--outputs {kind} of this {task} model: {WHY_NOT[kind]}: choose among {', '.join(KINDS[task])}"
+            )
+    check_threshold(arguments.threshold, task)
+    if task != SEMANTIC and arguments.tile:
+        raise UserError(
+            f"--tile is for semantic models, this is of task {task}: tiles would cut objects in pieces: give "
+            "--shortest_edge to read images larger"
+        )
+    if task != SEMANTIC and arguments.score_maps:
+        raise UserError(
+            f"--score_maps is for semantic models, this is of task {task}: the score of each segment is in the column "
+            "segments_info: leave it out"
+        )
+
+
 def tiles_of(arguments: PredictArguments) -> Tiles | None:
     """The tiles that the flags ask for.
 
@@ -240,10 +285,13 @@ def check_outputs(kinds: list[str], images: list[Any]) -> None:
     """Raises `UserError` where files of these kinds cannot be written of all images."""
     from scripts.inference import regions
     from scripts.inference.image_outputs import no_place
+    from scripts.inference.segment_maps import require_pycocotools
 
     for kind in kinds:
         if kind in NEED_RASTERIO:
             regions.require_rasterio(f"--outputs {kind}")
+        if kind in NEED_PYCOCOTOOLS:
+            require_pycocotools(f"--outputs {kind}")
     if "geotiff" in kinds:
         for path, _ in images:
             if regions.georeference(path) is None:
@@ -257,36 +305,51 @@ def predict(arguments: PredictArguments) -> int:
     from scripts.data.bands import use_range
     from scripts.data.images import find_images, what_was_found
     from scripts.drawing.visualization import model_palette
-    from scripts.inference.image_outputs import ImageOutputs
+    from scripts.inference.found_segments import SegmentPredictor
+    from scripts.inference.image_outputs import ImageOutputs, OutputFiles
     from scripts.inference.predictors import SingleScale
+    from scripts.inference.segment_outputs import SegmentOutputs
     from scripts.inference.stream import output_files, predict_images
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
-    output_dir, kinds = Path(arguments.output_dir or ""), arguments.outputs or DEFAULT_KINDS
     images = [] if arguments.dataset_name else find_images(arguments.images)
-    check_outputs(kinds, images)
-    for file in output_files(images, output_dir, kinds):
+    config = build_config(arguments)
+    task = task_of(config)
+    check_for_task(arguments, task)
+    output_dir, kinds = Path(arguments.output_dir or ""), arguments.outputs or DEFAULT_KINDS[task]
+    if images:
+        check_outputs(kinds, images)
+    for file in output_files(images, output_dir, kinds) if images else ():
         check_output_file("--output_dir:", file, arguments.overwrite)
     accelerator = build_accelerator(arguments.mixed_precision)
-    config = build_config(arguments)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config, **processor_settings(arguments))
     processor = use_range(processor, arguments.intensity_range)
-    segment = SingleScale(model, processor, accelerator.device, tiles_of(arguments))
+    check_task(processor, config, f"--model_name_or_path {arguments.model_name_or_path}")
+    segment: SingleScale | SegmentPredictor
+    if task == SEMANTIC:
+        segment = SingleScale(model, processor, accelerator.device, tiles_of(arguments))
+    else:
+        threshold = threshold_of(arguments.threshold, task)
+        segment = SegmentPredictor(model, processor, accelerator.device, threshold, threshold, with_instances=False)
     failed = 0
     if images:
         if any(Path(name).is_dir() for name in arguments.images):
             accelerator.print(what_was_found(images))
         names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-        outputs = ImageOutputs(kinds, output_dir, names, model_palette(config), arguments.overwrite)
+        settings = kinds, output_dir, names, model_palette(config), arguments.overwrite
+        outputs: OutputFiles = ImageOutputs(*settings)
+        if task != SEMANTIC:
+            outputs = SegmentOutputs(*settings, stuff=stuff_of(processor))
         failed = predict_images(images, segment, outputs, accelerator)
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
         if failed < len(images):
             accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
     else:
         predict_dataset(arguments, output_dir, segment, accelerator)
-        accelerator.print(f'label maps in {output_dir}: datasets.load_dataset("{output_dir}") reads them')
+        what = "label maps" if task == SEMANTIC else "maps of segments"
+        accelerator.print(f'{what} in {output_dir}: datasets.load_dataset("{output_dir}") reads them')
     accelerator.end_training()
     return 1 if failed else 0
 

@@ -29,7 +29,7 @@ import gradio as gr
 import numpy as np
 from huggingface_hub import metadata_load
 from PIL import Image
-from segment import Found, LoadedModel, Problem, Result, load_model, read_image, segment
+from segment import THRESHOLDS, Found, LoadedModel, Problem, Result, load_model, read_image, segment
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -210,7 +210,14 @@ def describe_model(name: str | None) -> tuple[Any, Any, str]:
     except Problem as problem:
         return gr.skip(), gr.skip(), problems_html([str(problem)])
     tasks = loaded.tasks
-    return gr.Radio(choices=tasks, value=tasks[0]), gr.Slider(visible=tasks[0] != "semantic"), ""
+    return gr.Radio(choices=tasks, value=tasks[0]), threshold_for(tasks[0]), ""
+
+
+def threshold_for(task: str) -> gr.Slider:
+    """The threshold at the task's own value; hidden where there is none."""
+    if task not in THRESHOLDS:
+        return gr.Slider(visible=False)
+    return gr.Slider(visible=True, value=THRESHOLDS[task])
 
 
 def stems(paths: list[Path]) -> list[str]:
@@ -394,7 +401,7 @@ def build_page() -> gr.Blocks:
         # One at a time, so that a model is loaded once.
         page.load(describe_model, **about, concurrency_id="model")
         model.change(describe_model, **about, concurrency_id="model")
-        task.change(lambda chosen: gr.Slider(visible=chosen != "semantic"), task, threshold)
+        task.change(threshold_for, task, threshold)
         opacity.change(None, opacity, js=SET_OPACITY)
         run.click(show, **asked, concurrency_id="model")
         examples.select(choose_example, None, upload).then(show, **asked, concurrency_id="model")

@@ -15,10 +15,11 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image, ImageOps
 from tiles import BlendedRows, Rows, Span, spans
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
-from visualization import IGNORE_INDEX, Palette, label_image, model_palette, with_legend
+from visualization import IGNORE_INDEX, Palette, label_image, model_palette, segment_colours, with_legend
 
 
 TASKS = ("semantic", "instance", "panoptic")
+THRESHOLDS = {"instance": 0.5, "panoptic": 0.8}  # those of the processor
 LEAST_TILE = 32  # pixels
 MOST_SHRINK = 2  # times smaller without a word
 STRIP = 16  # rows of tiles' scores at a time
@@ -66,9 +67,10 @@ class Result:
     Attributes:
         class_ids: `(H, W)` class of each pixel, 255 where nothing was found.
         regions: `(H, W)` the same as `class_ids` for a semantic map, else numbers of segments from 1, 255 where there
-            is none.
+            is none and no segment's.
         found: by area, largest first.
-        palette: colours of the classes in a semantic map, if the model has its dataset's; segments have the page's.
+        palette: colours of the regions: of classes, if the model has its dataset's, or a shade for each segment.
+        class_palette: colours of the classes.
         note: what the visitor should know of it, in a sentence; often nothing.
     """
 
@@ -77,17 +79,18 @@ class Result:
     regions: np.ndarray
     found: list[Found]
     palette: Palette | None = None
+    class_palette: Palette | None = None
     note: str = ""
 
     def write(self, folder: Path, stem: str) -> list[Path]:
         """Writes the label map first, then the overlay and, if there are segments, their map and list."""
         files = [folder / f"{stem}_labels.png", folder / f"{stem}_overlay.png"]
-        label_image(self.class_ids, self.palette).save(files[0])
+        label_image(self.class_ids, self.class_palette).save(files[0])
         numbered = {entry.number: entry.name for entry in self.found}
         with_legend(self.image, self.regions, numbered, self.palette).save(files[1])
         if self.regions is not self.class_ids:
             files += [folder / f"{stem}_segments.png", folder / f"{stem}_segments.json"]
-            label_image(self.regions).save(files[2])
+            label_image(self.regions, self.palette).save(files[2])
             files[3].write_text(json.dumps([vars(entry) for entry in self.found], indent=1), encoding="utf-8")
         return files
 
@@ -201,7 +204,8 @@ def segment(
     )[0]
     if task == "semantic":
         return semantic_result(loaded, image, answer.cpu().numpy(), read_at)
-    return replace(segments_result(image, answer, loaded.names), note=shrink_note(image, read_at))
+    colours = model_palette(loaded.model.config)
+    return replace(segments_result(image, answer, loaded.names, colours), note=shrink_note(image, read_at))
 
 
 def semantic_result(loaded: LoadedModel, image: Image.Image, class_ids: np.ndarray, read_at: Size) -> Result:
@@ -212,7 +216,7 @@ def semantic_result(loaded: LoadedModel, image: Image.Image, class_ids: np.ndarr
         for index, area in zip(ids.tolist(), pixels.tolist(), strict=True)
     ]
     palette = model_palette(loaded.model.config)
-    return Result(image, class_ids, class_ids, by_area(found), palette, shrink_note(image, read_at))
+    return Result(image, class_ids, class_ids, by_area(found), palette, palette, shrink_note(image, read_at))
 
 
 def shrink_note(image: Image.Image, read_at: Size) -> str:
@@ -261,20 +265,26 @@ def tiled_labels(loaded: LoadedModel, image: Image.Image, tile: int) -> np.ndarr
     return labels
 
 
-def segments_result(image: Image.Image, answer: dict[str, Any], names: dict[int, str]) -> Result:
-    """Of the processor's map of segments and their list, what is seen of each segment."""
+def segments_result(
+    image: Image.Image, answer: dict[str, Any], names: dict[int, str], palette: Palette | None = None
+) -> Result:
+    """Of the processor's map of segments and their list, what is seen of each segment.
+
+    Args:
+        palette: of the classes.
+    """
     segment_map = answer["segmentation"].cpu().numpy()
     class_ids, regions = np.full_like(segment_map, IGNORE_INDEX), np.full_like(segment_map, IGNORE_INDEX)
-    found = []
+    found, labels = [], {}
     for entry in answer["segments_info"]:
         inside = segment_map == entry["id"]
         if not inside.any():  # covered by better instances
             continue
-        number, label = len(found) + 1, int(entry["label_id"])
-        class_ids[inside], regions[inside] = label, number
+        number, label = len(found) + 1 + (len(found) + 1 >= IGNORE_INDEX), int(entry["label_id"])
+        class_ids[inside], regions[inside], labels[number] = label, number, label
         name = f"{names.get(label, label)} {number}"
         found.append(Found(number, name, entry["score"], int(inside.sum())))
-    return Result(image, class_ids, regions, by_area(found))
+    return Result(image, class_ids, regions, by_area(found), segment_colours(labels, palette), palette)
 
 
 def by_area(found: list[Found]) -> list[Found]:

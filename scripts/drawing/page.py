@@ -104,25 +104,30 @@ def _layer(mask: np.ndarray, colour: Colour, opacity: float, kind: str) -> str:
     return f'<span class="{kind}" style="background-image:url(data:image/png;base64,{data})"></span>'
 
 
-def with_overlay_choices(body: str, names: Mapping[int, str]) -> str:
+def with_overlay_choices(body: str, names: Mapping[int, str] | None) -> str:
     """A page's body under what a reader may choose for its overlays; as it is where it has none.
 
     Args:
-        names: class id -> name.
+        names: class id -> name; None where the overlays are of segments, whose ids mean nothing in another image.
     """
     present = sorted({int(index) for index in re.findall(r'<span class="tint class-(\d+)"', body)})
     if not present:
         return body
-    options = "".join(
-        f'<option value="{index}">{html.escape(names.get(index, f"id {index}"))}</option>' for index in present
-    )
-    rules = "".join(
-        f'body:has(#untinted option[value="{index}"]:checked) .class-{index} {{ display: none; }}' for index in present
-    )
+    untinted = rules = ""
+    if names is not None:
+        options = "".join(
+            f'<option value="{index}">{html.escape(names.get(index, f"id {index}"))}</option>' for index in present
+        )
+        untinted = (
+            f' <label>untinted class <select id="untinted"><option value="">none</option>{options}</select></label>'
+        )
+        rules = "".join(
+            f'body:has(#untinted option[value="{index}"]:checked) .class-{index} {{ display: none; }}'
+            for index in present
+        )
     return (
         f'<style>{rules}</style><p class="choices">In overlays: <label><input type="checkbox" id="contours-only"> '
-        'contours only</label> <label>untinted class <select id="untinted"><option value="">none</option>'
-        f"{options}</select></label></p>{body}"
+        f"contours only</label>{untinted}</p>{body}"
     )
 
 

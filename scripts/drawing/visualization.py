@@ -6,6 +6,8 @@ of `"#rrggbb"` or `[red, green, blue]`. The trainer keeps them in the model's co
 
 from __future__ import annotations
 
+import colorsys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +43,7 @@ IGNORE_INDEX = 255
 OPACITY = 0.55
 STRIP = 256  # rows that are coloured at a time
 LONGEST_NAME = 200  # letters of a class's name in a legend
+GOLDEN = 0.618034  # steps of it, without their whole part, fill an interval evenly however many there are
 
 
 # ---- colours --------------------------------------------------------------------------------------------------------
@@ -103,6 +106,32 @@ def class_colour(index: int, palette: Palette | None = None) -> Colour:
         return palette[index]
     start = 3 * (index % (len(COLOURS) // 3))
     return COLOURS[start], COLOURS[start + 1], COLOURS[start + 2]
+
+
+def segment_colours(classes: Mapping[int, int], palette: Palette | None = None) -> dict[int, Colour]:
+    """Colours by which segments of one class are told apart and still known as of that class.
+
+    Args:
+        classes: number of each segment -> its class.
+    Returns:
+        by number the colour of its class where it is the only one of it, else a shade of that colour.
+    """
+    counts, seen, colours = Counter(classes.values()), Counter[int](), {}
+    for number, index in classes.items():
+        colours[number] = class_colour(index, palette)
+        if counts[index] > 1:
+            colours[number] = shade(colours[number], seen[index])
+        seen[index] += 1
+    return colours
+
+
+def shade(colour: Colour, number: int) -> Colour:
+    """The shade of a colour with this number; neighbours in number are far apart in lightness."""
+    hue, _, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
+    place = (0.5 + number * GOLDEN) % 1
+    turned = hue + 0.16 * ((number * GOLDEN**2) % 1 - 0.5)
+    red, green, blue = colorsys.hls_to_rgb(turned % 1, 0.28 + 0.5 * place, max(saturation, 0.55))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 # ---- label maps -----------------------------------------------------------------------------------------------------

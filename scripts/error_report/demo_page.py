@@ -14,12 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.drawing.page import class_cell, facts_table, figure, row, write_page
 from scripts.drawing.sheets import explained_strip, stacked
-from scripts.drawing.visualization import colour_map
+from scripts.drawing.visualization import colour_map, model_palette
 from scripts.error_report.charts import STYLE as BARS_STYLE
 from scripts.error_report.charts import class_bars, curve
 from scripts.explaining.focus import Look
 from scripts.explaining.focus_page import STYLE as FOCUS_STYLE
-from scripts.explaining.focus_page import Explained, Model, segment_block
+from scripts.explaining.focus_page import Explained, Model, class_names, segment_block
 from scripts.explaining.images import path_sheet
 from scripts.explaining.paths import FocusPath
 from scripts.storage.digests import sha256
@@ -86,8 +86,8 @@ def write_report(
 
 def focus_section(example: Example, path: FocusPath) -> str:
     """Where one query looked, layer by layer, with what that shows of the model."""
-    name = html.escape(example.model.name(path.segment.label))
-    explained = Explained(example.seen, example.labels, [path])
+    config, name = example.model.config, html.escape(example.model.name(path.segment.label))
+    explained = Explained(example.seen, example.labels, [path], class_names(config), model_palette(config))
     return f"""<h2>Where the query behind one {name} looked</h2>
 <p>The prediction is put together from queries, each with a class and a mask. A query looks at the image in one decoder
 layer after the other, from coarse to fine, and where it looked tells it where to look next (DFPQ); the finest level is

@@ -4,7 +4,9 @@ Notation: Q queries, K classes, S segments; a cell is one value of a mask, 4x4 p
 
 A *segment* is what one query decides of a semantic prediction: the cells to whose class that query contributes most.
 Segments under 64 cells, the area of one token at 1/32, are left out, and so are those whose query's final mask (cells
-of probability one half or more, within the image) is empty. Of each segment's query and each decoder layer:
+of probability one half or more, within the image) is empty. Of an instance or a panoptic model a segment is what one
+query finds by the rules of its post-processing, each query with its best class: above a threshold, and the panoptic
+ones by the cells that they win. Of each segment's query and each decoder layer:
 
 - *inside* is the share of its focus, the attention averaged over heads, that lies in its final mask;
 - *even* is what that share would be if it spread its focus evenly over all that the layer lets it see: masked
@@ -33,10 +35,12 @@ from torch.nn import functional as F
 from image_processing.semantic_labels import ImageScores
 from scripts.cli.errors import UserError
 from scripts.inference.predictors import processed_inputs
+from scripts.models.tasks import DEFAULT_THRESHOLDS, PANOPTIC, SEMANTIC
 
 
 MASK_STRIDE = 4
 MIN_CELLS = 64
+LEAST_WON = 0.8  # share of its mask that a panoptic segment must win
 UNIT = 1_000_000  # shares are counted in whole millionths: sums do not depend on the number of processes
 DEFINITION = (
     "mean over predicted segments, in percent, of the share of a layer's focus inside the final mask of the segment's "
@@ -49,7 +53,7 @@ class Segment:
     """What one query decides of a prediction.
 
     Attributes:
-        score: of the class, in 0..1.
+        score: of the class, in 0..1; of an instance times the mean probability in its mask.
         area: share of the image.
         mask: `(h, w)` bool, the query's final mask.
     """
@@ -97,19 +101,30 @@ def check_tells_focus(model: Any, flag: str) -> None:
 
 
 @torch.no_grad()
-def look(model: Any, processor: Any, image: Image.Image, device: Any, every_prediction: bool = False) -> Look:
+def look(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    device: Any,
+    every_prediction: bool = False,
+    threshold: float | None = None,
+) -> Look:
     """Runs the network on an image after the processor's own resize.
 
     Args:
         every_prediction: whether `outputs.auxiliary_logits` are wanted, the predictions before each layer.
+        threshold: of the segments of an instance or a panoptic model; by default that of its post-processing.
     """
     inputs = processed_inputs(processor, image, device)
     outputs = model(**inputs, output_focus=True, output_auxiliary_logits=every_prediction)
     mask = inputs["pixel_mask"][0] > 0
     image_cells = mask[::MASK_STRIDE, ::MASK_STRIDE]
-    segments, without_mask = predicted_segments(
-        outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(), image_cells
-    )
+    logits = outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(), image_cells
+    if processor.task == SEMANTIC:
+        segments, without_mask = predicted_segments(*logits)
+    else:
+        least = DEFAULT_THRESHOLDS[processor.task] if threshold is None else threshold
+        segments, without_mask = found_segments(*logits, processor.task == PANOPTIC, least), 0
     return Look(outputs, (int(mask[:, 0].sum()), int(mask[0].sum())), image_cells, segments, without_mask)
 
 
@@ -141,6 +156,37 @@ def predicted_segments(class_logits: Tensor, masks_logits: Tensor, image_cells: 
         label = int(own.mode().values)
         segments.append(Segment(query, label, float(class_probs[query, label]), own.numel() / cells, mask))
     return sorted(segments, key=lambda segment: -segment.area), without_mask
+
+
+def found_segments(
+    class_logits: Tensor, masks_logits: Tensor, image_cells: Tensor, are_panoptic: bool, threshold: float
+) -> list[Segment]:
+    """The segments that the queries of an instance or a panoptic model find in one image, largest first.
+
+    Args:
+        class_logits, masks_logits, image_cells: as for `predicted_segments`.
+        are_panoptic: whether every cell goes to one query at most.
+        threshold: least score of an instance, or class probability of a panoptic segment.
+    """
+    probs, masks = class_logits.softmax(-1), masks_logits.sigmoid() * image_cells
+    inside = masks >= 0.5
+    if are_panoptic:
+        scores, labels = probs.max(-1)
+        kept = (labels < probs.shape[-1] - 1) & (scores > threshold)
+        claims = scores[:, None, None] * masks * kept[:, None, None]
+        won = inside & (claims.argmax(0) == torch.arange(len(claims), device=claims.device)[:, None, None])
+        kept &= won.sum((1, 2)) >= LEAST_WON * inside.sum((1, 2))
+    else:
+        class_probs, labels = probs[:, :-1].max(-1)
+        scores = class_probs * (masks * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        kept, won = scores >= threshold, inside
+    kept &= won.sum((1, 2)) >= MIN_CELLS
+    cells = int(image_cells.sum())
+    segments = [
+        Segment(query, int(labels[query]), float(scores[query]), int(won[query].sum()) / cells, inside[query])
+        for query in kept.nonzero().flatten().tolist()
+    ]
+    return sorted(segments, key=lambda segment: -segment.area)
 
 
 def focus_shares(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from scripts.drawing.visualization import Palette
 from scripts.explaining.focus import Look, layer_names
 from scripts.explaining.images import focus_image, step_caption, windows_image
 from scripts.explaining.paths import FocusPath
+from scripts.inference.segment_maps import SegmentMap
+from scripts.models.tasks import SEMANTIC, task_of
 
 
 IMAGE_WIDTH, STEP_WIDTH = 640, 300
@@ -47,11 +49,21 @@ td { white-space: nowrap; }
 
 @dataclass(frozen=True)
 class Explained:
-    """One image as one model sees it."""
+    """One image as one model sees it.
+
+    Args:
+        labels: `(H, W)` class ids; of an instance or a panoptic model the ids of its segments, `IGNORE_INDEX` where
+            there is none.
+        names, palette: of these ids.
+        segments: of an instance or a panoptic model.
+    """
 
     seen: Look
     labels: np.ndarray
     paths: list[FocusPath]
+    names: Mapping[int, str]
+    palette: Palette
+    segments: SegmentMap | None = None
 
 
 @dataclass(frozen=True)
@@ -216,13 +228,14 @@ def overview(image: Image.Image, explained: Explained, model: Model) -> str:
     ids, counts = np.unique(explained.labels, return_counts=True)
     order = np.argsort(-counts)
     legend = "".join(
-        f"<div>{class_cell(int(ids[place]), model.name(int(ids[place])), model.palette)} "
+        f"<div>{class_cell(int(ids[place]), explained.names[int(ids[place])], explained.palette)} "
         f"<span class='quiet'>{counts[place] / explained.labels.size:.1%}</span></div>"
         for place in order
+        if ids[place] in explained.names
     )
     parts = [
         f"<div class='overview'>{figure(shown, 'image', lossless=False)}"
-        f"{overlay_figure(shown, labels, 'prediction', model.palette)}"
+        f"{overlay_figure(shown, labels, 'prediction', explained.palette)}"
         f"<div class='legend'>{legend}</div></div>"
     ]
     steps = explained.paths[0].steps if explained.paths else []
@@ -253,7 +266,8 @@ def write_focus_page(file: Path, models: Sequence[Model], images: Sequence[str])
         images: HTML of each, of `image_section`.
     """
     first, second = models[0], models[1] if len(models) > 1 else None
-    overlays = with_overlay_choices("".join(images), class_names(first.config))
+    are_classes = task_of(first.config) == SEMANTIC
+    overlays = with_overlay_choices("".join(images), class_names(first.config) if are_classes else None)
     body = introduction(first, second) + consistency(models) + overlays
     write_page(file, "Where the model looks", body, STYLE)
 
@@ -276,7 +290,7 @@ def image_section(
         small = image.convert("RGB")
         small.thumbnail((2 * IMAGE_WIDTH, 2 * IMAGE_WIDTH))
         labels = resized(theirs.labels, small.size)
-        shown = overlay_figure(small, labels, f"prediction of {their_model.title}", their_model.palette)
+        shown = overlay_figure(small, labels, f"prediction of {their_model.title}", theirs.palette)
         parts.append(f"<h3>The other model's prediction</h3><div class='overview'>{shown}</div>")
     for number, path in enumerate(explained.paths):
         label = path.segment.label

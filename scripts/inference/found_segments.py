@@ -54,6 +54,7 @@ class SegmentPredictor:
         processor: of an instance or a panoptic model.
         threshold: least score of an instance; average precision wants all, 0.
         panoptic_threshold: class probability above which a query is a segment of a panoptic map.
+        with_instances: whether the instances of a panoptic model are wanted beside its map.
     """
 
     model: Any
@@ -61,16 +62,22 @@ class SegmentPredictor:
     device: Any
     threshold: float = 0.5
     panoptic_threshold: float = 0.8
+    with_instances: bool = True
 
     def __call__(self, image: Image.Image) -> FoundSegments:
-        size = (image.height, image.width)
         outputs, input_size = outputs_of(self.model, processed_inputs(self.processor, image, self.device))
+        return self.found(outputs, input_size, (image.height, image.width))
+
+    def found(self, outputs: Any, input_size: tuple[int, int], size: tuple[int, int]) -> FoundSegments:
+        """The segments of an image of this `(height, width)`, which the network read at the input size."""
         sizes: dict[str, Any] = {"target_sizes": [size], "input_sizes": [input_size]}
-        ((masks, scores, labels, _),) = self.processor.found_instances(outputs, self.threshold, **sizes)
-        instances = [
-            Instance(label, score, mask._replace(pixels=mask.pixels.cpu()))
-            for label, score, mask in zip(labels.tolist(), scores.tolist(), masks, strict=True)
-        ]
+        instances = []
+        if self.with_instances or self.processor.task != "panoptic":
+            ((masks, scores, labels, _),) = self.processor.found_instances(outputs, self.threshold, **sizes)
+            instances = [
+                Instance(label, score, mask._replace(pixels=mask.pixels.cpu()))
+                for label, score, mask in zip(labels.tolist(), scores.tolist(), masks, strict=True)
+            ]
         if self.processor.task != "panoptic":
             return FoundSegments(size, instances)
         (found,) = self.processor.post_process_panoptic_segmentation(outputs, self.panoptic_threshold, **sizes)

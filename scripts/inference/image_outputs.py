@@ -19,8 +19,8 @@ from scripts.data.bands import for_eyes
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import Palette, label_image, with_legend
 from scripts.inference import regions
-from scripts.inference.output_kinds import COCO_FILE, ENDINGS
-from scripts.inference.predictors import LEAST_SUM, Confidence, Watcher, labels_of
+from scripts.inference.output_kinds import COMMON_FILES, ENDINGS
+from scripts.inference.predictors import LEAST_SUM, Confidence, Predictor, Watcher, labels_of
 from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK, check_output_file
 
@@ -48,15 +48,15 @@ def probability_file(file: Path, scores: ScoreRows, softmax: bool) -> Iterator[W
 
 
 @dataclass
-class ImageOutputs:
-    """Writes what was asked for of each image.
+class OutputFiles:
+    """Writes what was asked for of each image; a subclass says what that is.
 
     Args:
         kinds: some of the keys of `ENDINGS`.
         names: class id -> name.
         overwrite: whether files that this project did not write may be replaced.
     Attributes:
-        coco: of each image written, what COCO's file says of it, and its annotations.
+        of_images: by kind of `COMMON_FILES` of each image written what the file says of it, and its annotations.
     """
 
     kinds: list[str]
@@ -64,34 +64,68 @@ class ImageOutputs:
     names: dict[int, str]
     palette: Palette
     overwrite: bool
-    coco: list[tuple[dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
+    of_images: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = field(init=False)
 
-    def write(self, path: Path, target: PurePath, image: Image.Image, scores: ScoreRows, softmax: bool) -> None:
+    def __post_init__(self) -> None:
+        self.of_images = {kind: [] for kind in COMMON_FILES if kind in self.kinds}
+
+    def write(self, path: Path, target: PurePath, image: Image.Image, predictor: Any) -> None:
         """Writes the outputs of one image.
 
         Args:
             path: of the image.
             target: of its outputs, below the folder of outputs and without an ending.
-            softmax: whether its scores become probabilities by a softmax.
         Raises:
-            UserError: a file of somebody else is in the way; or the image has no place on the map that it needs.
+            UserError: a file of somebody else is in the way.
         """
+        raise NotImplementedError
+
+    def common_text(self, kind: str, images: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
+        """The content of the file of a kind that holds all images."""
+        raise NotImplementedError
+
+    def write_common(self, kind: str, images: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
+        """Writes the file of a kind that holds the images of all processes."""
+        file = self.output_dir / COMMON_FILES[kind]
+        check_output_file("--output_dir:", file, self.overwrite)
+        with atomic_file(file) as partial:
+            partial.write_text(self.common_text(kind, images), encoding="utf-8")
+
+    def file(self, target: PurePath, kind: str, number: int = 0) -> Path:
+        """A file to be written, in a folder that is there."""
+        file = self.output_dir / f"{target}{ENDINGS[kind][number]}"
+        check_output_file("--output_dir:", file, self.overwrite)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+
+@dataclass
+class ImageOutputs(OutputFiles):
+    """Writes what was asked for of each image with a semantic model."""
+
+    def write(self, path: Path, target: PurePath, image: Image.Image, predictor: Predictor) -> None:
+        """As above.
+
+        Raises:
+            UserError: also if the image has no place on the map that it needs.
+        """
+        scores, softmax = predictor.scores(image), predictor.softmax
         confidence, watchers = Confidence(scores.size, softmax), []
         with ExitStack() as stack:
             if "probabilities" in self.kinds:
-                file = self._file(target, "probabilities")
+                file = self.file(target, "probabilities")
                 watchers.append(stack.enter_context(probability_file(file, scores, softmax)))
             if "confidence" in self.kinds:
                 watchers.append(confidence)
             labels = labels_of(scores, *watchers)
         if "labels" in self.kinds:
-            write_png(label_image(labels, self.palette), self._file(target, "labels"), self.overwrite)
+            write_png(label_image(labels, self.palette), self.file(target, "labels"), self.overwrite)
         if "overlay" in self.kinds:
             drawn = with_legend(for_eyes(image), labels, self.names, self.palette)
-            write_png(drawn, self._file(target, "overlay"), self.overwrite)
+            write_png(drawn, self.file(target, "overlay"), self.overwrite)
         if "confidence" in self.kinds:
             grey = Image.fromarray((255 * confidence.values).round().astype(np.uint8))
-            write_png(grey, self._file(target, "confidence"), self.overwrite)
+            write_png(grey, self.file(target, "confidence"), self.overwrite)
         self._write_regions(path, target, labels)
 
     def _write_regions(self, path: Path, target: PurePath, labels: np.ndarray) -> None:
@@ -100,35 +134,24 @@ class ImageOutputs:
         if place is not None and place.size != labels.shape:
             raise UserError(f"{path}: it is turned by its orientation, its place on the map is not: store it upright")
         if "polygons" in self.kinds:
-            with atomic_file(self._file(target, "polygons")) as partial:
+            with atomic_file(self.file(target, "polygons")) as partial:
                 regions.write_geojson(regions.regions_of(labels), self.names, partial, regions.PIXELS)
             if place is not None:
-                with errors_explained(str(path), UserError), atomic_file(self._file(target, "polygons", 1)) as partial:
+                with errors_explained(str(path), UserError), atomic_file(self.file(target, "polygons", 1)) as partial:
                     found = (regions.on_the_map(region, place) for region in regions.regions_of(labels))
                     regions.write_geojson(found, self.names, partial, regions.DEGREES)
         if "geotiff" in self.kinds:
             if place is None:
                 raise UserError(no_place(path))
-            with atomic_file(self._file(target, "geotiff")) as partial:
+            with atomic_file(self.file(target, "geotiff")) as partial:
                 regions.write_label_geotiff(labels, place, self.palette, partial)
         if "coco" in self.kinds:
             height, width = labels.shape
             about = {"file_name": (target.parent / path.name).as_posix(), "height": height, "width": width}
-            self.coco.append((about, regions.coco_annotations(regions.regions_of(labels), labels.shape)))
+            self.of_images["coco"].append((about, regions.coco_annotations(regions.regions_of(labels), labels.shape)))
 
-    def _file(self, target: PurePath, kind: str, number: int = 0) -> Path:
-        """A file to be written, in a folder that is there."""
-        file = self.output_dir / f"{target}{ENDINGS[kind][number]}"
-        check_output_file("--output_dir:", file, self.overwrite)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file
-
-    def write_coco(self, images: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
-        """Writes COCO's file of the images of all processes."""
-        file = self.output_dir / COCO_FILE
-        check_output_file("--output_dir:", file, self.overwrite)
-        with atomic_file(file) as partial:
-            partial.write_text(regions.coco_text(images, self.names), encoding="utf-8")
+    def common_text(self, kind: str, images: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
+        return regions.coco_text(images, self.names)
 
 
 def no_place(path: Path) -> str:

@@ -11,7 +11,12 @@ ENDINGS = {
     "polygons": ("_polygons.geojson", "_polygons_map.geojson"),
     "coco": (),  # one file of all images
     "geotiff": ("_labels.tif",),
+    "instances": (),  # one file of all images
+    "segments": ("_segments.png",),  # and one file of all images
+    "ids": ("_ids.png",),
 }
+# Kinds that put something of all images into one file.
+COMMON_FILES = {"coco": "coco.json", "instances": "instances.json", "segments": "panoptic.json"}
 WORDS = {
     "labels": "label maps",
     "overlay": "overlays",
@@ -20,7 +25,33 @@ WORDS = {
     "polygons": "polygons",
     "coco": "COCO annotations",
     "geotiff": "GeoTIFFs",
+    "instances": "COCO results",
+    "segments": "panoptic segments",
+    "ids": "maps of ids",
 }
-COCO_FILE = "coco.json"
-DEFAULT_KINDS = ["labels", "overlay"]
+# By the task of the model, those written where none are named first.
+DEFAULT_KINDS = {
+    "semantic": ["labels", "overlay"],
+    "instance": ["instances", "overlay"],
+    "panoptic": ["segments", "overlay"],
+}
+KINDS = {
+    "semantic": ["labels", "overlay", "confidence", "probabilities", "polygons", "coco", "geotiff"],
+    "instance": ["instances", "overlay", "ids"],
+    "panoptic": ["segments", "overlay", "ids"],
+}
 NEED_RASTERIO = ("polygons", "coco", "geotiff")
+NEED_PYCOCOTOOLS = ("instances",)
+# Why a kind is not for models of some other task.
+OF_A_LABEL_MAP = "it is made of a map of one class for each pixel, which tells no object from the next"
+WHY_NOT = {
+    "labels": "a map of one class for each pixel tells no object from the next",
+    "confidence": "its scores are of whole segments, which the files of them list, and not of pixels",
+    "probabilities": "its scores are of whole segments, which the files of them list, and not of pixels",
+    "polygons": OF_A_LABEL_MAP,
+    "coco": OF_A_LABEL_MAP,
+    "geotiff": OF_A_LABEL_MAP,
+    "instances": "only an instance model finds objects that are ranked by a score and may overlap",
+    "segments": "only a panoptic model finds segments of which every pixel has at most one",
+    "ids": "it finds a class for each pixel and no segments that could have ids",
+}

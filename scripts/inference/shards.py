@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.models.tasks import PANOPTIC, SEMANTIC
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import read_json
 from scripts.storage.shared_text import code, front_matter, markdown
@@ -28,8 +29,19 @@ COLUMNS = {
     "label": datasets.Image(),
     "error": datasets.Value("string"),
 }
+SEGMENTS = [
+    {
+        "id": datasets.Value("int32"),
+        "category_id": datasets.Value("int32"),
+        "isthing": datasets.Value("int32"),
+        "area": datasets.Value("int64"),
+        "bbox": [datasets.Value("int32")],
+        "iscrowd": datasets.Value("int32"),
+        "score": datasets.Value("float64"),
+    }
+]
 README = """
-# Label maps predicted by {model}
+# {what} predicted by {model}
 
 One row per row of {dataset}, split `{split}`, in its order{rows}.
 
@@ -37,10 +49,23 @@ One row per row of {dataset}, split `{split}`, in its order{rows}.
 |---|---|
 | `index` | place of the row in the source, from 0 |
 | `image_id` | id or file name of the image there, else `#<index>` |
-| `label` | PNG, pixel value = class id of `id2label.json`, of the image's size; null if it could not be read |
+| `label` | {label}, of the image's size; null if it could not be read |
 | `error` | why an image could not be read, else null |
-{score}
+{more}
 Read it with `datasets.load_dataset("path/to/this/folder", split="{split}")`.
+"""
+LABEL = {
+    "semantic": "PNG, pixel value = class id of `id2label.json`",
+    "instance": "PNG, id of the instance = R + 256 G + 65536 B, 0 = none; the best one is 1, and a better one "
+    "lies on top of others",
+    "panoptic": "PNG, id of the segment = R + 256 G + 65536 B, 0 = none",
+}
+SEGMENTS_ROW = (
+    "| `segments_info` | list of the map's segments: `id`, `category_id` (class id of `id2label.json`), `isthing`, "
+    "`area`, `bbox` (left, top, width, height), `iscrowd`, `score`; one that others cover has no line |\n"
+)
+AS_LABELS = """
+The maps are of the form that `--label_encoding segments` of this project's commands reads, beside a column of images.
 """
 SCORE_ROW = "| `score` | PNG, 255 times the share of the winning class in the pixel's class scores |\n"
 
@@ -59,7 +84,8 @@ class ShardFolder:
 
     Args:
         rows_per_shard: rows of every shard but the last, which may have fewer.
-        made_by: what the label maps depend on, for `predictions.json`.
+        task: of the model; of instances and panoptic segments there is a list beside each map.
+        made_by: what the maps depend on, for `predictions.json`.
         overwrite: whether files of these names may be replaced in a folder that is none of predictions.
     """
 
@@ -69,11 +95,20 @@ class ShardFolder:
     made_by: dict[str, Any]
     with_scores: bool = False
     overwrite: bool = False
+    task: str = SEMANTIC
 
     @property
     def features(self) -> datasets.Features:
         """Columns of the shards."""
-        return datasets.Features(COLUMNS | ({"score": datasets.Image()} if self.with_scores else {}))
+        more: dict[str, Any] = {"score": datasets.Image()} if self.with_scores else {}
+        if self.task != SEMANTIC:
+            more["segments_info"] = SEGMENTS
+        return datasets.Features(COLUMNS | more)
+
+    @property
+    def what(self) -> str:
+        """What the maps are, as a heading."""
+        return {SEMANTIC: "Label maps", PANOPTIC: "Panoptic segments"}.get(self.task, "Instances")
 
     @property
     def state_file(self) -> Path:
@@ -166,7 +201,7 @@ class ShardFolder:
         """Writes the card; `rows` of the whole split once all are there."""
         files = [{"split": self.split, "path": f"data/{self.split}-*.parquet"}]
         card: dict[str, Any] = {
-            "pretty_name": f"Label maps predicted by {self.made_by['model']}",
+            "pretty_name": f"{self.what} predicted by {self.made_by['model']}",
             "task_categories": ["image-segmentation"],
             "configs": [{"config_name": "default", "data_files": files}],
         }
@@ -177,8 +212,11 @@ class ShardFolder:
             dataset=code(self.made_by["dataset"]),
             split=self.split,
             rows=" (unfinished: run the command again)" if rows is None else f": {rows} rows",
-            score=SCORE_ROW if self.with_scores else "",
+            what=self.what,
+            label=LABEL[self.task],
+            more=(SCORE_ROW if self.with_scores else "") + (SEGMENTS_ROW if self.task != SEMANTIC else ""),
         )
+        text += AS_LABELS if self.task != SEMANTIC else ""
         with (
             errors_explained(f"--output_dir {self.folder}", OSError),
             atomic_file(self.folder / "README.md") as partial,

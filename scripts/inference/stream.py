@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -35,22 +35,27 @@ from scripts.data.samples import BadSample, BadSamples, decode_image, sample_nam
 from scripts.data.sources import readable
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import label_image, model_palette, with_legend
-from scripts.inference.image_outputs import ImageOutputs
-from scripts.inference.output_kinds import COCO_FILE, ENDINGS
+from scripts.inference.found_segments import SegmentPredictor
+from scripts.inference.image_outputs import OutputFiles
+from scripts.inference.output_kinds import COMMON_FILES, ENDINGS
 from scripts.inference.predictors import SingleScale
+from scripts.inference.segment_maps import segment_map
 from scripts.inference.shards import Finished, ShardFolder
 from scripts.inference.shrinking import Shrinking
 
 
 def output_files(images: list[FoundImage], output_dir: Path, kinds: list[str]) -> list[Path]:
-    """The files of these kinds for each image, and that for all of them."""
+    """The files of these kinds for each image, and those for all of them."""
     endings = [ending for kind in kinds for ending in ENDINGS[kind]]
     files = [output_dir / f"{target}{ending}" for target in mirrored_names(images) for ending in endings]
-    return [*files, output_dir / COCO_FILE] if "coco" in kinds else files
+    return files + [output_dir / COMMON_FILES[kind] for kind in kinds if kind in COMMON_FILES]
 
 
 def predict_images(
-    images: list[FoundImage], segment: SingleScale, outputs: ImageOutputs, accelerator: Accelerator
+    images: list[FoundImage],
+    segment: SingleScale | SegmentPredictor,
+    outputs: OutputFiles,
+    accelerator: Accelerator,
 ) -> int:
     """Writes the outputs of each image; returns how many of this process's could not be read."""
     jobs = list(zip(images, mirrored_names(images), strict=True))
@@ -63,7 +68,8 @@ def predict_images(
         accelerator.autocast(),
         tqdm(own, desc="predict", unit="image", disable=not accelerator.is_main_process) as bar,
     ):
-        segment.when_read = lambda number, count: bar.set_postfix_str(f"tile {number}/{count}")
+        if isinstance(segment, SingleScale):
+            segment.when_read = lambda number, count: bar.set_postfix_str(f"tile {number}/{count}")
         outputs.output_dir.mkdir(parents=True, exist_ok=True)
         for (path, _), target in bar:
             image = read_image(path, form)
@@ -71,13 +77,13 @@ def predict_images(
                 failed += 1
                 continue
             shrinking.add(str(path), image)
-            outputs.write(path, target, image, segment.scores(image), segment.softmax)
+            outputs.write(path, target, image, segment)
     accelerator.wait_for_everyone()
-    if "coco" in outputs.kinds:
-        parts = gather_object(outputs.coco) if accelerator.num_processes > 1 else outputs.coco
+    for kind, own_part in outputs.of_images.items():
+        parts = gather_object(own_part) if accelerator.num_processes > 1 else own_part
         if accelerator.is_main_process:
             with errors_explained(f"--output_dir {outputs.output_dir}", OSError):
-                outputs.write_coco(parts)
+                outputs.write_common(kind, parts)
     say_shrinking(shrinking, accelerator)
     if failed:
         print(f"{failed} of {len(own)} images could not be read", file=sys.stderr)
@@ -180,13 +186,15 @@ class Prediction:
 
     Args:
         overlays: images of the stream, from its start, that get an overlay with a legend in `overlays/`.
+        stuff: classes without instances, of a panoptic model that says which.
     """
 
     accelerator: Accelerator
-    segment: SingleScale
+    segment: SingleScale | SegmentPredictor
     shards: ShardFolder
     data: LabelledDataset
     overlays: int = 0
+    stuff: Collection[int] | None = None
 
     def __post_init__(self) -> None:
         self.shrinking = Shrinking(self.segment.processor)
@@ -247,27 +255,42 @@ class Prediction:
             self.shards.write(shard[-1]["index"] // size, shard)
 
     def _row(self, sample: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
-        row = {"index": sample["index"], "image_id": sample["name"], "label": None, "error": sample.get("error")}
-        if self.shards.with_scores:
-            row["score"] = None
+        row: dict[str, Any] = dict.fromkeys(self.shards.features)
+        row |= {"index": sample["index"], "image_id": sample["name"], "error": sample.get("error")}
         if "image" not in sample:
             return row
-        image = sample["image"]
-        self.shrinking.add(sample["name"], image)
-        if self.shards.with_scores:
-            labels, confidence = self.segment.with_confidence(image)
-            row["score"] = png(Image.fromarray((255 * confidence).round().astype(np.uint8)), sample["name"])
-        else:
-            labels = self.segment(image)
-        palette = model_palette(self.segment.model.config)
-        row["label"] = png(label_image(labels, palette), sample["name"])
+        self.shrinking.add(sample["name"], sample["image"])
+        predicted = self._labels if isinstance(self.segment, SingleScale) else self._segments
+        columns, draw = predicted(sample["image"], names)
         if sample["index"] < self.overlays:
             folder = self.shards.folder / "overlays"
             file = folder / f"{sample['index']:06d}.png"
             with errors_explained(f"--output_dir {self.shards.folder}", OSError):
                 folder.mkdir(exist_ok=True)
-                write_png(with_legend(for_eyes(image), labels, names, palette), file, self.shards.overwrite)
-        return row
+                write_png(draw(), file, self.shards.overwrite)
+        images = {key: png(value, sample["name"]) for key, value in columns.items() if isinstance(value, Image.Image)}
+        return row | columns | images
+
+    def _labels(self, image: Any, names: dict[int, str]) -> tuple[dict[str, Any], Callable[[], Image.Image]]:
+        """Columns of a label map, and what draws it."""
+        assert isinstance(self.segment, SingleScale)
+        palette, columns = model_palette(self.segment.model.config), {}
+        if self.shards.with_scores:
+            labels, confidence = self.segment.with_confidence(image)
+            columns["score"] = Image.fromarray((255 * confidence).round().astype(np.uint8))
+        else:
+            labels = self.segment(image)
+        columns["label"] = label_image(labels, palette)
+        return columns, lambda: with_legend(for_eyes(image), labels, names, palette)
+
+    def _segments(self, image: Any, names: dict[int, str]) -> tuple[dict[str, Any], Callable[[], Image.Image]]:
+        """Columns of a map of segments and their list, and what draws them."""
+        assert isinstance(self.segment, SegmentPredictor)
+        found, stuff = self.segment(image), self.stuff or ()
+        segments = segment_map(found, stuff)
+        columns = {"label": segments.coloured(), "segments_info": segments.info(self.stuff is not None)}
+        palette = model_palette(self.segment.model.config)
+        return columns, lambda: segment_map(found, stuff, small_on_top=True).drawn(for_eyes(image), names, palette)
 
     def _finish(self, total: int, bad: BadSamples) -> int:
         """Makes sure that every row is there once, and says so in the card; returns the rows without a label map."""

@@ -116,7 +116,7 @@ def with_processing(network: onnx.ModelProto, kind: Kind, processor: Any) -> onn
     """
     model = compose.merge_models(as_model(prepare_graph(processor), network), network, [(INPUT, INPUT)])
     outputs = [output.name for output in kind.outputs]
-    finish = as_model(finish_graph(outputs, processor.task != "semantic", kind.config.num_labels), network)
+    finish = as_model(finish_graph(outputs, kind.config.num_labels), network)
     names = [*outputs, "network_size", "image_size"]
     return compose.merge_models(model, finish, [(name, name) for name in names])
 
@@ -177,13 +177,11 @@ def prepare_graph(processor: Any) -> str:
     )
 
 
-def finish_graph(outputs: list[str], resize_masks_first: bool, num_labels: int) -> str:
+def finish_graph(outputs: list[str], num_labels: int) -> str:
     """`post_process_semantic_segmentation` from logits to a label map of the image's size, in ONNX's text format."""
     shapes = {CLASSES: "float[1, Q, L]", MASKS: "float[1, Q, h, w]", LOGITS: "float[1, K, h, w]"}
     if MASKS not in outputs:
         steps = RESIZE.format(name="scores", source="cut")
-    elif resize_masks_first:
-        steps = RESIZE.format(name="large_masks", source="cut") + SUM.format(name="scores", source="large_masks")
     else:
         steps = SUM.format(name="small_scores", source="cut") + RESIZE.format(name="scores", source="small_scores")
     if CLASSES in outputs:

@@ -12,7 +12,9 @@ import yaml
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.models import tasks
 from scripts.models.licences import is_non_commercial, origin_notice, origin_of
+from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC
 from scripts.sharing.papers import paper_of
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
@@ -98,9 +100,9 @@ SNIPPET = """\
 {download}from transformers import pipeline
 
 segment = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
-for region in segment({image}):
-    print(region["label"], region["mask"].getbbox())"""
-MAP_SNIPPET = """\
+for region in segment({image}{threshold}):
+    print(region["label"],{score} region["mask"].getbbox())"""
+OUTPUTS = """\
 import torch
 {download}from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
@@ -111,11 +113,28 @@ image = Image.open({image}).convert("RGB")
 with torch.no_grad():
     outputs = model(**processor(images=[image], return_tensors="pt"))
 size = (image.height, image.width)
+"""
+MAP_SNIPPET = (
+    OUTPUTS
+    + """\
 (labels,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
 for index in labels.unique().tolist():  # class ids of the pixels; labels has the image's height and width
     print(model.config.id2label[index], (labels == index).float().mean().item())"""
+)
+SEGMENTS_SNIPPET = (
+    OUTPUTS
+    + """\
+(found,) = processor.post_process_{task}_segmentation(outputs, target_sizes=[size])
+for segment in found["segments_info"]:
+    inside = found["segmentation"] == segment["id"]  # the map has the image's height and width
+    print(model.config.id2label[segment["label_id"]], segment["score"], inside.float().mean().item())"""
+)
 TUNING = """\
 python scripts/train.py --model_name_or_path {name} --train_images images/ --train_masks masks/ \\
+    {crops}--per_device_train_batch_size 4 \\
+    --max_train_steps 2000 --output_dir outputs/finetuned"""
+SEGMENTS_TUNING = """\
+python scripts/train.py --model_name_or_path {name} --task {task} --dataset_name DATA \\
     {crops}--per_device_train_batch_size 4 \\
     --max_train_steps 2000 --output_dir outputs/finetuned"""
 LEAST_FOR_WORST = 4  # of fewer classes or groups, "the worst" would be all or nearly all
@@ -393,23 +412,28 @@ def training_rows(recipe: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def snippets(name: str, sample: str | None = None) -> tuple[str, str]:
-    """Regions by the pipeline and a label map by the auto classes, with the repository `name`.
+def snippets(name: str, task: str, sample: str | None = None) -> tuple[str, str]:
+    """Regions by the pipeline, and a label map or segments by the auto classes, with the repository `name`.
 
     Args:
+        task: of the model.
         sample: an image of the repository to run on; None for a file of the reader's.
     """
     image, download = '"image.jpg"', ""
     if sample is not None:
         image, download = f'hf_hub_download("{name}", "{sample}")', "from huggingface_hub import hf_hub_download\n"
-    regions, label_map = (text.format(download=download, name=name, image=image) for text in (SNIPPET, MAP_SNIPPET))
-    return regions, label_map
+    words = {"download": download, "name": name, "image": image, "task": task, "threshold": "", "score": ""}
+    second = MAP_SNIPPET
+    if task != SEMANTIC:  # the pipeline's own threshold is 0.9
+        words |= {"threshold": f", threshold={DEFAULT_THRESHOLDS[task]}", "score": ' region["score"],'}
+        second = SEGMENTS_SNIPPET
+    return SNIPPET.format(**words), second.format(**words)
 
 
-def tuning(name: str, recipe: dict[str, Any] | None) -> str:
+def tuning(name: str, task: str, recipe: dict[str, Any] | None) -> str:
     """The command that trains on from the repository `name`, on crops of the size that it was trained on."""
     crops = [f"--{key} {recipe[key]} " for key in ("crop_height", "crop_width") if recipe and recipe.get(key)]
-    return TUNING.format(name=name, crops="".join(crops))
+    return (TUNING if task == SEMANTIC else SEGMENTS_TUNING).format(name=name, task=task, crops="".join(crops))
 
 
 def licence_notice(facts: CardFacts, recipe: dict[str, Any] | None, config: Any) -> str:
@@ -443,12 +467,12 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    published, paper = read_published().get(model_id, {}), paper_of(config.model_type)
+    published, paper, task = read_published().get(model_id, {}), paper_of(config.model_type), tasks.task_of(config)
     data = ModelCardData(
         license=facts.license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        tags=["image-segmentation", "semantic-segmentation", paper.family, "vision"],
+        tags=["image-segmentation", f"{task}-segmentation", paper.family, "vision"],
         base_model=facts.base_model or origin_of(config).get("base_model"),
         metrics=["mean_iou", "accuracy"] if results else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
@@ -464,8 +488,9 @@ def model_card(
         license=facts.license,
         non_commercial=is_non_commercial(facts.license),
         samples=samples or [],
-        snippets=snippets(repo_id, samples[0]["input"] if samples else None),
-        tuning=tuning(repo_id, recipe),
+        task=task,
+        snippets=snippets(repo_id, task, samples[0]["input"] if samples else None),
+        tuning=tuning(repo_id, task, recipe),
         needs_timm=needs_timm,
         has_onnx=any(name.startswith("onnx/") for name in files),
         has_log="train_log.jsonl" in files,

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from scripts.cli.errors import UserError, errors_explained
 from scripts.evaluation.results import distinct_names
 from scripts.models.model_files import CONFIG
+from scripts.models.tasks import SEMANTIC, task_of
 from scripts.sharing.cards import CardFacts
 from scripts.storage.shared_text import without_credentials
 
@@ -155,7 +156,7 @@ def letters(name: str) -> str:
 
 
 def check_results(results: dict[str, Any], config: Any, parameters: int | None = None) -> None:
-    """Refuses figures of a model of other classes or of another size.
+    """Refuses figures of a model of another task, of other classes or of another size.
 
     Args:
         parameters: how many the model has; None where it is not loaded.
@@ -163,6 +164,10 @@ def check_results(results: dict[str, Any], config: Any, parameters: int | None =
         UserError: with both values.
     """
     fix = "evaluate this checkpoint: scripts/eval.py --model_name_or_path CHECKPOINT --output_file FILE"
+    if (task := results.get("task") or SEMANTIC) != task_of(config):
+        raise UserError(
+            f"the file of --results is about {task} segmentation, but the model is for {task_of(config)}: {fix}"
+        )
     check_classes("the file of --results", list(results["per_class"]), config, fix)
     measured = results.get("parameters")
     if None not in (measured, parameters) and measured != parameters:

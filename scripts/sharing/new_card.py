@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from scripts.models.licences import FIELDS, license_of, origin_of
+from scripts.models.tasks import task_of
 from scripts.sharing.cards import BLANK, blank_fields
 from scripts.sharing.fit import architecture, class_names, trained_on
 from scripts.storage.atomic import atomic_file
@@ -83,7 +84,7 @@ def card_text(known: Known) -> str:
         *entry("name", f"{family}, {dataset}" if dataset else blank("a short title")),
         *entry(
             "summary",
-            f"A {family} for the semantic segmentation of {dataset} into {len(names)} classes{trained}."
+            f"A {family} for the {task_of(known.config)} segmentation of {dataset} into {len(names)} classes{trained}."
             if dataset
             else blank(f"one or two sentences: what this {family} of {len(names)} classes is for{trained}"),
         ),

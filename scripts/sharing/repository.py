@@ -18,10 +18,13 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, start_of
 from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
+from scripts.inference.found_segments import SegmentPredictor
 from scripts.inference.predictors import SingleScale
+from scripts.inference.segment_maps import segment_map
 from scripts.models.families import family_of
 from scripts.models.licences import FIELDS
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
+from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC, stuff_of, task_of
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import EARLIER, repository_files, write_scrubbed_recipe
 from scripts.storage.atomic import atomic_folder, write_errors_explained
@@ -122,7 +125,15 @@ def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
     """Writes `samples/<name>_input.jpg` and, beside its prediction, `samples/<name>.jpg` of each sample image."""
     names = {int(index): str(label) for index, label in export.model.config.id2label.items()}
     palette = model_palette(export.model.config)
-    segment = SingleScale(export.model, export.processor, export.model.device)
+    model, processor, task = export.model, export.processor, task_of(export.model.config)
+
+    def drawn(sample: Image.Image) -> Image.Image:
+        if task == SEMANTIC:
+            return with_legend(sample, SingleScale(model, processor, model.device)(sample), names, palette)
+        threshold = DEFAULT_THRESHOLDS[task]
+        found = SegmentPredictor(model, processor, model.device, threshold, threshold, with_instances=False)(sample)
+        return segment_map(found, stuff_of(processor) or (), small_on_top=True).drawn(sample, names, palette)
+
     written = []
     for number, file in enumerate(export.samples, 1):
         (folder / "samples").mkdir(exist_ok=True)
@@ -130,8 +141,7 @@ def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
         sample_input(file).save(folder / entry["input"], quality=92)
         with Image.open(folder / entry["input"]) as image:  # what a reader gets, with JPEG's losses
             sample = image.convert("RGB")
-        labels = segment(sample)
-        joined([sample, with_legend(sample, labels, names, palette)], gap=8).save(folder / entry["image"], quality=90)
+        joined([sample, drawn(sample)], gap=8).save(folder / entry["image"], quality=90)
         written.append(entry | {"caption": f"Sample {number} and its segmentation"})
     return written
 

@@ -12,6 +12,7 @@ from scripts.cli.parser import check_folder, flag
 MARK = "Written by faseg-transformers"
 # The last two are of versions that set no mark: of results files, and of README's image.
 MARKS = (MARK.encode(), b'"command": "python scripts/', b"tEXtsources\0")
+EMPTY = len("[]\n")  # bytes; an empty list, which has no place for a mark, is nothing to lose either
 ENDS = 2**16  # bytes: every format has its mark near the start or the end of the file
 
 
@@ -46,7 +47,7 @@ def check_output_file(name: str, file: Path, overwrite: bool) -> None:
         check_folder(name, file.parent)
         if file.is_block_device() or file.is_socket():
             raise UserError(f"{name} {file} is a device or a socket: name a file")
-        if file.is_file() and file.stat().st_size and not overwrite and not bears_mark(file):
+        if file.is_file() and file.stat().st_size > EMPTY and not overwrite and not bears_mark(file):
             raise UserError(
                 f"{name} {file} is there, and this project did not write it: name another file, or add --overwrite"
             )

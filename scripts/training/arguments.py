@@ -245,8 +245,9 @@ def check_values(arguments: TrainArguments) -> None:
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
-    check_at_least(arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit",
-        "min_segment_area")
+    check_at_least(
+        arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit", "min_segment_area"
+    )
     rates = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_epsilon", "max_grad_norm", "lr_power")
     counts = ("num_warmup_steps", "dataloader_num_workers", "seed", "num_tracked_images", "max_bad_samples")
     check_at_least(arguments, 0, *rates, *counts)

@@ -174,8 +174,12 @@ class Run:
         )
         loader = worker_loader(
             TrainingSamples(
-                self.data.row_format, self.network.config.num_labels, self.augmentation, arguments.seed,
-                self.data.task, arguments.min_segment_area,
+                self.data.row_format,
+                self.network.config.num_labels,
+                self.augmentation,
+                arguments.seed,
+                self.data.task,
+                arguments.min_segment_area,
             ),  # fmt: skip
             stream,
             TrainingCollator(self.processor),

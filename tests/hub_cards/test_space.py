@@ -266,3 +266,16 @@ def test_a_port_that_is_taken():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port}: .*: give another"):
             space.check_port(port)
+
+
+def test_instances_of_one_class_have_shades_and_none_the_number_of_nothing(segment):
+    torch_map = torch.full((3, 300), -1, dtype=torch.int32)
+    torch_map[1] = torch.arange(300)
+    infos = [{"id": index, "label_id": index % 2, "score": 0.5} for index in range(300)]
+    result = segment.segments_result(
+        Image.new("RGB", (300, 3)), {"segmentation": torch_map, "segments_info": infos}, {}
+    )
+    numbers = [entry.number for entry in result.found]
+    assert len(numbers) == 300 and 255 not in numbers and (result.regions[0] == 255).all()
+    assert result.regions[1].tolist() == sorted(numbers)
+    assert len({result.palette[number] for number in numbers}) > 200 and result.palette[1] != result.palette[3]

@@ -1,14 +1,19 @@
 """`pipeline("image-segmentation")` on a tiny FASeg: what it answers follows the processor's task."""
 
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from transformers import pipeline
 
+from clean_process import run_clean
 from configuration import FASegConfig
 from image_processing import FASegImageProcessor, FASegImageProcessorPil
 from modeling_faseg import FASegForUniversalSegmentation
+from scripts.data.synthetic_scenes import draw_sample
+from space_models import write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +86,37 @@ def test_segments_of_other_tasks(model, task, lowest_id):
     assert len(direct["segments_info"]) == len(answer)
     assert all(segment["id"] >= lowest_id for segment in direct["segments_info"])
     assert direct["segmentation"].min() >= lowest_id - 1
+
+
+SEGMENT_ELSEWHERE = """
+import json, sys
+from PIL import Image
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model=sys.argv[1], trust_remote_code=True)
+found = segment(Image.open(sys.argv[2]), threshold=float(sys.argv[3]))
+print(json.dumps([[one["label"], one["score"], one["mask"].size, one["mask"].getbbox()] for one in found]))
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("task", "threshold"), [("instance", 0.5), ("panoptic", 0.1)])
+def test_a_saved_model_of_segments_where_the_project_is_not_installed(task, threshold, tmp_path):
+    """As the processor here finds them, each with its score, as a mask of the image's size."""
+    folder = write_tiny_model(tmp_path / "model", task)
+    image = draw_sample(np.random.default_rng(1))[0]
+    image.save(tmp_path / "street.png")
+    arguments = [str(folder), str(tmp_path / "street.png"), str(threshold)]
+    answer = json.loads(run_clean(SEGMENT_ELSEWHERE, arguments, tmp_path).splitlines()[-1])
+    processor = FASegImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        outputs = FASegForUniversalSegmentation.from_pretrained(folder).eval()(**processor(image, return_tensors="pt"))
+    call = getattr(processor, f"post_process_{task}_segmentation")
+    settings = {"overlap_mask_area_threshold": 0.5, "target_sizes": [(image.height, image.width)]}
+    (expected,) = call(outputs, threshold=threshold, mask_threshold=0.5, **settings)
+    assert len(answer) == len(expected["segments_info"]) > 0
+    assert all(size == list(image.size) for _, _, size, _ in answer)
+    for (_, score, _, box), segment in zip(answer, expected["segments_info"], strict=True):
+        assert score == pytest.approx(segment["score"], abs=1e-4)
+        mask = expected["segmentation"] == segment["id"]
+        assert box is None or box[3] - box[1] == int(mask.any(1).nonzero().max() - mask.any(1).nonzero().min()) + 1

@@ -15,6 +15,7 @@ from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
 from scripts.cli.processes import say_once
 from scripts.data.synthetic_scenes import write_dataset
+from space_models import write_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,19 @@ def random_model(tmp_path_factory: pytest.TempPathFactory):
 def shapes_model(random_model) -> Path:
     """`random_model` of the generated data's classes."""
     return random_model(6)
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory):
+    """Task -> folder of a tiny random model for it that finds all of three classes; none may change it."""
+    folders = {}
+
+    def build(task):
+        if task not in folders:
+            folders[task] = write_tiny_model(tmp_path_factory.mktemp(task), task)
+        return folders[task]
+
+    return build
 
 
 @pytest.fixture

@@ -64,6 +64,20 @@ def test_the_page_holds_its_images_and_leaves_them_as_files(models, street, tmp_
     assert sum("_segment" in name for name in files) == 2
 
 
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_the_page_of_segments_follows_what_each_query_found(task, model_of, street, tmp_path, command):
+    flags = [street, "--model_name_or_path", model_of(task), "--output_dir", tmp_path, "--max_segments", 1]
+    code, _, errors = command(explain_command, *flags, "--threshold", 0)
+    assert code == 0, errors
+    page = (tmp_path / "explain.html").read_text()
+    assert "untinted class" not in page and "contours only" in page
+    assert re.search(r"</span>(\d+ )?(car|sky|road &amp; &lt;kerb&gt;) [01]\.\d\d", page)  # number, class, score
+    with Image.open(tmp_path / "a <street>_prediction.png") as prediction, Image.open(street) as image:
+        assert prediction.height > image.height
+    if task == "instance":
+        assert sum("_segment" in file.name for file in tmp_path.iterdir()) == 1
+
+
 def test_another_checkpoint_is_compared(models, street, tmp_path, command):
     flags = [street, "--model_name_or_path", models[0], "--compare", models[1], "--output_dir", tmp_path]
     code, _, errors = command(explain_command, *flags, "--max_segments", 1)
@@ -78,6 +92,7 @@ def test_another_checkpoint_is_compared(models, street, tmp_path, command):
     [
         ("image", [], "no checkpoint: give --model_name_or_path"),
         ("model", [], "no image: name images or a folder of them"),
+        ("both", ["--threshold", 0.5], "--threshold 0.5 is for instance and panoptic models"),
         ("both", ["--max_segments", 0], "--max_segments 0: give at least 1"),
     ],
 )

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from scripts import eval as evaluate_command
 from scripts.cli.errors import UserError
 from scripts.data.synthetic_scenes import draw_sample
-from scripts.explaining.focus import FocusCounts, Segment, focus_shares, look, predicted_segments
+from scripts.explaining.focus import FocusCounts, Segment, focus_shares, found_segments, look, predicted_segments
 from space_models import write_tiny_model
 
 
@@ -53,6 +53,30 @@ def test_chance_is_that_of_the_image_where_padding_is_not_looked_at():
 def test_a_layer_that_looks_nowhere_is_left_out():
     assert focus_shares(torch.zeros(3, 16, 16), [segment(0, LEFT)], WHOLE) is None
     assert focus_shares(torch.ones(3, 16, 16), [], WHOLE) is None
+
+
+def test_instances_and_panoptic_segments_are_what_queries_find():
+    """Query 0 finds the left surely, 1 the same half of another class less surely, 2 the right with a soft mask, 3 all
+    of the image as no object, 4 a speck."""
+    class_logits = torch.full((5, 3), -9.0)
+    for query, (label, logit) in enumerate(((1, 9.0), (0, -7.0), (1, 9.0), (2, 9.0), (1, 9.0))):
+        class_logits[query, label] = logit
+    masks_logits = torch.full((5, 16, 16), -9.0)
+    masks_logits[0][LEFT], masks_logits[1][LEFT], masks_logits[2][~LEFT], masks_logits[3] = 9.0, 9.0, 0.5, 9.0
+    masks_logits[4, :4, 12:] = 9.0
+    logits = class_logits, masks_logits, WHOLE
+
+    def found(are_panoptic, threshold):
+        return [(one.query, one.label, one.area) for one in found_segments(*logits, are_panoptic, threshold)]
+
+    # Query 1 is of class 0 by exp(2) to 2, so 0.787; query 2 scores sigmoid(0.5), 0.622.
+    assert found(False, 0.7) == [(0, 1, 0.5), (1, 0, 0.5)]
+    assert found(False, 0.6) == [(0, 1, 0.5), (1, 0, 0.5), (2, 1, 0.5)]
+    assert found(True, 0.7) == [(0, 1, 0.5), (2, 1, 112 / 256)]  # 1 loses all its cells to 0, 4 takes some of 2
+    first, second = found_segments(*logits, True, 0.7)
+    assert first.score > 0.99 and first.mask.equal(LEFT) and second.mask.equal(~LEFT)
+    without_right = found_segments(class_logits, masks_logits, LEFT, False, 0.6)
+    assert [(one.query, one.area) for one in without_right] == [(0, 1), (1, 1)]  # padding is no part of a segment
 
 
 def test_segments_are_what_queries_decide():

@@ -12,7 +12,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.data.images import find_images
 from scripts.inference import regions
-from scripts.inference.output_kinds import ENDINGS
+from scripts.inference.output_kinds import DEFAULT_KINDS, ENDINGS, KINDS, WHY_NOT, WORDS
 
 
 def write_photo(file, height=48, width=64, **settings):
@@ -314,6 +314,7 @@ def test_every_flag_is_of_a_form(shapes_model):
         "config_overrides",
         "trust_remote_code",
         "intensity_range",
+        "threshold",
     }
     sorted_in = {*both, *predict_command.OF_IMAGES, *predict_command.OF_A_DATASET}
     sorted_in |= {*predict_command.UNUSED, *predict_command.OF_LABELS}
@@ -327,7 +328,13 @@ def test_tiles_of_a_dataset_are_part_of_what_made_its_labels(predicted, shapes, 
     assert state["tiles"] == "Tiles(height=64, width=64, overlap=(16, 16))"
     _, errors = predicted(*flags, "--tile", 96, code=2)
     assert "its shards were made with tiles" in errors[-1]
-    assert set(ENDINGS) == {"labels", "overlay", "confidence", "probabilities", "polygons", "coco", "geotiff"}
+
+
+def test_kinds_of_outputs_are_sorted_by_task():
+    """Each says why it is not for other tasks; those written by default are the first."""
+    assert {kind for kinds in KINDS.values() for kind in kinds} == ENDINGS.keys() == WORDS.keys()
+    assert WHY_NOT.keys() == ENDINGS.keys() - {"overlay"}  # which all tasks have
+    assert all(KINDS[task][:2] == kinds for task, kinds in DEFAULT_KINDS.items())
 
 
 def test_overlap_is_a_share_or_pixels():

@@ -191,17 +191,15 @@ def test_processing_in_the_graph(checkpoint, traced_once, tmp_path, capsys):
     check_example(file, tmp_path, (150, 90), 0.98, checkpoint, pad_size={"height": 64, "width": 96})
 
 
-@pytest.mark.parametrize("masks_first", [False, True])
-def test_post_processing_graph_equals_the_processor(masks_first, traced):
-    """Also for instance and panoptic models, whose masks are resized before they are summed."""
+def test_post_processing_graph_equals_the_processor(traced):
     classes, masks = torch.randn(1, 5, 7), 4 * torch.randn(1, 5, 16, 24)
     outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
-    processor = FASegImageProcessor(task="panoptic" if masks_first else "semantic")
+    processor = FASegImageProcessor()
     sizes = {"network_size": [60, 90], "image_size": [33, 120]}
     expected = processor.post_process_semantic_segmentation(
         outputs, target_sizes=[sizes["image_size"]], input_sizes=[sizes["network_size"]]
     )[0]
-    graph = processing.as_model(processing.finish_graph([kinds.CLASSES, kinds.MASKS], masks_first, 6), traced[0])
+    graph = processing.as_model(processing.finish_graph([kinds.CLASSES, kinds.MASKS], 6), traced[0])
     inputs = {kinds.CLASSES: classes.numpy(), kinds.MASKS: masks.numpy()}
     inputs |= {name: np.array(size) for name, size in sizes.items()}
     labels = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, inputs)[0]

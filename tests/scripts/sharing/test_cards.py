@@ -4,8 +4,10 @@ import json
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hub_exports import loopback
@@ -15,9 +17,12 @@ from tiny_folder import write_model_folder
 from transformers import CONFIG_MAPPING
 
 from command_runs import run_here
+from configuration import FASegConfig
 from scripts import train
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT, parse_arguments
+from scripts.data.synthetic_scenes import draw_sample
+from scripts.models.tasks import DEFAULT_THRESHOLDS
 from scripts.sharing.cards import (
     DATASET_FACTS,
     HUB_CARDS,
@@ -98,6 +103,37 @@ def test_cards_carry_what_they_must(model_id):
     regions, label_map = snippets_of(card)
     assert 5 <= len(regions.splitlines()) <= 6 and f'"tester/{model_id}"' in regions
     assert "post_process_semantic_segmentation" in label_map and label_map.count(f'"tester/{model_id}"') == 2
+
+
+def task_card(task, recipe=None):
+    facts = replace(read_card(card_file(CAMVID)), summary="Finds things on roads.")
+    return model_card("own", "tester/own", FASegConfig(task=task), facts, recipe=recipe)
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_the_card_of_another_task_says_so(task):
+    card = task_card(task, RECIPE)
+    assert f"{task}-segmentation" in card.data.tags and "semantic-segmentation" not in card.data.tags
+    assert f"trained for {task} segmentation" in card.text
+    regions, segments = snippets_of(card)
+    assert f"post_process_{task}_segmentation" in segments and "semantic" not in card.text.split("```bibtex")[0]
+    assert f"threshold={DEFAULT_THRESHOLDS[task]}" in regions and 'region["score"]' in regions
+    (shell,) = snippets_of(card, "bash")
+    python, script, *flags = shlex.split(shell.replace("\\\n", " "))
+    assert (python, script) == ("python", "scripts/train.py")
+    assert parse_arguments(train.TrainArguments, flags).task == task
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_the_snippets_of_another_task_run(task, model_of, tmp_path, monkeypatch, capsys):
+    draw_sample(np.random.default_rng(1))[0].save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    for code in snippets_of(task_card(task)):
+        names: dict = {}
+        exec(code.replace("tester/own", str(model_of(task))), names)
+        assert re.search(r"^(sky|road & <kerb>|car) \(?\d", capsys.readouterr().out, re.MULTILINE)
+    assert names["found"]["segmentation"].shape == (128, 160)
 
 
 @pytest.mark.system

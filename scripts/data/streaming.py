@@ -26,8 +26,8 @@ from scripts.cli.threads import StoppableThread
 from scripts.data.collator import SegmentationCollator, SegmentsCollator
 from scripts.data.first_look import classes_in
 from scripts.data.loading import StreamRow
-from scripts.data.segments import Segments
 from scripts.data.samples import BadSample, RowFormat, decode_sample, decode_segments
+from scripts.data.segments import Segments
 from scripts.data.sources import readable
 
 

@@ -40,7 +40,7 @@ LEAST_EPSILON = 1e-30  # AdamW divides by it, and float32 still tells it from ze
 MOST_CHANNELS = 1024  # of hyperspectral images
 HIGHEST_MEAN = 1000  # on the scale 0..1
 LEAST_STD = 1e-6
-# Flags that ask which class a pixel has.
+# Flags for label maps of classes alone.
 OF_CLASS_MAPS = ("do_reduce_labels", "rare_class_crops", "crop_max_class_share", "mask_colors", "num_tracked_images")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 AUTO = "auto"
@@ -265,10 +265,8 @@ def check_values(arguments: TrainArguments) -> None:
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
-    lengths += ("lr_step_milestones",)
-    check_at_least(
-        arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit", "min_segment_area"
-    )
+    others = ("shuffle_buffer_size", "checkpoints_total_limit", "min_segment_area", "lr_step_milestones")
+    check_at_least(arguments, 1, *sizes, *batches, *lengths, *others)
     rates = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_epsilon", "max_grad_norm", "lr_power")
     counts = ("num_warmup_steps", "dataloader_num_workers", "seed", "num_tracked_images", "max_bad_samples")
     check_at_least(arguments, 0, *rates, *counts)
@@ -305,9 +303,13 @@ def check_task(arguments: TrainArguments, task: str) -> None:
             raise UserError("--min_segment_area: it is of segments, which --task instance and panoptic learn")
         return
     for name in OF_CLASS_MAPS:
-        if getattr(arguments, name) != getattr(TrainArguments, name):
+        value = getattr(arguments, name)
+        if value and value != getattr(TrainArguments, name):
             off = f"give --{name} false" if name == "do_reduce_labels" else "leave it out"
-            raise UserError(f"--{name}: it reads a class per pixel, but an {task} model learns segments: {off}")
+            article = "an" if task == "instance" else "a"
+            raise UserError(
+                f"--{name}: it is for a class per pixel, but {article} {task} model learns segments: {off}"
+            )
 
 
 def evaluates(arguments: TrainArguments) -> bool:

@@ -269,9 +269,9 @@ def check_classes_seen(run: Run, whole_epoch: bool) -> None:
 def say_overfull(run: Run) -> None:
     """Says how many images had more segments than the model has queries, and what helps; nothing if none had."""
     most = max(gather_object([run.progress.most_segments]))
-    if run.progress.overfull:
+    if run.progress.overfull and run.accelerator.is_main_process:
         queries, seen = run.network.config.num_queries, run.progress.step * run.images_per_step
-        run.accelerator.print(
+        tqdm.write(
             f"warning: {run.progress.overfull} of {seen} images had more segments than the model's {queries} queries, "
             f"up to {most}: what was left over taught nothing; --config_overrides num_queries={most} makes enough",
             file=sys.stderr,

@@ -340,7 +340,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     data.task = getattr(start.config(), "task", "semantic")
     check_task(arguments, data.task)
     if data.task != "semantic" and data.id2label is None:
-        raise UserError(f"no names of the classes that an {data.task} model learns: give --id2label")
+        raise UserError(f"--task {data.task}: the classes of the segments have no names: give --id2label")
     if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):
         raise no_class_names(data)
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes

@@ -306,10 +306,7 @@ def check_task(arguments: TrainArguments, task: str) -> None:
         value = getattr(arguments, name)
         if value and value != getattr(TrainArguments, name):
             off = f"give --{name} false" if name == "do_reduce_labels" else "leave it out"
-            article = "an" if task == "instance" else "a"
-            raise UserError(
-                f"--{name}: it is for a class per pixel, but {article} {task} model learns segments: {off}"
-            )
+            raise UserError(f"--{name}: it is for a class per pixel, but --task {task} learns segments: {off}")
 
 
 def evaluates(arguments: TrainArguments) -> bool:

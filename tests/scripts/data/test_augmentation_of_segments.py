@@ -88,7 +88,7 @@ def test_a_function_of_ones_own_gets_the_layers_and_may_not_drop_one():
     _, layers = augmentation(image, tv_tensors.Mask(segments.layers))
     assert layers.shape == (3, 48, 64) and seen[0][0] == 3
     augmentation = training_augmentation(48, 64, unlabelled=(0,), extra=lambda pixels, masks: (pixels, masks[0]))
-    with pytest.raises(UserError, match="it made a label map of torch.int32 and shape"):
+    with pytest.raises(UserError, match=r"it made a label map of torch\.int32 and shape"):
         augmentation(image, tv_tensors.Mask(segments.layers))
 
 

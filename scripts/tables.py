@@ -74,9 +74,7 @@ def summary_markdown(cards: Path, results: Path, root: str) -> str:
         root: what stands before a path of the project in the addresses of the page.
     """
     measured, everything = read_results(results), read_published(cards / "published.yaml")
-    published = {
-        file.parent.name: everything.get(file.parent.name, {}) for file in sorted(cards.glob("faseg-*/card.yaml"))
-    }
+    published = {name: everything[name] for name in sorted(everything) if name.startswith("faseg-")}
     rows = []
     shown = [name for name in measured if (cards / name).is_dir()]
     for model_id in [*shown, *(name for name in published if name not in shown)][:10]:

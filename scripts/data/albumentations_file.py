@@ -71,11 +71,12 @@ class AlbumentationsFile:
         ids = label.as_subclass(torch.Tensor).numpy()
         pixels = np.ascontiguousarray(image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         mask = ids if ids.dtype == np.uint8 else ids.astype(np.float32)  # OpenCV turns no int32; ids stay exact
+        kind, maps = ("mask", np.ascontiguousarray(mask)) if ids.ndim == 2 else ("masks", list(mask))
         try:
-            found = self.transforms(image=pixels, mask=np.ascontiguousarray(mask))
+            found = self.transforms(image=pixels, **{kind: maps})
         except Exception as error:  # each transform raises its own
             raise UserError(f"{self}: {type(error).__name__}: {error}") from error
-        image_found, ids_found = found["image"], found["mask"]
+        image_found, ids_found = found["image"], np.asarray(found[kind])
         if not isinstance(image_found, np.ndarray) or image_found.ndim != 3:
             raise UserError(f"{self}: it made no image (H, W, 3) of an image: leave ToTensorV2 and ToGray out")
         ids_found = np.ascontiguousarray(ids_found).astype(ids.dtype)

@@ -70,6 +70,30 @@ class RandomScale(v2.Transform):
         return F.resize(inpt, list(params["size"]), antialias=True)
 
 
+class LargeScaleJitter(v2.Transform):
+    """Resizes to what fits into `height x width`, times a factor drawn uniformly from `[low, high]`; the aspect ratio
+    stays ("Simple Copy-Paste", CVPR 2021; detectron2's `ResizeScale`).
+
+    Deviation: the crop that follows is drawn across and down apart; detectron2's `FixedSizeCrop` draws one fraction
+    for both, so that no crop leaves the diagonal.
+    """
+
+    def __init__(self, height: int, width: int, low: float, high: float) -> None:
+        super().__init__()
+        self.low = low
+        self.high = high
+        self.height = height
+        self.width = width
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        factor = uniform(self.low, self.high) * min(self.height / height, self.width / width)
+        return {"size": (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(inpt, list(params["size"]), antialias=True)
+
+
 class RandomCrop(v2.Transform):
     """Cuts a random window of `min(size, height) x min(size, width)`.
 
@@ -249,7 +273,8 @@ class OwnTransforms:
     """Calls a function that somebody else wrote, and refuses what cannot be trained on.
 
     Args:
-        function: `(Image, Mask) -> (Image, Mask)`; random numbers that it draws should be torch's.
+        function: `(Image, Mask) -> (Image, Mask)`; random numbers that it draws should be torch's. Where segments are
+            learnt the mask is their layers, `(L, H, W)`.
         height, width: the largest result, in pixels.
     """
 
@@ -259,6 +284,7 @@ class OwnTransforms:
         self.width = width
 
     def __call__(self, image: tv_tensors.Image, label: tv_tensors.Mask) -> Pair:
+        before = label.shape[:-2]
         image, label = self.function(image, label)
         size = tuple(image.shape[-2:])
         if image.dtype != torch.uint8 or len(image) != 3 or image.ndim != 3:
@@ -266,10 +292,10 @@ class OwnTransforms:
                 f"{self.function}: it made an image of {image.dtype} and shape {tuple(image.shape)}: leave it uint8 "
                 "and (3, H, W); it is normalised later"
             )
-        if tuple(label.shape) != size or label.is_floating_point():
+        if tuple(label.shape) != (*before, *size) or label.is_floating_point():
             raise UserError(
                 f"{self.function}: it made a label map of {label.dtype} and shape {tuple(label.shape)} of an image of "
-                f"{size}: transform both alike, and keep class ids"
+                f"{size}: transform both alike, and keep ids"
             )
         if size[0] > self.height or size[1] > self.width:
             raise UserError(
@@ -300,15 +326,18 @@ def training_augmentation(
     rare_class_share: float = 0.0,
     id_shares: Sequence[float] | None = None,
     extra: Callable[[tv_tensors.Image, tv_tensors.Mask], Any] | None = None,
+    large_scale_jitter: Sequence[float] | None = None,
 ) -> v2.Compose:
     """Scale, crop, colour, flip and padding of the reference (spec of FASeg, section 5), on (Image, Mask) pairs; what
-    the reference does not have is left out by default.
+    the reference does not have is left out by default. Masks are label maps `(H, W)` or layers of segments
+    `(L, H, W)`, of which each pixel goes the same way.
 
     Args:
         shortest_edges: shorter sides to choose from; `reference_sizes(min(crop))` by default.
         longest_edge: bound of the longer side; four times the crop's shorter side by default.
         scale_range: (low, high) factor on the image's own size, drawn uniformly, in place of `shortest_edges`.
         horizontal_flip, vertical_flip: probabilities of mirroring left and right, top and bottom.
+        large_scale_jitter: (low, high) factor on the size at which an image fits into the crop, in place of both.
         max_class_share, unlabelled, rare_class_share, id_shares: see `RandomCrop`; the last of `unlabelled`, the
             processor's `ignore_index`, pads label maps.
         rotation: the image is turned about its middle by an angle drawn from -rotation to rotation degrees before it
@@ -321,11 +350,13 @@ def training_augmentation(
         UserError: when called, by an `extra` whose result cannot be trained on.
     """
     base = min(crop_height, crop_width)
-    scale = (
-        RandomScale(*scale_range)
-        if scale_range
-        else RandomShortestEdge(shortest_edges or reference_sizes(base), longest_edge or 4 * base)
-    )
+    scale: v2.Transform
+    if large_scale_jitter:
+        scale = LargeScaleJitter(crop_height, crop_width, *large_scale_jitter)
+    elif scale_range:
+        scale = RandomScale(*scale_range)
+    else:
+        scale = RandomShortestEdge(shortest_edges or reference_sizes(base), longest_edge or 4 * base)
     steps: list[Any] = [scale]
     if rotation:
         fill: Any = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: unlabelled[-1]}

@@ -294,7 +294,6 @@ def write_dataset(folder: Path, sizes: dict[str, int], shards: int = 2, seed: in
 
     A sample depends on seed, split and index alone.
     """
-    (folder / "data").mkdir(parents=True, exist_ok=True)
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Image(), "image_id": datasets.Value("string")}
     )
@@ -304,10 +303,23 @@ def write_dataset(folder: Path, sizes: dict[str, int], shards: int = 2, seed: in
             image, label = draw_sample(np.random.default_rng([seed, number, index]))
             name = f"{split}_{index:05d}"
             rows.append({"image": encoded(image, "JPEG"), "label": encoded(label, "PNG"), "image_id": name})
-        data = datasets.Dataset.from_list(rows, features=features)
-        for shard in range(shards):
-            file = folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
-            data.shard(shards, shard, contiguous=True).to_parquet(file)
-    for name, values in (("id2label.json", CLASSES), ("palette.json", PALETTE)):
-        by_id = {str(index): value for index, value in enumerate(values)}
-        (folder / name).write_text(json.dumps(by_id, indent=2) + "\n", encoding="utf-8")
+        write_shards(folder, split, rows, features, shards)
+    palette = dict(enumerate(PALETTE))
+    write_beside(folder, {"id2label.json": dict(enumerate(CLASSES)), "palette.json": palette})
+
+
+def write_shards(
+    folder: Path, split: str, rows: list[dict[str, Any]], features: datasets.Features, shards: int
+) -> None:
+    """Writes `folder/data/<split>-0000i-of-0000n.parquet`."""
+    data = datasets.Dataset.from_list(rows, features=features)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        file = folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+        data.shard(shards, shard, contiguous=True).to_parquet(file)
+
+
+def write_beside(folder: Path, files: dict[str, Any]) -> None:
+    """Writes JSON files into the folder of a data set, by their names."""
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -65,11 +65,12 @@ def look_at_classes(data: LabelledDataset, names: Mapping[int, str], trained: Fi
     look = first_look(data.stream, data.row_format)
     if data.arguments.allow_absent_classes or not look.maps:
         return look
-    if trained is not None and len(look.classes) > 1:
+    if trained is not None and len(look.classes) > (data.task == "semantic"):
         absent = [index for index in names if not look.classes[index]]
         if look.whole and absent and all(trained.classes[index] for index in absent):
             listed = ", ".join(repr(names[index]) for index in absent)
-            print(f"warning: split {data.split!r} lacks {listed}, left out of the mean IoU", file=sys.stderr)
+            mean = "mean IoU" if data.task == "semantic" else "mean"
+            print(f"warning: split {data.split!r} lacks {listed}, left out of the {mean}", file=sys.stderr)
             return look
     if fault := fault_of(look, data, names):
         raise UserError(f"split {data.split!r}: {fault}")
@@ -80,6 +81,11 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
     """What is wrong with the classes in the first label maps, and the fix; None if nothing is."""
     read = f"{'its' if look.whole else 'the first'} {look.maps} label map{'s' * (look.maps > 1)}"
     ids, absent = set(look.stored), [index for index in names if not look.classes[index]]
+    if data.task != "semantic":
+        if not look.classes:
+            return f"{read} hold no segment of any class, so there is nothing to learn or to score: {CHECK}"
+        whole = absent and look.whole and look.enough_for(len(names))
+        return absent_classes(absent, names, read) if whole else None
     as_stored = data.class_map is None and not data.do_reduce_labels
     if as_stored and (absent or len(names) == 1) and ids == {0, IGNORE_INDEX}:
         return (

@@ -24,6 +24,7 @@ class Family:
         views_of_image: multi-scale evaluation resizes the image itself, not what a single scale would read.
         masks_of_images: its queries have masks of whole images.
         whole_head_decays: weight decay spares nothing in the head, as it spares norms and embeddings elsewhere.
+        tasks: what its models can learn.
         needs_timm: its backbone is timm's, whatever the configuration says.
         processor: settings of a new image processor.
         names: module that knows the parameters' names in official checkpoints.
@@ -35,6 +36,7 @@ class Family:
     views_of_image: bool = False
     masks_of_images: bool = True
     whole_head_decays: bool = False
+    tasks: tuple[str, ...] = ("semantic", "instance", "panoptic")
     needs_timm: bool = False
     processor: Mapping[str, Any] = field(default_factory=dict)
     names: str = ""
@@ -58,6 +60,7 @@ FAMILIES = {
         views_of_image=True,
         masks_of_images=False,
         whole_head_decays=True,
+        tasks=("semantic",),
         needs_timm=True,
         names="scripts.models.qlseg_names",
         released_pages={  # Google Drive asks before it gives out files of this size, and Baidu wants an account
@@ -73,6 +76,7 @@ FAMILIES = {
         views_of_image=True,
         masks_of_images=False,
         whole_head_decays=True,
+        tasks=("semantic",),
         processor={"size_divisor": 0},  # takes any size, and the reference adds no padding
         names="scripts.models.semask_names",
         released_pages={

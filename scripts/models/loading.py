@@ -100,6 +100,7 @@ def with_changes(
         StrictDataclassError: a field's value is wrong.
     """
     overridden = parse_overrides(overrides)
+    check_model_task(config_class, overridden)
     for key, value in overridden.items():
         check_field(key, config_class, values)
         same_backbone = isinstance(value, dict) and value.get("model_type") in (None, _model_type(values.get(key)))
@@ -121,6 +122,23 @@ def with_changes(
         return config_class(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"configuration: {error}") from error
+
+
+def check_model_task(config_class: type[PreTrainedConfig], overridden: dict[str, Any]) -> None:
+    """Refuses a task that models of the class cannot learn; of those that learn one alone no field says so.
+
+    Raises:
+        UserError: names the task and what can learn it.
+    """
+    tasks = family_of(config_class).tasks
+    if len(tasks) > 1:
+        return
+    task = overridden.pop("task", tasks[0])
+    if task not in tasks:
+        raise UserError(
+            f"task {task}: a {config_class.model_type} gives each pixel a class and tells no instances apart, so it "
+            f"learns {tasks[0]} segmentation only: take a faseg"
+        )
 
 
 def check_field(key: str, config_class: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = "") -> None:
@@ -230,10 +248,10 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
         except (OSError, ValueError) as error:
             if arguments.model_name_or_path:
                 raise UserError(f"{arguments.checkpoint_flag} {name}: no image processor: {error}") from error
-    settings = {**family_of(config).processor, **settings}
+    settings = {"task": getattr(config, "task", "semantic"), **family_of(config).processor, **settings}
     processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
     with errors_explained("image processor", ValueError):
-        return processor_classes["torchvision"](task=getattr(config, "task", "semantic"), **settings)
+        return processor_classes["torchvision"](**settings)
 
 
 def refuse_dead_hrca(config: PreTrainedConfig, height: int, width: int) -> None:

@@ -27,10 +27,11 @@ from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
 
 
-# The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step.
+# The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step, and two of
+# detectron2's, poly and multistep.
 SCHEDULES = (
     "poly", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+    "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy", "multistep",
 )  # fmt: skip
 # More moves float32 weights out of its range, or torch refuses it in the middle of a step.
 HIGHEST_RATE = 1e6
@@ -39,6 +40,8 @@ LEAST_EPSILON = 1e-30  # AdamW divides by it, and float32 still tells it from ze
 MOST_CHANNELS = 1024  # of hyperspectral images
 HIGHEST_MEAN = 1000  # on the scale 0..1
 LEAST_STD = 1e-6
+# Flags for label maps of classes alone.
+OF_CLASS_MAPS = ("do_reduce_labels", "rare_class_crops", "crop_max_class_share", "mask_colors", "num_tracked_images")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 AUTO = "auto"
 
@@ -122,6 +125,11 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "Two factors, LOW HIGH, between which the one that an image's own size is multiplied by is drawn, in "
         "place of --shortest_edges: 0.5 2.0.",
     )
+    large_scale_jitter: list[float] | None = flag(
+        None,
+        "Two factors, LOW HIGH, between which the one is drawn that multiplies the size at which an image just fits "
+        "into the crop, in place of --shortest_edges: 0.1 2.0, as for COCO's instances.",
+    )
     color_jitter: bool = flag(
         True, "Change brightness, contrast, saturation and hue of the training images at random."
     )
@@ -160,6 +168,9 @@ class TrainArguments(ModelArguments, DatasetArguments):
     adam_epsilon: float = flag(1e-8, "Epsilon of AdamW.")
     max_grad_norm: float = flag(0.01, "L2 norm to which all gradients together are clipped; 0 clips nothing.")
     lr_scheduler_type: str = flag("poly", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
+    lr_step_milestones: list[int] | None = flag(
+        None, "Steps after which the multistep schedule divides the learning rate by ten: 327778 355092."
+    )
     lr_power: float = flag(0.9, "Exponent of the poly schedule, (1 - step / steps) to this power.")
     num_warmup_steps: int = flag(0, "Steps over which the learning rate grows from zero at the start.")
     mixed_precision: str | None = flag(
@@ -189,10 +200,13 @@ class TrainArguments(ModelArguments, DatasetArguments):
     )
     eval_steps: int | None = flag(None, "Steps between two evaluations; without it the model is not evaluated.")
     early_stopping_patience: int | None = flag(
-        None, "Evaluations in a row without a better mIoU after which training ends; needs --eval_steps."
+        None,
+        "Evaluations in a row without a better figure (mIoU, AP or PQ, by the task) after which training ends; needs "
+        "--eval_steps.",
     )
     early_stopping_threshold: float = flag(
-        0.0, "By how much mIoU, 0 to 1, has to rise above the best to count as better for --early_stopping_patience."
+        0.0,
+        "By how much the figure, 0 to 1, has to rise above the best to count as better for --early_stopping_patience.",
     )
     checkpointing_steps: int | None = flag(
         None, "Steps between two checkpoints; without it none is written on the way."
@@ -228,9 +242,15 @@ def check_values(arguments: TrainArguments) -> None:
     for name in ("model_name_or_path", "config_name", "backbone_weights"):
         if arguments.warm_start and getattr(arguments, name):
             raise UserError(f"--warm_start and --{name} both name where the model comes from: give one")
-    scales = arguments.scale_range
-    if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1] <= HIGHEST_SCALE):
-        raise UserError(f"--scale_range {scales}: give two factors above 0 and up to {HIGHEST_SCALE}, LOW HIGH")
+    named_task = parse_overrides(arguments.config_overrides).get("task")
+    if arguments.task and named_task not in (None, arguments.task):
+        raise UserError(f"--task {arguments.task} and --config_overrides task={named_task}: give one")
+    for name in ("scale_range", "large_scale_jitter"):
+        scales = getattr(arguments, name)
+        if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1] <= HIGHEST_SCALE):
+            raise UserError(f"--{name} {scales}: give two factors above 0 and up to {HIGHEST_SCALE}, LOW HIGH")
+    if arguments.scale_range and arguments.large_scale_jitter:
+        raise UserError("--scale_range and --large_scale_jitter both say how images are scaled: give one")
     if not 0 < arguments.crop_max_class_share <= 1:
         raise UserError(f"--crop_max_class_share {arguments.crop_max_class_share}: give a share above 0, 1 for none")
     check_extras(arguments)
@@ -245,9 +265,8 @@ def check_values(arguments: TrainArguments) -> None:
     sizes = ("crop_height", "crop_width", "shortest_edges", "longest_edge", "eval_shortest_edge", "eval_longest_edge")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
     lengths = ("max_train_steps", "num_train_epochs", "checkpointing_steps", "eval_steps", "logging_steps")
-    check_at_least(
-        arguments, 1, *sizes, *batches, *lengths, "shuffle_buffer_size", "checkpoints_total_limit", "min_segment_area"
-    )
+    others = ("shuffle_buffer_size", "checkpoints_total_limit", "min_segment_area", "lr_step_milestones")
+    check_at_least(arguments, 1, *sizes, *batches, *lengths, *others)
     rates = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_epsilon", "max_grad_norm", "lr_power")
     counts = ("num_warmup_steps", "dataloader_num_workers", "seed", "num_tracked_images", "max_bad_samples")
     check_at_least(arguments, 0, *rates, *counts)
@@ -267,6 +286,27 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(f"--seed {arguments.seed}: give less than {2**31}")
     if arguments.lr_scheduler_type not in SCHEDULES:
         raise UserError(f"--lr_scheduler_type {arguments.lr_scheduler_type!r}: give one of {', '.join(SCHEDULES)}")
+    if (arguments.lr_scheduler_type == "multistep") != bool(arguments.lr_step_milestones):
+        raise UserError(
+            "--lr_scheduler_type multistep and --lr_step_milestones belong together: give both, or neither"
+        )
+
+
+def check_task(arguments: TrainArguments, task: str) -> None:
+    """Refuses flags that have no meaning for what is trained.
+
+    Raises:
+        UserError: names the flag and the reason.
+    """
+    if task == "semantic":
+        if arguments.min_segment_area != 1:
+            raise UserError("--min_segment_area: it is of segments, which --task instance and panoptic learn")
+        return
+    for name in OF_CLASS_MAPS:
+        value = getattr(arguments, name)
+        if value and value != getattr(TrainArguments, name):
+            off = f"give --{name} false" if name == "do_reduce_labels" else "leave it out"
+            raise UserError(f"--{name}: it is for a class per pixel, but --task {task} learns segments: {off}")
 
 
 def evaluates(arguments: TrainArguments) -> bool:

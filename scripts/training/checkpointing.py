@@ -37,10 +37,12 @@ class Progress:
         step: finished optimiser steps.
         epoch, index: place of the stream's next sample.
         evaluated: last step that was evaluated.
-        best_step, best_score: where validation mIoU was highest, and how high.
-        improved_score: mIoU when it last rose by more than the threshold of early stopping.
+        best_step, best_score: where the task's figure on validation was highest, and how high.
+        improved_score: the figure when it last rose by more than the threshold of early stopping.
         not_improved: evaluations since then.
         classes: those that occurred in the label maps of training.
+        overfull: images so far that had more segments than the model has queries.
+        most_segments: in an image.
         logs: what each process has summed up since the log's last line.
     """
 
@@ -53,13 +55,15 @@ class Progress:
     improved_score: float = -1.0
     not_improved: int = 0
     classes: set[int] = field(default_factory=set)
+    overfull: int = 0
+    most_segments: int = 0
     logs: list[dict[str, Any]] = field(default_factory=list)
 
-    def count_evaluation(self, mean_iou: float, threshold: float) -> None:
-        """Counts an evaluation for early stopping: whether mIoU has risen by more than the threshold since it last
-        did, so that many small rises together count as well."""
-        if mean_iou > self.improved_score + threshold:
-            self.improved_score, self.not_improved = mean_iou, 0
+    def count_evaluation(self, score: float, threshold: float) -> None:
+        """Counts an evaluation for early stopping: whether its figure has risen by more than the threshold since it
+        last did, so that many small rises together count as well."""
+        if score > self.improved_score + threshold:
+            self.improved_score, self.not_improved = score, 0
         else:
             self.not_improved += 1
 

@@ -34,9 +34,9 @@ FREE = {
     "report_to",
     # or, like the initial weights, what a checkpoint holds itself.
     "backbone_weights", "config_name", "config_overrides", "id2label", "model_name_or_path", "model_type",
-    "warm_start",
-    # What was counted stands there itself.
-    "class_counts",
+    "task", "warm_start",
+    # What was counted, or found out of the data, stands there itself.
+    "class_counts", "label_encoding", "thing_classes",
 }  # fmt: skip
 # Of those that report, what early stopping goes by.
 STOP_BY = ("eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps")
@@ -82,11 +82,21 @@ def training_settings(
         "number of processes": accelerator.num_processes,
         **data_settings(data),
         **{f"model: {name}": value for name, value in model.items()},
+        **segment_settings(data),
         **({} if class_shares is None else {"shares of the classes": class_shares}),
         **{f"{VERSION}{name}": value for name, value in package_versions(*computing).items()},
         f"{VERSION}the project's code": code_digest(),
     }
     return json.loads(json.dumps(settings, default=str))
+
+
+def segment_settings(data: LabelledDataset) -> dict[str, Any]:
+    """How segments are read, where label maps hold some."""
+    classes = data.segment_classes
+    if classes is None:
+        return {}
+    things = sorted(classes.id2label[index] for index in classes.things)
+    return {"label maps hold": data.encoding, "things": things}
 
 
 def data_settings(data: LabelledDataset) -> dict[str, Any]:

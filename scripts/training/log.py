@@ -23,7 +23,8 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 SECONDS_BETWEEN_CURVES = 30.0
-EVALUATION = "mean_iou"  # is in every line of an evaluation, and in no other
+# One of these is in every line of an evaluation, and in no other; with its name in the curves.
+EVALUATIONS = {"mean_iou": "mIoU", "average_precision": "AP", "panoptic_quality": "PQ"}
 STOPPED_EARLY = "stopped_early"  # is in the last line of a run that early stopping ended: evaluations without a rise
 # What two equal runs may differ in.
 
@@ -111,7 +112,8 @@ class TrainLog:
             kept = [
                 line
                 for line in (read_log(path) if first_step else [])
-                if STOPPED_EARLY not in line and line["step"] <= (last_evaluated if EVALUATION in line else first_step)
+                if STOPPED_EARLY not in line
+                and line["step"] <= (last_evaluated if EVALUATIONS.keys() & line.keys() else first_step)
             ]
             with atomic_file(path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -211,7 +213,7 @@ class TrainLog:
 
 
 def draw_curves(log_file: Path, image: Path) -> None:
-    """Draws loss, learning rates, speed and, once there was an evaluation, validation mIoU over steps.
+    """Draws loss, learning rates, speed and, once there was an evaluation, its figure over steps.
 
     The image is replaced atomically.
 
@@ -221,16 +223,16 @@ def draw_curves(log_file: Path, image: Path) -> None:
     from matplotlib.figure import Figure  # half a second that commands without curves need not wait for
 
     lines = read_log(log_file)
-    evaluated = any(line.get("mean_iou") is not None for line in lines)
+    figure_of_task = next((name for name in EVALUATIONS if any(line.get(name) is not None for line in lines)), None)
     figure = Figure(figsize=(10, 6))  # the Agg canvas: no window, nothing shared
     margins = {"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.18, "hspace": 0.3}
-    layout: Any = [["loss", "miou" if evaluated else "loss"], ["rate", "speed"]]
+    layout: Any = [["loss", "figure" if figure_of_task else "loss"], ["rate", "speed"]]
     panels = figure.subplot_mosaic(layout, gridspec_kw=margins)
     panels["loss"].set_title("loss, mean of the predictions")
     draw_curve(panels["loss"], lines, "loss_per_prediction", "")
-    if evaluated:
-        panels["miou"].set_title("validation mIoU, %")
-        draw_curve(panels["miou"], lines, "mean_iou", "", factor=100, marker="o")
+    if figure_of_task:
+        panels["figure"].set_title(f"validation {EVALUATIONS[figure_of_task]}, %")
+        draw_curve(panels["figure"], lines, figure_of_task, "", factor=100, marker="o")
     panels["rate"].set_title("learning rate")
     of_rates = [{**line, **line["learning_rates"]} for line in lines if "learning_rates" in line]
     for group in sorted({group for line in of_rates for group in line["learning_rates"]}):

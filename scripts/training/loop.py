@@ -22,9 +22,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import on_main, raised_on_all
-from scripts.evaluation.degenerate import absent_classes, why_it_says_nothing
-from scripts.evaluation.mean_iou import scores_from_confusion
-from scripts.evaluation.split import evaluate_split
+from scripts.evaluation.degenerate import absent_classes
 from scripts.models.loading import refuse_non_finite, save_model_folder
 from scripts.storage.atomic import (
     DISK_FULL,
@@ -37,6 +35,7 @@ from scripts.storage.atomic import (
 )
 from scripts.training.arguments import TrainArguments, check_trackers, saved_recipe
 from scripts.training.checkpointing import checkpoints, save_checkpoint
+from scripts.training.figures import FIGURES
 from scripts.training.fingerprint import check_data_unchanged
 from scripts.training.log import STOPPED_EARLY, TrainLog
 from scripts.training.run import Run, describe, set_up
@@ -55,6 +54,7 @@ class Step:
         terms: `loss` and the unweighted terms of every layer, per micro step of this process.
         waited: seconds that each micro step waited for its batch.
         names: samples of each micro step.
+        overfull: images with more segments than the model has queries.
         grad_norm: L2 norm of all gradients before clipping.
         stop: signal that some process got, 0 if none.
     """
@@ -63,6 +63,7 @@ class Step:
     waited: list[float] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    overfull: int = 0
     grad_norm: float = math.nan
     stop: int = 0
 
@@ -91,6 +92,9 @@ def training_step(run: Run, batches: Iterator[dict[str, Any]], received_signal: 
         step.bad += batch.pop("bad", [])
         position = batch.pop("position")
         run.progress.classes |= set(batch.pop("classes", ()))
+        counts = [len(classes) for classes in batch["class_labels"]]
+        step.overfull += sum(count > getattr(run.network.config, "num_queries", math.inf) for count in counts)
+        run.progress.most_segments = max(run.progress.most_segments, *counts)
         with accelerator.accumulate(run.model):
             where = f"step {run.progress.step + 1}, samples {', '.join(step.names[-1])}"
             # Of the matcher, at logits that are not finite.
@@ -132,7 +136,8 @@ def small_crops_explained(arguments: TrainArguments) -> Iterator[None]:
 
 
 def agree(run: Run, step: Step, received_signal: int) -> int:
-    """What all processes must know before the weights move: non-finite losses, bad samples, a signal.
+    """What all processes must know before the weights move: non-finite losses, bad samples, a signal; and how many
+    images had more segments than queries.
 
     Returns:
         The signal that some process got, or 0.
@@ -143,10 +148,12 @@ def agree(run: Run, step: Step, received_signal: int) -> int:
     # With a loss scale an infinite gradient is ordinary: the scaler skips the step and lowers the scale.
     finite = accelerator.scaler is not None or math.isfinite(step.grad_norm)
     finite = finite and all(math.isfinite(value) for terms in step.terms for value in terms.values())
-    got = [not finite, bool(step.bad), received_signal == signal.SIGINT, received_signal == signal.SIGTERM]
+    stops = received_signal == signal.SIGINT, received_signal == signal.SIGTERM
+    got = [not finite, bool(step.bad), *stops, step.overfull]
     if accelerator.num_processes > 1:
         got = accelerator.reduce(torch.tensor(got, dtype=torch.int32, device=accelerator.device), "sum").tolist()
-    not_finite, any_bad, interrupted, terminated = got
+    not_finite, any_bad, interrupted, terminated, overfull = got
+    run.progress.overfull += overfull
     if not_finite:
         reports = gather_object([what_is_not_finite(step, accelerator.process_index)])
         what = "; ".join(filter(None, reports)) or f"gradient norm is {step.grad_norm}, all losses are finite"
@@ -202,24 +209,23 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
         if accelerator.num_processes > 1:  # each process keeps statistics of its own; the first one's are saved
             for buffer in run.result.buffers():
                 broadcast(buffer)
-        confusion, _ = evaluate_split(run.result, run.processor, run.validation, accelerator)
-        scores = scores_from_confusion(confusion)
-        accelerator.print(f"step {progress.step}: mIoU {100 * scores['mean_iou']:.2f}")
-        if warning := why_it_says_nothing(confusion, run.network.config.id2label):
-            accelerator.print(f"warning: {warning}", file=sys.stderr)
-        log.write(step=progress.step, mean_iou=scores["mean_iou"], overall_accuracy=scores["overall_accuracy"])
+        figure = FIGURES[run.data.task]
+        scores = figure.evaluate(run.result, run.processor, run.validation, accelerator)
+        score = scores[figure.name]
+        accelerator.print(f"step {progress.step}: {figure.words} {100 * score:.2f}")
+        log.write(step=progress.step, **{key: None if math.isnan(value) else value for key, value in scores.items()})
         progress.evaluated = progress.step
         run.images.write(run.result, progress.step)
-        progress.count_evaluation(float(scores["mean_iou"]), arguments.early_stopping_threshold)
-        if scores["mean_iou"] > progress.best_score:
-            progress.best_step, progress.best_score = progress.step, float(scores["mean_iou"])
+        progress.count_evaluation(score, arguments.early_stopping_threshold)
+        if score > progress.best_score:
+            progress.best_step, progress.best_score = progress.step, score
             on_main(accelerator, lambda: save_best(run))
         log.draw()
     run.train_mode()
 
 
 def improves_no_more(run: Run) -> bool:
-    """Whether early stopping ends the run here. Every process finds the same: mIoU is that of all of them together."""
+    """Whether early stopping ends the run here. Every process finds the same: the figure is that of all together."""
     patience = run.arguments.early_stopping_patience
     return patience is not None and run.progress.not_improved >= patience
 
@@ -227,7 +233,7 @@ def improves_no_more(run: Run) -> bool:
 def say_stopped_early(run: Run, log: TrainLog) -> None:
     """Says on the terminal and in the log why the run ends before its last step."""
     progress, threshold = run.progress, run.arguments.early_stopping_threshold
-    rise = f"rise of mIoU by more than {threshold:g}" if threshold else "rise of mIoU"
+    rise = f"rise of {FIGURES[run.data.task].words}" + (f" by more than {threshold:g}" if threshold else "")
     run.accelerator.print(
         f"stopped early at step {progress.step} of {run.max_steps}: no {rise} in {progress.not_improved} evaluations; "
         f"the best was {100 * progress.best_score:.2f} at step {progress.best_step}, kept in {run.output_dir / 'best'}"
@@ -247,16 +253,29 @@ def check_classes_seen(run: Run, whole_epoch: bool) -> None:
     names = run.network.config.id2label
     if not seen:
         raise UserError(
-            f"split {run.data.split!r}: no label map held a pixel of any class, all were ignored, so there is "
-            "nothing to learn: check the ids of the label maps with scripts/check_dataset.py"
+            f"split {run.data.split!r}: no label map held {'a segment' if run.data.segment_classes else 'a pixel'} of "
+            "any class, all were ignored, so there is nothing to learn: check the ids of the label maps with "
+            "scripts/check_dataset.py"
         )
     absent = [index for index in names if index not in seen]
     if whole_epoch and absent and not run.look.whole and not run.arguments.allow_absent_classes:
         raise UserError(f"split {run.data.split!r}: {absent_classes(absent, names, 'a whole epoch')}")
-    if len(seen) == 1 and run.progress.epoch < 2:
+    if len(seen) == 1 and run.progress.epoch < 2 and run.data.task == "semantic":
         name = names[seen.pop()]
         text = f"warning: training has seen no other class than {name!r}: a model of it says that everywhere"
         run.accelerator.print(text, file=sys.stderr)
+
+
+def say_overfull(run: Run) -> None:
+    """Says how many images had more segments than the model has queries, and what helps; nothing if none had."""
+    most = max(gather_object([run.progress.most_segments]))
+    if run.progress.overfull and run.accelerator.is_main_process:
+        queries, seen = run.network.config.num_queries, run.progress.step * run.images_per_step
+        tqdm.write(
+            f"warning: {run.progress.overfull} of {seen} images had more segments than the model's {queries} queries, "
+            f"up to {most}: what was left over taught nothing; --config_overrides num_queries={most} makes enough",
+            file=sys.stderr,
+        )
 
 
 def check_classes_after_epoch(run: Run, log: TrainLog) -> None:
@@ -273,7 +292,7 @@ def save_best(run: Run) -> None:
     Raises:
         UserError: it cannot be written; the one before is kept.
     """
-    best = {"step": run.progress.best_step, "mean_iou": run.progress.best_score}
+    best = {"step": run.progress.best_step, FIGURES[run.data.task].name: run.progress.best_score}
     folder = run.output_dir / "best"
     with write_errors_explained(folder), atomic_folder(folder) as partial:
         save_model_folder(run.result, run.processor, partial)
@@ -285,6 +304,7 @@ def save(run: Run, log: TrainLog) -> Path:
     with log.paused():
         run.progress.logs = gather_object([log.state_dict()])
         run.progress.classes = set(gather_object(sorted(run.progress.classes)))
+        run.progress.most_segments = max(gather_object([run.progress.most_segments]))
         limit = run.arguments.checkpoints_total_limit
         folder = save_checkpoint(run.accelerator, run.states, run.output_dir, run.progress.step, limit, run.settings)
         log.draw()
@@ -318,6 +338,8 @@ def loop(run: Run) -> dict[str, Any]:
             step = training_step(run, batches, run.signals.received)
             if progress.epoch > epoch:
                 check_classes_after_epoch(run, log)
+                if epoch == 0:
+                    say_overfull(run)
                 on_main(accelerator, lambda: check_data_unchanged(run.data, run.settings))
             bar.update()
             for waited, terms in zip(step.waited, step.terms, strict=True):
@@ -333,6 +355,7 @@ def loop(run: Run) -> dict[str, Any]:
                 save(run, log)
     if progress.epoch == 0:
         check_classes_seen(run, whole_epoch=False)
+    say_overfull(run)
     if progress.step < run.max_steps:
         say_stopped_early(run, log)
     log.draw(at_once=True)

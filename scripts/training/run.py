@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import parse_overrides
 from scripts.cli.processes import build_accelerator, on_main, raised_on_all
 from scripts.data.albumentations_file import AlbumentationsFile
 from scripts.data.augmentation import training_augmentation
@@ -34,6 +35,7 @@ from scripts.storage.lock import FolderLock
 from scripts.training.arguments import (
     TrainArguments,
     check_arguments,
+    check_task,
     check_trackers,
     check_values,
     planned_steps,
@@ -83,6 +85,7 @@ def augmentation_of(
         rare_class_share=arguments.rare_class_crops,
         id_shares=class_shares,
         extra=AlbumentationsFile(arguments.albumentations, unlabelled) if arguments.albumentations else None,
+        large_scale_jitter=arguments.large_scale_jitter,
     )
 
 
@@ -152,7 +155,8 @@ class Run:
         """Validation images that are drawn at every evaluation."""
         count = self.arguments.num_tracked_images
         if count is None:
-            count = NUM_TRACKED_IMAGES if check_trackers(self.arguments.report_to) else 0
+            tracked = check_trackers(self.arguments.report_to) and self.data.task == "semantic"
+            count = NUM_TRACKED_IMAGES if tracked else 0
         return TrackedImages(self.accelerator, self.processor, self.validation, count, self.output_dir / "images")
 
     @property
@@ -180,7 +184,7 @@ class Run:
                 arguments.seed,
                 self.data.task,
                 arguments.min_segment_area,
-            ),  # fmt: skip
+            ),
             stream,
             TrainingCollator(self.processor),
             arguments.dataloader_num_workers,
@@ -226,7 +230,12 @@ def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tu
         eps=arguments.adam_epsilon,
     )
     scheduler = build_scheduler(
-        optimizer, arguments.lr_scheduler_type, max_steps, arguments.num_warmup_steps, arguments.lr_power
+        optimizer,
+        arguments.lr_scheduler_type,
+        max_steps,
+        arguments.num_warmup_steps,
+        arguments.lr_power,
+        arguments.lr_step_milestones or (),
     )
     return optimizer, scheduler
 
@@ -301,6 +310,12 @@ def look_at_splits(data: LabelledDataset, names: Mapping[Any, str]) -> FirstLook
     return look
 
 
+def stuff_of(data: LabelledDataset) -> list[int]:
+    """The classes that have no instances, by id."""
+    classes = data.segment_classes
+    return [] if classes is None else sorted(set(classes.id2label) - classes.things)
+
+
 def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     """`set_up` in a folder that is this run's alone."""
     if arguments.settings_from_data:
@@ -318,11 +333,14 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     set_seed(arguments.seed)
 
     # ---- data
-    if arguments.task and not any(override.startswith("task=") for override in arguments.config_overrides):
+    if arguments.task and "task" not in parse_overrides(arguments.config_overrides):
         arguments = replace(arguments, config_overrides=[*arguments.config_overrides, f"task={arguments.task}"])
     data = LabelledDataset(arguments, arguments.train_split_name)
     start = start_of(arguments)
     data.task = getattr(start.config(), "task", "semantic")
+    check_task(arguments, data.task)
+    if data.task != "semantic" and data.id2label is None:
+        raise UserError(f"--task {data.task}: the classes of the segments have no names: give --id2label")
     if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):
         raise no_class_names(data)
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
@@ -339,9 +357,9 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     settings_of_task: dict[str, Any] = {}
     if data.task == "semantic":
         refuse_one_class(config.id2label or {})
-    elif data.segment_classes is not None:
-        stuff = sorted(set(data.segment_classes.id2label) - data.segment_classes.things)
-        settings_of_task = {"task": data.task, "label_ids_to_fuse": stuff if data.task == "panoptic" else None}
+    if arguments.task or data.task != "semantic":
+        stuff = stuff_of(data) if data.task == "panoptic" else None
+        settings_of_task = {"task": data.task, "label_ids_to_fuse": stuff}
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
     processor = build_processor(
@@ -422,6 +440,17 @@ def start_in_words(arguments: TrainArguments) -> str:
     return "backbone from scratch (--backbone_weights gives a trained one)"
 
 
+def task_in_words(data: LabelledDataset) -> str:
+    """What is trained, and of what."""
+    classes = data.segment_classes if data.task != "semantic" else None
+    if classes is None:
+        return data.task
+    stuff = len(stuff_of(data))
+    kinds = f"{len(classes.id2label) - stuff} of the classes are things, {stuff} stuff"
+    kinds = kinds if data.task == "panoptic" else "all classes are things"
+    return f"{data.task}, label maps hold {data.encoding}; {kinds}"
+
+
 def describe(run: Run) -> str:
     """The run in one table, before it starts."""
     arguments, accelerator = run.arguments, run.accelerator
@@ -437,6 +466,7 @@ def describe(run: Run) -> str:
     rows = [
         ("data", f"{data}, {examples or 'unknown'} samples"),
         ("classes", f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"),
+        ("task", task_in_words(run.data)),
         ("labels", "reduced: 0 is ignored, 1 is the first class" if arguments.do_reduce_labels else "as stored"),
         ("start", start_in_words(arguments)),
         *weights,

@@ -14,6 +14,7 @@ from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts import eval as eval_command
 from scripts.cli.processes import say_once
+from scripts.data import synthetic_shapes
 from scripts.data.synthetic_scenes import write_dataset
 from space_models import write_tiny_model
 
@@ -54,6 +55,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a generated data set: 7 training samples in 3 shards, 3 validation samples."""
     folder = tmp_path_factory.mktemp("shapes")
     write_dataset(folder, {"train": 7, "validation": 3}, shards=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a generated data set with instances: 7 training samples in 3 shards, 3 validation samples."""
+    folder = tmp_path_factory.mktemp("segmented")
+    synthetic_shapes.write_dataset(folder, {"train": 7, "validation": 3}, shards=3)
     return folder
 
 

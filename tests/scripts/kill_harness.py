@@ -26,16 +26,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "scripts")]
 from tiny_folder import TINY_MODEL, write_model_folder  # noqa: E402
 from training_processes import FLAGS, TIMED  # noqa: E402
 
+from scripts.data import synthetic_shapes  # noqa: E402
 from scripts.data.synthetic_scenes import write_dataset  # noqa: E402
 
 
-VARIANTS = ("train", "train with eval_steps", "train in two processes", "train in bf16", "eval", "predict")
+VARIANTS = (
+    "train", "train with eval_steps", "train in two processes", "train in bf16", "train instances", "eval", "predict",
+)  # fmt: skip
 SECONDS_TO_LEAVE = 10
 
 
 def prepare(place: Path) -> None:
     """A data set, a recipe and a model, all tiny."""
     write_dataset(place / "shapes", {"train": 7, "validation": 24}, shards=3)
+    synthetic_shapes.write_dataset(place / "segmented", {"train": 7, "validation": 3}, shards=3)
     (place / "tiny.yaml").write_text(TINY_MODEL)
     write_model_folder(place / "tiny.yaml", place / "model")
 
@@ -51,7 +55,9 @@ def command_of(variant: str, place: Path, folder: Path) -> list[str]:
             output = ["--output_dir", folder, "--rows_per_shard", 2]
         return list(map(str, [sys.executable, ROOT / "scripts" / f"{variant}.py", *model, *data, *split, *output]))
     at = FLAGS.index("--eval_steps")
-    flags = FLAGS[:at] + FLAGS[at + 2 :] if variant == "train" else FLAGS
+    flags = FLAGS[:at] + FLAGS[at + 2 :] if variant in ("train", "train instances") else FLAGS
+    if variant == "train instances":
+        data = ["--dataset_name", place / "segmented", "--task", "instance"]
     start = [sys.executable]
     if "two" in variant:
         launcher = ["--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml", "--num_processes", 2]

@@ -9,7 +9,7 @@ from training_processes import arguments_for, in_processes
 
 from scripts.cli.errors import UserError
 from scripts.train import TrainArguments, train
-from scripts.training import loop
+from scripts.training import figures, loop
 from scripts.training.arguments import check_values
 from scripts.training.checkpointing import Progress
 from scripts.training.log import read_log
@@ -36,11 +36,13 @@ def test_a_run_that_improves_no_more_ends_as_a_finished_one_also_after_a_resumpt
     """From the checkpoint before the end, which keeps the patience used up, and from that of the end itself."""
     scores = {1: 0.3, 2: 0.301, 3: 0.2, 4: 0.9}
     at = []
-    evaluate, original = loop.evaluate_if_due, loop.scores_from_confusion
+    evaluate, original = loop.evaluate_if_due, figures.scores_from_confusion
     monkeypatch.setattr(
         loop, "evaluate_if_due", lambda this, log: at.append(this.progress.step) or evaluate(this, log)
     )
-    monkeypatch.setattr(loop, "scores_from_confusion", lambda matrix: original(matrix) | {"mean_iou": scores[at[-1]]})
+    monkeypatch.setattr(
+        figures, "scores_from_confusion", lambda matrix: original(matrix) | {"mean_iou": scores[at[-1]]}
+    )
     flags = ["--max_train_steps", 4, "--eval_steps", 1, "--checkpointing_steps", 1, "--checkpoints_total_limit", 9]
     flags += ["--early_stopping_patience", 2, "--early_stopping_threshold", 0.01]
     code, out, errors = start(*flags)

@@ -22,13 +22,13 @@ from scripts.evaluation.bootstrap import interval, multiplicities
 from scripts.inference.found_segments import PanopticMap
 
 
-# IoU is summed in whole numbers of this fraction, so that sums depend on no order of images: that of a hundred million
+# IoU is summed in whole numbers of this fraction, so that sums depend on no order of images: that of 10**8
 # segments fits, and rounding moves no quality by more than 1e-11.
 IOU_UNIT = 2.0**-36
 
 
 def image_counts(reference: Segments, prediction: PanopticMap, num_labels: int) -> np.ndarray:
-    """`(4, num_labels)` int64 of one image: sum of IoU in `IOU_UNIT`, true positives, false positives, false negatives.
+    """`(4, num_labels)` int64 of an image: sum of IoU in `IOU_UNIT`, true positives, false positives, false negatives.
 
     Args:
         reference: in one layer.

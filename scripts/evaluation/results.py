@@ -187,8 +187,12 @@ def segments_table(results: dict[str, Any]) -> str:
         ("AP", "average_precision", ("50", "75", "small", "medium", "large")),
         ("AR", "average_recall", ("1", "10", "100", "small", "medium", "large")),
     ):
-        figures = [f"{ending}{number(results[f'{key}_{ending}'])}" for ending in endings]
-        lines.append(f"{title}  " + "   ".join(figures))
+        names = [f"{title}{ending}" if ending.isdigit() else f"{title} {ending}" for ending in endings]
+        lines.append(
+            "".join(
+                f"{name:<9}" + number(results[f"{key}_{ending}"]) + "   " for name, ending in zip(names, endings)
+            ).rstrip()
+        )
     return "\n".join(lines)
 
 

@@ -1,7 +1,11 @@
 """Random images with segments, and what a model might have found in them."""
 
+import json
+
+import datasets
 import numpy as np
 import torch
+from random_splits import png
 
 from image_processing.segments import BoxedMask
 from scripts.data.segments import segments_of_ids, segments_of_masks
@@ -42,12 +46,21 @@ def random_instances(rng, num_labels, empty=False):
     return segments_of_masks(masks, classes, crowd, SIZE), instances
 
 
+def instances_of(rng, panoptic):
+    """The segments of a map as instances, with scores that tie."""
+    found = [
+        Instance(each["label_id"], float(rng.integers(1, 6) / 6), boxed(panoptic.ids == each["id"]))
+        for each in panoptic.segments
+    ]
+    return sorted(found, key=lambda each: -each.score)
+
+
 def random_panoptic(rng, num_labels, void=True, crowds=True):
     """A map of segments and a predicted one, whose segments are the same or their neighbours'."""
     cells = rng.integers(0, 9, (8, 8))
     ids = np.kron(cells, np.ones((6, 6), dtype=np.int64))
-    moved = np.roll(ids, rng.integers(-2, 3, 2), (0, 1))
-    moved[rng.random(moved.shape) < 0.05] = int(rng.integers(0, 9))
+    moved = np.roll(ids, rng.integers(-1, 2, 2), (0, 1))
+    moved[rng.random(moved.shape) < 0.1 * rng.random()] = int(rng.integers(0, 9))
     if not void:
         ids, moved = ids + 1, moved + 1
     present = np.unique(ids[ids > 0]).tolist()
@@ -60,14 +73,38 @@ def random_panoptic(rng, num_labels, void=True, crowds=True):
 
 
 class Answers:
-    """A predictor that knows what was found in each image, by the red of its first pixel."""
+    """A predictor that knows what is found in each image of `write_segments`."""
 
     def __init__(self, found):
         self.found = found
 
     def __call__(self, image):
-        return self.found[image.getpixel((0, 0))[0]]
+        panoptic, instances = self.found[image.getpixel((0, 0))[0]]
+        return FoundSegments((image.height, image.width), instances, panoptic)
 
 
-def as_found(instances, panoptic=None):
-    return FoundSegments(SIZE, instances, panoptic)
+def write_segments(folder, references, names=None):
+    """A validation split of maps of ids and lists of their segments; the red of an image's first pixel numbers it.
+
+    Args:
+        references: in one layer each.
+        names: of the classes, written beside it.
+    """
+    rows = []
+    for index, reference in enumerate(references):
+        ids = reference.layers[0].numpy()
+        infos = [
+            {"id": number, "category_id": label, "iscrowd": crowd}
+            for number, (label, crowd) in enumerate(zip(reference.classes.tolist(), reference.crowd.tolist()), 1)
+        ]
+        image = np.random.default_rng(index).integers(0, 256, (*ids.shape, 3), dtype=np.uint8)
+        image[0, 0, 0] = index
+        rows.append({"image": png(image), "label": png(ids.astype(np.uint8)), "segments_info": infos})
+    info = {"id": datasets.Value("int32"), "category_id": datasets.Value("int32"), "iscrowd": datasets.Value("bool")}
+    kinds = {"image": datasets.Image(), "label": datasets.Image(), "segments_info": datasets.List(info)}
+    folder.mkdir(parents=True, exist_ok=True)
+    data = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    data.to_parquet(folder / "validation-00000-of-00001.parquet")
+    if names:
+        (folder / "id2label.json").write_text(json.dumps({str(index): name for index, name in enumerate(names)}))
+    return folder

@@ -175,7 +175,7 @@ class ClassMatches:
 
 @dataclass
 class PrecisionCounts:
-    """What was found in the images of a split, a few hundred bytes each; scored once all processes' are there.
+    """What was found in the images of a split, at most some kilobytes each; scored once all processes' are there.
 
     Args:
         num_labels: K classes.

@@ -11,9 +11,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from scripts.cli.processes import on_main
+from scripts.data.first_look import FirstLook
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSamples
-from scripts.evaluation.degenerate import FirstLook, look_at_classes
+from scripts.evaluation.degenerate import look_at_classes
 from scripts.evaluation.results import in_percent
 from scripts.evaluation.segment_rules import check_segment_classes
 from scripts.evaluation.segments_split import evaluate_segments, things_of
@@ -63,7 +64,7 @@ def measure(
         precision=True,
     )
     segments = scores.pop("segments")
-    facts = {"images": scores.pop("images"), "segments": int(segments.sum())}
+    facts: dict[str, Any] = {"images": scores.pop("images"), "segments": int(segments.sum())}
     facts["seconds"] = round(time.perf_counter() - started, 1)
     if not facts["segments"]:
         facts["warning"] = "the label maps hold no segments of these classes: there is nothing to find"

@@ -93,6 +93,7 @@ def evaluate_segments(
     def count(sample: dict[str, Any]) -> None:
         index, reference, prediction = sample["index"], sample["segments"], predictor(sample["image"])
         if panoptic is not None:
+            assert prediction.panoptic is not None
             panoptic.add(index, reference, prediction.panoptic)
         if found is not None:
             found.add(index, reference.chosen(torch.isin(reference.classes, wanted)), prediction.instances)
@@ -108,6 +109,8 @@ def evaluate_segments(
         panoptic.totals = summed(panoptic.totals, accelerator)
         scores |= panoptic.scores(things)
         scores["segments"] = panoptic.segments()
-    if resamples:
-        scores["interval"] = panoptic.interval() if panoptic is not None else found.interval(resamples, seed)
+    if resamples and panoptic is not None:
+        scores["interval"] = panoptic.interval()
+    elif resamples and found is not None:
+        scores["interval"] = found.interval(resamples, seed)
     return scores

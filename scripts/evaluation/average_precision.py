@@ -235,7 +235,7 @@ class PrecisionCounts:
             once = np.ones((1, len(found.images)), dtype=np.uint8)
             expected = found.expected.sum(axis=0)
             true = found.matched & ~found.ignored
-            for area in np.flatnonzero(expected):
+            for area in np.flatnonzero(expected).tolist():
                 of_area = found.matched[area], found.ignored[area]
                 precision[label, area] = precision_over_recall(*of_area, once, expected[area : area + 1])[:, 0]
                 for place, most in enumerate(DETECTIONS):

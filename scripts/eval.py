@@ -1,4 +1,5 @@
-"""Evaluates a checkpoint on a streamed split, at the original size of every image.
+"""Evaluates a checkpoint on a streamed split, at the original size of every image: mean IoU of a semantic model,
+average precision of an instance model, panoptic quality of a panoptic one.
 
 Runs alike as `python scripts/eval.py`, `python -m scripts.eval` and `accelerate launch scripts/eval.py`:
 `python scripts/eval.py --model_name_or_path outputs/model --dataset_name DATA --output_file results/model.json`.
@@ -29,7 +30,7 @@ from scripts.cli.parser import (
     parse_arguments,
     run_command,
 )
-from scripts.data.arguments import DatasetArguments, check_dataset_flags, parse_range
+from scripts.data.arguments import CLASSES, DatasetArguments, check_dataset_flags, parse_range
 from scripts.evaluation.protocols import (
     LABEL_IDS,
     NATIVE,
@@ -40,6 +41,7 @@ from scripts.evaluation.protocols import (
     protocol_sizes,
 )
 from scripts.evaluation.results import (
+    METRICS,
     build_results,
     details_text,
     in_percent,
@@ -112,9 +114,11 @@ class EvaluateArguments(ModelArguments, DatasetArguments):
     )
     focus: bool = flag(False, "Also report how much each decoder layer looks where its segments turn out to be.")
     extended_metrics: bool = flag(
-        True, "Also report boundary IoU, mean IoU by segment size, and an interval for the mean IoU."
+        True,
+        "Also report an interval for the main figure and, of a semantic model, boundary IoU and mean IoU by segment "
+        "size.",
     )
-    bootstrap_samples: int = flag(1000, "How often the images are resampled for the interval of the mean IoU.")
+    bootstrap_samples: int = flag(1000, "How often the images are resampled for the interval.")
     seed: int = flag(0, "Seed of the resampling.")
     mixed_precision: str | None = flag(
         None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
@@ -224,10 +228,16 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from scripts.data.samples import BadSamples
     from scripts.data.sources import check_ignored_id
     from scripts.error_report.report import ErrorReport
-    from scripts.evaluation import bootstrap, boundary, degenerate, lens, mean_iou, segment_size
+    from scripts.evaluation import bootstrap, boundary, degenerate, lens, mean_iou, segment_figures, segment_size
     from scripts.evaluation.label_ids import label_rule
+    from scripts.evaluation.segment_rules import (
+        check_segment_classes,
+        refuse_class_map_flags,
+        refuse_semantic_flags,
+    )
     from scripts.evaluation.split import evaluate_split
     from scripts.explaining.focus import FocusCounts
+    from scripts.models import tasks
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
 
     accelerator = build_accelerator(arguments.mixed_precision)
@@ -235,7 +245,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # ---- model
     config = build_config(arguments)
     check_ignored_id(config)
-    degenerate.refuse_one_class(config.id2label or {})
+    task = tasks.task_of(config)
+    if task == "semantic":
+        degenerate.refuse_one_class(config.id2label or {})
+    else:
+        refuse_semantic_flags(arguments, task)
     if getattr(config, "use_windows", False):  # QLSeg reads images through the windows that it was trained on
         windows: dict[str, Any] = {"crop_size": arguments.crop_size or config.image_size, "sliding_window": True}
         arguments = replace(arguments, **windows, stride=arguments.stride or config.window_stride)
@@ -250,6 +264,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     model = build_model(arguments, config, new_classes=False).to(accelerator.device)
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = use_range(build_processor(arguments, config), arguments.intensity_range)
+    tasks.check_task(processor, config, f"--model_name_or_path {arguments.model_name_or_path}")
 
     # ---- protocol
     sizes = evaluation_sizes(arguments, processor)
@@ -262,8 +277,20 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         lens_processor = build_processor(arguments, config, size=plain.processor_size, **limits)
     data = LabelledDataset(arguments, arguments.eval_split_name)
     data.image_form = form_of(config, processor)
+    data.task = task
+    bad_samples = BadSamples(arguments.max_bad_samples)
+    if task != "semantic":
+        protocol = protocol_facts(arguments, sizes, "")
+        measured = segment_figures.measure(arguments, model, processor, data, accelerator, bad_samples)
+        results = finish(arguments, accelerator, model, data, bad_samples, measured.scores, protocol, measured.facts)
+        if not measured.look.whole and not arguments.max_eval_samples:
+            degenerate.refuse_absent_classes(measured.segments, model.config.id2label or {}, data)
+        return results
     label_ids, id_table = arguments.label_ids, None
-    if arguments.protocol == NATIVE:
+    if data.encoding != CLASSES:  # each segment is painted in its class
+        refuse_class_map_flags(arguments)
+        check_segment_classes(data, model.config.id2label or {})
+    elif arguments.protocol == NATIVE:
         # A model trained on reduced labels is compared with reduced labels.
         data.do_reduce_labels |= bool(processor.do_reduce_labels) and label_ids != "reduced"
     else:
@@ -288,7 +315,6 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         counters["focus"] = FocusCounts(model, lens_processor, accelerator.device)
     predictor = build_predictor(arguments, model, processor, sizes, accelerator.device)
     error_report = ErrorReport(num_labels, predictor, counters) if arguments.report else None
-    bad_samples = BadSamples(arguments.max_bad_samples)
     started = time.perf_counter()
     confusion, images = evaluate_split(
         model,
@@ -308,7 +334,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     scores = mean_iou.scores_from_confusion(confusion)
 
     # ---- results
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {"images": images, "seconds": round(seconds, 1)}
     if warning := degenerate.why_it_says_nothing(confusion, model.config.id2label or {}):
         details["warning"] = warning
         accelerator.print(f"warning: {warning}", file=sys.stderr)
@@ -323,39 +349,62 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         details["protocol_lens"] = in_percent(counters["lens"].rows())
     if arguments.focus:
         details["focus_consistency"] = in_percent(counters["focus"].scores())
+    protocol = protocol_facts(arguments, sizes, label_ids)
+    results = finish(arguments, accelerator, model, data, bad_samples, scores, protocol, details)
+    if accelerator.is_main_process and error_report:
+        file = report_file(arguments.report or "")
+        with errors_explained(f"--report {arguments.report}", OSError):
+            error_report.write(file, results, confusion, model.config)
+        print(f"report in {file}")
+    if look is not None and not look.whole and not arguments.max_eval_samples:
+        degenerate.refuse_absent_classes(confusion, model.config.id2label or {}, data)
+    return results
+
+
+def finish(
+    arguments: EvaluateArguments,
+    accelerator: Any,
+    model: Any,
+    data: Any,
+    bad_samples: Any,
+    scores: dict[str, Any],
+    protocol: dict[str, Any],
+    details: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes and prints the results in the main process, and returns them; {} in others.
+
+    Args:
+        scores: fractions, see `build_results`.
+        protocol: of `protocol_facts`.
+        details: what else was measured.
+    """
+    results: dict[str, Any] = {}
     if data.held_back is not None:
         details["train_val_split"] = arguments.train_val_split
-    checkpoint = Path(arguments.model_name_or_path or "")
-    results: dict[str, Any] = {}
     if accelerator.is_main_process:
+        checkpoint = Path(arguments.model_name_or_path or "")
+        task = data.task
         results = build_results(
             scores,
             dict(model.config.id2label),
+            METRICS[task],
+            task=task,
             **details,
             dataset=Path(without_credentials(arguments.dataset_name or arguments.eval_images or "")).name,
             dataset_revision=data.revision(),
             split=arguments.eval_split_name,
-            images=images,
             skipped=bad_samples.messages,
             do_reduce_labels=data.do_reduce_labels,
-            protocol=protocol_facts(arguments, sizes, label_ids),
+            protocol=protocol,
             checkpoint=checkpoint.name,
             weights_sha256=weights_sha256(str(checkpoint)),
             parameters=model.num_parameters(),
             mixed_precision=str(accelerator.mixed_precision),
             processes=accelerator.num_processes,
-            seconds=round(seconds, 1),
             project=project_commit(),
         )
         report(results, arguments.output_file)
-        if error_report:
-            file = report_file(arguments.report or "")
-            with errors_explained(f"--report {arguments.report}", OSError):
-                error_report.write(file, results, confusion, model.config)
-            print(f"report in {file}")
     accelerator.end_training()
-    if look is not None and not look.whole and not arguments.max_eval_samples:
-        degenerate.refuse_absent_classes(confusion, model.config.id2label or {}, data)
     return results
 
 

@@ -87,14 +87,17 @@ def summary_markdown(cards: Path, results: Path, root: str) -> str:
 
 
 def results_markdown(folder: Path, root: str) -> str:
-    """A row per results file: what was evaluated on what, its mIoU and pixel accuracy; below, the commands."""
+    """A row per results file: what was evaluated on what, and its main figures; below, the commands."""
     measured = read_results(folder)
+    titles = {"mean_iou": "mIoU", "overall_accuracy": "pixel accuracy"}
+    of_segments = {"panoptic_quality": "PQ", "average_precision": "AP"}
+    titles |= {key: title for key, title in of_segments.items() if any(key in found for found in measured.values())}
     rows = []
     for name, results in measured.items():
-        figures = number(results["mean_iou"]), number(results["overall_accuracy"])
+        figures = [number(results.get(key)) for key in titles]
         data = f"{results['dataset']}, {results['split']}"
         rows.append([f"[{name}]({root}results/{name}.json)", data, results["images"], *figures])
-    table = markdown(["results file", "dataset, split", "images", "mIoU", "pixel accuracy"], rows)
+    table = markdown(["results file", "dataset, split", "images", *titles.values()], rows)
     commands = [
         results["command"].replace(" --dataset_name", " \\\n    --dataset_name") for results in measured.values()
     ]

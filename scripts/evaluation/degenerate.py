@@ -17,6 +17,7 @@ from scripts.data.sources import IGNORE_INDEX
 
 
 CHECK = "scripts/check_dataset.py tells what became of the others"
+LEAST_CLASSES = {"semantic": 2, "instance": 1, "panoptic": 1}  # of which a score can fail: segments can be missed
 GO_ON = "--allow_absent_classes goes on as it is"
 
 
@@ -38,7 +39,7 @@ def refuse_other_numbers(names: Mapping[int, str], of_model: Mapping[int, str]) 
     """Refuses classes of label maps that the model has under other numbers, so that each would be taken for another.
 
     Args:
-        names: by id, as the flags make them.
+        names: by id, as the data or the flags have them.
     Raises:
         UserError: names the first, with both numbers.
     """
@@ -46,9 +47,9 @@ def refuse_other_numbers(names: Mapping[int, str], of_model: Mapping[int, str]) 
     for index, name in names.items():
         if numbers.get(name, index) != index:
             raise UserError(
-                f"class {name!r} is number {index} by the flags of the label maps (--class_map, --mask_values or "
-                f"--mask_colors), but {numbers[name]} in the model: give the classes in the model's order, "
-                f"{', '.join(of_model.values())}"
+                f"class {name!r} is number {index} by the data or the flags of the label maps (--class_map, "
+                f"--mask_values or --mask_colors), but {numbers[name]} in the model: give the classes in the model's "
+                f"order, {', '.join(of_model.values())}"
             )
 
 
@@ -65,12 +66,11 @@ def look_at_classes(data: LabelledDataset, names: Mapping[int, str], trained: Fi
     look = first_look(data.stream, data.row_format)
     if data.arguments.allow_absent_classes or not look.maps:
         return look
-    if trained is not None and len(look.classes) > (data.task == "semantic"):
+    if trained is not None and len(look.classes) >= LEAST_CLASSES[data.task]:
         absent = [index for index in names if not look.classes[index]]
         if look.whole and absent and all(trained.classes[index] for index in absent):
             listed = ", ".join(repr(names[index]) for index in absent)
-            mean = "mean IoU" if data.task == "semantic" else "mean"
-            print(f"warning: split {data.split!r} lacks {listed}, left out of the {mean}", file=sys.stderr)
+            print(f"warning: split {data.split!r} lacks {listed}, left out of the mean", file=sys.stderr)
             return look
     if fault := fault_of(look, data, names):
         raise UserError(f"split {data.split!r}: {fault}")
@@ -100,9 +100,11 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
             f"1 is {names[0]!r}, but {read} hold {look.listed()} and never {len(names)}, so {names[0]!r} seems to be "
             f"stored as 0: take another recipe, such as finetune; {GO_ON}"
         )
+    if not look.classes and data.encoding != CLASSES:
+        return f"{read} hold no segments of these classes, so there is nothing to learn or to score: {CHECK}"
     if not look.classes:
         return f"{read} hold {look.listed()}, all of them ignored, so there is nothing to learn or to score: {CHECK}"
-    if len(look.classes) < 2:
+    if len(look.classes) < LEAST_CLASSES["semantic"]:
         only = names[next(iter(look.classes))]
         return f"{read} hold {look.listed()}, which is {only!r} alone, so no score can fail: {CHECK}; {GO_ON}"
     if absent and look.whole and enough:
@@ -133,7 +135,7 @@ def refuse_absent_classes(valid: np.ndarray, names: Mapping[int, str], data: Lab
     """Refuses a whole split, evaluated, in which a named class never occurred.
 
     Args:
-        valid: see `mean_iou.valid_part`.
+        valid: `(K, ...)` counts of each class, such as a `mean_iou.valid_part`.
     Raises:
         UserError: says which, and the fix.
     """

@@ -30,6 +30,19 @@ PACKAGES = (
     "accelerate",
     "numpy",
 )
+METRICS = {  # by task
+    "semantic": "mIoU, mean over classes present in the ground truth, ignored pixels left out",
+    "instance": "mask AP by COCO's rules, mean over IoU 0.5 to 0.95 and the classes with reference segments",
+    "panoptic": "PQ by panopticapi's rules, mean over the classes that occur or are found; AP by COCO's of the things",
+}
+MAIN_NAMES = {"semantic": "mean IoU", "instance": "AP", "panoptic": "PQ"}  # of the figure with an interval, by task
+COLUMNS = {  # of tasks with segments
+    "panoptic_quality": "PQ",
+    "segmentation_quality": "SQ",
+    "recognition_quality": "RQ",
+    "average_precision": "AP",
+    "average_precision_50": "AP50",
+}
 
 
 def weights_sha256(name: str) -> str | None:
@@ -91,16 +104,20 @@ def in_percent(value: Any) -> Any:
     return percent(value) if isinstance(value, float) else value
 
 
-def build_results(scores: dict[str, Any], id2label: dict[int, str], **facts: Any) -> dict[str, Any]:
+def build_results(
+    scores: dict[str, Any], id2label: dict[int, str], metric: str = METRICS["semantic"], **facts: Any
+) -> dict[str, Any]:
     """Scores in percent, per class by name, and the facts that make them reproducible.
 
     Args:
-        scores: of `mean_iou.scores_from_counts`; a list `per_category_...` of K becomes a column of `per_class`.
+        scores: such as those of `mean_iou.scores_from_counts`; a list `per_category_...` of K becomes a column of
+            `per_class`.
+        metric: what the main figure is.
     """
     names = distinct_names(id2label)
     columns = {key.removeprefix("per_category_"): scores[key] for key in scores if key.startswith("per_category_")}
     return {
-        "metric": "mIoU, mean over classes present in the ground truth, ignored pixels left out",
+        "metric": metric,
         **{key: percent(value) for key, value in scores.items() if not key.startswith("per_category_")},
         "per_class": {
             name: {column: percent(values[index]) for column, values in columns.items()}
@@ -132,7 +149,9 @@ def number(value: float | None) -> str:
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Per-class IoU, accuracy and boundary IoU, and the means, as text."""
+    """Per-class IoU, accuracy and boundary IoU, and the means, as text; of other tasks their figures."""
+    if results.get("task", "semantic") != "semantic":
+        return segments_table(results)
     columns = ["iou", "accuracy", "boundary_iou"]
     columns = [column for column in columns if all(column in row for row in results["per_class"].values())]
     headings = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary"}
@@ -144,6 +163,36 @@ def results_table(results: dict[str, Any]) -> str:
     lines.append(f"{'pixel accuracy':<{width}}{'':>9}{number(results['overall_accuracy'])}")
     lines.append(f"{'frequency weighted':<{width}}{number(results['frequency_weighted_iou'])}")
     lines.append(f"{'mean, mmseg rule':<{width}}{number(results['mmseg_mean_iou'])}")
+    return "\n".join(lines)
+
+
+def segments_table(results: dict[str, Any]) -> str:
+    """Figures per class, their means, and precision and recall by area and number of detections, as text."""
+    rows = results["per_class"]
+    columns = [column for column in COLUMNS if all(column in row for row in rows.values())]
+    of_all = [results[column] for column in columns]
+    means = [("mean", of_all)]
+    if "things" in results:
+        things, stuff = (
+            [results.get(f"{column}_{group}", results[column] if group == "things" else None) for column in columns]
+            for group in ("things", "stuff")
+        )
+        of_all = [None if column.startswith("average") else value for column, value in zip(columns, of_all)]
+        means = [("all", of_all), ("things", things), ("stuff", stuff)]
+    width = max(map(len, ("class", "things", *rows)))
+    lines = [f"{'class':<{width}}" + "".join(f"{COLUMNS[column]:>9}" for column in columns)]
+    lines += [f"{name:<{width}}" + "".join(number(row[column]) for column in columns) for name, row in rows.items()]
+    lines += [f"{name:<{width}}" + "".join(map(number, values)) for name, values in means]
+    for title, key, endings in (
+        ("AP", "average_precision", ("50", "75", "small", "medium", "large")),
+        ("AR", "average_recall", ("1", "10", "100", "small", "medium", "large")),
+    ):
+        names = [f"{title}{ending}" if ending.isdigit() else f"{title} {ending}" for ending in endings]
+        lines.append(
+            "".join(
+                f"{name:<9}" + number(results[f"{key}_{ending}"]) + "   " for name, ending in zip(names, endings)
+            ).rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -169,7 +218,8 @@ def details_text(results: dict[str, Any]) -> str:
     lines = []
     if interval := results.get("interval"):
         share = f"{100 * interval['confidence']:.0f}%"
-        lines.append(f"{share} interval of mean IoU over images: {interval_text(interval)}")
+        name = MAIN_NAMES[results.get("task", "semantic")]
+        lines.append(f"{share} interval of {name} over images: {interval_text(interval)}")
     for group in results.get("segment_sizes", []):
         area = "larger" if group["max_area"] is None else f"up to {group['max_area']} px"
         lines.append(f"segments {area:<18}{group['segments']:>9} segments, mean IoU{number(group['mean_iou'])}")

@@ -30,12 +30,39 @@ PUBLISHED = HUB_CARDS / "published.yaml"
 DATASET_FACTS = ("name", "id", "url", "split", "license", "description")
 NOT_MEASURED = "not measured"
 BLANK = "FILL IN"  # stands in a card that --init_card wrote where only its owner knows what to write
-# Results key -> name in the card, type in the card's metadata.
+# By task: results key -> name in the card, type in the card's metadata. The first has the interval.
+AVERAGE_PRECISION = {
+    "average_precision": ("mask AP", "average_precision"),
+    "average_precision_50": ("mask AP at IoU 0.5", "average_precision_50"),
+    "average_precision_75": ("mask AP at IoU 0.75", "average_precision_75"),
+}
 FIGURES = {
-    "mean_iou": ("mean IoU", "mean_iou"),
-    "mean_accuracy": ("mean accuracy", "mean_accuracy"),
-    "overall_accuracy": ("pixel accuracy", "accuracy"),
-    "mean_boundary_iou": ("mean boundary IoU", "mean_boundary_iou"),
+    "semantic": {
+        "mean_iou": ("mean IoU", "mean_iou"),
+        "mean_accuracy": ("mean accuracy", "mean_accuracy"),
+        "overall_accuracy": ("pixel accuracy", "accuracy"),
+        "mean_boundary_iou": ("mean boundary IoU", "mean_boundary_iou"),
+    },
+    "instance": AVERAGE_PRECISION,
+    "panoptic": {
+        "panoptic_quality": ("PQ", "panoptic_quality"),
+        "segmentation_quality": ("SQ", "segmentation_quality"),
+        "recognition_quality": ("RQ", "recognition_quality"),
+        "panoptic_quality_things": ("PQ of things", "panoptic_quality_things"),
+        "panoptic_quality_stuff": ("PQ of stuff", "panoptic_quality_stuff"),
+        **AVERAGE_PRECISION,
+    },
+}
+# By task: column of `per_class` -> title in the card; the first says which classes are found worst.
+PER_CLASS = {
+    "semantic": {"iou": "IoU", "accuracy": "accuracy"},
+    "instance": {"average_precision": "AP", "average_precision_50": "AP50"},
+    "panoptic": {"panoptic_quality": "PQ", "segmentation_quality": "SQ", "recognition_quality": "RQ"},
+}
+METRICS = {  # named in the card's metadata
+    "semantic": ["mean_iou", "accuracy"],
+    "instance": ["average_precision"],
+    "panoptic": ["panoptic_quality", "average_precision"],
 }
 NEEDED = ("dataset", "split", "images", "protocol", "command", "per_class")
 FIGURE = float | int | None
@@ -48,6 +75,7 @@ RESULTS: dict[str, Any] = {
     "command": str,
     "per_class": dict[str, dict[str, FIGURE]],
     "metric": str,
+    "task": str,
     "parameters": int,
     "interval": dict[str, Any],
     "segment_sizes": list[dict[str, Any]],
@@ -55,7 +83,7 @@ RESULTS: dict[str, Any] = {
     "project": dict[str, Any],
     "dataset_revision": dict[str, Any],
     "weights_sha256": str,
-    **dict.fromkeys(FIGURES, FIGURE),
+    **{key: FIGURE for figures in FIGURES.values() for key in figures},
 }
 INSIDE: dict[str, dict[str, Any]] = {
     "protocol": {"name": str},
@@ -253,6 +281,8 @@ def results_fault(found: Any) -> str | None:
     """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
     if fault := object_fault(found, RESULTS, NEEDED):
         return fault
+    if task_of(found) not in FIGURES:
+        return f"has a wrong field: 'task' is {task_of(found)[:20]!r}, need {', '.join(FIGURES)}"
     for key, kinds in INSIDE.items():
         for part in parts_of(found, key):
             if fault := object_fault(part, kinds, NEEDED_INSIDE.get(key, ())):
@@ -263,6 +293,11 @@ def results_fault(found: Any) -> str | None:
     return None
 
 
+def task_of(results: dict[str, Any]) -> str:
+    """What the model of a results file is for; files from before there were others do not say."""
+    return results.get("task") or "semantic"
+
+
 def parts_of(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The mappings that a field of a results file holds: one, several, or none where it was not measured."""
     value = found.get(key) or []
@@ -271,10 +306,10 @@ def parts_of(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 def figures_of(found: dict[str, Any]) -> Iterator[tuple[str, float | None, int]]:
     """`(name, value, the most that it can be)` of all figures of a results file that a card shows."""
-    for key, most in {**dict.fromkeys(FIGURES, 100), "images": MOST, "parameters": MOST}.items():
+    for key, most in {**dict.fromkeys(FIGURES[task_of(found)], 100), "images": MOST, "parameters": MOST}.items():
         yield repr(key), found.get(key), most
     for label, row in found["per_class"].items():
-        for column in ("iou", "accuracy"):
+        for column in PER_CLASS[task_of(found)]:
             yield f"{column!r} of class {label!r}", row.get(column), 100
     inside = {
         "interval": {"low": 100, "high": 100, "confidence": 1},
@@ -311,7 +346,8 @@ def measured_on(results: dict[str, Any], facts: CardFacts) -> str:
 
 def measured_facts(results: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
     """What the template's section of measured figures shows."""
-    rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES.items()]
+    task = task_of(results)
+    rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES[task].items()]
     if interval := results.get("interval"):
         span = f"{number(interval['low'])} to {number(interval['high'])}"
         rows.insert(1, (f"{interval['confidence']:.0%} interval over images (bootstrap)", span))
@@ -329,8 +365,9 @@ def measured_facts(results: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
         "commit": code(((results.get("project") or {}).get("commit") or "unknown")[:7]),
         "command": (command := without_credentials(without_local_paths(results["command"]))),
         "fence": code_fence(command),
+        "columns": list(PER_CLASS[task].values()),
         "per_class": [
-            (markdown(label), number(row.get("iou")), number(row.get("accuracy")))
+            (markdown(label), *(number(row.get(column)) for column in PER_CLASS[task]))
             for label, row in results["per_class"].items()
         ],
         "habits": [
@@ -349,7 +386,7 @@ def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-segmentation",
-            task_name="Semantic segmentation",
+            task_name=f"{task_of(results).capitalize()} segmentation",
             dataset_type=facts.dataset["id"],
             dataset_name=facts.dataset["name"],
             dataset_split=results["split"],
@@ -358,7 +395,7 @@ def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
             metric_name=label,
             metric_value=rounded(results[key]),
         )
-        for key, (label, metric) in FIGURES.items()
+        for key, (label, metric) in FIGURES[task_of(results)].items()
         if results.get(key) is not None
     ]
 
@@ -393,10 +430,11 @@ def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str
             "Small and thin things are found far less well than large ones; by how much was not measured here."
         )
     if results is not None:
-        classes = [(row["iou"], name) for name, row in results["per_class"].items() if row.get("iou") is not None]
+        column, title = next(iter(PER_CLASS[task_of(results)].items()))
+        classes = [(row[column], name) for name, row in results["per_class"].items() if row.get(column) is not None]
         if len(classes) >= LEAST_FOR_WORST:
-            worst = ", ".join(f"{markdown(name)} ({number(iou)})" for iou, name in sorted(classes)[:3])
-            found.append(f"The classes found worst, by IoU on {measured_on(results, facts)}: {worst}.")
+            worst = ", ".join(f"{markdown(name)} ({number(figure)})" for figure, name in sorted(classes)[:3])
+            found.append(f"The classes found worst, by {title} on {measured_on(results, facts)}: {worst}.")
     if published and results is None:
         found.append(
             "The published figures were not reproduced by this project: nobody trained or evaluated the model on that "
@@ -474,7 +512,7 @@ def model_card(
         pipeline_tag="image-segmentation",
         tags=["image-segmentation", f"{task}-segmentation", paper.family, "vision"],
         base_model=facts.base_model or origin_of(config).get("base_model"),
-        metrics=["mean_iou", "accuracy"] if results else None,
+        metrics=METRICS[task_of(results)] if results else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=eval_results(results, facts) if results else None,
     )

@@ -401,3 +401,20 @@ def test_an_interval_without_ends_is_said_to_be(results):
     """None of the images had a class to find."""
     results["interval"] |= {"low": None, "high": None}
     assert "not measured to not measured" in section(card_of(CAMVID, results), "Measured")
+
+
+@pytest.mark.parametrize(("task", "figure", "column"), [
+    ("instance", "average_precision", "AP"), ("panoptic", "panoptic_quality", "PQ"),
+])  # fmt: skip
+def test_a_card_shows_the_figures_of_its_task(results, task, figure, column):
+    others = {key: results[key] for key in NEEDED if key != "per_class"}
+    per_class = {f"class {n}": {figure: 10.0 * n, "average_precision_50": 80.0} for n in range(1, 6)}
+    found = others | {"task": task, figure: 41.26, "average_precision_50": 60.0, "per_class": per_class}
+    assert results_fault(found) is None and results_fault(found | {figure: 101}) is not None
+    card = card_of(CAMVID, found)
+    (main,) = (result for result in card.data.eval_results if result.metric_type == figure)
+    assert (main.metric_value, main.task_name) == (41.3, f"{task.capitalize()} segmentation")
+    assert figure in card.data.metrics and "mean_iou" not in card.data.metrics
+    measured = section(card, "Measured")
+    assert "| 41.3 |" in measured and f"| class | {column} |" in measured and "mean IoU" not in measured
+    assert f"worst, by {column} on" in card.text and "class 1 (10.0)" in card.text

@@ -346,8 +346,8 @@ def refuse_segments(arguments: AblationArguments) -> None:
     for task in re.findall(r"\btask[ =](\w+)", " ".join(stated)):
         if task != SEMANTIC:
             raise UserError(
-                f"--train_recipe or --train_flags trains for the task {task}, and what is compared here is the mean IoU "
-                "of semantic models: take a semantic recipe"
+                f"--train_recipe or --train_flags trains for the task {task}, and what is compared here is the mean "
+                "IoU of semantic models: take a semantic recipe"
             )
 
 

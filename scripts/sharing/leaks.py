@@ -41,8 +41,8 @@ SECRETS = {
 # Values of a recipe that are places, and ones that the Hub has no use for.
 PLACES = (
     "dataset_name", "train_images", "train_masks", "train_annotations", "train_class_masks", "eval_images",
-    "eval_masks", "eval_annotations", "eval_class_masks", "id2label", "class_map", "mask_colors", "class_counts", "albumentations", "backbone_weights", "config_name", "model_name_or_path",
-    "recipe", "warm_start",
+    "eval_masks", "eval_annotations", "eval_class_masks", "id2label", "class_map", "mask_colors", "class_counts",
+    "albumentations", "backbone_weights", "config_name", "model_name_or_path", "recipe", "warm_start",
 )  # fmt: skip
 PRIVATE = ("output_dir", "resume_from_checkpoint", "hub_token", "report_to", "tracker_project")
 HEADER_BYTES = 8

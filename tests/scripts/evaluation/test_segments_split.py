@@ -223,7 +223,7 @@ def test_model_and_processor_are_of_one_task(command, models, split, tmp_path):
     FASegForUniversalSegmentation.from_pretrained(models["panoptic"]).save_pretrained(folder)
     FASegImageProcessor.from_pretrained(models["instance"]).save_pretrained(folder)
     code, _, errors = command(eval_command, "--model_name_or_path", folder, "--dataset_name", split)
-    assert code == 2 and "config.json says task 'panoptic', its preprocessor_config.json 'instance'" in errors[-1]
+    assert code == 2 and "preprocessor_config.json says task instance, but config.json says panoptic" in errors[-1]
 
 
 def test_without_pycocotools_it_says_what_to_install(monkeypatch, split):

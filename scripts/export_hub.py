@@ -172,21 +172,16 @@ def load_export(arguments: ExportArguments) -> Export:
     if arguments.model_id in read_published():  # whose figures the card then shows
         fit.check_described(HUB_CARDS / str(arguments.model_id), config)
     fit.check_dataset(facts, fit.trained_on(recipe_of(checkpoint)), f"{checkpoint}/recipe.yaml")
+    processor = build_processor(named, config)
+    fit.check_processor(processor, config, checkpoint)
     for name in arguments.sample_images:
-        fit.check_sample(Path(name))
+        fit.check_sample(Path(name), form_of(config, processor))
     model = build_model(named, config, new_classes=False).eval()
     refuse_non_finite(model, f"--model_name_or_path {checkpoint}", ": nothing to share")
     if results is not None:
         fit.check_results(results, config, model.num_parameters())
         fit.check_dataset(facts, results["dataset"], f"--results {arguments.results}")
         check_measured_on(results, checkpoint)
-    processor = build_processor(named, config)
-    fit.check_processor(processor, config, checkpoint)
-    if not form_of(config, processor).is_plain:
-        raise UserError(
-            f"--model_name_or_path {checkpoint}: it reads other images than RGB of 8 bits, which card, samples and "
-            "demo are made for: upload the folder itself (hf upload)"
-        )
     return Export(
         checkpoint,
         model,
@@ -246,9 +241,11 @@ def export(arguments: ExportArguments) -> None:
     names = check_leaks(folder)
     size = sum((folder / name).stat().st_size for name in names)
     print(f"{len(names)} files, {size / 1e6:.1f} MB, written to {folder}")
-    space = write_space_folder(arguments, folder) if arguments.space else None
+    space = write_space_folder(arguments, folder) if arguments.space and export.image_form.is_plain else None
     if space:
         print(f"demo written to {space}")
+    elif arguments.space:
+        print("no demo written: its page takes RGB images of 8 bits, and the model reads others")
 
     # ---- as a stranger sees it ----
     difference = load_back(str(folder.resolve()), None, export.model, export.processor)

@@ -12,7 +12,9 @@ import yaml
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.data.bands import PLAIN, form_of
 from scripts.models.licences import is_non_commercial, origin_notice, origin_of
+from scripts.sharing.array_images import array_snippet, images_read
 from scripts.sharing.papers import paper_of
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
@@ -431,6 +433,7 @@ def model_card(
     samples: list[dict[str, str]] | None = None,
     files: frozenset[str] = frozenset(),
     needs_timm: bool = False,
+    processor: Any = None,
 ) -> ModelCard:
     """The card of a repository.
 
@@ -440,9 +443,12 @@ def model_card(
         recipe: what the weights were trained with; None for converted ones.
         samples: `image`, `input` and `caption` of each sample image.
         files: names beside the card, which it refers to.
+        processor: the image processor; of images that are no RGB of 8 bits the card says what their numbers mean.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    form = PLAIN if processor is None else form_of(config, processor)
+    sample = samples[0]["input"] if samples else None
     published, paper = read_published().get(model_id, {}), paper_of(config.model_type)
     data = ModelCardData(
         license=facts.license,
@@ -464,7 +470,8 @@ def model_card(
         license=facts.license,
         non_commercial=is_non_commercial(facts.license),
         samples=samples or [],
-        snippets=snippets(repo_id, samples[0]["input"] if samples else None),
+        snippets=snippets(repo_id, sample) if form.is_plain else [array_snippet(repo_id, form, sample)],
+        arrays=None if form.is_plain else images_read(form, processor),
         tuning=tuning(repo_id, recipe),
         needs_timm=needs_timm,
         has_onnx=any(name.startswith("onnx/") for name in files),

@@ -17,6 +17,7 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import difflib
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -105,6 +106,10 @@ class PredictArguments(ModelArguments, DatasetArguments):
         False, "Also write a column of PNGs that show the winning class's share of the scores per pixel."
     )
     overlays: int = flag(0, "How many images of the dataset are also drawn with their labels and a legend.")
+    contours_only: bool = flag(False, "Draw classes in overlays by their contours alone, without a tint.")
+    untinted_class: str | None = flag(
+        None, "Name of a class, such as background, whose pixels keep their own colours in overlays."
+    )
     dataloader_num_workers: int = flag(1, "Processes that decode a dataset's images.")
     mixed_precision: str | None = flag(
         None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
@@ -112,7 +117,9 @@ class PredictArguments(ModelArguments, DatasetArguments):
     recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
-def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any) -> None:
+def predict_dataset(
+    arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any, style: dict[str, Any]
+) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
     from scripts.data.bands import form_of
     from scripts.data.labelled_dataset import LabelledDataset
@@ -141,7 +148,7 @@ def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any,
     shards = ShardFolder(
         output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite
     )
-    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays)
+    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, style)
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
         print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
@@ -180,6 +187,11 @@ def check_arguments(arguments: PredictArguments) -> None:
     for kind in arguments.outputs or []:
         if kind not in ENDINGS:
             raise UserError(f"--outputs {kind}: choose among {', '.join(ENDINGS)}")
+    draws = arguments.overlays if arguments.dataset_name else "overlay" in (arguments.outputs or DEFAULT_KINDS)
+    for name in ("contours_only", "untinted_class"):
+        if getattr(arguments, name) and not draws:
+            wanted = "--overlays 10" if arguments.dataset_name else "overlay to --outputs"
+            raise UserError(f"--{name} is for overlays, and none is drawn: add {wanted}, or leave it out")
     tiles_of(arguments)
     parse_range(arguments.intensity_range)
 
@@ -224,6 +236,22 @@ def tiles_of(arguments: PredictArguments) -> Tiles | None:
     return Tiles(height, width, (rows, columns))
 
 
+def overlay_style(arguments: PredictArguments, names: dict[int, str]) -> dict[str, Any]:
+    """What the flags change in `with_legend`, for a model of these classes.
+
+    Raises:
+        UserError: `--untinted_class` is none of them.
+    """
+    style: dict[str, Any] = {"opacity": 0.0} if arguments.contours_only else {}
+    if (name := arguments.untinted_class) is not None:
+        if name not in names.values():
+            close = difflib.get_close_matches(name, names.values(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(names.values())}"
+            raise UserError(f"--untinted_class {name}: the model has no such class: {hint}")
+        style["untinted"] = next(index for index, each in names.items() if each == name)
+    return style
+
+
 def processor_settings(arguments: PredictArguments) -> dict[str, Any]:
     """What the flags change in the image processor."""
     if arguments.shortest_edge:
@@ -265,6 +293,8 @@ def predict(arguments: PredictArguments) -> int:
         check_output_file("--output_dir:", file, arguments.overwrite)
     accelerator = build_accelerator(arguments.mixed_precision)
     config = build_config(arguments)
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    style = overlay_style(arguments, names)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config, **processor_settings(arguments))
@@ -274,14 +304,13 @@ def predict(arguments: PredictArguments) -> int:
     if images:
         if any(Path(name).is_dir() for name in arguments.images):
             accelerator.print(what_was_found(images))
-        names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-        outputs = ImageOutputs(kinds, output_dir, names, model_palette(config), arguments.overwrite)
+        outputs = ImageOutputs(kinds, output_dir, names, model_palette(config), arguments.overwrite, style)
         failed = predict_images(images, segment, outputs, accelerator)
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
         if failed < len(images):
             accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
     else:
-        predict_dataset(arguments, output_dir, segment, accelerator)
+        predict_dataset(arguments, output_dir, segment, accelerator, style)
         accelerator.print(f'label maps in {output_dir}: datasets.load_dataset("{output_dir}") reads them')
     accelerator.end_training()
     return 1 if failed else 0

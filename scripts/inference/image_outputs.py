@@ -55,6 +55,7 @@ class ImageOutputs:
         kinds: some of the keys of `ENDINGS`.
         names: class id -> name.
         overwrite: whether files that this project did not write may be replaced.
+        overlay_style: `opacity` and `untinted` of `with_legend`, where they are set.
     Attributes:
         coco: of each image written, what COCO's file says of it, and its annotations.
     """
@@ -64,6 +65,7 @@ class ImageOutputs:
     names: dict[int, str]
     palette: Palette
     overwrite: bool
+    overlay_style: dict[str, Any] = field(default_factory=dict)
     coco: list[tuple[dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
 
     def write(self, path: Path, target: PurePath, image: Image.Image, scores: ScoreRows, softmax: bool) -> None:
@@ -84,10 +86,11 @@ class ImageOutputs:
             if "confidence" in self.kinds:
                 watchers.append(confidence)
             labels = labels_of(scores, *watchers)
+        del scores  # what they follow from is no longer needed, and drawing needs memory
         if "labels" in self.kinds:
             write_png(label_image(labels, self.palette), self._file(target, "labels"), self.overwrite)
         if "overlay" in self.kinds:
-            drawn = with_legend(for_eyes(image), labels, self.names, self.palette)
+            drawn = with_legend(for_eyes(image), labels, self.names, self.palette, **self.overlay_style)
             write_png(drawn, self._file(target, "overlay"), self.overwrite)
         if "confidence" in self.kinds:
             grey = Image.fromarray((255 * confidence.values).round().astype(np.uint8))

@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -180,6 +180,7 @@ class Prediction:
 
     Args:
         overlays: images of the stream, from its start, that get an overlay with a legend in `overlays/`.
+        overlay_style: `opacity` and `untinted` of `with_legend`, where they are set.
     """
 
     accelerator: Accelerator
@@ -187,6 +188,7 @@ class Prediction:
     shards: ShardFolder
     data: LabelledDataset
     overlays: int = 0
+    overlay_style: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shrinking = Shrinking(self.segment.processor)
@@ -266,7 +268,8 @@ class Prediction:
             file = folder / f"{sample['index']:06d}.png"
             with errors_explained(f"--output_dir {self.shards.folder}", OSError):
                 folder.mkdir(exist_ok=True)
-                write_png(with_legend(for_eyes(image), labels, names, palette), file, self.shards.overwrite)
+                drawn = with_legend(for_eyes(image), labels, names, palette, **self.overlay_style)
+                write_png(drawn, file, self.shards.overwrite)
         return row
 
     def _finish(self, total: int, bad: BadSamples) -> int:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, path_flag, run_command
+from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, path_flag, run_command, start_of
 from scripts.models.arguments import ModelArguments
 from scripts.storage.atomic import write_errors_explained
 from scripts.storage.outputs import check_output_file
@@ -49,7 +49,7 @@ class ExportArguments:
         "YAML file to write for --card, with what is known of the model and blanks to fill in; nothing else is done.",
     )
     results: str | None = path_flag(
-        "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'."
+        "Results file of eval.py for this checkpoint; without it the card says 'not measured'."
     )
     output_dir: str | None = flag(None, "Folder to write; an earlier export in it is replaced.")
     sample_images: list[str] = flag(
@@ -232,7 +232,7 @@ def export(arguments: ExportArguments) -> None:
     check_output(folder, str(arguments.model_name_or_path))
     export = load_export(arguments)
     if export.results is None:
-        print("no --results: the card says 'not measured'; scripts/eval.py --output_file FILE writes them")
+        print(f"no --results: the card says 'not measured'; {start_of('eval')} --output_file FILE writes them")
 
     # ---- folder, looked through for what must not leave ----
     if torch.accelerator.is_available():

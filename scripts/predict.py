@@ -122,6 +122,7 @@ def predict_dataset(
 ) -> None:
     """Writes the label maps of a split as parquet shards; goes on where an earlier run was stopped."""
     from scripts.data.bands import form_of
+    from scripts.data.folders import counted
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.inference.shards import ShardFolder
     from scripts.inference.stream import Prediction, model_sha256
@@ -151,7 +152,7 @@ def predict_dataset(
     prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, style)
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
-        print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
+        print(f"{counted(failed, 'image')} could not be read: see the column 'error'", file=sys.stderr)
 
 
 def published_name(name: str | None) -> str:

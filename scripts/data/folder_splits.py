@@ -9,7 +9,7 @@ from typing import Any
 from scripts.cli.errors import UserError
 from scripts.cli.processes import say_once
 from scripts.data.arguments import HELD_BACK, SPLITS, DatasetArguments
-from scripts.data.folders import Pair, matched_pairs
+from scripts.data.folders import Pair, counted, matched_pairs
 from scripts.data.held_back import HeldBack, held_back
 from scripts.data.layouts import Layout, folder_layout
 
@@ -89,7 +89,9 @@ def folder_pairs(
         found = matched_pairs(*folders, arguments.mask_suffix)
         pairs = found.pairs
         if found.mask_suffix:
-            say_once(f"{folders[2]} {folders[3]}: {len(pairs)} pairs, masks *{found.mask_suffix}")
+            others = ", ".join(f"*{suffix} ({counted(count, 'file')})" for suffix, count in found.left_out.items())
+            what = f"{counted(len(pairs), 'pair')}, masks *{found.mask_suffix}"
+            say_once(f"{folders[2]} {folders[3]}: {what}{f'; left out: {others}' if others else ''}")
         warn_of_training_folders(arguments, folders[1])
     else:
         layout = layout_of(arguments, with_labels)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import yaml
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT, start_of
 from scripts.data.bands import PLAIN, form_of
 from scripts.models.licences import is_non_commercial, origin_notice, origin_of
 from scripts.sharing.array_images import array_snippet, images_read
@@ -225,10 +225,10 @@ def read_results(file: Path) -> dict[str, Any]:
         found = read_json(file, name)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"{name}: no such file: write it with scripts/eval.py --output_file {file}") from error
+            raise UserError(f"{name}: no such file: write it with {start_of('eval')} --output_file {file}") from error
         raise
     if fault := results_fault(found):
-        raise UserError(f"{name} is no results file of scripts/eval.py: it {fault}")
+        raise UserError(f"{name} is no results file of {start_of('eval')}: it {fault}")
     return found
 
 

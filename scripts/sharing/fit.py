@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import start_of
 from scripts.data.bands import ImageForm
 from scripts.evaluation.results import distinct_names
 from scripts.models.model_files import CONFIG
@@ -164,7 +165,7 @@ def check_results(results: dict[str, Any], config: Any, parameters: int | None =
     Raises:
         UserError: with both values.
     """
-    fix = "evaluate this checkpoint: scripts/eval.py --model_name_or_path CHECKPOINT --output_file FILE"
+    fix = f"evaluate this checkpoint: {start_of('eval')} --model_name_or_path CHECKPOINT --output_file FILE"
     check_classes("the file of --results", list(results["per_class"]), config, fix)
     measured = results.get("parameters")
     if None not in (measured, parameters) and measured != parameters:

@@ -354,4 +354,4 @@ def test_label_maps_beside_their_images_are_no_images(photo, tmp_path, capsys):
         Image.open(photo).save(tmp_path / name)
     found = {image.path.name for image in find_images([str(tmp_path)])}
     assert "a_mask.png" not in found and {"a.png", "b_mask.png", "street_seg.png"} <= found
-    assert "1 label maps beside their images are left out" in capsys.readouterr().err
+    assert "1 label map beside its image is left out" in capsys.readouterr().err

@@ -39,7 +39,7 @@ COLOURS = bytes.fromhex(
 IGNORED_COLOUR = (0, 0, 0)
 IGNORE_INDEX = 255
 OPACITY = 0.55
-STRIP = 256  # rows that are coloured at a time
+STRIP = 64  # rows that are coloured at a time
 LONGEST_NAME = 200  # letters of a class's name in a legend
 
 

@@ -1,8 +1,9 @@
 """Class scores of an image that a model reads in overlapping pieces, a few rows at a time.
 
 What is kept of a piece is what its scores follow from, such as logits at a quarter of its size, and only until the
-last of its rows was asked for, the upper ones as soon as a row of pieces below is read: the memory that it takes grows with the image's width, not with its height or, of masks
-of queries, with the classes. The Space has a copy of this file, so it imports nothing of the project.
+last of its rows was asked for, of its upper rows until the pieces below are read: the memory that it takes grows with
+the image's width, not with its height or, of masks of queries, with the classes. The Space has a copy of this file, so
+it imports nothing of the project.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def test_what_rows_above_follow_from_is_freed():
     """Those below stay as they are, bit for bit."""
     torch.manual_seed(0)
     masks, classes = torch.randn(7, 16, 24), torch.randn(7, 5)
-    whole, cut = (ImageScores(masks, (64, 96), class_logits=classes) for _ in range(2))
+    whole, cut = (semantic_labels.ImageScores(masks, (64, 96), class_logits=classes) for _ in range(2))
     for above in (0, 20, 41):
         cut.forget(above)
         assert torch.equal(cut.rows(max(above, 1), 64), whole.rows(max(above, 1), 64))

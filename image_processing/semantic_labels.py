@@ -99,6 +99,7 @@ class ImageScores(ScoreRows):
             self.class_probs = class_logits.float().softmax(dim=-1)[:, :-1].contiguous()
         self.num_classes = len(maps) if self.class_probs is None else self.class_probs.shape[1]
         self.resize_masks_first = resize_masks_first
+        self.first = 0  # the row of the maps that is the first of those kept
 
     def __iter__(self) -> Iterator[Tensor]:
         channels = max(self.maps.shape[2], self.num_classes)
@@ -117,6 +118,12 @@ class ImageScores(ScoreRows):
         resized = self._to_size(source(first, last + 1), first, start, stop)
         return self._scores(resized) if self.resize_masks_first else resized
 
+    def forget(self, above: int) -> None:
+        """Frees what rows above this one alone follow from; they cannot be asked for any more."""
+        if self.size == self.input_size and 0 < above < self.size[0]:
+            first = self._upsample.first_rows[above]
+            self.maps, self.first = self.maps[first - self.first :].clone(), first
+
     @cached_property
     def _upsample(self) -> "RowResize":
         source_size = (self.maps.shape[0], self.maps.shape[1])
@@ -128,7 +135,7 @@ class ImageScores(ScoreRows):
 
     def _map_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the maps at the input size."""
-        return self._upsample(self.maps, 0, start, stop)
+        return self._upsample(self.maps, self.first, start, stop)
 
     def _score_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the scores at the input size."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, path_flag, run_command
+from scripts.cli.parser import ReadPath, check_folder, flag, parse_arguments, path_flag, run_command, start_of
 from scripts.models.arguments import ModelArguments
 from scripts.storage.atomic import write_errors_explained
 from scripts.storage.outputs import check_output_file
@@ -49,7 +49,7 @@ class ExportArguments:
         "YAML file to write for --card, with what is known of the model and blanks to fill in; nothing else is done.",
     )
     results: str | None = path_flag(
-        "Results file of scripts/eval.py for this checkpoint; without it the card says 'not measured'."
+        "Results file of eval.py for this checkpoint; without it the card says 'not measured'."
     )
     output_dir: str | None = flag(None, "Folder to write; an earlier export in it is replaced.")
     sample_images: list[str] = flag(
@@ -172,21 +172,16 @@ def load_export(arguments: ExportArguments) -> Export:
     if arguments.model_id in read_published():  # whose figures the card then shows
         fit.check_described(HUB_CARDS / str(arguments.model_id), config)
     fit.check_dataset(facts, fit.trained_on(recipe_of(checkpoint)), f"{checkpoint}/recipe.yaml")
+    processor = build_processor(named, config)
+    fit.check_processor(processor, config, checkpoint)
     for name in arguments.sample_images:
-        fit.check_sample(Path(name))
+        fit.check_sample(Path(name), form_of(config, processor))
     model = build_model(named, config, new_classes=False).eval()
     refuse_non_finite(model, f"--model_name_or_path {checkpoint}", ": nothing to share")
     if results is not None:
         fit.check_results(results, config, model.num_parameters())
         fit.check_dataset(facts, results["dataset"], f"--results {arguments.results}")
         check_measured_on(results, checkpoint)
-    processor = build_processor(named, config)
-    fit.check_processor(processor, config, checkpoint)
-    if not form_of(config, processor).is_plain:
-        raise UserError(
-            f"--model_name_or_path {checkpoint}: it reads other images than RGB of 8 bits, which card, samples and "
-            "demo are made for: upload the folder itself (hf upload)"
-        )
     return Export(
         checkpoint,
         model,
@@ -237,7 +232,7 @@ def export(arguments: ExportArguments) -> None:
     check_output(folder, str(arguments.model_name_or_path))
     export = load_export(arguments)
     if export.results is None:
-        print("no --results: the card says 'not measured'; scripts/eval.py --output_file FILE writes them")
+        print(f"no --results: the card says 'not measured'; {start_of('eval')} --output_file FILE writes them")
 
     # ---- folder, looked through for what must not leave ----
     if torch.accelerator.is_available():
@@ -246,9 +241,11 @@ def export(arguments: ExportArguments) -> None:
     names = check_leaks(folder)
     size = sum((folder / name).stat().st_size for name in names)
     print(f"{len(names)} files, {size / 1e6:.1f} MB, written to {folder}")
-    space = write_space_folder(arguments, folder) if arguments.space else None
+    space = write_space_folder(arguments, folder) if arguments.space and export.image_form.is_plain else None
     if space:
         print(f"demo written to {space}")
+    elif arguments.space:
+        print("no demo written: its page takes RGB images of 8 bits, and the model reads others")
 
     # ---- as a stranger sees it ----
     difference = load_back(str(folder.resolve()), None, export.model, export.processor)

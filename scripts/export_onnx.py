@@ -32,6 +32,7 @@ from scripts.storage.outputs import MARK, check_output_file, overwrite_flag
 if TYPE_CHECKING:
     import onnx
 
+    from scripts.data.bands import ImageForm
     from scripts.onnx_export.kinds import Kind, Size
 
 
@@ -60,7 +61,8 @@ class ExportArguments(ModelArguments):
     with_processing: bool = flag(
         False,
         "Put the processing of images and results into the file: an 8-bit image (H, W, 3) goes in, a label map "
-        "(H, W) comes out.",
+        "(H, W) comes out. Of a model of other bands the image has those; of one with an intensity range it is "
+        "float32.",
     )
     int8: bool = flag(False, "Store the weights of matrix products in 8 bits, quantised by onnxruntime.")
     least_agreement: float = flag(
@@ -113,11 +115,6 @@ def export_onnx(arguments: ExportArguments) -> Path:
     processor = build_processor(arguments, config, **kind.processor_settings(size))
     given = f"--model_name_or_path {arguments.model_name_or_path}"
     refuse_non_finite(model, given, ": the checkpoint is damaged, train it again")
-    if arguments.with_processing and not form_of(model.config, processor).is_plain:
-        raise UserError(
-            "--with_processing: the file would take RGB images of 8 bits, the model reads others: leave it out, and "
-            "normalise images as preprocessor_config.json says"
-        )
     if arguments.with_processing and not size:
         refuse_small_images(processor, kind.least_side)
 
@@ -127,7 +124,7 @@ def export_onnx(arguments: ExportArguments) -> Path:
     graph = build_graph(arguments, kind, model, processor, size)
 
     # ---- file
-    takes = "8-bit images of any size" if arguments.with_processing else kind.accepted(size)
+    takes = images_taken(form_of(config, processor)) if arguments.with_processing else kind.accepted(size)
     folder = Path(arguments.output_dir or "")
     new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -143,6 +140,15 @@ def export_onnx(arguments: ExportArguments) -> Path:
                 place.rmdir()
     print(f"{folder / FILE_NAME} written")
     return folder / FILE_NAME
+
+
+def images_taken(form: ImageForm) -> str:
+    """The images that a file with processing takes, in words."""
+    bands = "" if form.num_bands == 3 else f" of {form.num_bands} band{'s' if form.num_bands > 1 else ''}"
+    if form.intensity_range is None:
+        return f"8-bit images{bands} of any size"
+    low, high = form.intensity_range
+    return f"float32 images{bands} of numbers from {low:g} to {high:g}, of any size"
 
 
 def refuse_small_images(processor: Any, least: int) -> None:
@@ -239,13 +245,14 @@ def measured_speed(
     """A line on the time of onnxruntime against eager, on the largest input of the check."""
     import torch
 
+    from scripts.data.bands import form_of
     from scripts.models.input_channels import num_channels
     from scripts.onnx_export import checking
     from scripts.onnx_export.network import IMAGE, INPUT
 
     if arguments.with_processing:
         edge = processor.size["shortest_edge"] or processor.size["height"]
-        image = checking.drawn_image(edge, edge * 4 // 3, arguments.seed)
+        image = checking.drawn_image(edge, edge * 4 // 3, arguments.seed, form_of(model.config, processor))
         what = f"an image of {image.shape[0]} x {image.shape[1]}, processing included"
         eager, exported = checking.median_times(
             lambda: checking.eager_labels(model, processor, image),

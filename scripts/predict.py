@@ -18,6 +18,7 @@ from pathlib import Path
 if not __package__:  # started as a file: import the project from its root, never neighbours by their bare names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import difflib
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -131,6 +132,10 @@ class PredictArguments(ModelArguments, DatasetArguments):
         False, "Also write a column of PNGs that show the winning class's share of the scores per pixel."
     )
     overlays: int = flag(0, "How many images of the dataset are also drawn with their labels and a legend.")
+    contours_only: bool = flag(False, "Draw classes in overlays by their contours alone, without a tint.")
+    untinted_class: str | None = flag(
+        None, "Name of a class, such as background, whose pixels keep their own colours in overlays."
+    )
     dataloader_num_workers: int = flag(1, "Processes that decode a dataset's images.")
     mixed_precision: str | None = flag(
         None, "Precision of the computation: no, bf16 or fp16; by default what accelerate is set to."
@@ -138,9 +143,12 @@ class PredictArguments(ModelArguments, DatasetArguments):
     recipe: str | None = flag(None, "YAML file with values of these flags.")
 
 
-def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any) -> None:
+def predict_dataset(
+    arguments: PredictArguments, output_dir: Path, segment: Any, accelerator: Any, style: dict[str, Any]
+) -> None:
     """Writes the maps of a split as parquet shards; goes on where an earlier run was stopped."""
     from scripts.data.bands import form_of
+    from scripts.data.folders import counted
     from scripts.data.labelled_dataset import LabelledDataset
     from scripts.inference.shards import ShardFolder
     from scripts.inference.stream import Prediction, model_sha256
@@ -170,10 +178,10 @@ def predict_dataset(arguments: PredictArguments, output_dir: Path, segment: Any,
     shards = ShardFolder(
         output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite, task
     )
-    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, stuff_of(segment.processor))
+    prediction = Prediction(accelerator, segment, shards, data, arguments.overlays, stuff_of(segment.processor), style)
     failed = prediction.run(arguments.max_bad_samples, arguments.dataloader_num_workers)
     if failed and accelerator.is_main_process:
-        print(f"{failed} images could not be read: see the column 'error'", file=sys.stderr)
+        print(f"{counted(failed, 'image')} could not be read: see the column 'error'", file=sys.stderr)
 
 
 def published_name(name: str | None) -> str:
@@ -209,6 +217,11 @@ def check_arguments(arguments: PredictArguments) -> None:
     for kind in arguments.outputs or []:
         if kind not in ENDINGS:
             raise UserError(f"--outputs {kind}: choose among {', '.join(ENDINGS)}")
+    draws = arguments.overlays if arguments.dataset_name else "overlay" in (arguments.outputs or DEFAULT_KINDS)
+    for name in ("contours_only", "untinted_class"):
+        if getattr(arguments, name) and not draws:
+            wanted = "--overlays 10" if arguments.dataset_name else "overlay to --outputs"
+            raise UserError(f"--{name} is for overlays, and none is drawn: add {wanted}, or leave it out")
     tiles_of(arguments)
     parse_range(arguments.intensity_range)
 
@@ -245,6 +258,12 @@ def check_for_task(arguments: PredictArguments, task: str) -> None:
             f"--tile is for semantic models, this is of task {task}: tiles would cut objects in pieces: give "
             "--shortest_edge to read images larger"
         )
+    for name in ("contours_only", "untinted_class"):
+        if task != SEMANTIC and getattr(arguments, name):
+            raise UserError(
+                f"--{name} is for semantic models, this is of task {task}, whose objects are drawn apart by their "
+                "shades: leave it out"
+            )
     if task != SEMANTIC and arguments.score_maps:
         raise UserError(
             f"--score_maps is for semantic models, this is of task {task}: the score of each segment is in the column "
@@ -271,6 +290,22 @@ def tiles_of(arguments: PredictArguments) -> Tiles | None:
         )
     rows, columns = (int(overlap) if overlap >= 1 else int(overlap * side) for side in (height, width))
     return Tiles(height, width, (rows, columns))
+
+
+def overlay_style(arguments: PredictArguments, names: dict[int, str]) -> dict[str, Any]:
+    """What the flags change in `with_legend`, for a model of these classes.
+
+    Raises:
+        UserError: `--untinted_class` is none of them.
+    """
+    style: dict[str, Any] = {"opacity": 0.0} if arguments.contours_only else {}
+    if (name := arguments.untinted_class) is not None:
+        if name not in names.values():
+            close = difflib.get_close_matches(name, names.values(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(names.values())}"
+            raise UserError(f"--untinted_class {name}: the model has no such class: {hint}")
+        style["untinted"] = next(index for index, each in names.items() if each == name)
+    return style
 
 
 def processor_settings(arguments: PredictArguments) -> dict[str, Any]:
@@ -322,6 +357,8 @@ def predict(arguments: PredictArguments) -> int:
     for file in output_files(images, output_dir, kinds) if images else ():
         check_output_file("--output_dir:", file, arguments.overwrite)
     accelerator = build_accelerator(arguments.mixed_precision)
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    style = overlay_style(arguments, names)
     model = build_model(arguments, config, new_classes=False).to(accelerator.device).eval()
     refuse_non_finite(model, f"--model_name_or_path {arguments.model_name_or_path}")
     processor = build_processor(arguments, config, **processor_settings(arguments))
@@ -337,9 +374,8 @@ def predict(arguments: PredictArguments) -> int:
     if images:
         if any(Path(name).is_dir() for name in arguments.images):
             accelerator.print(what_was_found(images))
-        names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         settings = kinds, output_dir, names, model_palette(config), arguments.overwrite
-        outputs: OutputFiles = ImageOutputs(*settings)
+        outputs: OutputFiles = ImageOutputs(*settings, overlay_style=style)
         if task != SEMANTIC:
             outputs = SegmentOutputs(*settings, stuff=stuff_of(processor))
         failed = predict_images(images, segment, outputs, accelerator)
@@ -347,7 +383,7 @@ def predict(arguments: PredictArguments) -> int:
         if failed < len(images):
             accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
     else:
-        predict_dataset(arguments, output_dir, segment, accelerator)
+        predict_dataset(arguments, output_dir, segment, accelerator, style)
         what = "label maps" if task == SEMANTIC else "maps of segments"
         accelerator.print(f'{what} in {output_dir}: datasets.load_dataset("{output_dir}") reads them')
     accelerator.end_training()

@@ -30,9 +30,13 @@ class StoppableThread(threading.Thread):
         self.start()
 
     def stop(self) -> None:
-        """Tells it to end, and waits for that as long as `LONGEST_WAIT`."""
+        """Tells it to end, and waits for that as long as `LONGEST_WAIT`.
+
+        The thread itself does not wait: it may be the one in which the collector of garbage closes what stops it.
+        """
         self.stopped.set()
-        self.join(LONGEST_WAIT)
+        if self is not threading.current_thread():
+            self.join(LONGEST_WAIT)
 
 
 @atexit.register

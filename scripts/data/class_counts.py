@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError
+from scripts.cli.parser import start_of
 from scripts.data.augmentation import LEAST_SHARE
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_classes, sample_name
@@ -63,7 +64,7 @@ def read_class_pixels(file: str, split: str, id2label: Mapping[Any, str]) -> lis
         UserError: no such file, or one of other classes or splits.
     """
     what = f"--class_counts {file}"
-    again = "run scripts/check_dataset.py with --json and the flags of this training"
+    again = f"run {start_of('check_dataset')} with --json and the flags of this training"
     kinds = {"classes": list, "splits": dict}
     found = read_json(Path(file), what, kinds, needed=kinds)
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in found["classes"]]
@@ -87,7 +88,7 @@ def shares_of(counts: Sequence[int]) -> list[float]:
     """
     total = sum(counts)
     if not total:
-        raise UserError("no label map that was counted holds a pixel of any class: see scripts/check_dataset.py")
+        raise UserError(f"no label map that was counted holds a pixel of any class: see {start_of('check_dataset')}")
     return [float(f"{count / total:.6g}") for count in counts]
 
 

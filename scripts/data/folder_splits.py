@@ -10,7 +10,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.processes import say_once
 from scripts.data.annotated_folders import Annotations, Place, annotated_splits, of_split, with_class_maps
 from scripts.data.arguments import HELD_BACK, SPLITS, DatasetArguments
-from scripts.data.folders import Pair, matched_pairs
+from scripts.data.folders import Pair, counted, matched_pairs
 from scripts.data.held_back import HeldBack, held_back
 from scripts.data.layouts import Layout, folder_layout
 
@@ -159,7 +159,9 @@ def samples_of_flags(arguments: DatasetArguments, folders: SplitFolders) -> tupl
     images_flag, masks_flag, masks = f"--{folders.kind}_images", f"--{folders.kind}_masks", str(folders.masks)
     found = matched_pairs(images_flag, folders.images, masks_flag, masks, arguments.mask_suffix)
     if found.mask_suffix:
-        say_once(f"{masks_flag} {masks}: {len(found.pairs)} pairs, masks *{found.mask_suffix}")
+        others = ", ".join(f"*{suffix} ({counted(count, 'file')})" for suffix, count in found.left_out.items())
+        what = f"{counted(len(found.pairs), 'pair')}, masks *{found.mask_suffix}"
+        say_once(f"{masks_flag} {masks}: {what}{f'; left out: {others}' if others else ''}")
     if not folders.class_masks:
         return found.pairs, None
     class_flag = f"--{folders.kind}_class_masks"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,10 +104,12 @@ class Matched:
     Args:
         pairs: in order of the images' names.
         mask_suffix: what stands behind the images' names in those of the maps, such as `_mask`; often nothing.
+        left_out: how many files of a further suffix lie beside them, by that suffix.
     """
 
     pairs: list[Pair]
     mask_suffix: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def shared_suffix(stems: dict[str, Path], pattern: re.Pattern[str]) -> str:
@@ -216,8 +218,10 @@ def match_one_folder(root: Path, files: list[Path], place: str, mask_suffix: str
     for suffix in suffixes:
         maps = by_stem(place, root, [file for file in files if file.stem.endswith(suffix)], MAP_ENDINGS)
         images = by_stem(place, root, [file for file in files if not file.stem.endswith(suffix)], IMAGE_ENDINGS)
+        others = {} if mask_suffix is None else further_suffixes(images, maps, suffix)
+        images = {stem: file for stem, file in images.items() if not stem.endswith(tuple(others))}
         if images and maps and (named := matched(images, maps, suffix)):
-            fitting.append(Matched(pairs_of(named), suffix))
+            fitting.append(Matched(pairs_of(named), suffix, others))
         else:
             reasons.append(why_not(images, maps, suffix))
     if len(fitting) == 1:
@@ -235,9 +239,27 @@ def match_one_folder(root: Path, files: list[Path], place: str, mask_suffix: str
     )
 
 
+def further_suffixes(images: dict[str, Path], maps: dict[str, Path], mask_suffix: str) -> dict[str, int]:
+    """What further files of the images that have maps are called, such as `_edge` of `a_edge.png`, and how many there
+    are: suffixes that label maps have, and those that every such image has."""
+    named = [name for stem in maps if (name := stem.removesuffix(mask_suffix)) in images]
+    found: dict[str, int] = {}
+    for name in named:
+        for stem in images:
+            if re.match(rf"{re.escape(name)}[_\-. ][^/]*$", stem) and stem + mask_suffix not in maps:
+                suffix = stem[len(name) :]
+                found[suffix] = found.get(suffix, 0) + 1
+    return {suffix: count for suffix, count in found.items() if count == len(named) or MASK_SUFFIX.search(suffix)}
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def why_not(images: dict[str, Path], maps: dict[str, Path], suffix: str) -> str:
     """What is wrong with images and maps side by side that do not match."""
-    counts = f"{len(images)} images and {len(maps)} label maps *{suffix}"
+    counts = f"{counted(len(images), 'image')} and {counted(len(maps), 'label map')} *{suffix}"
     if not maps or not images:
         return f"{counts} ending in {', '.join(MAP_ENDINGS)}"
     names = {stem.removesuffix(suffix) for stem in maps}

@@ -17,6 +17,7 @@ import numpy as np
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import HELD_BACK, SPLITS
+from scripts.data.folders import counted
 
 
 LAST_NUMBER = re.compile(r"[_\-. ]*\d+(?=\D*$)")
@@ -62,7 +63,9 @@ def held_back(share: float, count: int, names: Sequence[Any] | None = None) -> H
         UserError: fewer than two samples.
     """
     if count < 2:
-        raise UserError(f"--train_val_split {share:g}: the training split has {count} images, which cannot be shared")
+        raise UserError(
+            f"--train_val_split {share:g}: the training split has {counted(count, 'image')}, which cannot be shared"
+        )
     wanted = min(max(share * count, 1), count - 1)
     chosen = np.zeros(count, dtype=bool)
     if names is None:

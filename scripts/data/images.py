@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from scripts.cli.errors import UserError
 from scripts.data.bands import PLAIN, ImageForm, as_image
-from scripts.data.folders import MASK_SUFFIX
+from scripts.data.folders import MASK_SUFFIX, counted
 from scripts.data.image_files import bands_of_file
 from scripts.storage.outputs import bears_mark
 
@@ -47,11 +47,13 @@ def find_images(names: list[str]) -> list[FoundImage]:
             found = [(folder, file) for folder, file in below if file.suffix.lower() in endings]
             kept = [FoundImage(file, folder.relative_to(path)) for folder, file in found if not is_drawn_here(file)]
             if len(kept) < len(found):
-                left_out = len(found) - len(kept)
-                print(f"{path}: {left_out} images that this project wrote are left out", file=sys.stderr)
+                count = len(found) - len(kept)
+                drawn = f"{counted(count, 'image')} that this project wrote {'is' if count == 1 else 'are'}"
+                print(f"{path}: {drawn} left out", file=sys.stderr)
             masks = label_maps_beside(kept)
             if masks:
-                print(f"{path}: {len(masks)} label maps beside their images are left out", file=sys.stderr)
+                of_images = "beside its image is" if len(masks) == 1 else "beside their images are"
+                print(f"{path}: {counted(len(masks), 'label map')} {of_images} left out", file=sys.stderr)
             images += [image for image in kept if image not in masks]
         elif path.is_file():
             images.append(FoundImage(path, PurePath()))

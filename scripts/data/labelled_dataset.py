@@ -221,6 +221,8 @@ class LabelledDataset:
             others |= {"--do_reduce_labels": self.do_reduce_labels, "--mask_colors": arguments.mask_colors}
             if both := next((flag for flag, value in others.items() if value), None):
                 raise UserError(f"--mask_values and {both} both say what the values of the label maps are: give one")
+            if self.classes_file is not None:
+                say_once(f"classes are those of --mask_values, in place of those in {self.classes_file}")
             return map_of_values(values, IGNORE_INDEX)
         if arguments.class_map is None:
             return None

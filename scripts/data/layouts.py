@@ -2,6 +2,8 @@
 
 own/train/images + own/train/masks      own/images/train + own/masks/train      own/train + own/train_labels
 own/images + own/masks                  own/a.jpg + own/a_mask.png
+
+and PASCAL VOC's, whose splits are the lists of names in ImageSets/Segmentation.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import SPLITS
 from scripts.data.folders import (
     ENDINGS,
@@ -21,9 +23,11 @@ from scripts.data.folders import (
     MAP_ENDINGS,
     Pair,
     by_stem,
+    counted,
     identity_of,
     match_one_folder,
     match_two_folders,
+    pairs_of,
     visible_files,
     with_endings,
     with_suffix,
@@ -40,6 +44,7 @@ FORMS = (
     "train/images + train/masks, images/train + masks/train, images + masks, or a.jpg + a_mask.png side by side "
     "(--mask_suffix); any others by --train_images and --train_masks"
 )
+VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")  # images, label maps, lists of names
 DATA_ENDINGS = (".parquet", ".arrow")
 TABLE_ENDINGS = (".csv", ".jsonl")
 
@@ -177,6 +182,14 @@ def recognised(name: str, root: Path, files: list[Path], mask_suffix: str | None
     base = root
     if len(tops) == 1 and (top := root / tops.pop()).is_dir() and part_of(top.name) is None:
         base = top  # a folder around all, as archives have it
+    if listed := listed_splits(name, root, base):
+        layout = Layout(name, listed)
+        used = {file for split in listed.values() for _, image, label in split.pairs for file in (image, label)}
+        for file in files:
+            if str(file) not in used:
+                place = shown(root, file.parent)
+                layout.left_out[place] = layout.left_out.get(place, 0) + 1
+        return layout
     parts: dict[Part, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
     others: list[Path] = []
     for file in files:
@@ -201,6 +214,45 @@ def recognised(name: str, root: Path, files: list[Path], mask_suffix: str | None
         place = shown(root, base if file.parent == base else base / file.relative_to(base).parts[0])
         layout.left_out[place] = layout.left_out.get(place, 0) + 1
     return layout
+
+
+def listed_splits(name: str, root: Path, base: Path) -> dict[str, FolderSplit]:
+    """The splits of a folder in the form of PASCAL VOC, by its lists of names; empty where there are no such lists.
+
+    Raises:
+        UserError: a list names an image or a label map that is not there, or no image.
+    """
+    images, masks, lists = (base / folder for folder in VOC_FOLDERS)
+    if not (images.is_dir() and masks.is_dir()):
+        return {}
+    splits: dict[str, FolderSplit] = {}
+    for split in dict.fromkeys(SPLITS.values()):
+        file = lists / f"{'val' if split == 'validation' else split}.txt"
+        if not file.is_file():
+            continue
+        place = f"--dataset_name {name}, {shown(root, file)}"
+        with errors_explained(place, OSError, UnicodeDecodeError):
+            names = list(dict.fromkeys(file.read_text(encoding="utf-8").split()))
+        found = {each: (one_of(images, each, IMAGE_ENDINGS), one_of(masks, each, MAP_ENDINGS)) for each in names}
+        if without := next((each for each, (image, _) in found.items() if image is None), None):
+            raise UserError(f"{place}: names {without!r}, but {shown(root, images)} has no such image")
+        pairs = {each: (image, label) for each, (image, label) in found.items() if image and label}
+        if not names or (pairs and len(pairs) < len(names)):
+            without = next((each for each in names if each not in pairs), None)
+            raise UserError(
+                f"{place}: names {without!r}, but {shown(root, masks)} has no label map of it"
+                if names
+                else f"{place}: names no image"
+            )
+        unlabelled = [(each, str(image.absolute()), "") for each, (image, _) in found.items() if image]
+        where = f"{shown(root, images)} + {shown(root, masks)}" if pairs else shown(root, images)
+        splits[split] = FolderSplit(pairs_of(pairs) if pairs else unlabelled, f"{where}, by {shown(root, file)}")
+    return splits
+
+
+def one_of(folder: Path, name: str, endings: tuple[str, ...]) -> Path | None:
+    """The file of a name and one of the endings; None without one."""
+    return next((file for ending in endings if (file := folder / f"{name}{ending}").is_file()), None)
 
 
 def part_of(folder: str) -> Part | None:
@@ -257,6 +309,9 @@ def split_of(
         if not image_list:
             return None
         if side_by_side := match_one_folder(image_folder, image_list, place, mask_suffix):
+            left_out |= {
+                f"{shown(root, image_folder)} *{suffix}": count for suffix, count in side_by_side.left_out.items()
+            }
             return FolderSplit(
                 side_by_side.pairs, f"side by side in {shown(root, image_folder)}, masks *{side_by_side.mask_suffix}"
             )
@@ -281,8 +336,3 @@ def split_of(
 def shown(root: Path, folder: Path) -> str:
     """A folder as messages name it, below the root."""
     return "." if folder == root else folder.relative_to(root).as_posix()
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 pair`, `2 pairs`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from image_processing.label_maps import unique_ids
 from scripts.cli.errors import UserError
+from scripts.cli.parser import start_of
 from scripts.data.bands import PLAIN, ImageForm
 from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
@@ -385,7 +386,7 @@ def likely_cause(ids: list[int], outside: list[int], num_labels: int, do_reduce_
     if largest > IGNORE_INDEX:
         return "instance ids, or class * 1000 + instance? Convert them to class ids"
     if (num_labels, do_reduce_labels) in ((19, False), (171, True)) and largest <= num_labels + 14:
-        return "raw ids of Cityscapes or COCO-Stuff? scripts/eval.py --protocol reads them with --label_ids raw"
+        return f"raw ids of Cityscapes or COCO-Stuff? {start_of('eval')} --protocol reads them with --label_ids raw"
     if len(outside) > 10:
         return "grey values between the ids, as after JPEG or a resize with interpolation? Or check --id2label"
     return f"check --id2label; if {largest} marks unlabelled pixels, --class_map with `ignore: [{largest}]` drops it"

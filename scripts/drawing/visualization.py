@@ -41,7 +41,7 @@ COLOURS = bytes.fromhex(
 IGNORED_COLOUR = (0, 0, 0)
 IGNORE_INDEX = 255
 OPACITY = 0.55
-STRIP = 256  # rows that are coloured at a time
+STRIP = 64  # rows that are coloured at a time
 LONGEST_NAME = 200  # letters of a class's name in a legend
 GOLDEN = 0.618034  # steps of it, without their whole part, fill an interval evenly however many there are
 
@@ -180,16 +180,40 @@ def overlay(
         opacity: of the colours, 0 to 1.
         with_contours: whether regions end in a line of their full colour, also at `opacity` 0.
     """
-    pixels = np.array(image.convert("RGB"))
-    lines = contours(labels) if with_contours else np.zeros(labels.shape, dtype=bool)
-    for start in range(0, len(labels), STRIP):  # numbers with fractions of a whole photo would take a gigabyte
-        rows = slice(start, start + STRIP)
-        weight = np.full(labels[rows].shape, opacity, dtype=np.float32)
-        weight[lines[rows]] = 1
-        weight[labels[rows] == IGNORE_INDEX] = 0
-        colours = colour_map(labels[rows], palette)
-        pixels[rows] = (pixels[rows] * (1 - weight[..., None]) + colours * weight[..., None]).round()
-    return Image.fromarray(pixels)
+    drawn = Image.new("RGB", image.size)
+    draw_overlay(drawn, image, labels, opacity, palette, with_contours)
+    return drawn
+
+
+def draw_overlay(
+    sheet: Image.Image,
+    image: Image.Image,
+    labels: np.ndarray,
+    opacity: float = OPACITY,
+    palette: Palette | None = None,
+    with_contours: bool = True,
+    untinted: int | None = None,
+) -> None:
+    """Draws the `overlay` of an image into the upper left of `sheet`, a strip at a time: numbers with fractions of a
+    whole photo would take a gigabyte.
+
+    Args:
+        untinted: a class that is left as it is but for its contours.
+    """
+    for start in range(0, len(labels), STRIP):
+        stop = min(start + STRIP, len(labels))
+        above = max(start - 1, 0)  # a row more on each side: contours are where neighbours differ
+        ids = labels[start:stop]
+        weight = np.full(ids.shape, opacity, dtype=np.float32)
+        if untinted is not None:
+            weight[ids == untinted] = 0
+        if with_contours:
+            weight[contours(labels[above : stop + 1])[start - above :][: stop - start]] = 1
+        weight[ids == IGNORE_INDEX] = 0
+        pixels = np.asarray(image.crop((0, start, image.width, stop)).convert("RGB"))
+        colours = colour_map(ids, palette)
+        mixed = (pixels * (1 - weight[..., None]) + colours * weight[..., None]).round()
+        sheet.paste(Image.fromarray(mixed.astype(np.uint8)), (0, start))
 
 
 def legend(entries: Sequence[tuple[int, str]], width: int, palette: Palette | None = None) -> Image.Image:
@@ -242,7 +266,21 @@ def joined(images: Sequence[Image.Image], gap: int = 0, down: bool = False) -> I
 
 
 def with_legend(
-    image: Image.Image, labels: np.ndarray, id2label: Mapping[int, str], palette: Palette | None = None
+    image: Image.Image,
+    labels: np.ndarray,
+    id2label: Mapping[int, str],
+    palette: Palette | None = None,
+    opacity: float = OPACITY,
+    untinted: int | None = None,
 ) -> Image.Image:
-    """Overlay of an image with a legend of the classes in it below."""
-    return below(overlay(image, labels, palette=palette), present_classes(labels, id2label), palette)
+    """Overlay of an image with a legend of the classes in it below.
+
+    Args:
+        opacity: of the colours, 0 for contours only.
+        untinted: a class that is left as it is but for its contours.
+    """
+    key = legend(present_classes(labels, id2label), image.width, palette)
+    sheet = Image.new("RGB", (max(image.width, key.width), image.height + key.height), "white")
+    draw_overlay(sheet, image, labels, opacity, palette, untinted=untinted)
+    sheet.paste(key, (0, image.height))
+    return sheet

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
+from scripts.cli.parser import start_of
 from scripts.data.arguments import CLASSES
 from scripts.data.first_look import BACKGROUND, FirstLook, first_look
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.sources import IGNORE_INDEX
 
 
-CHECK = "scripts/check_dataset.py tells what became of the others"
+CHECK = f"{start_of('check_dataset')} tells what became of the others"
 LEAST_CLASSES = {"semantic": 2, "instance": 1, "panoptic": 1}  # of which a score can fail: segments can be missed
 GO_ON = "--allow_absent_classes goes on as it is"
 
@@ -169,6 +170,6 @@ def why_it_says_nothing(valid: np.ndarray, names: Mapping[int, str]) -> str | No
     if len(present) > 1:
         return None
     if not len(present):
-        return "all pixels of the label maps are ignored, so there is no score: see scripts/check_dataset.py"
+        return f"all pixels of the label maps are ignored, so there is no score: see {start_of('check_dataset')}"
     name = names[int(present[0])]
     return f"only {name!r} occurs in the label maps: a model that sees nothing else scores 100, so this says nothing"

@@ -55,6 +55,7 @@ class OutputFiles:
         kinds: some of the keys of `ENDINGS`.
         names: class id -> name.
         overwrite: whether files that this project did not write may be replaced.
+        overlay_style: `opacity` and `untinted` of `with_legend`, where they are set.
     Attributes:
         of_images: by kind of `COMMON_FILES` of each image written what the file says of it, and its annotations.
     """
@@ -118,10 +119,11 @@ class ImageOutputs(OutputFiles):
             if "confidence" in self.kinds:
                 watchers.append(confidence)
             labels = labels_of(scores, *watchers)
+        del scores  # what they follow from is no longer needed, and drawing needs memory
         if "labels" in self.kinds:
             write_png(label_image(labels, self.palette), self.file(target, "labels"), self.overwrite)
         if "overlay" in self.kinds:
-            drawn = with_legend(for_eyes(image), labels, self.names, self.palette)
+            drawn = with_legend(for_eyes(image), labels, self.names, self.palette, **self.overlay_style)
             write_png(drawn, self.file(target, "overlay"), self.overwrite)
         if "confidence" in self.kinds:
             grey = Image.fromarray((255 * confidence.values).round().astype(np.uint8))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -132,26 +133,26 @@ class BlendedScores(ScoreRows):
     ) -> None:
         self.size, self.device = (image.height, image.width), torch.device(device)
         self.num_classes = model.config.num_labels
-        self.model, self.processor, self.image, self.when_read = model, processor, image, when_read
         kind = self.device.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        self.precision = torch.autocast(kind, dtype, enabled)
-        self.down, self.across = grid.grid(*self.size)
-        self.number = 0
-        self.blended = BlendedRows(self.down, self.across, self._read)
+        precision = torch.autocast(kind, dtype, enabled)
+        rows, columns = grid.grid(*self.size)
+        numbers, last = count(1), len(rows) * len(columns)
+
+        def read(down: Span, across: Span) -> ScoreRows:
+            piece = image.crop((across.start, down.start, across.stop, down.stop))
+            inputs = processed_inputs(processor, piece, device, do_resize=False)
+            with precision:
+                scores = piece_scores(model, processor, inputs)
+            if when_read:
+                when_read(next(numbers), last)
+            return scores
+
+        # A function that knows nothing of these scores: so their memory is free as soon as nobody needs them.
+        self.blended = BlendedRows(rows, columns, read)
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.blended.rows(start, stop)
-
-    def _read(self, down: Span, across: Span) -> ScoreRows:
-        piece = self.image.crop((across.start, down.start, across.stop, down.stop))
-        inputs = processed_inputs(self.processor, piece, self.device, do_resize=False)
-        with self.precision:
-            scores = piece_scores(self.model, self.processor, inputs)
-        self.number += 1
-        if self.when_read:
-            self.when_read(self.number, len(self.down) * len(self.across))
-        return scores
 
 
 class ResizedScores(ScoreRows):

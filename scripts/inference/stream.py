@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -187,6 +187,7 @@ class Prediction:
     Args:
         overlays: images of the stream, from its start, that get an overlay with a legend in `overlays/`.
         stuff: classes without instances, of a panoptic model that says which.
+        overlay_style: `opacity` and `untinted` of `with_legend`, where they are set.
     """
 
     accelerator: Accelerator
@@ -195,6 +196,7 @@ class Prediction:
     data: LabelledDataset
     overlays: int = 0
     stuff: Collection[int] | None = None
+    overlay_style: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shrinking = Shrinking(self.segment.processor)

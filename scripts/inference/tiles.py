@@ -1,8 +1,9 @@
 """Class scores of an image that a model reads in overlapping pieces, a few rows at a time.
 
 What is kept of a piece is what its scores follow from, such as logits at a quarter of its size, and only until the
-last of its rows was asked for: the memory that it takes grows with the image's width, not with its height or, of masks
-of queries, with the classes. The Space has a copy of this file, so it imports nothing of the project.
+last of its rows was asked for, of its upper rows until the pieces below are read: the memory that it takes grows with
+the image's width, not with its height or, of masks of queries, with the classes. The Space has a copy of this file, so
+it imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ class BlendedRows:
         while self._next < len(self.down) and self.down[self._next].start < stop:
             span = self.down[self._next]
             if span.stop > start:
+                for place, pieces in self._open:
+                    for piece in pieces:
+                        if hasattr(piece, "forget"):  # not that of models exported before there was one
+                            piece.forget(start - place.start)
                 self._open.append((span, [self.read(span, column) for column in self.across]))
             self._next += 1
         result: Tensor | None = None

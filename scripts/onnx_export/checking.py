@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scripts.data.bands import PLAIN, ImageForm, form_of
 from scripts.models.input_channels import RGB, num_channels
 from scripts.onnx_export.decisions import FileDecisions, not_nan
 from scripts.onnx_export.kinds import Kind, Output
@@ -127,10 +128,14 @@ def label_agreement(scores: Tensor, labels: Tensor) -> tuple[float, int]:
 # ---- with pre- and post-processing ----------------------------------------------------------------------------------
 
 
-def drawn_image(height: int, width: int, seed: int) -> np.ndarray:
-    """`(height, width, 3)` uint8."""
-    pixels = drawn_images(1, height, width, seed)[0].permute(1, 2, 0)
-    return (pixels * 55 + 120).clamp(0, 255).to(torch.uint8).numpy()
+def drawn_image(height: int, width: int, seed: int, form: ImageForm = PLAIN) -> np.ndarray:
+    """`(height, width, C)` of this form: uint8, or float32 that fills the range of intensities."""
+    pixels = drawn_images(1, height, width, seed, form.num_bands)[0].permute(1, 2, 0)
+    image = (pixels * 55 + 120).clamp(0, 255)
+    if form.intensity_range is None:
+        return image.to(torch.uint8).numpy()
+    low, high = form.intensity_range
+    return (low + (high - low) * (image.double() / 255)).float().numpy()
 
 
 @torch.no_grad()
@@ -156,10 +161,10 @@ def compare_images(
     255 here and there, so label maps, made by each on its own, may differ where two classes are close.
     """
     edge = processor.size["shortest_edge"] or processor.size["height"] or 64
-    comparisons = []
+    comparisons, form = [], form_of(kind.config, processor)
     sizes = [(edge, edge * 3 // 4), (edge * 2 // 3, edge), (edge * 5 // 4, edge * 3 // 2)]
     for index, (height, width) in enumerate(sizes):
-        image = drawn_image(height, width, seed + index)
+        image = drawn_image(height, width, seed + index, form)
         found = Comparison("", 0.0, 0)
         if decisions is not None:
             names = [output.name for output in kind.outputs]

@@ -1,6 +1,6 @@
-"""What the processor does, as ONNX graphs around the network: uint8 image in, label map out.
+"""What the processor does, as ONNX graphs around the network: image in, label map out.
 
-The resize is ONNX's antialiased one on 8 bits, which follows Pillow's.
+The resize is ONNX's antialiased one, which follows Pillow's on 8 bits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from onnx import compose, parser
 
 from image_processing.semantic_labels import LOGITS_STRIDE
 from scripts.cli.errors import UserError
+from scripts.data.bands import ImageForm, form_of
 from scripts.onnx_export.kinds import CLASSES, LOGITS, MASKS, Kind
 from scripts.onnx_export.network import INPUT
 
@@ -31,8 +32,8 @@ BY_EDGES = """
     wanted = Mul(by_shortest, reduction)
 """
 PREPARE = """
-prepare (uint8[image_height, image_width, 3] image)
-    => (float[1, 3, height, width] {input}, int64[2] network_size, int64[2] image_size)
+prepare ({image_type}[image_height, image_width, {bands}] image)
+    => (float[1, {bands}, height, width] {input}, int64[2] network_size, int64[2] image_size)
 <{constants}>
 {{
     image_size = Shape <start = 0, end = 2> (image)
@@ -47,11 +48,12 @@ prepare (uint8[image_height, image_width, 3] image)
     positive = Max(one, whole)
     network_size = Cast <to = 7> (positive)
     channels_first = Transpose <perm = [2, 0, 1]> (image)
-    planes = Unsqueeze(channels_first, first_axis)
+    stored = Unsqueeze(channels_first, first_axis)
+    {scale}
     planes_size = Concat <axis = 0> (one_image, network_size)
     resized = Resize <mode = "{mode}", antialias = 1, exclude_outside = 1, cubic_coeff_a = -0.5,
         coordinate_transformation_mode = "half_pixel"> (planes, , , planes_size)
-    values = Cast <to = 1> (resized)
+    {values}
     centred = Sub(values, mean)
     normal = Div(centred, deviation)
     {canvas}
@@ -60,6 +62,27 @@ prepare (uint8[image_height, image_width, 3] image)
     {input} = Pad(normal, borders)
 }}
 """
+EIGHT_BITS = {"scale": "planes = Identity(stored)", "values": "values = Cast <to = 1> (resized)"}
+# As `scaled_intensities` does it: an image that comes out whole is one of 8 bits, which a resize rounds.
+IN_RANGE = {
+    "scale": """
+    doubles = Cast <to = 11> (stored)
+    from_low = Sub(doubles, low)
+    widened = Mul(from_low, most)
+    spread = Div(widened, width_of_range)
+    within = Clip(spread, none, most)
+    planes = Cast <to = 1> (within)
+    floors = Floor(within)
+    fractions = Sub(within, floors)
+    largest_fraction = ReduceMax <keepdims = 0> (fractions)
+    is_whole = Equal(largest_fraction, none)
+""",
+    "values": """
+    rounded = Round(resized)
+    in_eight_bits = Clip(rounded, none_float, most_float)
+    values = Where(is_whole, in_eight_bits, resized)
+""",
+}
 FIXED_CANVAS = "canvas = Cast <to = 7> (pad_size)"
 NEXT_MULTIPLE = """
     beyond = Add(network_size, divisor_less_one)
@@ -110,11 +133,13 @@ def with_processing(network: onnx.ModelProto, kind: Kind, processor: Any) -> onn
     """`network` between the processor's resize, normalisation and padding, and its semantic post-processing.
 
     Returns:
-        a graph of `image` `(H, W, 3)` uint8 to `labels` `(H, W)`, uint8 where that suffices and int32 otherwise.
+        a graph of `image` `(H, W, C)`, uint8 or, of a range of intensities, float32, to `labels` `(H, W)`, uint8 where
+        that suffices and int32 otherwise.
     Raises:
         UserError: a setting of the processor that the graph cannot follow.
     """
-    model = compose.merge_models(as_model(prepare_graph(processor), network), network, [(INPUT, INPUT)])
+    prepare = prepare_graph(processor, form_of(kind.config, processor))
+    model = compose.merge_models(as_model(prepare, network), network, [(INPUT, INPUT)])
     outputs = [output.name for output in kind.outputs]
     finish = as_model(finish_graph(outputs, kind.config.num_labels), network)
     names = [*outputs, "network_size", "image_size"]
@@ -142,7 +167,7 @@ def as_model(text: str, like: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def prepare_graph(processor: Any) -> str:
+def prepare_graph(processor: Any, form: ImageForm) -> str:
     """The processor's way from an image to `pixel_values`, in ONNX's text format."""
     if processor.resample not in MODES:
         raise UserError(f"--with_processing: the processor has resample={processor.resample}: choose 2, bilinear")
@@ -162,18 +187,33 @@ def prepare_graph(processor: Any) -> str:
         doubles["fixed_size"] = [float(size["height"]), float(size["width"])]
     else:
         raise UserError(f"--with_processing: the processor has size {dict(size)}: set shortest_edge, or height, width")
-    integers = {"first_axis": [0], "one_image": [1, 3], "no_borders": [0] * 6, "divisor": [divisor or 1]}
+    integers = {"first_axis": [0], "one_image": [1, form.num_bands], "no_borders": [0] * 6, "divisor": [divisor or 1]}
     integers["divisor_less_one"] = [(divisor or 1) - 1]
     canvas = FIXED_CANVAS if pad_size else NEXT_MULTIPLE
     factor = processor.rescale_factor if processor.do_rescale else 1.0
-    mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
-    deviation = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
+    mean, deviation = (
+        list(given) if isinstance(given, list | tuple) else [given] * form.num_bands
+        for given in ((processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0))
+    )
     constants = [f"double[{len(values)}] {name} = {braced(values)}" for name, values in doubles.items()]
     constants += [f"int64[{len(values)}] {name} = {braced(values)}" for name, values in integers.items()]
-    constants.append(f"float[1, 3, 1, 1] mean = {braced([value / factor for value in mean])}")
-    constants.append(f"float[1, 3, 1, 1] deviation = {braced([value / factor for value in deviation])}")
+    shape = f"float[1, {form.num_bands}, 1, 1]"
+    constants.append(f"{shape} mean = {braced([value / factor for value in mean])}")
+    constants.append(f"{shape} deviation = {braced([value / factor for value in deviation])}")
+    if form.intensity_range is not None:
+        low, high = form.intensity_range
+        scalars = {"low": low, "width_of_range": high - low, "none": 0, "most": 255}
+        constants += [f"double {name} = {braced([float(value)])}" for name, value in scalars.items()]
+        constants += ["float none_float = {0}", "float most_float = {255}"]
     return PREPARE.format(
-        input=INPUT, constants=",\n ".join(constants), size_rule=rule, mode=MODES[processor.resample], canvas=canvas
+        input=INPUT,
+        constants=",\n ".join(constants),
+        size_rule=rule,
+        mode=MODES[processor.resample],
+        canvas=canvas,
+        bands=form.num_bands,
+        image_type="uint8" if form.intensity_range is None else "float",
+        **(EIGHT_BITS if form.intensity_range is None else IN_RANGE),
     )
 
 

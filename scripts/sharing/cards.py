@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import yaml
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT, start_of
+from scripts.data.bands import PLAIN, form_of
 from scripts.models import tasks
 from scripts.models.licences import is_non_commercial, origin_notice, origin_of
 from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC
+from scripts.sharing.array_images import array_snippet, images_read
 from scripts.sharing.papers import paper_of
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
@@ -142,21 +144,15 @@ with torch.no_grad():
     outputs = model(**processor(images=[image], return_tensors="pt"))
 size = (image.height, image.width)
 """
-MAP_SNIPPET = (
-    OUTPUTS
-    + """\
+MAP_ENDING = """\
 (labels,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
 for index in labels.unique().tolist():  # class ids of the pixels; labels has the image's height and width
     print(model.config.id2label[index], (labels == index).float().mean().item())"""
-)
-SEGMENTS_SNIPPET = (
-    OUTPUTS
-    + """\
+SEGMENTS_ENDING = """\
 (found,) = processor.post_process_{task}_segmentation(outputs, target_sizes=[size])
 for segment in found["segments_info"]:
     inside = found["segmentation"] == segment["id"]  # the map has the image's height and width
     print(model.config.id2label[segment["label_id"]], segment["score"], inside.float().mean().item())"""
-)
 TUNING = """\
 python scripts/train.py --model_name_or_path {name} --train_images images/ --train_masks masks/ \\
     {crops}--per_device_train_batch_size 4 \\
@@ -270,10 +266,10 @@ def read_results(file: Path) -> dict[str, Any]:
         found = read_json(file, name)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"{name}: no such file: write it with scripts/eval.py --output_file {file}") from error
+            raise UserError(f"{name}: no such file: write it with {start_of('eval')} --output_file {file}") from error
         raise
     if fault := results_fault(found):
-        raise UserError(f"{name} is no results file of scripts/eval.py: it {fault}")
+        raise UserError(f"{name} is no results file of {start_of('eval')}: it {fault}")
     return found
 
 
@@ -461,11 +457,14 @@ def snippets(name: str, task: str, sample: str | None = None) -> tuple[str, str]
     if sample is not None:
         image, download = f'hf_hub_download("{name}", "{sample}")', "from huggingface_hub import hf_hub_download\n"
     words = {"download": download, "name": name, "image": image, "task": task, "threshold": "", "score": ""}
-    second = MAP_SNIPPET
     if task != SEMANTIC:  # the pipeline's own threshold is 0.9
         words |= {"threshold": f", threshold={DEFAULT_THRESHOLDS[task]}", "score": ' region["score"],'}
-        second = SEGMENTS_SNIPPET
-    return SNIPPET.format(**words), second.format(**words)
+    return SNIPPET.format(**words), OUTPUTS.format(**words) + ending_of(task)
+
+
+def ending_of(task: str) -> str:
+    """What post-processes `outputs` to `size` and prints it, by the model's task."""
+    return MAP_ENDING if task == SEMANTIC else SEGMENTS_ENDING.format(task=task)
 
 
 def tuning(name: str, task: str, recipe: dict[str, Any] | None) -> str:
@@ -493,6 +492,7 @@ def model_card(
     samples: list[dict[str, str]] | None = None,
     files: frozenset[str] = frozenset(),
     needs_timm: bool = False,
+    processor: Any = None,
 ) -> ModelCard:
     """The card of a repository.
 
@@ -502,10 +502,16 @@ def model_card(
         recipe: what the weights were trained with; None for converted ones.
         samples: `image`, `input` and `caption` of each sample image.
         files: names beside the card, which it refers to.
+        processor: the image processor; of images that are no RGB of 8 bits the card says what their numbers mean.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    form = PLAIN if processor is None else form_of(config, processor)
+    sample = samples[0]["input"] if samples else None
     published, paper, task = read_published().get(model_id, {}), paper_of(config.model_type), tasks.task_of(config)
+    shown: Sequence[str] = snippets(repo_id, task, sample)
+    if not form.is_plain:
+        shown = [array_snippet(repo_id, form, ending_of(task), sample)]
     data = ModelCardData(
         license=facts.license,
         library_name="transformers",
@@ -527,7 +533,8 @@ def model_card(
         non_commercial=is_non_commercial(facts.license),
         samples=samples or [],
         task=task,
-        snippets=snippets(repo_id, task, samples[0]["input"] if samples else None),
+        snippets=shown,
+        arrays=None if form.is_plain else images_read(form, processor),
         tuning=tuning(repo_id, task, recipe),
         needs_timm=needs_timm,
         has_onnx=any(name.startswith("onnx/") for name in files),

@@ -15,6 +15,7 @@ from huggingface_hub import get_token
 from PIL import Image
 
 from scripts.cli.errors import UserError
+from scripts.data.bands import ImageForm, form_of
 
 
 TOLERANCE = 1e-4  # as between this project and the reference
@@ -37,7 +38,6 @@ PROGRAM = (
     + """
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 name, revision, image, output, threads = sys.argv[1:]
@@ -45,7 +45,7 @@ torch.set_num_threads(int(threads))
 settings = {"trust_remote_code": True} | ({"revision": revision} if revision else {})
 processor = AutoImageProcessor.from_pretrained(name, **settings)
 model = AutoModelForUniversalSegmentation.from_pretrained(name, **settings).eval()
-inputs = processor(images=[Image.open(image)], return_tensors="pt")
+inputs = processor(images=[np.load(image)], input_data_format="channels_last", return_tensors="pt")
 with torch.no_grad():
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
 found = {k: v.float() for k, v in outputs.items() if k.endswith(("logits", "scores")) and torch.is_tensor(v)}
@@ -54,10 +54,15 @@ np.savez(output, **found)
 )
 
 
-def generated_image() -> Image.Image:
-    """An image of soft colours, the same everywhere."""
-    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+def generated_image(form: ImageForm) -> np.ndarray:
+    """`(*SIZE, C)` image of soft colours of this form, the same everywhere: 8 bits, or float32 over the range."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, form.num_bands), dtype=np.uint8)
+    bands = [Image.fromarray(coarse[..., band]) for band in range(form.num_bands)]
+    image = np.stack([np.asarray(band.resize(SIZE[::-1], Image.Resampling.BILINEAR)) for band in bands], axis=-1)
+    if form.intensity_range is None:
+        return image
+    low, high = form.intensity_range
+    return (low + (high - low) * (image / 255)).astype(np.float32)
 
 
 def largest_difference(model: Any, processor: Any, found: Any) -> float:
@@ -67,7 +72,8 @@ def largest_difference(model: Any, processor: Any, found: Any) -> float:
         UserError: they are not the same outputs.
     """
     model = model.to("cpu").eval()
-    inputs = processor(images=[generated_image()], return_tensors="pt")
+    image = generated_image(form_of(model.config, processor))
+    inputs = processor(images=[image], input_data_format="channels_last", return_tensors="pt")
     with torch.no_grad():
         outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     here = {
@@ -88,12 +94,12 @@ def load_back(name: str, revision: str | None, model: Any, processor: Any) -> fl
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        generated_image().save(folder / "image.png")
+        np.save(folder / "image.npy", generated_image(form_of(model.config, processor)))
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment |= {"HF_HUB_CACHE": str(folder / "hub"), "HF_MODULES_CACHE": str(folder / "modules")}
         if token := get_token():
             environment["HF_TOKEN"] = token
-        files = [str(folder / "image.png"), str(folder / "logits.npz")]
+        files = [str(folder / "image.npy"), str(folder / "logits.npz")]
         arguments = [name, revision or "", *files, str(torch.get_num_threads())]
         try:
             done = subprocess.run(

@@ -12,9 +12,12 @@ from PIL import Image
 from transformers import AutoConfig
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import start_of
+from scripts.data.bands import ImageForm
 from scripts.evaluation.results import distinct_names
 from scripts.models.model_files import CONFIG
 from scripts.models.tasks import SEMANTIC, task_of
+from scripts.sharing.array_images import sample_array
 from scripts.sharing.cards import CardFacts
 from scripts.storage.shared_text import without_credentials
 
@@ -163,7 +166,7 @@ def check_results(results: dict[str, Any], config: Any, parameters: int | None =
     Raises:
         UserError: with both values.
     """
-    fix = "evaluate this checkpoint: scripts/eval.py --model_name_or_path CHECKPOINT --output_file FILE"
+    fix = f"evaluate this checkpoint: {start_of('eval')} --model_name_or_path CHECKPOINT --output_file FILE"
     if (task := results.get("task") or SEMANTIC) != task_of(config):
         raise UserError(
             f"the file of --results is about {task} segmentation, but the model is for {task_of(config)}: {fix}"
@@ -191,17 +194,23 @@ def check_processor(processor: Any, config: Any, checkpoint: str) -> None:
             )
 
 
-def check_sample(file: Path) -> None:
+def check_sample(file: Path, form: ImageForm) -> None:
     """Refuses a label map in the place of an image to be segmented.
 
     Raises:
-        UserError: it has one channel, and few values.
+        UserError: it has one channel, and few values; or it is no image of this form.
     """
-    faults = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-    with errors_explained(f"--sample_images {file}", *faults), Image.open(file) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16"):
+    if form.is_plain:
+        faults = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+        with errors_explained(f"--sample_images {file}", *faults), Image.open(file) as image:
+            if image.mode not in ("1", "L", "P", "I", "I;16"):
+                return
+            values = np.unique(np.asarray(image))
+    else:
+        array = sample_array(file, form)
+        if (array != array[..., :1]).any():
             return
-        values = np.unique(np.asarray(image))
+        values = np.unique(array)
     if len(values) <= FEW_VALUES:
         raise UserError(
             f"--sample_images {file}: one channel of {len(values)} values is a label map, and a sample is an image "

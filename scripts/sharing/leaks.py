@@ -19,8 +19,8 @@ CODE_PACKAGES = ("configuration", "image_processing", "modeling_faseg")
 # All that an export writes; a file of any other name is refused.
 ALLOWED = (
     "config.json", "preprocessor_config.json", "README.md", "LICENSE", "LICENSE-CODE", "recipe.yaml",
-    "train_log.jsonl", "model.safetensors",
-    "model-?????-of-?????.safetensors", "model.safetensors.index.json", "samples/*.jpg", "onnx/*.onnx",
+    "train_log.jsonl", "model.safetensors", "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json", "samples/*.jpg", "samples/*.npy", "onnx/*.onnx",
     *sorted(file.name for package in CODE_PACKAGES for file in (PROJECT_ROOT / package).glob("[!_]*.py")),
 )  # fmt: skip
 # Exports of earlier versions held further files of code; they may be replaced, not uploaded.

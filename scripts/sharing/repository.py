@@ -9,6 +9,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
 from transformers import PreTrainedConfig
@@ -16,6 +18,7 @@ from transformers import PreTrainedConfig
 from image_processing.preprocessing import pil_to_array
 from scripts.cli.errors import UserError
 from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, start_of
+from scripts.data.bands import ImageForm, as_image, for_eyes, form_of
 from scripts.drawing.visualization import joined, model_palette, with_legend
 from scripts.evaluation.results import weights_sha256
 from scripts.inference.found_segments import SegmentPredictor
@@ -25,12 +28,12 @@ from scripts.models.families import family_of
 from scripts.models.licences import FIELDS
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC, stuff_of, task_of
+from scripts.sharing.array_images import MAX_SAMPLE_SIDE, sample_array
 from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import EARLIER, repository_files, write_scrubbed_recipe
 from scripts.storage.atomic import atomic_folder, write_errors_explained
 
 
-MAX_SAMPLE_SIDE = 960
 LICENCE_TEXTS = {
     "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/legalcode",
     "cc-by-nc-sa-4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode",
@@ -64,6 +67,11 @@ class Export:
     results: dict[str, Any] | None = None
     samples: Sequence[Path] = field(default_factory=list)
     max_shard_size: str = "5GB"
+
+    @property
+    def image_form(self) -> ImageForm:
+        """The bands and the depth of the images that the model reads."""
+        return form_of(self.model.config, self.processor)
 
 
 # ---- checks before anything is written ------------------------------------------------------------------------------
@@ -121,8 +129,20 @@ def sample_input(file: Path) -> Image.Image:
     return sample
 
 
+def write_sample_input(file: Path, target: Path, form: ImageForm) -> Any:
+    """Writes a sample image as a reader gets it; returns it as the model reads it, with JPEG's losses."""
+    if form.is_plain:
+        sample_input(file).save(target, quality=92)
+        with Image.open(target) as image:
+            return image.convert("RGB")
+    array = sample_array(file, form)
+    np.save(target, array)
+    return as_image(torch.from_numpy(np.ascontiguousarray(form.scaled(array.transpose(2, 0, 1)))))
+
+
 def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
-    """Writes `samples/<name>_input.jpg` and, beside its prediction, `samples/<name>.jpg` of each sample image."""
+    """Writes `samples/<number>_input.jpg` and, beside its prediction, `samples/<number>.jpg` of each sample image; of
+    one that is no RGB of 8 bits `samples/<number>_input.npy`."""
     names = {int(index): str(label) for index, label in export.model.config.id2label.items()}
     palette = model_palette(export.model.config)
     model, processor, task = export.model, export.processor, task_of(export.model.config)
@@ -137,11 +157,10 @@ def write_samples(export: Export, folder: Path) -> list[dict[str, str]]:
     written = []
     for number, file in enumerate(export.samples, 1):
         (folder / "samples").mkdir(exist_ok=True)
-        entry = {"image": f"samples/{number}.jpg", "input": f"samples/{number}_input.jpg"}
-        sample_input(file).save(folder / entry["input"], quality=92)
-        with Image.open(folder / entry["input"]) as image:  # what a reader gets, with JPEG's losses
-            sample = image.convert("RGB")
-        joined([sample, drawn(sample)], gap=8).save(folder / entry["image"], quality=90)
+        ending = "jpg" if export.image_form.is_plain else "npy"
+        entry = {"image": f"samples/{number}.jpg", "input": f"samples/{number}_input.{ending}"}
+        sample = write_sample_input(file, folder / entry["input"], export.image_form)
+        joined([for_eyes(sample), drawn(sample)], gap=8).save(folder / entry["image"], quality=90)
         written.append(entry | {"caption": f"Sample {number} and its segmentation"})
     return written
 
@@ -188,6 +207,7 @@ def fill(export: Export, folder: Path) -> ModelCard:
         samples,
         files,
         needs_timm=timm,
+        processor=export.processor,
     )
     card.save(folder / "README.md")
     (folder / "LICENSE").write_text(licence_text(export.facts, notice), encoding="utf-8")

@@ -109,7 +109,7 @@ class TrainArguments(ModelArguments, DatasetArguments):
         "NAME=W ... for some of them, the others being 1.",
     )
     class_counts: str | None = path_flag(
-        "JSON file that scripts/check_dataset.py --json wrote of this data set: its counts of pixels stand in for a "
+        "JSON file that check_dataset.py --json wrote of this data set: its counts of pixels stand in for a "
         "look at the first 1000 label maps, which --class_weights auto and --rare_class_crops take otherwise."
     )
     shortest_edges: list[int] | None = flag(

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
+from scripts.cli.parser import start_of
 from scripts.cli.processes import on_main, raised_on_all
 from scripts.evaluation.degenerate import absent_classes
 from scripts.models.loading import refuse_non_finite, save_model_folder
@@ -255,7 +256,7 @@ def check_classes_seen(run: Run, whole_epoch: bool) -> None:
         raise UserError(
             f"split {run.data.split!r}: no label map held {'a segment' if run.data.segment_classes else 'a pixel'} of "
             "any class, all were ignored, so there is nothing to learn: check the ids of the label maps with "
-            "scripts/check_dataset.py"
+            f"{start_of('check_dataset')}"
         )
     absent = [index for index in names if index not in seen]
     if whole_epoch and absent and not run.look.whole and not run.arguments.allow_absent_classes:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from scripts.cli.errors import UserError
-from scripts.cli.parser import read_recipe, recipe_flags
+from scripts.cli.parser import read_recipe, recipe_flags, start_of
 from scripts.data.labelled_dataset import NO_SUCH_SPLIT, LabelledDataset
 from scripts.data.samples import image_sizes
 from scripts.data.stored_rows import parquet_rows
@@ -91,7 +91,7 @@ def is_default(each: Field[Any], arguments: TrainArguments) -> bool:
 def sizes(found: list[tuple[int, int]], machine: Machine) -> Choices:
     """Crop, and sizes of whole images, from `(height, width)` of some."""
     if not found:
-        raise UserError("no image of the training split can be read: see scripts/check_dataset.py")
+        raise UserError(f"no image of the training split can be read: see {start_of('check_dataset')}")
     shorter = int(statistics.median(min(size) for size in found))
     typical = sorted(found, key=min)[len(found) // 2]
     view = max(LEAST_CROP, min(shorter, machine.view))

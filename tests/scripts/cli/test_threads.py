@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from scripts.cli import threads
 from scripts.cli.threads import StoppableThread, stop_threads
+from scripts.data.streaming import read_ahead
 
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +44,25 @@ def test_a_command_ends_with_its_exit_code(work, printed):
         [sys.executable, "-c", program, ROOT], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, printed, "")
+
+
+def test_a_reader_that_closes_what_it_reads_for_does_not_wait_for_itself(monkeypatch):
+    """As the collector of garbage does where it happens to run in the thread."""
+    unraised = []
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    ready, closed, rows = threading.Event(), threading.Event(), []
+
+    def items():
+        yield 1
+        ready.wait(20)
+        rows.clear()  # the last reference: the generator is closed here
+        closed.set()
+        yield 2
+
+    rows.append(read_ahead(items(), 1))
+    assert next(rows[0]) == 1
+    ready.set()
+    assert closed.wait(20) and stop_threads() and not unraised
 
 
 def test_threads_are_told_and_waited_for(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from folder_forms import write_files
 from PIL import Image
 
 from scripts.cli.errors import UserError
@@ -139,3 +140,15 @@ def test_a_class_map_reaches_the_samples(tmp_path):
     assert np.unique(label).tolist() == [2]
     with pytest.raises(UserError, match="makes 5 classes but the model has 6"):
         decode_sample(next(iter(data.stream)), data.row_format, 6, 0)
+
+
+def test_values_say_which_names_beside_the_data_they_replace(tmp_path, capsys):
+    write_files(tmp_path, ["images/a.jpg", "masks/a.png"])
+    (tmp_path / "id2label.json").write_text('{"0": "background", "1": "cell"}')
+    for values in (None, ["0=cell", "255=other"]):
+        data = LabelledDataset(DatasetArguments(str(tmp_path), mask_values=values), "train")
+        names = data.id2label
+        said = [line for line in capsys.readouterr().err.splitlines() if "mask_values" in line]
+        assert names == ({0: "cell", 1: "other"} if values else {0: "background", 1: "cell"})
+        place = tmp_path / "id2label.json"
+        assert said == ([f"classes are those of --mask_values, in place of those in {place}"] if values else [])

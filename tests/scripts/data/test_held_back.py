@@ -70,7 +70,7 @@ def test_other_names_of_the_validation_split_are_the_same():
 
 def test_rows_without_names():
     assert np.flatnonzero(held_back(0.3, 10).chosen).tolist() == [7, 8, 9]
-    with pytest.raises(UserError, match="the training split has 1 images, which cannot be shared"):
+    with pytest.raises(UserError, match="the training split has 1 image, which cannot be shared"):
         held_back(0.5, 1)
 
 

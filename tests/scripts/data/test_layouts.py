@@ -75,7 +75,7 @@ REFUSED = {
     ),
     "a mask is missing side by side": (
         SIDE_BY_SIDE[:-1],
-        "2 images and 1 label maps *_mask: 'b' has no 'b_mask'; every image needs one label map",
+        "2 images and 1 label map *_mask: 'b' has no 'b_mask'; every image needs one label map",
     ),
     "two suffixes side by side": (
         ["a.jpg", "a_mask.png", "a_gt.png"],
@@ -179,6 +179,52 @@ def test_one_folder_for_both_flags(tmp_path, capsys):
     data = LabelledDataset(flags, "train")
     assert [row["label"]["path"][-10:] for row in data.stream] == ["a_Mask.png", "b_Mask.png"]
     assert capsys.readouterr().err.endswith("2 pairs, masks *_Mask\n")
+
+
+def test_a_further_suffix_beside_the_chosen_one_is_left_out_and_said(tmp_path, capsys):
+    """`_edge` of every image, and what label maps are called; anything else stays an image that lacks its mask."""
+    own = write_files(tmp_path / "own", [*SIDE_BY_SIDE, "a_edge.png", "b_edge.png", "a_gt.png"])
+    flags = DatasetArguments(str(own), mask_suffix="_mask")
+    for chosen in (flags, DatasetArguments(train_images=str(own), train_masks=str(own), mask_suffix="_mask")):
+        data = LabelledDataset(chosen, "train")
+        found = [row["image"]["path"].rpartition("/")[2] for row in data.stream]
+        assert found == ["a.jpg", "b.jpg"]
+    said = capsys.readouterr().err.splitlines()
+    assert "masks *_mask); left out: . *_edge (2 files), . *_gt (1 file)" in said[0]
+    assert said[1].endswith("2 pairs, masks *_mask; left out: *_edge (2 files), *_gt (1 file)")
+    write_files(own, ["a_2.jpg"])
+    with pytest.raises(UserError, match="3 images and 2 label maps \\*_mask: 'a_2' has no 'a_2_mask'"):
+        LabelledDataset(flags, "train")
+
+
+VOC = ["JPEGImages/1.jpg", "JPEGImages/2.jpg", "JPEGImages/3.jpg", "JPEGImages/4.jpg", "JPEGImages/5.jpg"]
+VOC += ["SegmentationClass/1.png", "SegmentationClass/2.png", "SegmentationClass/3.png", "SegmentationObject/1.png"]
+
+
+@pytest.mark.parametrize("around", ["", "VOC2012/"])
+def test_lists_of_pascal_voc_make_its_splits(around, tmp_path, capsys):
+    own = write_files(tmp_path / "own", [around + name for name in VOC])
+    lists = own / around / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for name, stems in (("train", "3\n1\n"), ("val", "2"), ("trainval", "1\n2\n3\n"), ("test", "4\n")):
+        (lists / f"{name}.txt").write_text(stems)
+    flags = DatasetArguments(str(own))
+    rows = {split: list(LabelledDataset(flags, split).stream) for split in ("train", "validation")}
+    assert {split: [row["image_id"] for row in found] for split, found in rows.items()} == {
+        "train": ["3", "1"],
+        "validation": ["2"],
+    }
+    assert all(row["label"]["path"].endswith(f"SegmentationClass/{row['image_id']}.png") for row in rows["train"])
+    place = f"{around}ImageSets/Segmentation"
+    (said,) = capsys.readouterr().err.splitlines()
+    folders = f"{around}JPEGImages + {around}SegmentationClass"
+    assert f"train 2 pairs ({folders}, by {place}/train.txt); validation 1 pair ({folders}, by {place}/val" in said
+    assert f"test 1 image without masks ({around}JPEGImages, by {place}/test.txt)" in said
+    assert said.endswith(f"left out: {around}JPEGImages (1 file), {around}SegmentationObject (1 file)")
+    for text, message in (("1 9", "names '9', but"), ("1 5", "names '5', but"), ("", "names no image")):
+        (lists / "train.txt").write_text(text)
+        with pytest.raises(UserError, match=f"{place}/train.txt: {message}"):
+            LabelledDataset(flags, "train")
 
 
 def test_a_suffix_chooses_among_masks(tmp_path):

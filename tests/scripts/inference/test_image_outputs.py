@@ -11,6 +11,7 @@ from scripts import predict as predict_command
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
 from scripts.data.images import find_images
+from scripts.drawing.visualization import contours
 from scripts.inference import regions
 from scripts.inference.output_kinds import DEFAULT_KINDS, ENDINGS, KINDS, WHY_NOT, WORDS
 
@@ -42,6 +43,25 @@ def predicted(shapes_model, tmp_path, command):
         return out, errors
 
     return run
+
+
+# ---- overlays
+
+
+def test_overlays_of_contours_and_with_an_untinted_class(predicted, photo, tmp_path):
+    own = np.asarray(Image.open(photo)).astype(int)
+    drawn = {}
+    for name, flags in (("plain", []), ("lines", ["--contours_only"]), ("bare", ["--untinted_class", "LABEL_0"])):
+        predicted(photo, *flags)
+        drawn[name] = np.asarray(Image.open(tmp_path / "out/street_overlay.png"))[:48, :64].astype(int)
+    labels = np.asarray(Image.open(tmp_path / "out/street_labels.png"))
+    inner = ~contours(labels)
+    assert len(np.unique(labels)) > 1 and 0 in labels and inner.any()
+    changed = {name: (image != own).any(axis=2) for name, image in drawn.items()}
+    assert not changed["lines"][inner].any() and changed["lines"][~inner].any()
+    assert np.array_equal(drawn["lines"][~inner], drawn["plain"][~inner])
+    assert not changed["bare"][inner & (labels == 0)].any()
+    assert np.array_equal(drawn["bare"][labels != 0], drawn["plain"][labels != 0])
 
 
 # ---- where outputs go
@@ -269,6 +289,12 @@ def test_other_sizes_give_other_labels_and_all_are_of_the_images_size(predicted,
         ("--shortest_edge 99999", "--shortest_edge 99999: give at most 16384"),
         ("--longest_edge 99", "--longest_edge belongs to --shortest_edge"),
         ("--shortest_edge 99 --longest_edge 9", "--longest_edge 9: give at least the --shortest_edge, 99"),
+        ("--contours_only --outputs labels", "--contours_only is for overlays, and none is drawn: add overlay to"),
+        ("--untinted_class LABEL_1 --outputs labels", "--untinted_class is for overlays, and none is drawn"),
+        (
+            "--untinted_class LABEL_11",
+            "--untinted_class LABEL_11: the model has no such class: did you mean 'LABEL_1'?",
+        ),
         ("--outputs labels masks", "--outputs masks: choose among labels, overlay,"),
         ("--score_maps", "--score_maps is for --dataset_name, not for images: leave it out (--outputs confidence"),
         ("--overlays 2", "--overlays is for --dataset_name, not for images: leave it out (--outputs overlay"),
@@ -361,4 +387,4 @@ def test_label_maps_beside_their_images_are_no_images(photo, tmp_path, capsys):
         Image.open(photo).save(tmp_path / name)
     found = {image.path.name for image in find_images([str(tmp_path)])}
     assert "a_mask.png" not in found and {"a.png", "b_mask.png", "street_seg.png"} <= found
-    assert "1 label maps beside their images are left out" in capsys.readouterr().err
+    assert "1 label map beside its image is left out" in capsys.readouterr().err

@@ -220,7 +220,7 @@ def test_unreadable_images_are_named_and_keep_their_row(flags, half_broken, tmp_
     code, _, errors = command(predict_command, *flags)
     assert code == 0
     assert any("skipped: image of sample 1.png: cannot be read" in line for line in errors)
-    assert errors[-1] == "1 images could not be read: see the column 'error'"
+    assert errors[-1] == "1 image could not be read: see the column 'error'"
     rows = list(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True))
     assert [row["image_id"] for row in rows] == ["0.png", "1.png", "2.png"]
     assert [row["label"] and row["label"].size for row in rows] == [(60, 40), None, (90, 33)]

@@ -226,6 +226,17 @@ def kept_and_largest(height, monkeypatch):
     return kept, largest
 
 
+def test_what_rows_above_follow_from_is_freed():
+    """Those below stay as they are, bit for bit."""
+    torch.manual_seed(0)
+    masks, classes = torch.randn(7, 16, 24), torch.randn(7, 5)
+    whole, cut = (semantic_labels.ImageScores(masks, (64, 96), class_logits=classes) for _ in range(2))
+    for above in (0, 20, 41):
+        cut.forget(above)
+        assert torch.equal(cut.rows(max(above, 1), 64), whole.rows(max(above, 1), 64))
+    assert cut.maps.shape[0] == 16 - 9 and cut.maps.untyped_storage().nbytes() == cut.maps.nbytes
+
+
 def test_memory_does_not_grow_with_the_height(monkeypatch):
     monkeypatch.setitem(semantic_labels.STRIP_BYTES, "cpu", 2**18)
     short, tall = (kept_and_largest(height, monkeypatch) for height in (208, 2032))

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from scripts import check_dataset, convert_checkpoint, train
 from scripts.cli.errors import UserError
 from scripts.models.arguments import ModelArguments
+from scripts.models.input_channels import adapted, set_num_channels
 from scripts.models.loading import build_config, build_model
 from scripts.models.warm_start import WarmStart, layers_here
 
@@ -143,6 +144,18 @@ TRAIN = [
     "--crop_height", 64, "--crop_width", 96, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 0,
     "--checkpointing_steps", 1, "--config_overrides", "high_resolution_reduction=4", "train_num_points=16",
 ]  # fmt: skip
+
+
+def test_other_bands_start_from_the_first_convolution_of_rgb(folder, capsys):
+    start = WarmStart(str(folder), ["high_resolution_reduction=4"])
+    config = start.config()
+    set_num_channels(config, 5)
+    model, _ = start.model(config)
+    name = "model.backbone.embedder.embedder.convolution.weight"
+    rgb, _ = WarmStart(str(folder), ["high_resolution_reduction=4"]).model(start.config())
+    expected = adapted(rgb.get_parameter(name).data, 5)
+    assert model.get_parameter(name).shape[1] == 5 and torch.equal(model.get_parameter(name).data, expected)
+    assert f"first convolution {name} adapted from 3 to 5 bands" in capsys.readouterr().out
 
 
 def test_training_starts_from_it_and_goes_on(folder, shapes, tmp_path, command):

@@ -20,6 +20,7 @@ import torch
 from onnxscript import rewriter
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from several_classes import with_several_classes
 from timm.layers.padding import get_same_padding
 from tiny_folder import write_model_folder
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
@@ -51,27 +52,6 @@ exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {"__name__": "__mai
 def export(folder, output_dir, *flags):
     flags = ["--model_name_or_path", folder, "--output_dir", output_dir, "--timing_runs", 0, *flags]
     return export_onnx(parse_arguments(ExportArguments, list(map(str, flags))))
-
-
-@torch.no_grad()
-def with_several_classes(model):
-    """A random model whose queries stand for different classes; its logits stay below about 20.
-
-    The states of random queries are nearly alike: the factor that sets them apart raises float noise as well.
-    """
-    for name, value in model.named_parameters():
-        if "mask_embedder" in name and name.endswith("weight"):
-            value.mul_(2)
-    head, seen = model.class_predictor, []
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
-    model.eval()(pixel_values=checking.drawn_images(1, 64, 96, seed=0))
-    hook.remove()
-    states = seen[0] - seen[0].mean(0)  # what all queries have in common decides nothing
-    common = seen[0].mean(0) / seen[0].mean(0).norm()
-    head.weight.sub_(torch.outer(head.weight @ common, common))
-    head.weight.mul_(3 / (states @ head.weight.T).std())
-    head.bias.zero_()[-1] = -10  # "no object"
-    return model
 
 
 @pytest.fixture(scope="module")

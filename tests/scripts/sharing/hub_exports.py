@@ -19,6 +19,7 @@ from tiny_folder import decided
 from clean_process import run_clean
 from scripts.cli.parser import parse_arguments
 from scripts.evaluation.results import weights_sha256
+from scripts.models.input_channels import set_num_channels
 from scripts.models.loading import build_config, build_model, build_processor, save_model_folder
 from scripts.sharing.cards import card_file
 from scripts.sharing.fit import architecture
@@ -48,12 +49,18 @@ def error_of(outcome):
     return lines[0].removeprefix("export_hub.py: error: ")
 
 
-def write_checkpoint(recipe, folder):
-    """A training run's output folder, with what must not leave it, `results.json` and `card.yaml` of its weights."""
+def write_checkpoint(recipe, folder, num_channels=3, **settings):
+    """A training run's output folder, with what must not leave it, `results.json` and `card.yaml` of its weights.
+
+    Args:
+        settings: of the image processor.
+    """
     arguments = parse_arguments(TrainArguments, [str(recipe)])
     torch.manual_seed(0)
     config = build_config(arguments, LABELS)
-    processor = build_processor(arguments, config, size={"shortest_edge": 64, "longest_edge": 128}, num_labels=6)
+    set_num_channels(config, num_channels)
+    size = {"shortest_edge": 64, "longest_edge": 128}
+    processor = build_processor(arguments, config, size=size, num_labels=6, **settings)
     model = decided(build_model(arguments, config))
     save_model_folder(model, processor, folder)
     (folder / "recipe.yaml").write_text(

@@ -383,7 +383,7 @@ def test_wrong_cards_are_named(change, message, tmp_path):
 def test_odd_results_files_are_named(change, message, results, tmp_path):
     odd = {k: v for k, v in (results | change).items() if v is not ...} if isinstance(change, dict) else change
     (tmp_path / "odd.json").write_text(json.dumps(odd))
-    with pytest.raises(UserError, match=f"odd.json is no results file of scripts/eval.py: .*{re.escape(message)}"):
+    with pytest.raises(UserError, match=f"odd.json is no results file: .*{re.escape(message)}"):
         read_results(tmp_path / "odd.json")
 
 

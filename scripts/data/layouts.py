@@ -184,7 +184,7 @@ def recognised(name: str, root: Path, files: list[Path], mask_suffix: str | None
         base = top  # a folder around all, as archives have it
     if listed := listed_splits(name, root, base):
         layout = Layout(name, listed)
-        used = {file for split in listed.values() for _, image, label in split.pairs for file in (image, label)}
+        used = {file for split in listed.values() for pair in split.pairs for file in pair.files}
         for file in files:
             if str(file) not in used:
                 place = shown(root, file.parent)

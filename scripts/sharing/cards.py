@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -269,7 +269,7 @@ def read_results(file: Path) -> dict[str, Any]:
             raise UserError(f"{name}: no such file: write it with {start_of('eval')} --output_file {file}") from error
         raise
     if fault := results_fault(found):
-        raise UserError(f"{name} is no results file of {start_of('eval')}: it {fault}")
+        raise UserError(f"{name} is no results file: it {fault}")
     return found
 
 

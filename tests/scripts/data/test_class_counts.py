@@ -56,7 +56,7 @@ def test_counts_of_check_dataset_are_the_same(arguments, shapes, tmp_path, comma
     data = LabelledDataset(arguments, "train")
     names = data.id2label
     assert read_class_pixels(str(file), "train", names) == count_class_pixels(data, 6)
-    with pytest.raises(UserError, match=r"it has no counts of split 'test': run scripts/check_dataset\.py"):
+    with pytest.raises(UserError, match=r"it has no counts of split 'test': run python scripts/check_dataset\.py"):
         read_class_pixels(str(file), "test", names)
     with pytest.raises(UserError, match="it is of other classes than the data set"):
         read_class_pixels(str(file), "train", {**names, 0: "other"})

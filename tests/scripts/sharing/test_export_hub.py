@@ -316,7 +316,7 @@ def test_figures_of_other_weights_and_missing_ones(export, checkpoint, copy, tmp
     message = error_of(export("--dry_run", "--results", copy / "results.json"))
     assert "measured on other weights" in message and "python scripts/eval.py" in message
     message = error_of(export("--dry_run", "--results", tmp_path / "none.json"))
-    assert "no such file: write it with scripts/eval.py" in message
+    assert "no such file: write it with python scripts/eval.py" in message
     del results["per_class"]
     (copy / "results.json").write_text(json.dumps(results))
     assert "it has no 'per_class'" in error_of(export("--dry_run", "--results", copy / "results.json"))

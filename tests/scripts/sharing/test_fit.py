@@ -133,7 +133,7 @@ def test_figures_of_another_model_are_refused(change, message, export, copy):
     results = {**json.loads((copy / "results.json").read_text()), "weights_sha256": None, **change}
     (copy / "results.json").write_text(json.dumps(results))
     found = error_of(export("--dry_run", "--results", copy / "results.json", source=copy))
-    assert message in found and "evaluate this checkpoint: scripts/eval.py" in found
+    assert message in found and "evaluate this checkpoint: python scripts/eval.py" in found
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_labels", 150), ("task", "panoptic")])

@@ -187,15 +187,16 @@ def masks_together(mask_logits: Tensor, input_size: Size, size: Size, level: flo
     """The pixels above `level` of all queries, `(Q, *size)` bool, their mean probabilities `(Q,)` as of
     `boxed_masks`, and their bounding boxes `(Q, 4)`: first row, last row + 1, first column, last column + 1. Nothing
     is waited for."""
+    masks = torch.empty((len(mask_logits), *size), dtype=torch.bool, device=mask_logits.device)
     parts = []
-    for _, logits in upsampled_together(mask_logits, input_size, size):
-        inside = logits > level
+    for queries, logits in upsampled_together(mask_logits, input_size, size):
+        inside = masks[queries] = logits > level
         sums = (logits.sigmoid() * inside).flatten(1).sum(1)
         quality = sums / (inside.flatten(1).sum(1) + 1e-6)
         boxes = torch.stack([end for axis in (2, 1) for end in first_and_last(inside.any(axis))], dim=1)
-        parts.append((inside, quality, boxes))
-    inside, quality, boxes = (torch.cat(part) for part in zip(*parts))
-    return inside, quality, boxes
+        parts.append((quality, boxes))
+    quality, boxes = (torch.cat(part) for part in zip(*parts))
+    return masks, quality, boxes
 
 
 def cut_out(masks: Tensor, boxes: np.ndarray, query: int) -> BoxedMask:

@@ -39,7 +39,6 @@ from scripts.inference.output_kinds import (
     DEFAULT_KINDS,
     ENDINGS,
     KINDS,
-    NEED_PYCOCOTOOLS,
     NEED_RASTERIO,
     WHY_NOT,
     WORDS,
@@ -101,9 +100,9 @@ class PredictArguments(ModelArguments, DatasetArguments):
         "probability; polygons: connected regions as GeoJSON in pixels and, of images that lie on a map, in degrees; "
         "coco: the same in one coco.json; geotiff: a label map that lies where its image does; the last three need "
         f"rasterio. Of an instance model some of {', '.join(KINDS['instance'])}; instances: COCO results in one "
-        "instances.json, which needs pycocotools; ids: a PNG of 16 bits, pixel value = id of the instance. Of a "
-        f"panoptic model some of {', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one "
-        "panoptic.json. By default the first two of each.",
+        "instances.json; ids: a PNG of 16 bits, pixel value = id of the instance. Of a panoptic model some of "
+        f"{', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one panoptic.json. By default the first "
+        "two of each.",
     )
     threshold: float | None = threshold_flag()
     tile: list[int] | None = flag(
@@ -217,7 +216,7 @@ def check_arguments(arguments: PredictArguments) -> None:
     for kind in arguments.outputs or []:
         if kind not in ENDINGS:
             raise UserError(f"--outputs {kind}: choose among {', '.join(ENDINGS)}")
-    draws = arguments.overlays if arguments.dataset_name else "overlay" in (arguments.outputs or DEFAULT_KINDS)
+    draws = arguments.overlays if arguments.dataset_name else "overlay" in (arguments.outputs or ["overlay"])
     for name in ("contours_only", "untinted_class"):
         if getattr(arguments, name) and not draws:
             wanted = "--overlays 10" if arguments.dataset_name else "overlay to --outputs"
@@ -320,13 +319,10 @@ def check_outputs(kinds: list[str], images: list[Any]) -> None:
     """Raises `UserError` where files of these kinds cannot be written of all images."""
     from scripts.inference import regions
     from scripts.inference.image_outputs import no_place
-    from scripts.inference.segment_maps import require_pycocotools
 
     for kind in kinds:
         if kind in NEED_RASTERIO:
             regions.require_rasterio(f"--outputs {kind}")
-        if kind in NEED_PYCOCOTOOLS:
-            require_pycocotools(f"--outputs {kind}")
     if "geotiff" in kinds:
         for path, _ in images:
             if regions.georeference(path) is None:
@@ -375,8 +371,10 @@ def predict(arguments: PredictArguments) -> int:
         if any(Path(name).is_dir() for name in arguments.images):
             accelerator.print(what_was_found(images))
         settings = kinds, output_dir, names, model_palette(config), arguments.overwrite
-        outputs: OutputFiles = ImageOutputs(*settings, overlay_style=style)
-        if task != SEMANTIC:
+        outputs: OutputFiles
+        if task == SEMANTIC:
+            outputs = ImageOutputs(*settings, overlay_style=style)
+        else:
             outputs = SegmentOutputs(*settings, stuff=stuff_of(processor))
         failed = predict_images(images, segment, outputs, accelerator)
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]

@@ -73,7 +73,7 @@ def image_matches(index: int, reference: Segments, instances: Sequence[Instance]
     """Matches the detections of an image with its reference segments, those of each class among themselves."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
-    from pycocotools.mask import area, encode
+    from pycocotools.mask import area
 
     def annotation(number: int, label: int, mask: Any, **more: Any) -> dict[str, Any]:
         """Numbers begin at 1: pycocotools takes a match with 0 for none."""
@@ -82,12 +82,7 @@ def image_matches(index: int, reference: Segments, instances: Sequence[Instance]
 
     labels, crowd = reference.classes.tolist(), reference.crowd.tolist()
     expected = [annotation(n, labels[n], mask, iscrowd=int(crowd[n])) for n, mask in encoded(reference)]
-    found = [
-        annotation(
-            n, each.label, encode(np.asfortranarray(each.mask.whole().numpy(), dtype=np.uint8)), score=each.score
-        )
-        for n, each in enumerate(instances)
-    ]
+    found = [annotation(n, each.label, each.run_lengths(), score=each.score) for n, each in enumerate(instances)]
     present = sorted({each["category_id"] for each in (*expected, *found)})
     height, width = reference.size
     sets = []

@@ -87,7 +87,8 @@ def evaluate_segments(
     if found is not None:
         check_installed()
     # Average precision sorts by score, whatever it is; the best alone may be shown, all are counted.
-    predictor = predictor or SegmentPredictor(model, processor, accelerator.device, threshold=0)
+    with_instances = found is not None
+    predictor = predictor or SegmentPredictor(model, processor, accelerator.device, 0, with_instances=with_instances)
     wanted = torch.tensor(things)
 
     def count(sample: dict[str, Any]) -> None:

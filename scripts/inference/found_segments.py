@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from image_processing.run_lengths import coco_run_lengths, compressed
 from image_processing.segments import BoxedMask
 from scripts.inference.predictors import outputs_of, processed_inputs
 
@@ -18,6 +19,11 @@ class Instance(NamedTuple):
     label: int
     score: float
     mask: BoxedMask
+
+    def run_lengths(self) -> dict[str, Any]:
+        """The mask as COCO's results files have it: `size` `[height, width]` and compressed `counts`."""
+        mask = self.mask
+        return compressed(coco_run_lengths(mask.pixels.numpy(), mask.rows.start, mask.columns.start, mask.size))
 
 
 class PanopticMap(NamedTuple):

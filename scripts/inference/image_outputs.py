@@ -55,7 +55,6 @@ class OutputFiles:
         kinds: some of the keys of `ENDINGS`.
         names: class id -> name.
         overwrite: whether files that this project did not write may be replaced.
-        overlay_style: `opacity` and `untinted` of `with_legend`, where they are set.
     Attributes:
         of_images: by kind of `COMMON_FILES` of each image written what the file says of it, and its annotations.
     """
@@ -102,7 +101,13 @@ class OutputFiles:
 
 @dataclass
 class ImageOutputs(OutputFiles):
-    """Writes what was asked for of each image with a semantic model."""
+    """Writes what was asked for of each image with a semantic model.
+
+    Args:
+        overlay_style: `opacity` and `untinted` of `with_legend`, where they are set.
+    """
+
+    overlay_style: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path, target: PurePath, image: Image.Image, predictor: Predictor) -> None:
         """As above.

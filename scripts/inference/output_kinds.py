@@ -41,7 +41,6 @@ KINDS = {
     "panoptic": ["segments", "overlay", "ids"],
 }
 NEED_RASTERIO = ("polygons", "coco", "geotiff")
-NEED_PYCOCOTOOLS = ("instances",)
 # Why a kind is not for models of some other task.
 OF_A_LABEL_MAP = "it is made of a map of one class for each pixel, which tells no object from the next"
 WHY_NOT = {

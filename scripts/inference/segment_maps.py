@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +10,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from scripts.cli.errors import UserError
 from scripts.drawing.segments import DrawnSegment, with_segments
 from scripts.drawing.visualization import Palette
 from scripts.inference.found_segments import FoundSegments, Instance
-
-
-MOST_IDS = 2**16 - 1  # in a PNG of 16 bits
-
-
-def require_pycocotools(what: str) -> None:
-    """Raises `UserError` where pycocotools is not installed."""
-    if importlib.util.find_spec("pycocotools") is None:
-        raise UserError(f"{what} needs pycocotools, which is not installed: pip install pycocotools")
 
 
 @dataclass(frozen=True)
@@ -98,22 +87,11 @@ def segment_map(found: FoundSegments, stuff: Collection[int] = (), small_on_top:
 
 
 def coco_results(instances: Sequence[Instance]) -> list[dict[str, Any]]:
-    """COCO results of an image without its name, best first: masks as compressed run lengths, column by column."""
-    from pycocotools import mask as coco_masks
+    """COCO results of an image without its name, best first: masks as compressed run lengths, column by column.
 
-    results = []
-    for each in instances:
-        # The whole mask of one instance at a time: all of a large image's would take gigabytes.
-        encoded = coco_masks.encode(np.asfortranarray(each.mask.whole().numpy().astype(np.uint8)))
-        rows, columns = each.mask.rows, each.mask.columns
-        inside = np.flatnonzero(each.mask.pixels.numpy().any(axis=0))  # the box may have empty columns at its sides
-        left, right = columns.start + int(inside[0]), columns.start + int(inside[-1]) + 1
-        results.append(
-            {
-                "category_id": each.label,
-                "bbox": [left, rows.start, right - left, rows.stop - rows.start],
-                "score": round(each.score, 6),
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")},
-            }
-        )
-    return results
+    There is no `bbox`: from it COCO's tools would take the areas, and AP by size would be wrong.
+    """
+    return [
+        {"category_id": each.label, "score": round(each.score, 6), "segmentation": each.run_lengths()}
+        for each in instances
+    ]

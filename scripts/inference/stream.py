@@ -283,7 +283,7 @@ class Prediction:
         else:
             labels = self.segment(image)
         columns["label"] = label_image(labels, palette)
-        return columns, lambda: with_legend(for_eyes(image), labels, names, palette)
+        return columns, lambda: with_legend(for_eyes(image), labels, names, palette, **self.overlay_style)
 
     def _segments(self, image: Any, names: dict[int, str]) -> tuple[dict[str, Any], Callable[[], Image.Image]]:
         """Columns of a map of segments and their list, and what draws them."""

@@ -25,6 +25,7 @@ from scripts.data.measuring import settle_images
 from scripts.data.samples import BadSamples
 from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
+from scripts.evaluation.average_precision import check_installed
 from scripts.evaluation.degenerate import look_at_classes, no_class_names, refuse_one_class
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.input_channels import set_num_channels
@@ -339,6 +340,8 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     start = start_of(arguments)
     data.task = getattr(start.config(), "task", "semantic")
     check_task(arguments, data.task)
+    if data.task == "instance" and arguments.eval_steps:
+        check_installed()
     if data.task != "semantic" and data.id2label is None:
         raise UserError(f"--task {data.task}: the classes of the segments have no names: give --id2label")
     if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):

@@ -341,6 +341,8 @@ def test_every_flag_is_of_a_form(shapes_model):
         "trust_remote_code",
         "intensity_range",
         "threshold",
+        "contours_only",
+        "untinted_class",
     }
     sorted_in = {*both, *predict_command.OF_IMAGES, *predict_command.OF_A_DATASET}
     sorted_in |= {*predict_command.UNUSED, *predict_command.OF_LABELS}

@@ -175,6 +175,13 @@ def test_what_has_no_meaning_for_segments_is_refused(flags, reason, go):
     assert code == 2 and re.search(reason, errors[-1]), errors
 
 
+def test_what_measures_instances_is_asked_for_before_the_first_step(go, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    code, _, errors = go("--task", "instance", "--eval_steps", 2)
+    assert code == 2 and "average precision needs pycocotools" in errors[-1]
+    assert not (tmp_path / "run" / "train_log.jsonl").exists()
+
+
 @pytest.mark.parametrize("model_type", ["semask", "qlseg"])
 def test_models_of_one_task_may_be_told_it_and_no_other(model_type):
     assert build_config(TrainArguments(model_type=model_type, config_overrides=["task=semantic"]))

@@ -520,7 +520,7 @@ def check_same_annotations(one: Annotations | None, other: Annotations | None) -
     if one and other and one.categories and one.things != other.things:
         first = one.categories[min(one.things ^ other.things)]
         raise UserError(
-            f"{sources}: {first!r} is a thing in one and stuff in the other: make isthing the same in both"
+            f"{sources}: {first!r} is a thing in one, stuff in the other: write the same isthing into both"
         )
 
 

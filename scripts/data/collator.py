@@ -110,9 +110,9 @@ class SegmentsCollator:
         height, width = inputs["pixel_values"].shape[-2:]
         masks = []
         for segments in (row["segments"] for row in rows):
-            inside = segments.masks().to(torch.uint8)
+            inside = segments.masks().view(torch.uint8)  # not copied: hundreds of masks of an image take gigabytes
             padding = (0, width - inside.shape[2], 0, height - inside.shape[1])
-            masks.append(torch.nn.functional.pad(inside, padding))
+            masks.append(torch.nn.functional.pad(inside, padding) if any(padding) else inside)
         classes = [row["segments"].classes for row in rows]
         return {
             "pixel_values": inputs["pixel_values"],

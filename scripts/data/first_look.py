@@ -16,7 +16,7 @@ from scripts.data.sources import IGNORE_INDEX, readable
 
 BACKGROUND = "background"
 LEAST_MAPS = 64  # looked at
-MOST_MAPS = 1024  # looked at while one class alone occurs
+MOST_MAPS = 1024  # looked at while one class of several alone occurs
 
 
 @dataclass
@@ -46,14 +46,15 @@ class FirstLook:
 
 
 def first_look(rows: Iterable[dict[str, Any]], form: RowFormat, most: int = MOST_MAPS) -> FirstLook:
-    """What the first `LEAST_MAPS` label maps hold; up to `most` are read while fewer than two classes occur.
+    """What the first `LEAST_MAPS` label maps hold; up to `most` are read while fewer than two classes occur, or
+    none where segments are of one class.
 
     Raises:
         UserError: a map that holds no ids, or ids that `--class_map` gives to no class.
     """
-    look = FirstLook()
+    look, wanted = FirstLook(), 1 if form.segments is not None and len(form.segments.classes.id2label) == 1 else 2
     for index, row in enumerate(readable(rows)):
-        if index >= most or (index >= LEAST_MAPS and len(look.classes) > 1):
+        if index >= most or (index >= LEAST_MAPS and len(look.classes) >= wanted):
             return look
         name = sample_name(row, form.image_column, index)
         try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -318,7 +319,8 @@ class LabelledDataset:
         names = self._all_classes
         if self.encoding == CLASSES or names is None:
             return None
-        things, table = self._things(names), self._table(names)
+        table = self._table(names)
+        things = self._things(names, table)
         if self.background_is_added:
             table = {category: old if old == IGNORE_INDEX else old + 1 for category, old in table.items()}
             names = {0: BACKGROUND} | {index + 1: name for index, name in names.items()}
@@ -331,7 +333,7 @@ class LabelledDataset:
 
     def _table(self, names: dict[int, str]) -> dict[int, int]:
         """The class of each category id, or id of class maps, as the data has them."""
-        first = int(self.do_reduce_labels and self.categories is None and not self.holds_instances_of_one_class)
+        first = self._first_id
         if self.class_map is not None:
             stored = enumerate(self.class_map.table.tolist())
             table = {old: new if new == IGNORE_INDEX else new - first for old, new in stored if new >= 0}
@@ -342,6 +344,11 @@ class LabelledDataset:
         if self.holds_class_maps:
             table.setdefault(IGNORE_INDEX, IGNORE_INDEX)
         return {0: IGNORE_INDEX, **{old: new for old, new in table.items() if old}} if first else table
+
+    @property
+    def _first_id(self) -> int:
+        """What the data call their first class, where they number classes from 0 or, without what is ignored, 1."""
+        return int(self.do_reduce_labels and self.categories is None and not self.holds_instances_of_one_class)
 
     @property
     def background_class(self) -> int:
@@ -358,30 +365,30 @@ class LabelledDataset:
         names = self._all_classes or {}
         return self.background_class != IGNORE_INDEX and BACKGROUND not in map(str.lower, names.values())
 
-    def _things(self, names: dict[int, str]) -> frozenset[int]:
-        """Which of the classes have instances."""
+    def _things(self, names: dict[int, str], table: dict[int, int]) -> frozenset[int]:
+        """Which of the classes have instances.
+
+        Args:
+            table: class of each category id.
+        """
         by_name = {name: index for index, name in names.items()}
         if given := self.arguments.thing_classes:
             if unknown := [name for name in given if name not in by_name]:
                 raise UserError(f"--thing_classes: no class {unknown[0]!r}: the classes are {', '.join(by_name)}")
             return frozenset(by_name[name] for name in given)
         if self.annotations is not None and self.annotations.categories is not None:
-            things = self.annotations.things
-            if self.class_map is not None:
-                return frozenset(int(self.class_map.table[category]) for category in things) - {IGNORE_INDEX}
-            return frozenset(index for index, category in enumerate(self.annotations.categories) if category in things)
-        file = thing_ids_file(self.arguments)
-        if file is None:
+            categories: Iterable[int] = self.annotations.things
+        elif file := thing_ids_file(self.arguments):
+            stored = read_json(file)
+            if not isinstance(stored, list) or not all(type(index) is int for index in stored):
+                raise UserError(f"{file}: write a list of ids of classes, [0, 1]")
+            own = self.class_names or {}
+            if unknown_ids := [index for index in stored if index not in own]:
+                raise UserError(f"{file}: there is no class {unknown_ids[0]}: write ids of classes")
+            categories = [index + self._first_id for index in stored]
+        else:
             return frozenset(names)
-        stored = read_json(file)
-        if not isinstance(stored, list) or not all(type(index) is int for index in stored):
-            raise UserError(f"{file}: write a list of ids of classes, [0, 1]")
-        own = self.class_names or {}
-        if unknown := [index for index in stored if index not in own]:
-            raise UserError(f"{file}: there is no class {unknown[0]}: write ids of classes")
-        if self.class_map is None:
-            return frozenset(stored)
-        return frozenset(int(self.class_map.table[index]) for index in stored) - {IGNORE_INDEX}
+        return frozenset(table.get(category, IGNORE_INDEX) for category in categories) - {IGNORE_INDEX}
 
     # ---- colours
 
@@ -512,6 +519,11 @@ def check_same_annotations(one: Annotations | None, other: Annotations | None) -
         names = [{f"{index} {name}" for index, name in (found.categories or {}).items()} for found in (one, other)]
         first = min(names[0] ^ names[1])
         raise UserError(f"{sources} have other categories, such as {first}: write the same list into both")
+    if one and other and one.categories and one.things != other.things:
+        first = one.categories[min(one.things ^ other.things)]
+        raise UserError(
+            f"{sources}: {first!r} is a thing in one, stuff in the other: write the same isthing into both"
+        )
 
 
 def version_on_server(url: str) -> list[Any]:

@@ -15,7 +15,7 @@ from scripts.data.labelled_dataset import LabelledDataset
 from scripts.dataset_check.finding import Finding
 from scripts.models.warm_start import start_of
 from scripts.storage.json_files import read_json
-from scripts.training.arguments import TrainArguments
+from scripts.training.arguments import TrainArguments, with_task
 
 
 Arguments = TypeVar("Arguments", bound=TrainArguments)
@@ -46,11 +46,7 @@ def settle_task(arguments: Arguments, opened: dict[str, LabelledDataset]) -> tup
     Raises:
         UserError: the task needs segments, and nothing tells whether there are any.
     """
-    task, data = arguments.task, next(iter(opened.values()))
-    if task and not any(override.startswith("task=") for override in arguments.config_overrides):
-        given = arguments.given
-        arguments = replace(arguments, config_overrides=[*arguments.config_overrides, f"task={task}"])
-        arguments.given = given
+    task, data, arguments = arguments.task, next(iter(opened.values())), with_task(arguments)
     if arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start:
         task = getattr(start_of(arguments).config(), "task", "semantic")
     data.task = task or "semantic"

@@ -5,12 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from scripts.drawing.visualization import IGNORE_INDEX, Palette, joined, legend, overlay, segment_colours
+from scripts.drawing.headings import headed
+from scripts.drawing.sheets import GAP, PANEL_SIZE
+from scripts.drawing.visualization import (
+    IGNORE_INDEX,
+    Palette,
+    joined,
+    legend,
+    model_palette,
+    overlay,
+    segment_colours,
+)
 
 
 MOST_LISTED = 48  # lines of a legend
@@ -25,7 +36,7 @@ class DrawnSegment:
 
     id: int
     label: int
-    score: float
+    score: float | None
     is_thing: bool
 
 
@@ -76,7 +87,26 @@ def with_segments(
 def entry(segment: DrawnSegment, names: Mapping[int, str]) -> str:
     """What a legend says of a segment."""
     number = f"{segment.id} " if segment.is_thing else ""
-    return f"{number}{names.get(segment.label, segment.label)} {segment.score:.2f}"
+    score = "" if segment.score is None else f" {segment.score:.2f}"
+    return f"{number}{names.get(segment.label, segment.label)}{score}"
+
+
+def strip_of_segments(
+    image: Image.Image, maps: Sequence[tuple[np.ndarray, Sequence[DrawnSegment]]], config: Any
+) -> Image.Image:
+    """image | truth | prediction under their names, each at most `PANEL_SIZE`, over legends of their own.
+
+    Args:
+        maps: of truth and prediction: `(H, W)` int32 ids, 0 where there is no segment, and the segments.
+    """
+    panel = image.convert("RGB")
+    panel.thumbnail(PANEL_SIZE)
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    drawn = []
+    for ids, segments in maps:
+        small = np.array(Image.fromarray(ids).resize(panel.size, Image.Resampling.NEAREST))
+        drawn.append(with_segments(panel, small, segments, names, model_palette(config)))
+    return headed(joined([panel, *drawn], GAP), ("image", "truth", "prediction"), panel.width)
 
 
 def inner_middle(inside: np.ndarray, least: float) -> tuple[int, int] | None:

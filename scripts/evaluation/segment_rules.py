@@ -7,8 +7,9 @@ from typing import Any
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import say_once
+from scripts.data.first_look import BACKGROUND
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.evaluation.degenerate import refuse_other_numbers
+from scripts.evaluation.degenerate import no_class_names, refuse_other_numbers
 
 
 AVERAGED = "averages class scores, and masks of queries cannot be averaged"
@@ -63,10 +64,16 @@ def check_segment_classes(data: LabelledDataset, of_model: dict[int, str]) -> No
     Names that the other does not have are said: the numbers may be meant alike.
 
     Raises:
-        UserError: there are more or fewer, or a class has another number in the model.
+        UserError: there are more or fewer, a class has another number in the model, or instances of one class are of
+            any of several.
     """
     if data.class_names is None and data.class_map is None:
         data.class_names = dict(of_model)
+        if data.holds_instances_of_one_class:
+            learnt = [name for name in of_model.values() if data.task != "semantic" or name.lower() != BACKGROUND]
+            if len(learnt) != 1:
+                raise no_class_names(data)
+            data.class_names = {0: learnt[0]}
     names = data.id2label or {}
     refuse_other_numbers(names, of_model)
     if len(names) != len(of_model):

@@ -24,6 +24,7 @@ import image_processing  # noqa: F401 - registers the processors
 import modeling_faseg  # noqa: F401 - registers the models
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import parse_overrides
+from scripts.cli.processes import say_once
 from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import hub_reason
@@ -53,7 +54,7 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
         if mask2former.is_mask2former(name):
             task = cast(Any, base).task
             licence = origin_of(base).get("license", "unknown")
-            print(
+            say_once(  # training asks for the task before it knows the classes
                 f"{name} is a Mask2Former: run as FASeg without DFPQ and HRCA, for {task} segmentation; licence of "
                 f"its weights: {licence}"
             )

@@ -135,7 +135,7 @@ class PlainStart:
 
 
 def start_of(arguments: Any) -> WarmStart | PlainStart:
-    """What training starts from by its flags; a warm start is for label maps, since those are trained on here."""
+    """What training starts from by its flags; a warm start is for label maps unless `--task` says otherwise."""
     if not arguments.warm_start:
         return PlainStart(arguments)
     return WarmStart(arguments.warm_start, arguments.config_overrides, "semantic", arguments.trust_remote_code)

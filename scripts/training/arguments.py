@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import (
@@ -27,6 +27,7 @@ from scripts.models.arguments import ModelArguments
 from scripts.storage.shared_text import without_credentials
 
 
+Arguments = TypeVar("Arguments", bound="TrainArguments")
 # The names of transformers' `SchedulerType` but "reduce_lr_on_plateau", which needs a figure at every step, and two of
 # detectron2's, poly and multistep.
 SCHEDULES = (
@@ -41,7 +42,7 @@ MOST_CHANNELS = 1024  # of hyperspectral images
 HIGHEST_MEAN = 1000  # on the scale 0..1
 LEAST_STD = 1e-6
 # Flags for label maps of classes alone.
-OF_CLASS_MAPS = ("do_reduce_labels", "rare_class_crops", "crop_max_class_share", "mask_colors", "num_tracked_images")
+OF_CLASS_MAPS = ("do_reduce_labels", "rare_class_crops", "crop_max_class_share", "mask_colors")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 AUTO = "auto"
 
@@ -290,6 +291,15 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError(
             "--lr_scheduler_type multistep and --lr_step_milestones belong together: give both, or neither"
         )
+
+
+def with_task(arguments: Arguments) -> Arguments:
+    """The arguments whose configuration is of `--task`, if that is given."""
+    if not arguments.task or "task" in parse_overrides(arguments.config_overrides):
+        return arguments
+    told = replace(arguments, config_overrides=[*arguments.config_overrides, f"task={arguments.task}"])
+    told.given = arguments.given
+    return told
 
 
 def check_task(arguments: TrainArguments, task: str) -> None:

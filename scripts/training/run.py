@@ -14,9 +14,9 @@ from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import parse_overrides
 from scripts.cli.processes import build_accelerator, on_main, raised_on_all
 from scripts.data.albumentations_file import AlbumentationsFile
+from scripts.data.arguments import CLASSES
 from scripts.data.augmentation import training_augmentation
 from scripts.data.first_look import FirstLook
 from scripts.data.labelled_dataset import LabelledDataset
@@ -41,6 +41,7 @@ from scripts.training.arguments import (
     check_values,
     planned_steps,
     with_batch_sizes,
+    with_task,
 )
 from scripts.training.checkpointing import Progress, checkpoints, find_checkpoint, load_checkpoint
 from scripts.training.class_weights import in_words, put_into, shares_needed
@@ -156,8 +157,7 @@ class Run:
         """Validation images that are drawn at every evaluation."""
         count = self.arguments.num_tracked_images
         if count is None:
-            tracked = check_trackers(self.arguments.report_to) and self.data.task == "semantic"
-            count = NUM_TRACKED_IMAGES if tracked else 0
+            count = NUM_TRACKED_IMAGES if check_trackers(self.arguments.report_to) else 0
         return TrackedImages(self.accelerator, self.processor, self.validation, count, self.output_dir / "images")
 
     @property
@@ -334,17 +334,16 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     set_seed(arguments.seed)
 
     # ---- data
-    if arguments.task and "task" not in parse_overrides(arguments.config_overrides):
-        arguments = replace(arguments, config_overrides=[*arguments.config_overrides, f"task={arguments.task}"])
+    arguments = with_task(arguments)
     data = LabelledDataset(arguments, arguments.train_split_name)
     start = start_of(arguments)
     data.task = getattr(start.config(), "task", "semantic")
     check_task(arguments, data.task)
     if data.task == "instance" and arguments.eval_steps:
         check_installed()
-    if data.task != "semantic" and data.id2label is None:
-        raise UserError(f"--task {data.task}: the classes of the segments have no names: give --id2label")
-    if data.id2label is None and not (arguments.model_name_or_path or arguments.warm_start):
+    # Of class maps a checkpoint's names will do: its numbers are those of the maps.
+    names_of_model = arguments.model_name_or_path or arguments.warm_start
+    if data.id2label is None and (data.encoding != CLASSES or not names_of_model):
         raise no_class_names(data)
     micro_batch = arguments.per_device_train_batch_size * accelerator.num_processes
     max_steps = planned_steps(arguments, data.num_examples, micro_batch * accelerator.gradient_accumulation_steps)

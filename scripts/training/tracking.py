@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,15 @@ from PIL import Image
 from scripts.cli.errors import errors_explained
 from scripts.data.bands import as_image, for_eyes
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import BadSample, decode_sample, reduced_labels
+from scripts.data.samples import BadSample, decode_sample, decode_segments, reduced_labels
+from scripts.data.segments import Segments
 from scripts.data.sources import readable
 from scripts.drawing.headings import headed_strip
+from scripts.drawing.segments import DrawnSegment, strip_of_segments
 from scripts.drawing.sheets import stacked
+from scripts.inference.found_segments import SegmentPredictor
 from scripts.inference.predictors import SingleScale
+from scripts.inference.segment_maps import segment_map
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import read_json
 
@@ -104,8 +108,9 @@ def log_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step
 class TrackedImages:
     """The first images of the validation split and what the model makes of them, step by step.
 
-    Each is a strip of image | truth | prediction under these names, sent to the trackers; all of them, one below the
-    other, are `output_dir/images/step-<step>.png`. Draws no random numbers, so that training goes on as without it.
+    Each is a strip of image | truth | prediction under these names, of label maps or of segments, sent to the
+    trackers; all of them, one below the other, are `output_dir/images/step-<step>.png`. Draws no random numbers, so
+    that training goes on as without it.
     """
 
     accelerator: Accelerator
@@ -113,13 +118,18 @@ class TrackedImages:
     data: LabelledDataset
     count: int
     folder: Path
-    samples: list[tuple[str, Image.Image, np.ndarray]] | None = None
+    samples: list[tuple[str, Image.Image, Any]] | None = None
 
-    def load(self, num_labels: int) -> list[tuple[str, Image.Image, np.ndarray]]:
-        """`(name, image, label map of class ids)` of the first samples; unreadable ones are left out."""
-        samples, form = [], self.data.row_format
+    def load(self, num_labels: int) -> list[tuple[str, Image.Image, Any]]:
+        """`(name, image, label map of class ids, or segments)` of the first samples; unreadable ones are left out."""
+        samples: list[tuple[str, Image.Image, Any]] = []
+        form = self.data.row_format
         for index, row in enumerate(islice(readable(self.data.stream), self.count)):
             try:
+                if self.data.task != "semantic":
+                    image, segments, name = decode_segments(row, form, index)
+                    samples.append((name, as_image(image), segments.chosen(~segments.crowd)))
+                    continue
                 image, label, name = decode_sample(row, form, num_labels, index)
             except BadSample:
                 continue
@@ -127,6 +137,26 @@ class TrackedImages:
             truth = reduced_labels(ids) if form.do_reduce_labels else ids
             samples.append((name, as_image(image), truth))
         return samples
+
+    def drawer(self, model: Any) -> Callable[[Image.Image, Any], Image.Image]:
+        """What makes a strip of an image and its truth."""
+        device = self.accelerator.device
+        if self.data.task == "semantic":
+            label_map = SingleScale(model, self.processor, device)
+            return lambda image, truth: headed_strip(for_eyes(image), truth, label_map(image), model.config)
+        find = SegmentPredictor(model, self.processor, device, with_instances=False)
+        stuff = self.processor.label_ids_to_fuse or ()
+
+        def strip(image: Image.Image, truth: Segments) -> Image.Image:
+            found = segment_map(find(image), stuff, small_on_top=True)
+            listed = [
+                DrawnSegment(number, index, None, index not in stuff)
+                for number, index in enumerate(truth.classes.tolist(), 1)
+            ]
+            ids = truth.on_top().int().numpy()
+            return strip_of_segments(for_eyes(image), [(ids, listed), (found.ids, found.segments)], model.config)
+
+        return strip
 
     def write(self, model: Any, step: int) -> None:
         """Takes, saves and sends the images; all processes take part, since a sharded model needs them all.
@@ -140,11 +170,10 @@ class TrackedImages:
             self.samples = self.load(model.config.num_labels)
         was_training = model.training
         model.eval()
-        predictor = SingleScale(model, self.processor, self.accelerator.device)
+        draw = self.drawer(model)
         with self.accelerator.autocast(), torch.no_grad():
             strips = {
-                f"images/{index}_{name}": headed_strip(for_eyes(image), truth, predictor(image), model.config)
-                for index, (name, image, truth) in enumerate(self.samples)
+                f"images/{index}_{name}": draw(image, truth) for index, (name, image, truth) in enumerate(self.samples)
             }
         model.train(was_training)
         if not strips:

@@ -482,6 +482,28 @@ def test_panoptic_maps_by_a_json(tmp_path, capsys):
         opened(train_images=tmp_path / "images", train_annotations=tmp_path / "panoptic.json")
 
 
+def test_a_class_map_takes_the_things_along(tmp_path):
+    write_panoptic(tmp_path, TRAIN)
+    flags = {"train_images": tmp_path / "images", "train_masks": tmp_path / "maps"}
+    flags |= {"train_annotations": tmp_path / "panoptic.json"}
+    (tmp_path / "map.yaml").write_text("clouds: sky\nignore: disc\n")
+    merged = opened("panoptic", **flags, class_map=str(tmp_path / "map.yaml"))
+    assert (merged.id2label, merged.segment_classes.things) == ({0: "bar", 1: "clouds"}, {0})
+    named = opened("instance", **flags, mask_values=["90=clouds", "7=bar"])  # 3, a thing, is not named
+    assert (named.id2label, named.segment_classes.table[7]) == ({0: "bar"}, 0)
+    with pytest.raises(UserError, match="category 3 of a segment"):
+        found_in(named)
+
+
+@pytest.mark.parametrize(("task", "looked"), [("instance", 64), ("semantic", 64), ("panoptic", 64)])
+def test_one_class_is_seen_soon(tmp_path, task, looked):
+    flags = write_maps(tmp_path, ["a0"], MAPS["16 bits"][0])
+    data = opened(task, **flags, label_encoding="instances", thing_classes=["cell"])
+    (row,) = data.stream
+    look = first_look([row] * 200, data.row_format)
+    assert look.maps == looked and not look.whole
+
+
 def test_the_json_and_the_list_of_real_data_give_the_same(tmp_path, shared):
     place = shared / "data/coco_panoptic_mini"
     if not place.is_dir():
@@ -571,6 +593,10 @@ def test_splits_of_two_forms_or_other_classes_are_refused(tmp_path):
     content["categories"][0]["name"] = "disk"
     eval_file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"have other categories, such as 3 dis[ck]: write the same list into both"):
+        opened(**flags, eval_annotations=eval_file).other_split("validation")
+    content["categories"][0] |= {"name": "disc", "isthing": 0}
+    eval_file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="'disc' is a thing in one, stuff in the other"):
         opened(**flags, eval_annotations=eval_file).other_split("validation")
     with pytest.raises(UserError, match="one split has coco, the other label maps: give both in one form"):
         maps = write_maps(tmp_path / "maps", VALIDATION, class_map)["train_masks"]

@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from PIL import Image
 from random_segments import Answers, instances_of, random_panoptic, write_segments
 from random_splits import png, write_split
 from tiny_folder import TINY_MODEL, decided
@@ -27,6 +29,7 @@ from scripts.data.segments import segments_of_ids, segments_of_masks
 from scripts.evaluation import segments_split
 from scripts.evaluation.average_precision import PrecisionCounts
 from scripts.evaluation.panoptic_quality import PanopticCounts
+from scripts.evaluation.segment_rules import check_segment_classes
 from scripts.evaluation.segments_split import evaluate_segments
 from scripts.sharing.cards import FIGURES, PER_CLASS, results_fault
 from scripts.tables import results_markdown
@@ -230,3 +233,34 @@ def test_without_pycocotools_it_says_what_to_install(monkeypatch, split):
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     with pytest.raises(UserError, match=r"faseg-transformers\[coco\]"):
         evaluated_split(split, "instance")
+
+
+# ----------------------------------------------------------------------------------------- instances without a name
+
+
+@pytest.mark.parametrize(("task", "of_model"), [("instance", {0: "cell"}), ("semantic", {0: "background", 1: "cell"})])
+def test_unnamed_instances_are_of_the_models_one_class(tmp_path, task, of_model):
+    data = unnamed_instances(tmp_path, task)
+    check_segment_classes(data, of_model)
+    (row,) = data.stream
+    painted = data.row_format.segments.painted(row, data.row_format, "a").unique().tolist()
+    assert painted == ([0, 255] if task == "instance" else [0, 1])
+    assert data.id2label[data.row_format.segments.classes.class_of(0, "a")] == "cell"
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic", "semantic"])
+def test_unnamed_instances_are_of_none_of_several_classes(tmp_path, task):
+    with pytest.raises(UserError, match="instances of one class: name it by --thing_classes"):
+        check_segment_classes(unnamed_instances(tmp_path, task), {0: "background", 1: "cell", 2: "debris"})
+
+
+def unnamed_instances(folder, task):
+    ids = np.zeros((8, 8), dtype=np.uint8)
+    ids[2:4], ids[6:] = 1, 2
+    flags = {name: str(folder / name) for name in ("eval_images", "eval_masks")}
+    for place in flags.values():
+        Path(place).mkdir()
+        Image.fromarray(ids).save(Path(place) / "a.png")
+    data = LabelledDataset(DatasetArguments(**flags, label_encoding="instances"), "validation")
+    data.task = task
+    return data

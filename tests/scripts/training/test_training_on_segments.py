@@ -8,8 +8,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_folder import TINY_MODEL
 from training_processes import TIMED
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from scripts import train as train_command
 from scripts.cli.errors import UserError
-from scripts.data.segments import Segments
+from scripts.drawing.segments import strip_of_segments
 from scripts.models.loading import build_config
 from scripts.training import figures
 from scripts.training.arguments import TrainArguments, check_values
@@ -148,6 +148,23 @@ def test_images_with_more_segments_than_queries_are_counted_and_said(go, tmp_pat
     assert code == 0 and [line for line in errors if "more segments" in line] == said
 
 
+def test_instances_need_a_name_even_where_the_checkpoint_has_names(go, start, tmp_path):
+    """A semantic checkpoint's class 0 is the background: instances are none."""
+    assert go("--task", "panoptic")[0] == 0
+    shutil.move(tmp_path / "run", tmp_path / "first")
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    Image.new("L", (80, 64)).save(maps / "a.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 64)).save(tmp_path / "images" / "a.png")
+    folders = ["--dataset_name", "", "--train_images", tmp_path / "images", "--train_masks", maps]
+    for task in ("semantic", "instance"):
+        code, _, errors = start(
+            *folders, "--label_encoding", "instances", "--model_name_or_path", tmp_path / "first", "--task", task
+        )
+        assert code == 2 and "instances of one class: name it by --thing_classes" in errors[-1], errors
+
+
 def test_nothing_is_said_where_queries_are_enough(go):
     code, _, errors = go("--task", "panoptic", "--config_overrides", "num_queries=20")
     assert code == 0 and not [line for line in errors if "queries" in line]
@@ -236,10 +253,26 @@ def test_a_resumed_run_ends_bit_equal(task, go, tmp_path):
         assert code == 2 and words in errors[-1], errors
 
 
-def test_a_segment_of_every_size_survives_a_choice():
-    """`chosen` by area keeps masks as they are, whatever the layers."""
-    layers = torch.zeros(2, 4, 4, dtype=torch.int32)
-    layers[0, :2], layers[0, 3, 3], layers[1, 1:3, 1:3] = 1, 2, 3
-    segments = Segments(layers, torch.tensor([0, 1, 0]), torch.zeros(3, dtype=torch.bool))
-    kept = segments.chosen(segments.areas() >= 4)
-    assert kept.classes.tolist() == [0, 0] and kept.masks().equal(segments.masks()[[0, 2]])
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_tracked_images_show_segments(task, precision, go, tmp_path, monkeypatch):
+    name = figures.FIGURES[task].name
+    monkeypatch.setitem(figures.FIGURES, task, figures.Figure(name, lambda *_: {name: 0.25}))
+    strips = []
+
+    def drawn(image, maps, config):
+        strips.append(maps)
+        return strip_of_segments(image, maps, config)
+
+    monkeypatch.setattr("scripts.training.tracking.strip_of_segments", drawn)
+    code, _, errors = go("--task", task, "--eval_steps", 2, "--num_tracked_images", 2, "--mixed_precision", precision)
+    assert code == 0, errors
+    (truth, listed), (_, found) = strips[0]
+    things = [each for each in listed if each.is_thing]
+    assert len(strips) == 2 and len(things) >= 1 and set(truth.ravel()) <= {0, *(each.id for each in listed)}
+    assert {each.is_thing for each in listed} == ({True} if task == "instance" else {True, False})
+    assert {each.is_thing for each in found} <= ({True} if task == "instance" else {True, False})
+    assert Image.open(tmp_path / "run" / "images" / "step-00000002.png").width > 3 * 80

@@ -334,6 +334,7 @@ def predict(arguments: PredictArguments) -> int:
     check_arguments(arguments)
     from scripts.cli.processes import build_accelerator
     from scripts.data.bands import use_range
+    from scripts.data.folders import counted
     from scripts.data.images import find_images, what_was_found
     from scripts.drawing.visualization import model_palette
     from scripts.inference.found_segments import SegmentPredictor
@@ -380,6 +381,9 @@ def predict(arguments: PredictArguments) -> int:
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
         if failed < len(images):
             accelerator.print(f"{' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))} in {output_dir}")
+        if isinstance(outputs, SegmentOutputs) and outputs.empty:
+            threshold = threshold_of(arguments.threshold, task)
+            print(f"nothing found in {counted(outputs.empty, 'image')} at --threshold {threshold:g}", file=sys.stderr)
     else:
         predict_dataset(arguments, output_dir, segment, accelerator, style)
         what = "label maps" if task == SEMANTIC else "maps of segments"

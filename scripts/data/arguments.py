@@ -165,6 +165,14 @@ def check_dataset_flags(arguments: DatasetArguments) -> None:
             f"--class_column_name {arguments.class_column_name} is for maps of instances, not for --label_encoding "
             f"{encoding}"
         )
+    for kind in ("train", "eval"):
+        for part in ("annotations", "class_masks"):
+            value = getattr(arguments, f"{kind}_{part}")
+            if value and not getattr(arguments, f"{kind}_images"):
+                raise UserError(
+                    f"--{kind}_{part} {value} needs --{kind}_images, the folder of its images; beside --dataset_name "
+                    "leave it out"
+                )
     if share is None:
         return
     if not 0 < share < 1:

@@ -42,9 +42,10 @@ class SegmentClasses:
             UserError: it has none, in sample `name`.
         """
         if category not in self.table:
-            known = f"{min(self.table)} to {max(self.table)}" if self.table else "none"
+            named = [index for index, own in self.table.items() if own != IGNORED]
+            known = f"{min(named)} to {max(named)}" if named else "none"
             raise UserError(
-                f"category {category} of a segment in image {name} is none of the {len(self.table)} that are named "
+                f"category {category} of a segment in image {name} is none of the {len(named)} that are named "
                 f"({known}): check --id2label; --class_map with `ignore: [{category}]` drops it"
             )
         return self.table[category]

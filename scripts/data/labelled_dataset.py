@@ -386,8 +386,8 @@ class LabelledDataset:
             if unknown_ids := [index for index in stored if index not in own]:
                 raise UserError(f"{file}: there is no class {unknown_ids[0]}: write ids of classes")
             categories = [index + self._first_id for index in stored]
-        else:
-            return frozenset(names)
+        else:  # what surrounds the things is none
+            return frozenset(index for index, name in names.items() if name.lower() != BACKGROUND) or frozenset(names)
         return frozenset(table.get(category, IGNORE_INDEX) for category in categories) - {IGNORE_INDEX}
 
     # ---- colours
@@ -424,7 +424,9 @@ class LabelledDataset:
 
         `--class_map` and `--mask_values` make other classes, which have the project's colours.
         """
-        if self.arguments.class_map or self.arguments.mask_values or self.id2label != self.class_names:
+        if self.arguments.class_map or self.arguments.mask_values:
+            return None
+        if self.encoding != CLASSES and self.id2label != self.class_names:  # renumbered
             return None
         if self.arguments.mask_colors and self.mask_colours:
             classes = {index: colour_text(code) for code, index in reversed(list(self.mask_colours.ids.items()))}

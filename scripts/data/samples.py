@@ -384,7 +384,10 @@ def likely_cause(ids: list[int], outside: list[int], num_labels: int, do_reduce_
     if largest > 65535:
         return "colours coded as R + 256 G + 65536 B? Convert them to class ids"
     if largest > IGNORE_INDEX:
-        return "instance ids, or class * 1000 + instance? Convert them to class ids"
+        return (
+            "ids of instances? --task instance --label_encoding instances reads them; class * 1000 + instance? Turn "
+            "them into class ids"
+        )
     if (num_labels, do_reduce_labels) in ((19, False), (171, True)) and largest <= num_labels + 14:
         return f"raw ids of Cityscapes or COCO-Stuff? {start_of('eval')} --protocol reads them with --label_ids raw"
     if len(outside) > 10:

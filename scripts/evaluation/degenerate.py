@@ -19,6 +19,7 @@ from scripts.data.sources import IGNORE_INDEX
 
 CHECK = f"{start_of('check_dataset')} tells what became of the others"
 LEAST_CLASSES = {"semantic": 2, "instance": 1, "panoptic": 1}  # of which a score can fail: segments can be missed
+MOST_CLASSES = 100  # values without names: more are rather numbers of instances
 GO_ON = "--allow_absent_classes goes on as it is"
 
 
@@ -154,6 +155,12 @@ def no_class_names(data: LabelledDataset) -> UserError:
     look = first_look(data.stream, data.own_row_format)
     flags = " ".join(f"{index}=NAME" for index in sorted(look.stored)[:8]) or "0=NAME 1=NAME"
     held = look.listed() or "nothing that can be read"
+    if len(look.stored) > MOST_CLASSES or max(look.stored, default=0) > IGNORE_INDEX:
+        return UserError(
+            f"no class names: the label maps hold {held}, {len(look.stored)} values in {look.maps} maps: ids of "
+            "instances? --task instance --label_encoding instances --thing_classes NAME reads them; else name the "
+            "values by --mask_values or --id2label"
+        )
     return UserError(
         f"no class names: the label maps hold {held}: name them by --mask_values {flags}, or give --id2label, or put "
         "id2label.json beside the data"

@@ -80,7 +80,7 @@ def check_segment_classes(data: LabelledDataset, of_model: dict[int, str]) -> No
         fix = "--class_map makes them alike"
         if data.task == "instance" and len(names) > len(of_model):
             fix = "--thing_classes names those with instances, " + fix
-        raise UserError(f"the data have {len(names)} classes of segments, the model {len(of_model)}: {fix}")
+        raise UserError(f"classes of the data's segments: {len(names)}, of the model: {len(of_model)}: {fix}")
     other = [index for index in names if names[index] != of_model[index]]
     if other:
         listed = ", ".join(f"{names[index]!r} is {of_model[index]!r}" for index in other[:6])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -26,12 +26,16 @@ class SegmentOutputs(OutputFiles):
 
     Args:
         stuff: classes that have no instances; None where the model does not say which.
+    Attributes:
+        empty: images in which nothing was found.
     """
 
     stuff: Collection[int] | None = None
+    empty: int = field(default=0, init=False)
 
     def write(self, path: Path, target: PurePath, image: Image.Image, predictor: SegmentPredictor) -> None:
         found = predictor(image)
+        self.empty += not (found.instances if found.panoptic is None else found.panoptic.segments)
         about = {"file_name": (target.parent / path.name).as_posix(), "height": found.size[0], "width": found.size[1]}
         if "overlay" in self.kinds:
             drawn = segment_map(found, self.stuff or (), small_on_top=True).drawn(

@@ -204,7 +204,7 @@ def test_other_classes_than_the_models_are_refused(command, evaluated, models, t
     given = ["--model_name_or_path", models["instance"], "--dataset_name"]
     more = write_segments(tmp_path / "more", references, [*NAMES, "dust"])
     code, _, errors = command(eval_command, *given, more)
-    assert code == 2 and "the data have 4 classes of segments, the model 3: --thing_classes" in errors[-1]
+    assert code == 2 and "classes of the data's segments: 4, of the model: 3: --thing_classes" in errors[-1]
     swapped = write_segments(tmp_path / "swapped", references, [NAMES[1], NAMES[0], NAMES[2]])
     code, _, errors = command(eval_command, *given, swapped)
     assert code == 2 and "class 'debris' is number 0 by the data" in errors[-1] and "but 1 in the model" in errors[-1]

@@ -385,6 +385,15 @@ def test_one_class_has_a_background_for_a_semantic_model(tmp_path):
     assert (painted(data)["a0"] == (id_map(scene("a0")) > 0)).all()
 
 
+def test_a_class_called_background_has_no_instances(tmp_path):
+    flags = write_maps(tmp_path, ["a0"], MAPS["16 bits"][0])
+    write_maps(tmp_path / "classes", ["a0"], class_map)
+    flags["train_class_masks"] = tmp_path / "classes/masks"
+    (tmp_path / "id2label.json").write_text(json.dumps({"0": "Background", "1": NAMES[1], "2": NAMES[2]}))
+    assert opened("instance", **flags).id2label == {0: NAMES[1], 1: NAMES[2]}
+    assert opened("panoptic", **flags).segment_classes.things == {1, 2}
+
+
 def test_stuff_of_a_class_map_is_one_segment_and_a_thing_without_an_instance_none(tmp_path):
     boxes = [Box(0, 0, 0, 9, 9), Box(0, 20, 0, 29, 9), Box(2, 0, 20, 9, 29), Box(2, 20, 20, 29, 29)]
     flags = write_maps(tmp_path, ["a0"], lambda _: id_map(boxes, [4, 0, 0, 9]).astype(np.uint16))

@@ -12,11 +12,9 @@ import yaml
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, start_of
-from scripts.data.bands import PLAIN, form_of
 from scripts.models import tasks
 from scripts.models.licences import is_non_commercial, origin_notice, origin_of
 from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC
-from scripts.sharing.array_images import array_snippet, images_read
 from scripts.sharing.papers import paper_of
 from scripts.storage.json_files import object_fault, read_json
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
@@ -505,6 +503,9 @@ def model_card(
         processor: the image processor; of images that are no RGB of 8 bits the card says what their numbers mean.
     """
     from huggingface_hub import ModelCard, ModelCardData
+
+    from scripts.data.bands import PLAIN, form_of
+    from scripts.sharing.array_images import array_snippet, images_read
 
     form = PLAIN if processor is None else form_of(config, processor)
     sample = samples[0]["input"] if samples else None

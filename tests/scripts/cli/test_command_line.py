@@ -245,4 +245,4 @@ def test_startup_table_has_a_row_per_command(monkeypatch):
 
 def test_schedules_are_those_of_transformers():
     """Named apart from it, so that a wrong name is answered before its import."""
-    assert set(SCHEDULES) == {"poly", *(kind.value for kind in SchedulerType)} - {"reduce_lr_on_plateau"}
+    assert set(SCHEDULES) == {"poly", "multistep", *(kind.value for kind in SchedulerType)} - {"reduce_lr_on_plateau"}

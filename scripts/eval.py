@@ -1,5 +1,4 @@
-"""Evaluates a checkpoint on a streamed split, at the original size of every image: mean IoU of a semantic model,
-average precision of an instance model, panoptic quality of a panoptic one.
+"""Evaluates a checkpoint on a streamed split, at the original size of every image: mean IoU, AP or PQ by its task.
 
 Runs alike as `python scripts/eval.py`, `python -m scripts.eval` and `accelerate launch scripts/eval.py`:
 `python scripts/eval.py --model_name_or_path outputs/model --dataset_name DATA --output_file results/model.json`.

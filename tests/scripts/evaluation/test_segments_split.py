@@ -159,7 +159,7 @@ def test_of_every_image_all_is_found_that_has_a_score(monkeypatch, models, split
     """Average precision counts detections of whatever score."""
     thresholds = []
 
-    def build(model, processor, device, threshold):
+    def build(model, processor, device, threshold, **_):
         thresholds.append(threshold)
         return Answers([found for _, found in random_split()])
 

@@ -153,7 +153,7 @@ def test_stuff_of_known_data(count, first, stuff):
 
 def test_a_converted_folder_loads_and_is_equal(folder, tmp_path, command):
     flags = ["--mask2former", folder, "--output_dir", tmp_path / "out"]
-    code, out, errors = command(convert_checkpoint, *flags)
+    code, _, errors = command(convert_checkpoint, *flags)
     assert code == 0, errors
     said = "run as FASeg without DFPQ and HRCA, for semantic segmentation; licence of its weights: unknown"
     assert any(line.endswith(said) for line in errors)

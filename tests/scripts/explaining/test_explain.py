@@ -20,7 +20,6 @@ from scripts.explaining import explainer
 from scripts.explaining.focus import Look, Segment, look
 from scripts.explaining.images import HEAT, MASK_COLOUR, WINDOW_COLOUR, focus_image, over_image
 from scripts.explaining.paths import Step, counterpart, focus_path
-from scripts.models.arguments import ModelArguments
 from space_models import write_tiny_model
 
 
@@ -191,7 +190,7 @@ def test_a_chart_breaks_where_a_layer_did_not_look():
 
 def test_a_model_without_focus_is_refused(monkeypatch):
     """A model whose forward knows no focus is refused by name."""
-    arguments = ModelArguments(model_name_or_path="other")
+    arguments = explain_command.ExplainArguments(model_name_or_path="other")
     monkeypatch.setattr(explainer, "build_config", lambda arguments: None)
     other = torch.nn.Linear(1, 1)
     other.config = SimpleNamespace(model_type="other")

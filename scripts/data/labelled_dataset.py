@@ -200,7 +200,9 @@ class LabelledDataset:
             UserError: there are several.
         """
         given = self.arguments.thing_classes or []
-        names = read_class_names(self.classes_file) if self.classes_file is not None else dict(enumerate(given))
+        names = dict(enumerate(given))
+        if not given and self.classes_file is not None:
+            names = read_class_names(self.classes_file)
         if len(names) > 1:
             raise UserError(
                 f"maps of instances without class maps hold one class, but {len(names)} are named, "

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 from mask2former_models import write_mask2former
@@ -143,6 +144,13 @@ def own_folders(tmp_path, monkeypatch):
         for name in ("images", "photos"):
             Image.new("RGB", (96, 64), "teal").save(tmp_path / name / f"{number}.jpg")
         Image.new("L", (96, 64), number).save(tmp_path / "masks" / f"{number}.png")
+    for name in ("cells", "instances"):
+        (tmp_path / name).mkdir()
+    for number in range(8):
+        ids = np.zeros((64, 96), np.uint16)
+        ids[8:40, 8:40], ids[20:50, 40:80] = 300, 7
+        Image.fromarray((ids > 0).astype(np.uint8) * 90 + 60).save(tmp_path / "cells" / f"{number}.png")
+        Image.fromarray(ids).save(tmp_path / "instances" / f"{number}.png")
     Image.new("RGB", (96, 64), "teal").save(tmp_path / "street.jpg")
     (tmp_path / "id2label.json").write_text('{"0": "left", "1": "right"}')
     return tmp_path
@@ -161,6 +169,21 @@ def test_the_readmes_two_folders(placeholders, own_folders, command):
         ran.append(module)
     assert ran == ["check_dataset", "train", "predict"]
     assert (own_folders / "outputs" / "mine_predictions" / "0_labels.png").is_file()
+
+
+def test_the_readmes_instances(placeholders, own_folders, command):
+    """As they stand there but for the number of steps and the backbone, which is on the Hub."""
+    ran = []
+    for page, module, flags in COMMANDS:
+        if page != "README.md" or not {"outputs/cells", "outputs/cells_found"} & {*flags}:
+            continue
+        flags = [placeholders.get(flag, flag) for flag in flags]
+        shrunk = [*SHRUNK[module], *(SHRUNK_FASEG if module == "train" else [])]
+        code, out, errors = command(importlib.import_module(f"scripts.{module}"), *flags, *shrunk)
+        assert code == 0, (module, flags, out, errors[-3:])
+        ran.append(module)
+    assert ran == ["train", "eval", "predict"]
+    assert (own_folders / "outputs" / "cells_found" / "instances.json").is_file()
 
 
 @pytest.mark.slow

@@ -123,10 +123,6 @@ SHORT = {
         "path/to/dataset": "{data}", "path/to/model": "{model}", "max_steps=1000": "max_steps=2",
         "(512, 512)": "(64, 64)",
     },
-    "README.md": {
-        "outputs/demo/dataset": "{data}", "outputs/demo/model": "{model}", "max_steps=10": "max_steps=2",
-        "(128, 128)": "(64, 64)",
-    },
 }  # fmt: skip
 
 

@@ -376,7 +376,8 @@ def predict(arguments: PredictArguments) -> int:
         if task == SEMANTIC:
             outputs = ImageOutputs(*settings, overlay_style=style)
         else:
-            outputs = SegmentOutputs(*settings, stuff=stuff_of(processor))
+            category_ids = getattr(config, "category_ids", None)  # of a COCO json that it was trained on
+            outputs = SegmentOutputs(*settings, stuff=stuff_of(processor), category_ids=category_ids)
         failed = predict_images(images, segment, outputs, accelerator)
         words = [WORDS[kind] for kind in dict.fromkeys(kinds)]
         if failed < len(images):

@@ -333,6 +333,15 @@ class LabelledDataset:
         table = {category: order.get(index, IGNORE_INDEX) for category, index in table.items()}
         return SegmentClasses({order[index]: names[index] for index in order}, table, frozenset(order.values()))
 
+    @property
+    def category_ids(self) -> list[int] | None:
+        """The data's own id of each class, where a file beside the segments has ids that the classes do not keep."""
+        if self.categories is None or self.class_map is not None or self.segment_classes is None:
+            return None
+        own = {index: category for category, index in self.segment_classes.table.items() if index != IGNORE_INDEX}
+        ids = [own[index] for index in sorted(self.segment_classes.id2label) if index in own]
+        return None if len(ids) < len(self.segment_classes.id2label) or ids == list(range(len(ids))) else ids
+
     def _table(self, names: dict[int, str]) -> dict[int, int]:
         """The class of each category id, or id of class maps, as the data has them."""
         first = self._first_id

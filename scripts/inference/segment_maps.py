@@ -86,12 +86,19 @@ def segment_map(found: FoundSegments, stuff: Collection[int] = (), small_on_top:
     return SegmentMap(ids, segments)
 
 
-def coco_results(instances: Sequence[Instance]) -> list[dict[str, Any]]:
+def coco_results(instances: Sequence[Instance], category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """COCO results of an image without its name, best first: masks as compressed run lengths, column by column.
+
+    Args:
+        category_ids: the data's own id of each class; None where that is the class.
 
     There is no `bbox`: from it COCO's tools would take the areas, and AP by size would be wrong.
     """
     return [
-        {"category_id": each.label, "score": round(each.score, 6), "segmentation": each.run_lengths()}
+        {
+            "category_id": category_ids[each.label] if category_ids else each.label,
+            "score": round(each.score, 6),
+            "segmentation": each.run_lengths(),
+        }
         for each in instances
     ]

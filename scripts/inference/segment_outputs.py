@@ -26,11 +26,13 @@ class SegmentOutputs(OutputFiles):
 
     Args:
         stuff: classes that have no instances; None where the model does not say which.
+        category_ids: the id of each class in the data that the model learnt from; None where that is the class.
     Attributes:
         empty: images in which nothing was found.
     """
 
     stuff: Collection[int] | None = None
+    category_ids: Sequence[int] | None = None
     empty: int = field(default=0, init=False)
 
     def write(self, path: Path, target: PurePath, image: Image.Image, predictor: SegmentPredictor) -> None:
@@ -49,10 +51,16 @@ class SegmentOutputs(OutputFiles):
             if "segments" in self.kinds:
                 write_png(segments.coloured(), self.file(target, "segments"), self.overwrite)
                 png = f"{target.as_posix()}{ENDINGS['segments'][0]}"
-                listed = {"file_name": png, "segments_info": segments.info(self.stuff is not None)}
+                info = segments.info(self.stuff is not None)
+                info = [{**each, "category_id": self.category_of(each["category_id"])} for each in info]
+                listed = {"file_name": png, "segments_info": info}
                 self.of_images["segments"].append((about, [listed]))
         if "instances" in self.kinds:
-            self.of_images["instances"].append((about, coco_results(found.instances)))
+            self.of_images["instances"].append((about, coco_results(found.instances, self.category_ids)))
+
+    def category_of(self, index: int) -> int:
+        """The id of a class in the data that the model learnt from."""
+        return self.category_ids[index] if self.category_ids else index
 
     def common_text(self, kind: str, images: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
         images = sorted(images, key=lambda image: image[0]["file_name"])  # processes share them
@@ -75,7 +83,7 @@ class SegmentOutputs(OutputFiles):
                 for listed in found
             ],
             "categories": [
-                {"id": index, "name": name, "color": list(class_colour(index, self.palette))}
+                {"id": self.category_of(index), "name": name, "color": list(class_colour(index, self.palette))}
                 | ({} if self.stuff is None else {"isthing": int(index not in self.stuff)})
                 for index, name in sorted(self.names.items())
             ],

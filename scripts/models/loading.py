@@ -113,6 +113,7 @@ def with_changes(
     if id2label is not None:
         if id2label != {int(index): name for index, name in (values.get("id2label") or {}).items()}:
             values.pop("palette", None)  # colours of other classes
+            values.pop("category_ids", None)
             if "class_weights" not in overridden and values.pop("class_weights", None):
                 print("class_weights of the configuration are of other classes and are left out")
         values["id2label"] = id2label

@@ -44,7 +44,8 @@ VERSION = "version: "
 CODE = ("configuration", "image_processing", "modeling_faseg", "scripts/data", "scripts/models", "scripts/training")
 # Of no account in a model's configuration.
 NOT_OF_THE_MODEL = {
-    "_name_or_path", "architectures", "auto_map", "dtype", "palette", "torch_dtype", "transformers_version", *FIELDS,
+    "_name_or_path", "architectures", "auto_map", "category_ids", "dtype", "palette", "torch_dtype",
+    "transformers_version", *FIELDS,
 }  # fmt: skip
 
 

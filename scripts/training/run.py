@@ -354,6 +354,8 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     set_num_channels(config, arguments.num_channels)
     if data.palette:
         config.palette = data.palette
+    if data.category_ids:
+        config.category_ids = data.category_ids
     check_ignored_id(config)
     look = on_main(accelerator, lambda: look_at_splits(data, config.id2label or {}))
     settings_of_task: dict[str, Any] = {}

@@ -94,6 +94,7 @@ def test_coco_outlines_are_the_masks(tmp_path, capsys, kind):
         name: {part for part in parts if part[0] != "sky"} for name, parts in expected(TRAIN, True).items()
     }
     assert data.id2label == {0: "disc", 1: "bar"} and data.num_examples == len(TRAIN)
+    assert data.category_ids == [category for category, name in CATEGORIES.items() if name != "sky"]
     assert (
         f"--train_annotations {file}: 6 images, 20 segments, 3 classes (--label_encoding coco)"
         in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What `predict.py` writes of instance and panoptic models: COCO's files, maps of ids, overlays, shards."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -171,6 +172,20 @@ def test_an_instance_model_writes_coco_results_and_an_overlay(predicted, model_o
         assert all(one["score"] >= float(threshold) for one in results)
         counts.append(len(results))
     assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize(("task", "file"), [("instance", "instances.json"), ("panoptic", "panoptic.json")])
+def test_categories_are_those_of_the_json_that_the_model_was_trained_on(predicted, model_of, tmp_path, task, file):
+    folder = shutil.copytree(model_of(task), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    own = [10 * (index + 1) for index in range(len(config["id2label"]))]
+    (folder / "config.json").write_text(json.dumps(config | {"category_ids": own}))
+    predicted(folder, "--threshold", "0")
+    content = json.loads((tmp_path / "out" / file).read_text())
+    if task == "panoptic":
+        assert [each["id"] for each in content["categories"]] == own
+        content = content["annotations"][0]["segments_info"]
+    assert content and {each["category_id"] for each in content} <= {*own}
 
 
 def test_a_panoptic_model_writes_segments_and_an_overlay(predicted, model_of, tmp_path):

@@ -82,14 +82,13 @@ def probe(backbone: Any) -> BackboneMaps:
     if any(len(shape) != 4 for shape in large):
         raise ProbeError(f"gives maps of shape {large[0]}, need (B, C, H, W)")
     channels_last = all(a[1] != b[1] and a[3] == b[3] for a, b in zip(small, large))
-    if channels_last:
-        small, large = ([(b, c, h, w) for b, h, w, c in shapes] for shapes in (small, large))
+    wide, high, across = (3, 1, 2) if channels_last else (1, 2, 3)  # axes of channels, rows and columns
     height, width = PROBE_SIZES[1]
-    strides = [(round(height / shape[2]), round(width / shape[3])) for shape in large]
+    strides = [(round(height / shape[high]), round(width / shape[across])) for shape in large]
     read = {id(leaf) for leaf in leaves(found[0])}
     return BackboneMaps(
         strides=tuple(down if down == across else (down, across) for down, across in strides),
-        widths=[shape[1] for shape in large],
+        widths=[shape[wide] for shape in large],
         channels_last=channels_last,
         unread=[name for name, _ in backbone.named_parameters() if id(state[name]) not in read],
     )

@@ -244,7 +244,7 @@ def listed_splits(name: str, root: Path, base: Path) -> dict[str, FolderSplit]:
                 if names
                 else f"{place}: names no image"
             )
-        unlabelled = [(each, str(image.absolute()), "") for each, (image, _) in found.items() if image]
+        unlabelled = [Pair(each, str(image.absolute()), "") for each, (image, _) in found.items() if image]
         where = f"{shown(root, images)} + {shown(root, masks)}" if pairs else shown(root, images)
         splits[split] = FolderSplit(pairs_of(pairs) if pairs else unlabelled, f"{where}, by {shown(root, file)}")
     return splits

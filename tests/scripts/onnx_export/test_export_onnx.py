@@ -30,6 +30,7 @@ from image_processing import FASegImageProcessor, FASegImageProcessorPil
 from scripts import export_onnx as command_module
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
+from scripts.data.bands import PLAIN
 from scripts.export_onnx import ExportArguments, export_onnx
 from scripts.models.loading import save_model_folder
 from scripts.onnx_export import checking, kinds, network, processing
@@ -197,7 +198,7 @@ def test_post_processing_graph_equals_the_processor(traced):
 )
 def test_preparing_graph_equals_the_processor(settings, traced):
     processor = FASegImageProcessorPil(**settings)
-    graph = processing.as_model(processing.prepare_graph(processor), traced[0])
+    graph = processing.as_model(processing.prepare_graph(processor, PLAIN), traced[0])
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     for size in [(75, 130), (90, 90), (300, 41)]:
         image = checking.drawn_image(*size, seed=0)

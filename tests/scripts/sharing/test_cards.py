@@ -145,11 +145,11 @@ def test_the_snippets_of_another_task_run(task, model_of, tmp_path, monkeypatch,
 
 @pytest.mark.system
 def test_the_snippets_run(tiny_recipe, tmp_path, monkeypatch, capsys):
-    """A tiny model's folder stands in for the name on the Hub; the cards' snippets differ in nothing else."""
+    """A tiny model's folder stands in for the name on the Hub; snippets of semantic models differ in nothing else."""
     model = write_model_folder(tiny_recipe, tmp_path / "model")
     Image.new("RGB", (80, 48), "green").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    cards = {model_id: card_of(model_id) for model_id in MODEL_IDS}
+    cards = {model_id: card_of(model_id) for model_id in MODEL_IDS if task_of(model_id) == "semantic"}
     found = {
         tuple(code.replace(f"tester/{name}", str(model)) for code in snippets_of(card)) for name, card in cards.items()
     }

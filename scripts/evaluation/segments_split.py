@@ -20,9 +20,6 @@ from scripts.evaluation.split import EvaluationSamples, over_split
 from scripts.inference.found_segments import FoundSegments, SegmentPredictor
 
 
-MAIN_FIGURES = {"instance": "average_precision", "panoptic": "panoptic_quality"}  # by task
-
-
 class SegmentSamples(EvaluationSamples):
     """Decodes the row that it is given as an index, whose map holds segments."""
 
@@ -74,9 +71,9 @@ def evaluate_segments(
         precision: whether average precision is measured; by default of an instance model. Of a panoptic model it is
             that of its things.
     Returns:
-        `MAIN_FIGURES` of the task and the others as fractions 0..1, nan where there is nothing to measure, see
-        `PanopticCounts.scores` and `PrecisionCounts.scores`; `images`; `segments`, `(K,)` reference segments of each
-        class; with resamples `interval`, of the main figure.
+        `average_precision` of instances or `panoptic_quality`, and the others, as fractions 0..1, nan where there is
+        nothing to measure, see `PanopticCounts.scores` and `PrecisionCounts.scores`; `images`; `segments`, `(K,)`
+        reference segments of each class; with resamples `interval`, of the main figure.
     Raises:
         UserError: as `over_split`; pycocotools is not installed.
     """

@@ -275,8 +275,8 @@ def results_fault(found: Any) -> str | None:
     """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
     if fault := object_fault(found, RESULTS, NEEDED):
         return fault
-    if task_of(found) not in FIGURES:
-        return f"has a wrong field: 'task' is {task_of(found)[:20]!r}, need {', '.join(FIGURES)}"
+    if task_of_results(found) not in FIGURES:
+        return f"has a wrong field: 'task' is {task_of_results(found)[:20]!r}, need {', '.join(FIGURES)}"
     for key, kinds in INSIDE.items():
         for part in parts_of(found, key):
             if fault := object_fault(part, kinds, NEEDED_INSIDE.get(key, ())):
@@ -287,9 +287,9 @@ def results_fault(found: Any) -> str | None:
     return None
 
 
-def task_of(results: dict[str, Any]) -> str:
+def task_of_results(results: dict[str, Any]) -> str:
     """What the model of a results file is for; files from before there were others do not say."""
-    return results.get("task") or "semantic"
+    return results.get("task") or SEMANTIC
 
 
 def parts_of(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -300,10 +300,11 @@ def parts_of(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 def figures_of(found: dict[str, Any]) -> Iterator[tuple[str, float | None, int]]:
     """`(name, value, the most that it can be)` of all figures of a results file that a card shows."""
-    for key, most in {**dict.fromkeys(FIGURES[task_of(found)], 100), "images": MOST, "parameters": MOST}.items():
+    figures = dict.fromkeys(FIGURES[task_of_results(found)], 100)
+    for key, most in {**figures, "images": MOST, "parameters": MOST}.items():
         yield repr(key), found.get(key), most
     for label, row in found["per_class"].items():
-        for column in PER_CLASS[task_of(found)]:
+        for column in PER_CLASS[task_of_results(found)]:
             yield f"{column!r} of class {label!r}", row.get(column), 100
     inside = {
         "interval": {"low": 100, "high": 100, "confidence": 1},
@@ -340,7 +341,7 @@ def measured_on(results: dict[str, Any], facts: CardFacts) -> str:
 
 def measured_facts(results: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
     """What the template's section of measured figures shows."""
-    task = task_of(results)
+    task = task_of_results(results)
     rows = [(label, number(results.get(key))) for key, (label, _) in FIGURES[task].items()]
     if interval := results.get("interval"):
         span = f"{number(interval['low'])} to {number(interval['high'])}"
@@ -380,7 +381,7 @@ def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-segmentation",
-            task_name=f"{task_of(results).capitalize()} segmentation",
+            task_name=f"{task_of_results(results).capitalize()} segmentation",
             dataset_type=facts.dataset["id"],
             dataset_name=facts.dataset["name"],
             dataset_split=results["split"],
@@ -389,7 +390,7 @@ def eval_results(results: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
             metric_name=label,
             metric_value=rounded(results[key]),
         )
-        for key, (label, metric) in FIGURES[task_of(results)].items()
+        for key, (label, metric) in FIGURES[task_of_results(results)].items()
         if results.get(key) is not None
     ]
 
@@ -424,7 +425,7 @@ def limits(facts: CardFacts, results: dict[str, Any] | None, published: dict[str
             "Small and thin things are found far less well than large ones; by how much was not measured here."
         )
     if results is not None:
-        column, title = next(iter(PER_CLASS[task_of(results)].items()))
+        column, title = next(iter(PER_CLASS[task_of_results(results)].items()))
         classes = [(row[column], name) for name, row in results["per_class"].items() if row.get(column) is not None]
         if len(classes) >= LEAST_FOR_WORST:
             worst = ", ".join(f"{markdown(name)} ({number(figure)})" for figure, name in sorted(classes)[:3])
@@ -519,7 +520,7 @@ def model_card(
         pipeline_tag="image-segmentation",
         tags=["image-segmentation", f"{task}-segmentation", paper.family, "vision"],
         base_model=facts.base_model or origin_of(config).get("base_model"),
-        metrics=METRICS[task_of(results)] if results else None,
+        metrics=METRICS[task_of_results(results)] if results else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=eval_results(results, facts) if results else None,
     )

@@ -16,9 +16,9 @@ from scripts.cli.parser import start_of
 from scripts.data.bands import ImageForm
 from scripts.evaluation.results import distinct_names
 from scripts.models.model_files import CONFIG
-from scripts.models.tasks import SEMANTIC, task_of
+from scripts.models.tasks import task_of
 from scripts.sharing.array_images import sample_array
-from scripts.sharing.cards import CardFacts
+from scripts.sharing.cards import CardFacts, task_of_results
 from scripts.storage.shared_text import without_credentials
 
 
@@ -167,7 +167,7 @@ def check_results(results: dict[str, Any], config: Any, parameters: int | None =
         UserError: with both values.
     """
     fix = f"evaluate this checkpoint: {start_of('eval')} --model_name_or_path CHECKPOINT --output_file FILE"
-    if (task := results.get("task") or SEMANTIC) != task_of(config):
+    if (task := task_of_results(results)) != task_of(config):
         raise UserError(
             f"the file of --results is about {task} segmentation, but the model is for {task_of(config)}: {fix}"
         )

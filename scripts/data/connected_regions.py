@@ -54,11 +54,13 @@ def segments_of_classes(
         inside = classes == index
         regions = ndimage.label(inside, NEIGHBOURS)[0] if index in instance_classes else inside.astype(np.int64)
         areas = np.bincount(regions.ravel())
+        numbers = np.zeros(len(areas), dtype=np.int64)  # of each region, 0 for those left out and what is outside
         for region in range(1, len(areas)):
             if index in instance_classes and areas[region] < min_area:
                 continue
             listed.append({"id": len(listed) + 1, "category_id": index, "iscrowd": 0, "area": int(areas[region])})
-            ids[regions == region] = len(listed)
+            numbers[region] = len(listed)
+        ids += numbers[regions]
     if len(listed) > np.iinfo(np.uint16).max:
         raise ValueError(f"{len(listed)} regions in one image: raise --min_area {min_area}")
     return ids.astype(np.uint16), listed
@@ -74,7 +76,8 @@ def rows_of_segments(
         classes = decode_classes(row, form, len(names), name).numpy()
         if form.do_reduce_labels:
             classes = reduced_labels(classes)
-        ids, listed = segments_of_classes(classes, instance_classes, min_area)
+        with errors_explained(f"sample {name}", ValueError):
+            ids, listed = segments_of_classes(classes, instance_classes, min_area)
         image = with_bytes(form.bounds.checked_value(row[form.image_column], f"image of sample {name}"))
         label = encoded(Image.fromarray(ids), "PNG")
         yield {"image": image, "label": label, "image_id": name, "segments_info": listed}

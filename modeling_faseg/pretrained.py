@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .compiled import MOST_SIZES, CompiledForSizes
+
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +37,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     _auto_classes: ClassVar[tuple[str, ...]]  # those that load the class
+    _compiled_for: CompiledForSizes | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -62,6 +65,37 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             if norm.weight is not None and not norm.weight.requires_grad:
                 norm.eval()
         return self
+
+    def compile_for_inference(self, mode: str | None = None, sizes: int = MOST_SIZES, **options: Any) -> Self:
+        """Compile the network, one whole graph for each size of images; calls of the model stay as they are.
+
+        Worth it for many images of few sizes, on a GPU above all, where launching the network's operations one by one
+        takes longer than they do. Outputs differ from those without by float noise. Calls with anything but
+        `pixel_values` and `pixel_mask`, such as labels, are computed without.
+
+        Args:
+            mode: of `torch.compile`; by default `"reduce-overhead"`, CUDA graphs, where the model is on a GPU. Outputs
+                of CUDA graphs are written over by the next call: clone what has to live longer.
+            sizes: most shapes `(B, C, H, W)` of `pixel_values` that are compiled, 1 to 8; images of further shapes are
+                computed without, and the first one is named in a warning.
+            options: further ones of `torch.compile`, such as `backend`.
+        Returns:
+            the model itself, in evaluation mode.
+        Raises:
+            ValueError: `sizes` is out of range.
+        """
+        if not 1 <= sizes <= MOST_SIZES:
+            raise ValueError(f"sizes={sizes}: give 1 to {MOST_SIZES}")
+        if mode is None and self.device.type == "cuda":
+            mode = "reduce-overhead"
+        self._compiled_for = CompiledForSizes(mode, sizes)
+        self.compile(fullgraph=True, dynamic=False, mode=mode, **options)
+        return self.eval()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled_for is None or (not self.training and self._compiled_for.takes(*args, **kwargs)):
+            return super().__call__(*args, **kwargs)
+        return self._call_impl(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As transformers', but the saved configuration names every auto class that can load the code with it."""

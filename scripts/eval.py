@@ -50,6 +50,7 @@ from scripts.evaluation.results import (
     write_results,
 )
 from scripts.models.arguments import ModelArguments
+from scripts.models.compiling import CompileArguments, compile_network
 from scripts.models.families import family_of
 from scripts.storage.outputs import check_output_file, overwrite_flag
 from scripts.storage.shared_text import without_credentials
@@ -60,7 +61,7 @@ DEFAULT_REPORT = "outputs/report"
 
 
 @dataclass
-class EvaluateArguments(ModelArguments, DatasetArguments):
+class EvaluateArguments(ModelArguments, DatasetArguments, CompileArguments):
     """Evaluate a checkpoint on a streamed split. A YAML recipe may give the values of flags; flags on the command line
     win."""
 
@@ -199,6 +200,8 @@ def protocol_facts(arguments: EvaluateArguments, sizes: EvaluationSizes, label_i
     if arguments.tta:
         shortest, longest = zip(*sizes.views, strict=True)
         facts |= {"tta_shortest_edges": list(shortest), "tta_longest_edges": list(longest), "tta_flip": True}
+    if arguments.size_divisor:
+        facts["size_divisor"] = arguments.size_divisor
     if sizes.windows:
         facts["sliding_window"] = {"crop": sizes.windows.crop, "stride": sizes.windows.stride}
     return facts
@@ -274,6 +277,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         limits = {"intensity_range": processor.intensity_range} if arguments.intensity_range else {}
         processor = build_processor(arguments, config, size=sizes.processor_size, **limits)
         lens_processor = build_processor(arguments, config, size=plain.processor_size, **limits)
+    compile_network(arguments, model, processor, lens_processor)
     data = LabelledDataset(arguments, arguments.eval_split_name)
     data.image_form = form_of(config, processor)
     data.task = task

@@ -45,6 +45,7 @@ from scripts.inference.output_kinds import (
 )
 from scripts.inference.sliding_window import Tiles
 from scripts.models.arguments import ModelArguments
+from scripts.models.compiling import CompileArguments, compile_network
 from scripts.models.tasks import (
     SEMANTIC,
     check_task,
@@ -82,7 +83,7 @@ UNUSED = (
 
 
 @dataclass
-class PredictArguments(ModelArguments, DatasetArguments):
+class PredictArguments(ModelArguments, DatasetArguments, CompileArguments):
     """Segment images, the images in folders, or a dataset, whose labels are not read."""
 
     images: list[str] = flag(
@@ -171,8 +172,8 @@ def predict_dataset(
     task = task_of(segment.model.config)
     if task != SEMANTIC:
         made_by |= {"task": task, "threshold": threshold_of(arguments.threshold, task)}
-    of_folders = {name: getattr(arguments, name) for name in ("mask_suffix", "train_val_split")}
-    made_by |= {name: value for name, value in of_folders.items() if value is not None}
+    if_given = {name: getattr(arguments, name) for name in ("mask_suffix", "train_val_split", "size_divisor")}
+    made_by |= {name: value for name, value in if_given.items() if value is not None}
     split = named[0] if named else "test"
     shards = ShardFolder(
         output_dir, split, arguments.rows_per_shard, made_by, arguments.score_maps, arguments.overwrite, task
@@ -361,6 +362,7 @@ def predict(arguments: PredictArguments) -> int:
     processor = build_processor(arguments, config, **processor_settings(arguments))
     processor = use_range(processor, arguments.intensity_range)
     check_task(processor, config, f"--model_name_or_path {arguments.model_name_or_path}")
+    compile_network(arguments, model, processor)
     segment: SingleScale | SegmentPredictor
     if task == SEMANTIC:
         segment = SingleScale(model, processor, accelerator.device, tiles_of(arguments))

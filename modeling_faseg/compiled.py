@@ -1,0 +1,55 @@
+"""Networks that are compiled for images of few sizes, and computed as they are for all others."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+MOST_SIZES = 8  # torch.compile itself stops at so many versions of one function
+
+
+class CompiledForSizes:
+    """Which calls of a model are compiled: those whose input has one of the first `sizes` shapes.
+
+    Args:
+        mode: of `torch.compile`; with `"reduce-overhead"` on a GPU each shape becomes a CUDA graph, whose outputs live
+            until the next call.
+        sizes: most shapes of input, 1 to 8. Each is compiled when it is first seen, which takes up to minutes.
+    """
+
+    def __init__(self, mode: str | None, sizes: int) -> None:
+        self.mode, self.sizes = mode, sizes
+        self.seen: set[Any] = set()
+
+    def takes(
+        self, pixel_values: Tensor | None = None, *others: Any, pixel_mask: Tensor | None = None, **options: Any
+    ) -> bool:
+        """Whether a call with these arguments is compiled; what it is compiled for is noted as seen."""
+        if (
+            pixel_values is None
+            or others
+            or any(value is not None and value is not False for value in options.values())
+        ):
+            return False
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return False
+        kind = pixel_values.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # what torch.compile makes a version of its own for
+        inputs = pixel_values.shape, pixel_values.dtype, pixel_mask is None, kind
+        key = *inputs, torch.is_grad_enabled(), precision
+        if key not in self.seen and len(self.seen) == self.sizes:
+            logger.warning_once(
+                f"images of more than {self.sizes} sizes: those of further sizes, such as "
+                f"{'x'.join(map(str, pixel_values.shape[-2:]))}, are computed without compilation. Pad images to fewer "
+                "sizes: size_divisor=256 of the processor, or --size_divisor 256"
+            )
+            return False
+        self.seen.add(key)
+        if self.mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # the outputs of the call before may be written over
+        return True

@@ -43,10 +43,10 @@ class CompiledForSizes:
         inputs = pixel_values.shape, pixel_values.dtype, pixel_mask is None, kind
         key = *inputs, torch.is_grad_enabled(), precision
         if key not in self.seen and len(self.seen) == self.sizes:
+            height, width = pixel_values.shape[-2:]
             logger.warning_once(
-                f"images of more than {self.sizes} sizes: those of further sizes, such as "
-                f"{'x'.join(map(str, pixel_values.shape[-2:]))}, are computed without compilation. Pad images to fewer "
-                "sizes: size_divisor=256 of the processor, or --size_divisor 256"
+                f"images of more than {self.sizes} sizes: those of further ones, such as {height}x{width}, are computed "
+                "without compilation. Pad images to fewer sizes: size_divisor=256 of the processor, --size_divisor 256"
             )
             return False
         self.seen.add(key)

@@ -29,11 +29,8 @@ class CompiledForSizes:
         self, pixel_values: Tensor | None = None, *others: Any, pixel_mask: Tensor | None = None, **options: Any
     ) -> bool:
         """Whether a call with these arguments is compiled; what it is compiled for is noted as seen."""
-        if (
-            pixel_values is None
-            or others
-            or any(value is not None and value is not False for value in options.values())
-        ):
+        asked = [value for value in options.values() if value is not None and value is not False]
+        if pixel_values is None or others or asked:
             return False
         if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
             return False

@@ -33,6 +33,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("flags", "graphs"), [([], 3), (["--size_divisor", 128], 1)])
 def test_a_folder_is_compiled_once_for_each_size(shapes_model, photos, tmp_path, command, counter, flags, graphs):
     given = [photos, "--model_name_or_path", shapes_model, "--outputs", "labels", *flags]

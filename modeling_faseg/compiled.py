@@ -43,7 +43,7 @@ class CompiledForSizes:
             height, width = pixel_values.shape[-2:]
             logger.warning_once(
                 f"images of more than {self.sizes} sizes: those of further ones, such as {height}x{width}, are computed "
-                "without compilation. Pad images to fewer sizes: size_divisor=256 of the processor, --size_divisor 256"
+                "without. Pad images to fewer sizes: size_divisor=256 of the processor, or --size_divisor 256"
             )
             return False
         self.seen.add(key)

@@ -42,8 +42,8 @@ class CompiledForSizes:
         if key not in self.seen and len(self.seen) == self.sizes:
             height, width = pixel_values.shape[-2:]
             logger.warning_once(
-                f"images of more than {self.sizes} sizes: those of further ones, such as {height}x{width}, are computed "
-                "without. Pad images to fewer sizes: size_divisor=256 of the processor, or --size_divisor 256"
+                f"images of more than {self.sizes} sizes: those of further ones, such as {height}x{width}, are "
+                "computed without. Pad them to fewer sizes: size_divisor=256 of the processor, or --size_divisor 256"
             )
             return False
         self.seen.add(key)

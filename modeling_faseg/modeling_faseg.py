@@ -29,6 +29,7 @@ from .position_encoding import FASegConditionalPositionEncoding, FASegLearnedPos
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    backbone_outputs,
     batch_norms,
     check_channels,
     check_image_size,
@@ -228,7 +229,7 @@ class FASegModel(FASegPreTrainedModel):
         if self.config.mask_padding and pixel_mask is not None:
             valid = level_masks(pixel_mask)
         pixel_values = image_form(pixel_values.device)(pixel_values)
-        backbone_output = self.backbone(pixel_values)
+        backbone_output = backbone_outputs(self.backbone, pixel_values)
         backbone_maps = list(backbone_output.feature_maps)
         last_map, all_maps = backbone_maps[-1], tuple(backbone_maps) if output_hidden_states else None
         semantic_maps = getattr(backbone_output, "semantic_maps", None)

@@ -230,7 +230,7 @@ def test_recipe_takes_a_step(name, shapes, tmp_path):
         assert max(rates) == pytest.approx(0.3) and sorted(rates) == pytest.approx(rates)
     before = {key: value.clone() for key, value in run.network.state_dict().items()}
 
-    run.train_mode()
+    run.model.train()
     step = training_step(run, run.batches())
     assert len(step.terms) == (2 if name in RELEASED else 1) and 0 < step.grad_norm < math.inf
     assert all(math.isfinite(value) for terms in step.terms for value in terms.values())

@@ -289,9 +289,7 @@ def check_values(arguments: TrainArguments) -> None:
     if not 0 < arguments.backbone_layer_decay <= 1:
         raise UserError(f"--backbone_layer_decay {arguments.backbone_layer_decay}: give a number above 0, 1 for none")
     if arguments.freeze_backbone and arguments.backbone_layer_decay != 1:
-        raise UserError(
-            "--freeze_backbone and --backbone_layer_decay: a frozen backbone has no rates: give one of them"
-        )
+        raise UserError("--freeze_backbone and --backbone_layer_decay: a frozen backbone has no rates: give one")
     check_at_least(arguments, LEAST_EPSILON, "adam_epsilon")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(arguments, name) < 1:

@@ -41,7 +41,7 @@ def layers_of(backbone: nn.Module) -> dict[str, int]:
     if tensors_in(layers) < max(1, LEAST_SHARE * len(parameters)):
         kind = getattr(getattr(backbone, "config", None), "model_type", type(backbone).__name__)
         raise ValueError(
-            f"the backbone of type {kind!r} has no list of blocks or stages that holds most of its weights: leave it out"
+            f"the backbone of type {kind!r} has no list of blocks or stages that holds most of its weights: give 1"
         )
     layer_of = {id(value): index for index, layer in enumerate(layers, 1) for value in layer.parameters()}
     result, reached = {}, 0

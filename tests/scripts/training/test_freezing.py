@@ -63,7 +63,7 @@ def test_the_estimate_of_a_frozen_run_is_smaller(tiny_recipe):
 def test_semantic_layers_that_are_new_are_not_frozen():
     """Weights of a plain Swin do not hold them."""
     arguments = TrainArguments(freeze_backbone=True, backbone_weights="swin.safetensors")
-    with pytest.raises(UserError, match="^--freeze_backbone: the semantic layers of the SeMask backbone are new"):
+    with pytest.raises(UserError, match=r"^--freeze_backbone: the semantic layers of the SeMask backbone are new"):
         prepare_network(tiny_semask(), arguments, Accelerator())
     arguments = TrainArguments(freeze_backbone=True, model_name_or_path="outputs/semask")
     model = prepare_network(tiny_semask(), arguments, Accelerator())

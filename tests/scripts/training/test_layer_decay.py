@@ -159,9 +159,7 @@ class WithoutLayers(nn.Module):
 
 def test_a_backbone_without_layers_is_refused():
     arguments = TrainArguments(backbone_layer_decay=0.9)
-    with pytest.raises(
-        UserError, match=r"^--backbone_layer_decay 0\.9: the backbone of type 'ModuleDict' has no list"
-    ):
+    with pytest.raises(UserError, match=r"^--backbone_layer_decay 0\.9: the backbone of type 'Mod.* has no list"):
         build_optimizer(WithoutLayers(), arguments, 1)
     assert build_optimizer(WithoutLayers(), TrainArguments(), 1)
 

@@ -25,7 +25,11 @@ from scripts.cli.parser import PROJECT_ROOT
 from scripts.models import mask2former
 
 
-BACKBONES = {"ResNet-50": "faseg-resnet50-ade20k", "Swin-T": "faseg-swin-tiny-ade20k"}
+BACKBONES = {
+    "ResNet-50": "faseg-resnet50-ade20k",
+    "Swin-T": "faseg-swin-tiny-ade20k",
+    "DINOv3 ViT-B": "faseg-dinov3-vit-base-ade20k",
+}
 
 # `--quick`: everything runs, nothing takes long, no figure means anything.
 TINY_BACKBONES: dict[str, dict[str, Any]] = {
@@ -36,6 +40,7 @@ TINY_BACKBONES: dict[str, dict[str, Any]] = {
         "layer_type": "basic",
     },
     "Swin-T": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 4], "window_size": 4},
+    "DINOv3 ViT-B": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
 }
 TINY_HEAD = {
     "feature_size": 32,
@@ -139,6 +144,8 @@ def segformer_config(case: Case) -> SegformerConfig:
 def as_variant(model: Any, contestant: str) -> nn.Module:
     """`model` with the switch of its name thrown."""
     words = contestant.split()
+    if "frozen" in words:
+        model.base_model.backbone.requires_grad_(False)
     if "compiled" in words:
         model.compile()
     if "kernels" in words:

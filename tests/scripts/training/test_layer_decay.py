@@ -179,7 +179,7 @@ def test_wrong_decays(flags, message, start):
 
 def test_resuming_equals_never_stopping_and_another_decay_is_refused(start, tmp_path):
     flags = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--checkpoints_total_limit", 3]
-    flags += ["--backbone_layer_decay", 0.5]
+    flags += ["--eval_steps", 3, "--backbone_layer_decay", 0.5]
     code, out, errors = start(*flags)
     assert code == 0, errors
     assert "- backbone_stem " in out and "- backbone_layer_4_no_decay " in out and "- head " in out
@@ -187,5 +187,5 @@ def test_resuming_equals_never_stopping_and_another_decay_is_refused(start, tmp_
     code, out, errors = start(*flags, *again)
     assert code == 0 and "resumed from" in out, errors
     assert_equal_end(tmp_path / "again", end_state(tmp_path / "run"))
-    code, _, errors = start(*flags, *again, "--backbone_layer_decay", 0.9, "--overwrite_output_dir")
+    code, _, errors = start(*flags, *again, "--backbone_layer_decay", 0.9)
     assert code == 2 and "--backbone_layer_decay 0.5, not 0.9" in errors[0]

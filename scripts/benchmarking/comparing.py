@@ -18,7 +18,7 @@ import torch
 from scripts.benchmarking.contestants import Case
 from scripts.benchmarking.floor import needed_multiply_adds, semantic_products
 from scripts.benchmarking.measuring import Stages, in_child, interleave, matmul_rate, peak_of, quartiles
-from scripts.benchmarking.parts import FROZEN, MASK2FORMER_HERE, ON_CUDA, Effort, Part, Target
+from scripts.benchmarking.parts import MASK2FORMER_HERE, ON_CUDA, Effort, Part, Target
 from scripts.benchmarking.plain import DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.workloads import (
     Counting,
@@ -100,7 +100,7 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
     }
     baseline_totals = [sum(stages.values()) for stages in measured[part.baseline]]
     for name, rounds in measured.items():
-        own = floor_of(part.kind, cases[name]) if name == FROZEN else floor
+        own = floor_of(part.kind, cases[name]) if cases[name].is_frozen else floor
         row = summary(rounds, baseline_totals, own, rate)
         row["images_per_second"] = cases[name].batch / row["total"][1]
         row["peak_memory"] = in_child(weigh, part.kind, cases[name]) if effort.memory and part.weighed else None
@@ -183,7 +183,7 @@ def floor_of(kind: str, case: Case) -> dict[str, int]:
     counts = needed_multiply_adds(case)
     if kind == "training":
         forward = sum(count for stage, count in counts.items() if stage != "post-processing")
-        learns = forward - (counts["backbone"] if case.contestant == FROZEN else 0)
+        learns = forward - (counts["backbone"] if case.is_frozen else 0)
         return {"forward": forward, "backward": 2 * learns}
     return counts
 

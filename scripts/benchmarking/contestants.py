@@ -74,6 +74,11 @@ class Case:
         return self.contestant.split()[0] == FASEG or self.contestant == MASK2FORMER_HERE
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether its backbone learns nothing in a training step."""
+        return "frozen" in self.contestant.split()
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of weights and pixel values."""
         words = self.contestant.split()
@@ -144,7 +149,7 @@ def segformer_config(case: Case) -> SegformerConfig:
 def as_variant(model: Any, contestant: str) -> nn.Module:
     """`model` with the switch of its name thrown."""
     words = contestant.split()
-    if "frozen" in words:
+    if "frozen" in words:  # see `Case.is_frozen`
         model.base_model.backbone.requires_grad_(False)
     if "compiled" in words:
         model.compile()

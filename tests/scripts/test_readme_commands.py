@@ -18,7 +18,7 @@ from page_commands import script_commands, shell_lines
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import TINY_RESNET
-from transformers import AutoConfig, ResNetBackbone
+from transformers import AutoConfig, DINOv3ViTModel, ResNetBackbone
 
 import modeling_faseg  # noqa: F401 - registers the model
 from scripts.cli.parser import PROJECT_ROOT, parse_arguments
@@ -188,6 +188,9 @@ def test_the_readmes_instances(placeholders, own_folders, command):
 
 @pytest.mark.slow
 def test_commands_run(placeholders, own_folders, command):
+    config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / "faseg-dinov3-vit-base-ade20k").backbone_config
+    save_file(DINOv3ViTModel(config).half().state_dict(), own_folders / "dinov3.safetensors")
+    placeholders = {**placeholders, "facebook/dinov3-vitb16-pretrain-lvd1689m": "dinov3.safetensors"}
     ran = []
     for page, module, flags in sorted(
         (entry for entry in COMMANDS if entry[0] in RUN_PAGES), key=lambda entry: RUN_PAGES.index(entry[0])

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_semask import tiny_model as tiny_semask
-from training_processes import assert_equal_end, end_state
+from training_processes import as_it_was, assert_equal_end, end_state
 
 from scripts.cli.errors import UserError
 from scripts.train import TrainArguments
@@ -19,9 +19,8 @@ def test_a_frozen_run_resumes_to_the_last_bit(start, tmp_path):
     code, _, errors = start(*flags)
     assert code == 0, errors
     assert any("--freeze_backbone: the backbone has random weights and keeps them" in line for line in errors)
-    again = tmp_path / "again"
-    checkpoint = ["--resume_from_checkpoint", tmp_path / "run" / "checkpoint-1"]
-    code, out, errors = start(*flags, *checkpoint, "--output_dir", again)
+    again = as_it_was(tmp_path / "run", 1, tmp_path / "again")
+    code, out, errors = start(*flags, "--resume_from_checkpoint", "latest", "--output_dir", again)
     assert code == 0 and "resumed from" in out, errors
     assert not any("--freeze_backbone" in line for line in errors)
     assert_equal_end(again, end_state(tmp_path / "run"))

@@ -9,7 +9,7 @@ from tiny_models import tiny_config
 from tiny_qlseg import tiny_qlseg
 from tiny_semask import tiny_model as tiny_semask
 from torch import nn
-from training_processes import assert_equal_end, end_state
+from training_processes import as_it_was, assert_equal_end, end_state
 
 from modeling_faseg import FASegForUniversalSegmentation
 from modeling_faseg.backbone_probe import probe
@@ -183,7 +183,8 @@ def test_resuming_equals_never_stopping_and_another_decay_is_refused(start, tmp_
     code, out, errors = start(*flags)
     assert code == 0, errors
     assert "- backbone_stem " in out and "- backbone_layer_4_no_decay " in out and "- head " in out
-    again = ["--resume_from_checkpoint", tmp_path / "run" / "checkpoint-1", "--output_dir", tmp_path / "again"]
+    folder = as_it_was(tmp_path / "run", 1, tmp_path / "again")
+    again = ["--resume_from_checkpoint", "latest", "--output_dir", folder]
     code, out, errors = start(*flags, *again)
     assert code == 0 and "resumed from" in out, errors
     assert_equal_end(tmp_path / "again", end_state(tmp_path / "run"))

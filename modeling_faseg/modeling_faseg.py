@@ -30,6 +30,7 @@ from .position_encoding import FASegConditionalPositionEncoding, FASegLearnedPos
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    backbone_outputs,
     batch_norms,
     check_channels,
     check_image_size,
@@ -243,7 +244,7 @@ class FASegModel(FASegPreTrainedModel):
         pixel_values = image_form(pixel_values.device)(pixel_values)
         if self.feature_pyramid is not None:
             pixel_values = self.feature_pyramid.images(pixel_values)
-        backbone_output = self.backbone(pixel_values)
+        backbone_output = backbone_outputs(self.backbone, pixel_values)
         backbone_maps = list(backbone_output.feature_maps)
         if self.feature_pyramid is not None:
             backbone_maps = self.feature_pyramid(backbone_maps[-1])

@@ -24,6 +24,7 @@ from .loss_qlseg import QLSegLoss
 from .pretrained import (
     SEGMENTATION_AUTO_CLASSES,
     SegmentationPreTrainedModel,
+    backbone_outputs,
     check_channels,
     check_image_size,
     check_labels,
@@ -178,7 +179,7 @@ class QLSegModel(QLSegPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         self._warn_of_no_attentions(output_attentions)
-        taps = self.backbone(pixel_values)
+        taps = backbone_outputs(self.backbone, pixel_values)
         levels = self.encoder(taps)
         decoded = self.decoder(levels)
         queries = decoded.fused_queries

@@ -24,7 +24,13 @@ from .loss_semask import (
     resized,
     sum_semantic_maps,
 )
-from .pretrained import SEGMENTATION_AUTO_CLASSES, SegmentationPreTrainedModel, check_channels, check_labels
+from .pretrained import (
+    SEGMENTATION_AUTO_CLASSES,
+    SegmentationPreTrainedModel,
+    backbone_outputs,
+    check_channels,
+    check_labels,
+)
 
 
 if TYPE_CHECKING:
@@ -155,7 +161,8 @@ class SeMaskForSemanticSegmentation(SeMaskPreTrainedModel):
             kwargs["output_attentions"] = output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        outputs = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True, **kwargs)
+        kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
+        outputs = backbone_outputs(self.backbone, pixel_values, **kwargs)
         logits = self.decoder(outputs.feature_maps)
         auxiliary_logits = sum_semantic_maps(outputs.semantic_maps)
         loss, loss_dict = None, None

@@ -55,12 +55,16 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         return loaded
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but a batch norm whose weight is frozen is a constant.
+        """As torch's, but a backbone of which nothing learns stays in evaluation mode, without dropout and drop path,
+        and a batch norm whose weight is frozen is a constant.
 
         What trains a part of a model, such as an adapter of peft, saves that part alone: statistics that moved outside
         of it would be lost.
         """
         super().train(mode)
+        backbone = getattr(self, "backbone", None)
+        if backbone is not None and is_frozen(backbone):
+            backbone.eval()
         for norm in batch_norms(self):
             if norm.weight is not None and not norm.weight.requires_grad:
                 norm.eval()
@@ -151,6 +155,23 @@ def keep_frozen(model: nn.Module) -> None:
     for module in model.modules():
         for name in getattr(module, "frozen_parameters", ()):
             module.get_parameter(name).requires_grad_(False)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether none of the module's parameters learns; `module.requires_grad_(False)` makes it so."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def backbone_outputs(backbone: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
+    """What a backbone gives for images, without a history if nothing of it learns.
+
+    No activation of a frozen backbone is then kept for the backward pass. Images that require a gradient (saliency
+    maps) get it all the same.
+    """
+    if is_frozen(backbone) and not pixel_values.requires_grad:
+        with torch.no_grad():
+            return backbone(pixel_values, **kwargs)
+    return backbone(pixel_values, **kwargs)
 
 
 def check_channels(pixel_values: Tensor, channels: int) -> None:

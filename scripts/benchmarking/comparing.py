@@ -100,7 +100,8 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
     }
     baseline_totals = [sum(stages.values()) for stages in measured[part.baseline]]
     for name, rounds in measured.items():
-        row = summary(rounds, baseline_totals, floor, rate)
+        own = floor_of(part.kind, cases[name]) if cases[name].is_frozen else floor
+        row = summary(rounds, baseline_totals, own, rate)
         row["images_per_second"] = cases[name].batch / row["total"][1]
         row["peak_memory"] = in_child(weigh, part.kind, cases[name]) if effort.memory and part.weighed else None
         if name in synchronisations:
@@ -171,7 +172,10 @@ def summary(rounds: list[Stages], baseline_totals: list[float], floor: dict[str,
 
 
 def floor_of(kind: str, case: Case) -> dict[str, int]:
-    """Stage -> multiply-adds of this project's network, thrice the forward's to train; none for other kinds."""
+    """Stage -> multiply-adds of this project's network; none for other kinds.
+
+    A backward pass takes twice the forward's of what learns, which a frozen backbone does not.
+    """
     if kind not in ("inference", "post-processing", "training"):
         return {}
     if kind == "post-processing":
@@ -179,7 +183,8 @@ def floor_of(kind: str, case: Case) -> dict[str, int]:
     counts = needed_multiply_adds(case)
     if kind == "training":
         forward = sum(count for stage, count in counts.items() if stage != "post-processing")
-        return {"forward": forward, "backward": 2 * forward}
+        learns = forward - (counts["backbone"] if case.is_frozen else 0)
+        return {"forward": forward, "backward": 2 * learns}
     return counts
 
 

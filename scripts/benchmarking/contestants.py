@@ -25,7 +25,11 @@ from scripts.cli.parser import PROJECT_ROOT
 from scripts.models import mask2former
 
 
-BACKBONES = {"ResNet-50": "faseg-resnet50-ade20k", "Swin-T": "faseg-swin-tiny-ade20k"}
+BACKBONES = {
+    "ResNet-50": "faseg-resnet50-ade20k",
+    "Swin-T": "faseg-swin-tiny-ade20k",
+    "DINOv3 ViT-B": "faseg-dinov3-vit-base-ade20k",
+}
 
 # `--quick`: everything runs, nothing takes long, no figure means anything.
 TINY_BACKBONES: dict[str, dict[str, Any]] = {
@@ -36,6 +40,7 @@ TINY_BACKBONES: dict[str, dict[str, Any]] = {
         "layer_type": "basic",
     },
     "Swin-T": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 4], "window_size": 4},
+    "DINOv3 ViT-B": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
 }
 TINY_HEAD = {
     "feature_size": 32,
@@ -67,6 +72,11 @@ class Case:
     def is_faseg(self) -> bool:
         """Whether the model is this project's."""
         return self.contestant.split()[0] == FASEG or self.contestant == MASK2FORMER_HERE
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its backbone learns nothing in a training step."""
+        return "frozen" in self.contestant.split()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,6 +149,8 @@ def segformer_config(case: Case) -> SegformerConfig:
 def as_variant(model: Any, contestant: str) -> nn.Module:
     """`model` with the switch of its name thrown."""
     words = contestant.split()
+    if "frozen" in words:  # see `Case.is_frozen`
+        model.base_model.backbone.requires_grad_(False)
     if "compiled" in words:
         model.compile()
     if "kernels" in words:

@@ -17,11 +17,12 @@ FASEG = "FASeg"
 MASK2FORMER = "HF Mask2Former"
 MASK2FORMER_HERE = "Mask2Former here"  # the same weights, run by this project
 # After "FASeg" any of these words: what is done to the model once it is built.
-VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels")
+VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels", "frozen")
 CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
 PLAIN = "plain implementation"
 EVALUATE = "evaluate's algorithm"
 BF16 = "FASeg bf16"
+FROZEN = "FASeg frozen"  # its backbone learns nothing
 TASKS = {
     "inference": "image to label map",
     "post-processing": "post-processing alone",
@@ -65,6 +66,7 @@ class Part:
 SMALL: dict[str, Any] = {"height": 512, "width": 512, "classes": 150}
 LARGE: dict[str, Any] = {"height": 1024, "width": 2048, "classes": 19}
 SWIN: dict[str, Any] = {"backbone": "Swin-T"}
+VIT: dict[str, Any] = {"backbone": "DINOv3 ViT-B"}
 EXACT = (FASEG, MASK2FORMER)
 SAME_WEIGHTS = (MASK2FORMER_HERE, MASK2FORMER)
 PRECISIONS = (FASEG, BF16, MASK2FORMER)
@@ -102,6 +104,7 @@ FURTHER = {
     },
     "swin-tiny-1024x2048": Part("inference", {**LARGE, **SWIN}, EXACT),
     "swin-tiny-training": Part("training", {**SMALL, **SWIN, "batch": 2}, (FASEG, MASK2FORMER)),
+    "dinov3-vit-base-training": Part("training", {**SMALL, **VIT, "batch": 2}, (FROZEN, FASEG), FASEG),
     "resnet50-512-batch8": Part("inference", {**SMALL, "batch": 8}, PRECISIONS),
     "resnet50-512-batch16": Part("inference", {**SMALL, "batch": 16}, PRECISIONS),
     "resnet50-1024x2048-batch8": Part("inference", {**LARGE, "batch": 8}, EXACT),

@@ -162,7 +162,16 @@ class TrainArguments(ModelArguments, DatasetArguments):
     )
     learning_rate: float = flag(1e-4, "Learning rate of the head at its highest.")
     backbone_lr_multiplier: float = flag(0.1, "Multiplier of the backbone's learning rate.")
-    freeze_backbone: bool = flag(False, "Leave the backbone as it is, the statistics of its batch norms included.")
+    backbone_layer_decay: float = flag(
+        1.0,
+        "What each layer's learning rate is multiplied by to give that of the layer before, above 0 and up to 1: the "
+        "last block (or stage) of the backbone has the backbone's rate, its stem the lowest; 1 for one rate.",
+    )
+    freeze_backbone: bool = flag(
+        False,
+        "Leave the backbone as it is, the statistics of its batch norms included; it runs without dropout and keeps "
+        "nothing for the backward pass.",
+    )
     weight_decay: float = flag(0.05, "Weight decay of AdamW; norms, embeddings and position tables have none.")
     adam_beta1: float = flag(0.9, "First beta of AdamW.")
     adam_beta2: float = flag(0.999, "Second beta of AdamW.")
@@ -277,6 +286,10 @@ def check_values(arguments: TrainArguments) -> None:
         raise UserError("--num_tracked_images: drawn when the model is evaluated: give --eval_steps")
     if not arguments.learning_rate > 0:
         raise UserError(f"--learning_rate {arguments.learning_rate}: give a number above 0")
+    if not 0 < arguments.backbone_layer_decay <= 1:
+        raise UserError(f"--backbone_layer_decay {arguments.backbone_layer_decay}: give a number above 0, 1 for none")
+    if arguments.freeze_backbone and arguments.backbone_layer_decay != 1:
+        raise UserError("--freeze_backbone and --backbone_layer_decay: a frozen backbone has no rates: give one")
     check_at_least(arguments, LEAST_EPSILON, "adam_epsilon")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(arguments, name) < 1:

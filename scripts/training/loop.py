@@ -222,7 +222,7 @@ def evaluate_if_due(run: Run, log: TrainLog) -> None:
             progress.best_step, progress.best_score = progress.step, score
             on_main(accelerator, lambda: save_best(run))
         log.draw()
-    run.train_mode()
+    run.model.train()
 
 
 def improves_no_more(run: Run) -> bool:
@@ -330,7 +330,7 @@ def loop(run: Run) -> dict[str, Any]:
         disable=not accelerator.is_main_process,
     )  # fmt: skip
     with bar:
-        run.train_mode()
+        run.model.train()
         evaluate_if_due(run, log)  # a signal may have come before the evaluation of the step that was saved
         batches = run.batches()
         while progress.step < run.max_steps and not improves_no_more(run):

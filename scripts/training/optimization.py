@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from scripts.cli.errors import errors_explained
 from scripts.models.families import family_of
+from scripts.training.layer_decay import decayed_rates
 
 
 NORM_LAYERS = (
@@ -27,7 +28,11 @@ POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "positi
 
 
 def build_parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, backbone_lr_multiplier: float = 0.1
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    backbone_lr_multiplier: float = 0.1,
+    backbone_layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Trainable parameters in the reference's four groups: backbone or not, decayed or not.
 
@@ -35,12 +40,21 @@ def build_parameter_groups(
     biases and the pixel decoder's level embedding, a bare parameter, do. Frozen parameters are left out.
     Of a family whose `whole_head_decays` the head's norms decay too.
 
+    Args:
+        backbone_layer_decay: what the rate of each of the backbone's layers is multiplied by to give that of the layer
+            before; the last one has the backbone's rate. Unless it is 1, each layer is a part of its own:
+            `backbone_stem`, `backbone_layer_1`, ...
     Returns:
         Groups for `torch.optim.AdamW` with `params`, `lr`, `weight_decay`, `name` and `parameter_names`; empty ones
         are left out.
+    Raises:
+        ValueError: layers are asked for of a backbone that has none, see `layers_of`.
     """
+    rates, layer_of = {"backbone": learning_rate * backbone_lr_multiplier}, {}
+    if backbone_layer_decay != 1:
+        rates, layer_of = decayed_rates(model.base_model.backbone, rates["backbone"], backbone_layer_decay)
     groups: dict[str, dict[str, Any]] = {}
-    for part, rate in (("backbone", learning_rate * backbone_lr_multiplier), ("head", learning_rate)):
+    for part, rate in {**rates, "head": learning_rate}.items():
         for suffix, decay in (("", weight_decay), ("_no_decay", 0.0)):
             name = part + suffix
             groups[name] = {"name": name, "params": [], "parameter_names": [], "lr": rate, "weight_decay": decay}
@@ -52,10 +66,10 @@ def build_parameter_groups(
                 continue
             seen.add(id(parameter))
             full_name = f"{module_name}.{parameter_name}" if module_name else parameter_name
-            part = "backbone" if "backbone" in full_name.split(".") else "head"
+            part = layer_of.get(id(parameter), "backbone") if "backbone" in full_name.split(".") else "head"
             spared = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or parameter_name in POSITION_TABLES
             if whole_head_decays:
-                spared = spared and part == "backbone"
+                spared = spared and part != "head"
             group = groups[part + ("_no_decay" if spared else "")]
             group["params"].append(parameter)
             group["parameter_names"].append(full_name)

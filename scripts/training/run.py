@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -192,12 +193,6 @@ class Run:
         )
         return iter(good_batches(loader))
 
-    def train_mode(self) -> None:
-        """Training mode, without the backbone if that is frozen."""
-        self.model.train()
-        if self.arguments.freeze_backbone:
-            self.network.base_model.backbone.eval()
-
 
 def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelerator) -> Any:
     """`model` with what the flags ask of it, before accelerate wraps it.
@@ -207,6 +202,7 @@ def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelera
     """
     frozen = getattr(model.config, "freeze_backbone_batch_norm", False) or arguments.freeze_backbone
     if arguments.freeze_backbone:
+        check_trained(model, arguments, accelerator)
         model.base_model.backbone.requires_grad_(False)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and not frozen:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -216,15 +212,35 @@ def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelera
     return model
 
 
+def check_trained(model: Any, arguments: TrainArguments, accelerator: Accelerator) -> None:
+    """Warns of a backbone that would be frozen as it was drawn, and refuses one of which a part would.
+
+    Raises:
+        UserError: the semantic layers of a SeMask backbone, which pretrained weights of Swin do not hold.
+    """
+    if arguments.model_name_or_path or arguments.warm_start or arguments.resume_from_checkpoint:
+        return
+    if not arguments.backbone_weights:
+        text = "warning: --freeze_backbone: the backbone has random weights and keeps them: give --backbone_weights"
+        accelerator.print(text, file=sys.stderr)
+    elif any(".semantic_layer." in name for name, _ in model.base_model.backbone.named_parameters()):
+        raise UserError(
+            "--freeze_backbone: the semantic layers of the SeMask backbone are new and would stay random: leave it "
+            "out, or start from a trained model by --model_name_or_path"
+        )
+
+
 def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW over the reference's groups, and the schedule of their rates.
 
     Raises:
-        UserError: a schedule that needs more settings than these.
+        UserError: a schedule that needs more settings than these, or a backbone without layers.
     """
-    groups = build_parameter_groups(
-        model, arguments.learning_rate, arguments.weight_decay, arguments.backbone_lr_multiplier
-    )
+    multiplier, layer_decay = arguments.backbone_lr_multiplier, arguments.backbone_layer_decay
+    with errors_explained(f"--backbone_layer_decay {layer_decay}", ValueError):
+        groups = build_parameter_groups(
+            model, arguments.learning_rate, arguments.weight_decay, multiplier, layer_decay
+        )
     optimizer = torch.optim.AdamW(
         [{key: group[key] for key in ("name", "params", "lr", "weight_decay")} for group in groups],
         betas=(arguments.adam_beta1, arguments.adam_beta2),

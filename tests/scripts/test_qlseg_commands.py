@@ -44,7 +44,7 @@ def trained(shapes, tmp_path_factory):
     groups = {group["name"] for group in run.optimizer.param_groups}
     assert groups == {"backbone", "backbone_no_decay", "head"}  # the head's norms and queries decay
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    run.train_mode()
+    run.model.train()
     step = training_step(run, run.batches())
     assert len(step.terms) == 1 and 0 < step.grad_norm < math.inf
     assert len(step.terms[0]) == 1 + 3 * 2 and all(math.isfinite(value) for value in step.terms[0].values())

@@ -94,7 +94,7 @@ def test_recipe_takes_a_step(name, shapes, tmp_path):
         )
     )  # fmt: skip
     before = {key: value.clone() for key, value in run.network.state_dict().items()}
-    run.train_mode()
+    run.model.train()
     step = training_step(run, run.batches())
     assert {"loss", "loss_semantic"} <= step.terms[0].keys() and step.grad_norm > 0
     moved = {key for key, value in run.network.state_dict().items() if not torch.equal(value, before[key])}

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,6 +171,13 @@ def train_in_processes(arguments, world=1, kill_after=None, counted_from=None):
 def arguments_for(tiny_recipe, shapes, output_dir, *flags):
     flags = [tiny_recipe, "--dataset_name", shapes, "--output_dir", output_dir, *FLAGS, *flags]
     return parse_arguments(TrainArguments, [str(flag) for flag in flags])
+
+
+def as_it_was(output_dir, step, folder):
+    """A copy of a run as a kill after the checkpoint of that step would have left it."""
+    shutil.copytree(output_dir / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    shutil.copy(output_dir / "train_log.jsonl", folder)
+    return folder
 
 
 def end_state(output_dir):

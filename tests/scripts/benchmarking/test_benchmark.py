@@ -1,5 +1,6 @@
 """scripts/benchmark.py on tiny models: contestants do the same work, figures are what they claim to be."""
 
+import dataclasses
 import json
 import time
 from contextlib import nullcontext
@@ -13,13 +14,14 @@ from training_processes import SERVER
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from scripts.benchmark import BenchmarkArguments, benchmark, check_arguments, chosen_parts
-from scripts.benchmarking.comparing import judged, measure_part, outputs_apart, summary
+from scripts.benchmarking.comparing import floor_of, judged, measure_part, outputs_apart, summary
 from scripts.benchmarking.contestants import BACKBONES, Case, faseg_config, mask2former_config
-from scripts.benchmarking.floor import count_multiply_adds
+from scripts.benchmarking.floor import count_multiply_adds, needed_multiply_adds
 from scripts.benchmarking.measuring import Clock, in_child, interleave, matmul_rate, peak_of, quartiles
 from scripts.benchmarking.parts import (
     EVALUATE,
     FASEG,
+    FROZEN,
     MASK2FORMER,
     MASK2FORMER_HERE,
     MUST_SHOW,
@@ -37,6 +39,7 @@ from scripts.benchmarking.workloads import (
     DataPath,
     Inference,
     PostProcessing,
+    TrainingStep,
     random_batch,
     random_images,
     random_label_maps,
@@ -91,6 +94,28 @@ def test_quick_run_measures_stores_and_plots(tmp_path, capsys, uncollected, shar
     assert table.count(f"| {MASK2FORMER} |") == 3 and all(part_table(record) in printed for record in parts.values())
 
 
+def test_a_frozen_backbone_is_not_trained():
+    """Neither by the optimiser nor in the floor, which a backward pass through it is no part of."""
+    setting = {**TINY, "backbone": "DINOv3 ViT-B"}
+    groups = [
+        {group["name"] for group in TrainingStep(Case(name, **setting)).optimizer.param_groups}
+        for name in (FROZEN, FASEG)
+    ]
+    assert groups[0] == {"head", "head_no_decay"} and groups[1] == groups[0] | {"backbone", "backbone_no_decay"}
+
+
+@pytest.mark.system
+def test_a_frozen_backbone_is_measured_against_a_tuned_one(shared_server):
+    record = measure_part(PARTS["dinov3-vit-base-training"], Effort("cpu", 1, 0.0, True, True))
+    rows = record["contestants"]
+    assert list(rows) == [FROZEN, FASEG] and record["baseline"] == FASEG and not record["skipped"]
+    assert rows[FASEG]["memory_ratio"] == 1 and rows[FROZEN]["peak_memory"] > 0
+    case = Case(FROZEN, **{**TINY, "backbone": "DINOv3 ViT-B"})
+    frozen, tuned = (floor_of("training", dataclasses.replace(case, contestant=name)) for name in (FROZEN, FASEG))
+    backbone = needed_multiply_adds(case)["backbone"]
+    assert frozen["forward"] == tuned["forward"] and frozen["backward"] == tuned["backward"] - 2 * backbone > 0
+
+
 def test_default_parts_are_those_that_must_be_shown():
     effort = Effort("cpu", 3, 1.0, True, False)
     assert list(chosen_parts(BenchmarkArguments(), effort)) == list(MUST_SHOW)
@@ -105,7 +130,7 @@ def test_default_parts_are_those_that_must_be_shown():
     ("flags", "message"),
     [
         (["--only", "resnet50-513"], "--only resnet50-513: did you mean resnet50-512?"),
-        (["--contestants", "FASeg frozen"], "--contestants 'FASeg frozen': choose"),
+        (["--contestants", "FASeg pruned"], "--contestants 'FASeg pruned': choose"),
         (["--device", "tpu"], "--device tpu: choose cpu or cuda"),
         (["--repetitions", "0"], "--repetitions 0: give at least 1"),
         (["--output_file", "."], "--output_file . is a folder: name a file"),

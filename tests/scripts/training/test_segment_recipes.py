@@ -146,7 +146,7 @@ def test_recipe_takes_a_step(name, segmented, tmp_path):
     run = set_up(parse_arguments(TrainArguments, [name, *map(str, flags)]))
     assert run.data.task == run.network.config.task == run.processor.task == arguments.task
     assert run.max_steps == arguments.max_train_steps
-    run.train_mode()
+    run.model.train()
     step = training_step(run, run.batches())
     assert 0 < step.grad_norm < math.inf
     assert all(math.isfinite(value) for terms in step.terms for value in terms.values())

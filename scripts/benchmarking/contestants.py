@@ -81,7 +81,7 @@ def faseg_config(case: Case) -> Any:
     """Configuration of the released model with the case's classes and queries; a recipe's has its own queries."""
     if recipe := BY_RECIPE.get(case.contestant):
         overrides = read_recipe(recipe, [field.name for field in fields(TrainArguments)])["config_overrides"]
-        return FASegConfig(**overrides, num_labels=case.classes)
+        return FASegConfig(**{**overrides, "num_labels": case.classes})
     config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / BACKBONES[case.backbone])
     values = {key: value for key, value in config.to_dict().items() if key not in ("id2label", "label2id")}
     values |= {"num_labels": case.classes, "num_queries": case.queries}

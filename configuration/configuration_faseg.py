@@ -43,6 +43,9 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
         high_resolution_reduction: Omega; HRCA keeps one window in so many (reference: a constructor default).
         high_resolution_min_windows: Windows that HRCA keeps at least; the reference keeps none on images of fewer than
             `high_resolution_reduction` coarse tokens.
+        high_resolution_sharing: Whose weights HRCA's decoder layers run: `"none"`: each its own (paper); `"shared"`:
+            all those of the first HRCA layer; `"reused"`: each those of the layer before it, so that HRCA adds no
+            weights of a layer. The latter two are lighter forms of this project's own.
         attention_mask_threshold: Mask probability below which a query may not attend to a position (reference;
             Mask2Former has 0.5).
         mask_padding: Whether `pixel_mask` keeps padding out of attention, DFPQ and HRCA; the reference treats padding
@@ -108,6 +111,7 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     use_high_resolution_cross_attention: bool = True
     high_resolution_reduction: int = 32
     high_resolution_min_windows: int = 0
+    high_resolution_sharing: Literal["none", "shared", "reused"] = "none"
     attention_mask_threshold: float | int = 0.15
     mask_padding: bool = False
     ignore_value: int = 255
@@ -166,6 +170,9 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
         windows_are_read = self.use_high_resolution_cross_attention or self.high_resolution_min_windows == 0
         fix = "set it to 0: use_high_resolution_cross_attention=False keeps no windows"
         require(self, "high_resolution_min_windows", windows_are_read, fix)
+        shares = self.use_high_resolution_cross_attention or self.high_resolution_sharing == "none"
+        fix = 'set it to "none": use_high_resolution_cross_attention=False leaves no layer that could share'
+        require(self, "high_resolution_sharing", shares, fix)
         kind = getattr(self.backbone_config, "model_type", None)
         fix = f"set it to None: backbone_config is of type {kind!r}, not 'timm_backbone'"
         require(self, "timm_backbone_kwargs", not self.timm_backbone_kwargs or kind == "timm_backbone", fix)
@@ -178,6 +185,16 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     def reads_high_resolution_level(self) -> bool:
         """Whether any decoder layer attends to the stride-4 level: layer i reads level i mod 4."""
         return self.use_high_resolution_cross_attention and self.decoder_layers >= 4
+
+    @property
+    def decoder_layer_weights(self) -> list[int]:
+        """For each decoder layer the number of the layer whose weights it runs: its own but for what
+        `high_resolution_sharing` says of HRCA's, which are layers 3, 7, 11, ..."""
+        numbers = list(range(self.decoder_layers))
+        if self.reads_high_resolution_level and self.high_resolution_sharing != "none":
+            for index in numbers[3::4]:
+                numbers[index] = 3 if self.high_resolution_sharing == "shared" else index - 1
+        return numbers
 
 
 FASegConfig.register_for_auto_class()

@@ -97,12 +97,8 @@ class FASegWindows:
         return (rows * self.fine_size[1] + columns).flatten(1)
 
 
-class FASegWindowAttention(FASegAttention):
-    """Attention to the pixels of windows, of which an image may keep none: nothing is attended to then, and the output
-    is the bias of the output projection, as torch's multi-head attention has it without keys.
-
-    Nothing is computed with its weights, so that any attention implementation will do.
-    """
+class FASegCrossAttention(FASegAttention):
+    """Attention to all positions of a level, or to the pixels of windows, by the same weights."""
 
     def forward(
         self,
@@ -111,9 +107,23 @@ class FASegWindowAttention(FASegAttention):
         values: Tensor,
         blocked: Tensor | None = None,
         need_weights: bool = False,
+        in_windows: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `FASegAttention`, but with `blocked` `(B, 1, 1, L)`. The output is the same bit for bit whether weights
-        are asked for or not; those of images of which nothing is attended to are zero."""
+        """As `FASegAttention`, and with `in_windows` as `to_windows`."""
+        if in_windows:
+            return self.to_windows(queries, keys, values, blocked, need_weights)
+        return super().forward(queries, keys, values, blocked, need_weights)
+
+    def to_windows(
+        self, queries: Tensor, keys: Tensor, values: Tensor, blocked: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `FASegAttention`, but with `blocked` `(B, 1, 1, L)`, and an image may keep no window: nothing is attended
+        to then, and the output is the bias of the output projection, as torch's multi-head attention has it without
+        keys.
+
+        Nothing is computed with the weights, so that any attention implementation will do: the output is the same bit
+        for bit whether they are asked for or not; those of images of which nothing is attended to are zero.
+        """
         if keys.shape[1] == 0:
             none = queries.new_zeros((queries.shape[0], self.num_heads, queries.shape[1], 0))
             return self.o_proj(torch.zeros_like(queries)), none if need_weights else None

@@ -18,7 +18,7 @@ from .configuration_faseg import FASegConfig
 from .decisions import Decisions
 from .dfpq_faseg import POOLING_THRESHOLD, FASegFocusQueries, initial_attention
 from .embeddings import all_rows
-from .hrca_faseg import HIGH_RESOLUTION_LEVEL, FASegWindowAttention, FASegWindows
+from .hrca_faseg import HIGH_RESOLUTION_LEVEL, FASegCrossAttention, FASegWindows
 
 
 @dataclass
@@ -98,17 +98,12 @@ class FASegMLP(nn.Module):
 
 
 class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
-    """Cross-attention, self-attention, feed-forward: all post-norm, in this order.
+    """Cross-attention, self-attention, feed-forward: all post-norm, in this order."""
 
-    Args:
-        reads_windows: whether the keys are those of HRCA's windows.
-    """
-
-    def __init__(self, config: FASegConfig, reads_windows: bool):
+    def __init__(self, config: FASegConfig):
         super().__init__()
         self.dropout = config.dropout
-        cross_attention = FASegWindowAttention if reads_windows else FASegAttention
-        self.cross_attn = cross_attention(config, config.num_attention_heads)
+        self.cross_attn = FASegCrossAttention(config, config.num_attention_heads)
         self.cross_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
         self.self_attn = FASegAttention(config, config.num_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
@@ -125,6 +120,7 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
         values: Tensor,
         blocked: Tensor | None = None,
         need_attention: bool = True,
+        in_windows: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
@@ -134,10 +130,12 @@ class FASegTransformerDecoderLayer(GradientCheckpointingLayer):
             keys: `(B, L, C)` with positions; `values`: `(B, L, C)` without.
             blocked: `(B, 1, Q or 1, L)` mask of the cross-attention.
             need_attention: whether the second result is wanted.
+            in_windows: whether the keys are those of HRCA's windows.
         Returns:
             `(B, Q, C)` and the cross-attention averaged over heads `(B, Q, L)`, float32; None if not wanted.
         """
-        update, weights = self.cross_attn(hidden_states + cross_position, keys, values, blocked, need_attention)
+        queries = hidden_states + cross_position
+        update, weights = self.cross_attn(queries, keys, values, blocked, need_attention, in_windows)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self._drop(update))
         positioned = hidden_states + self_position
         update, _ = self.self_attn(positioned, positioned, hidden_states)
@@ -169,9 +167,12 @@ class FASegTransformerDecoder(nn.Module):
             nn.Conv2d(config.feature_size, config.hidden_dim, kernel_size=1)
             for _ in range(self.num_levels if config.enforce_input_projection else 0)
         )
+        # A layer that runs another's weights has none of its own, so that each tensor is there and is saved once; its
+        # place stays, so that a name means the same layer however weights are shared.
+        self.layer_weights = config.decoder_layer_weights
         self.layers = nn.ModuleList(
-            FASegTransformerDecoderLayer(config, index % self.num_levels == HIGH_RESOLUTION_LEVEL)
-            for index in range(config.decoder_layers)
+            FASegTransformerDecoderLayer(config) if number == index else nn.Identity()
+            for index, number in enumerate(self.layer_weights)
         )
         self.layernorm = nn.LayerNorm(config.hidden_dim)
         self.focus_queries = FASegFocusQueries(config.hidden_dim) if config.use_dynamic_positional_queries else None
@@ -209,15 +210,24 @@ class FASegTransformerDecoder(nn.Module):
         positional_queries = self._initial_queries(learned, mask_embeddings, levels[0])
         coarse_attention: Tensor | None = None
         attended: FASegLevel | FASegWindows
-        for index, layer in enumerate(self.layers):
+        for index, weights in enumerate(self.layer_weights):
+            layer = self.layers[weights]
             number = index % self.num_levels
             if number == HIGH_RESOLUTION_LEVEL:  # HRCA: the windows that got most of the coarse attention
                 attended = FASegWindows(
                     self.config, cast(Tensor, coarse_attention), feature_maps, valid, self.decisions
                 )
                 keys, values = attended.read(feature_maps[number], positions[number], level_embed[number])
+                blocked = attended.blocked()
                 hidden_states, attention = layer(
-                    hidden_states, learned[None], positional_queries, keys, values, attended.blocked(), output_focus
+                    hidden_states,
+                    learned[None],
+                    positional_queries,
+                    keys,
+                    values,
+                    blocked,
+                    output_focus,
+                    in_windows=True,
                 )
             else:  # masked attention, whose focus becomes the next positional queries: DFPQ
                 attended = levels[number]

@@ -79,6 +79,12 @@ VARIANTS = {
     "warm-start": Variant(
         "DFPQ and HRCA, started from that Mask2Former, a quarter of the steps", warm_start="mask2former"
     ),
+    "shared": Variant(
+        "DFPQ and HRCA, one shared high-resolution layer", (*ideas(True, True), "high_resolution_sharing=shared")
+    ),
+    "reused": Variant(
+        "DFPQ and HRCA, the layer before reused", (*ideas(True, True), "high_resolution_sharing=reused")
+    ),
 }
 
 

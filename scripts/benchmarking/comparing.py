@@ -34,6 +34,7 @@ from scripts.evaluation.results import command_line, package_versions
 
 KINDS: dict[str, Any] = {
     "inference": Inference,
+    "sizes": Inference,
     "post-processing": PostProcessing,
     "training": TrainingStep,
     "matcher": MatcherWork,

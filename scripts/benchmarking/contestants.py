@@ -7,7 +7,7 @@ SegFormer-B2 and EoMT (ViT-L, its released size) stand beside them for context.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from transformers.models.mask2former import Mask2FormerForUniversalSegmentation,
 from transformers.models.segformer import SegformerForSemanticSegmentation, SegformerImageProcessor
 
 import modeling_faseg  # noqa: F401 - registers the models
+from configuration import FASegConfig
 from image_processing import FASegImageProcessor
-from scripts.benchmarking.parts import FASEG, MASK2FORMER, MASK2FORMER_HERE
+from scripts.benchmarking.parts import BY_RECIPE, FASEG, MASK2FORMER, MASK2FORMER_HERE
 from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT
+from scripts.cli.parser import PROJECT_ROOT, read_recipe
 from scripts.models import mask2former
+from scripts.training.arguments import TrainArguments
 
 
 BACKBONES = {
@@ -86,7 +88,10 @@ class Case:
 
 
 def faseg_config(case: Case) -> Any:
-    """Configuration of the released model with the case's classes and queries."""
+    """Configuration of the released model with the case's classes and queries; a recipe's has its own queries."""
+    if recipe := BY_RECIPE.get(case.contestant):
+        overrides = read_recipe(recipe, [field.name for field in fields(TrainArguments)])["config_overrides"]
+        return FASegConfig(**{**overrides, "num_labels": case.classes})
     config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / BACKBONES[case.backbone])
     values = {key: value for key, value in config.to_dict().items() if key not in ("id2label", "label2id")}
     values |= {"num_labels": case.classes, "num_queries": case.queries}

@@ -18,6 +18,9 @@ MASK2FORMER = "HF Mask2Former"
 MASK2FORMER_HERE = "Mask2Former here"  # the same weights, run by this project
 # After "FASeg" any of these words: what is done to the model once it is built.
 VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels", "frozen")
+# FASeg of the released width, and narrow ones by their recipes: each with its own backbone and queries.
+FASEG_RESNET50 = "FASeg ResNet-50"
+BY_RECIPE = {"FASeg MobileNetV2": "faseg-mobilenetv2-camvid", "FASeg light": "faseg-light-mobilenetv2-camvid"}
 CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
 PLAIN = "plain implementation"
 EVALUATE = "evaluate's algorithm"
@@ -25,6 +28,7 @@ BF16 = "FASeg bf16"
 FROZEN = "FASeg frozen"  # its backbone learns nothing
 TASKS = {
     "inference": "image to label map",
+    "sizes": "image to label map, FASeg of several sizes",
     "post-processing": "post-processing alone",
     "training": "training step",
     "matcher": "matching, all predictions",
@@ -70,6 +74,7 @@ VIT: dict[str, Any] = {"backbone": "DINOv3 ViT-B"}
 EXACT = (FASEG, MASK2FORMER)
 SAME_WEIGHTS = (MASK2FORMER_HERE, MASK2FORMER)
 PRECISIONS = (FASEG, BF16, MASK2FORMER)
+SIZES = (FASEG_RESNET50, *BY_RECIPE)
 PLAIN_SETTING = {**SMALL, "batch": 2}
 
 MUST_SHOW = {
@@ -108,6 +113,8 @@ FURTHER = {
     "resnet50-512-batch8": Part("inference", {**SMALL, "batch": 8}, PRECISIONS),
     "resnet50-512-batch16": Part("inference", {**SMALL, "batch": 16}, PRECISIONS),
     "resnet50-1024x2048-batch8": Part("inference", {**LARGE, "batch": 8}, EXACT),
+    "sizes-360x480": Part("sizes", {"height": 360, "width": 480, "classes": 11}, SIZES, FASEG_RESNET50),
+    "sizes-512": Part("sizes", SMALL, SIZES, FASEG_RESNET50),
     "compiled-512": Part("inference", SMALL, (FASEG, "FASeg compiled", MASK2FORMER)),
     "context-512": Part("inference", SMALL, (FASEG, MASK2FORMER, *CONTEXT)),
     "context-1024x2048": Part("inference", LARGE, (FASEG, MASK2FORMER, *CONTEXT)),
@@ -128,10 +135,11 @@ def check_contestant(name: str) -> None:
         UserError: names it.
     """
     first, *words = name.split() or [""]
-    known = name in (*SAME_WEIGHTS, *CONTEXT) or (first == FASEG and all(word in VARIANT_WORDS for word in words))
+    named = (*SAME_WEIGHTS, *CONTEXT, *SIZES)
+    known = name in named or (first == FASEG and all(word in VARIANT_WORDS for word in words))
     if not known:
         raise UserError(
-            f"--contestants {name!r}: choose {', '.join(map(repr, (*SAME_WEIGHTS, *CONTEXT)))} or {FASEG!r} followed "
+            f"--contestants {name!r}: choose {', '.join(map(repr, named))} or {FASEG!r} followed "
             f"by any of {', '.join(VARIANT_WORDS)}"
         )
 

@@ -170,8 +170,8 @@ def plain_predictions(
     allowed, coarse = probs(0), None
     outside = (allowed < 0.5).float()
     position = focused(outside / (outside.sum(-1, keepdim=True) + 1e-6), 0)
-    for index, layer in enumerate(decoder.layers):
-        level = index % 4
+    for index, weights in enumerate(decoder.layer_weights):
+        layer, level = decoder.layers[weights], index % 4
         if level < 3:
             blocked = allowed < config.attention_mask_threshold
             blocked = (blocked & ~blocked.all(-1, keepdim=True))[:, None]
@@ -181,7 +181,7 @@ def plain_predictions(
         else:
             kept = window_tokens(coarse, feature_maps, config.high_resolution_reduction)
             value, place = (torch.stack([image[k] for image, k in zip(each[3], kept)]) for each in (values, places))
-            queries, _ = layer(queries, learned, position, value + place, value, need_attention=False)
+            queries, _ = layer(queries, learned, position, value + place, value, None, False, in_windows=True)
         allowed = probs((index + 1) % 4)
         if level < 3:
             position = focused(attention, level)

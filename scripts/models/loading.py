@@ -60,10 +60,27 @@ def build_config(arguments: ModelArguments, id2label: dict[int, str] | None = No
             )
         left_out = {"transformers_version"} if arguments.model_name_or_path else {"transformers_version", *FIELDS}
         values = {key: value for key, value in base.to_dict().items() if key not in left_out}
-        return with_changes(type(base), values, arguments.config_overrides, id2label)
+        config = with_changes(type(base), values, arguments.config_overrides, id2label)
+        if arguments.model_name_or_path:
+            refuse_other_sharing(arguments, base, config)
+        return config
     if arguments.model_type not in CONFIG_MAPPING:
         raise UserError(f"--model_type {arguments.model_type}: unknown to transformers; 'faseg' is this project's")
     return with_changes(CONFIG_MAPPING[arguments.model_type], {}, arguments.config_overrides, id2label)
+
+
+def refuse_other_sharing(arguments: ModelArguments, base: PreTrainedConfig, config: PreTrainedConfig) -> None:
+    """Refuses a checkpoint's weights for a model whose HRCA layers run other layers' weights than its own do.
+
+    Raises:
+        UserError: names both values.
+    """
+    found, wanted = (getattr(each, "high_resolution_sharing", "none") for each in (base, config))
+    if found != wanted:
+        raise UserError(
+            f"--config_overrides high_resolution_sharing={wanted}: {arguments.model_name_or_path} was trained with "
+            f"{found!r}, and its layers are of no use with another: leave it out, or train a new model with it"
+        )
 
 
 def read_config(arguments: ModelArguments, name: str) -> PreTrainedConfig:

@@ -162,6 +162,11 @@ def convert_state_dict(official: dict[str, Tensor], config: Any, head_only: bool
         ConversionError: for a checkpoint of another model, other sizes, missing or unexpected names.
     """
     _refuse_other_models(official)
+    if config.high_resolution_sharing != "none":
+        raise ConversionError(
+            f"the config has high_resolution_sharing={config.high_resolution_sharing!r}, but each layer of the "
+            "checkpoint has weights of its own: set it to 'none'"
+        )
     check_sizes(official, config, _SIZES, _DEPTHS)
     expected = expected_tensors(FASegForUniversalSegmentation, config)
     if head_only:

@@ -180,7 +180,7 @@ def origin(index: int, config: FASegConfig, there: int) -> int:
 def carried_over(state_dict: Mapping[str, Tensor], plain: FASegConfig, config: FASegConfig) -> dict[str, Tensor]:
     """A plain model's tensors under the names of a FASeg with both ideas."""
     copies: dict[int, list[int]] = {}
-    for index in range(config.decoder_layers):
+    for index in sorted(set(config.decoder_layer_weights)):
         copies.setdefault(origin(index, config, plain.decoder_layers), []).append(index)
     taken = {}
     for name, value in state_dict.items():

@@ -12,3 +12,8 @@ from plain_onnx import check_plain_export, check_transformers_export
 )
 def test_faseg_by_any_exporter(check):
     check(tiny_model(), tiny_batch()["pixel_values"])
+
+
+@pytest.mark.system
+def test_layers_that_share_weights_by_any_exporter():
+    check_plain_export(tiny_model(high_resolution_sharing="reused"), tiny_batch()["pixel_values"])

@@ -28,6 +28,11 @@ from modeling_faseg import FASegForUniversalSegmentation
             {"use_high_resolution_cross_attention": False, "high_resolution_min_windows": 1},
             "high_resolution_min_windows=1: set it to 0",
         ),
+        (
+            {"use_high_resolution_cross_attention": False, "high_resolution_sharing": "shared"},
+            "high_resolution_sharing='shared': set it to \"none\"",
+        ),
+        ({"high_resolution_sharing": "all"}, "high_resolution_sharing"),
         ({"task": "depth"}, "task"),
         ({"positional_encoding_type": "rotary"}, "positional_encoding_type"),
         ({"num_queries": "100"}, "num_queries"),

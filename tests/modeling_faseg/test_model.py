@@ -6,7 +6,7 @@ from tiny_models import TINY_SWIN, tiny_batch, tiny_config, tiny_model
 
 from modeling_faseg import FASegForUniversalSegmentation, deformable_sampling, forms_faseg
 from modeling_faseg.dfpq_faseg import FASegFocusQueries
-from modeling_faseg.hrca_faseg import FASegWindowAttention, FASegWindows
+from modeling_faseg.hrca_faseg import FASegCrossAttention, FASegWindows
 
 
 def test_output_shapes():
@@ -189,9 +189,9 @@ def test_small_images_keep_no_window_unless_asked_to():
 
 
 def test_attention_without_keys_is_the_output_bias():
-    attention = FASegWindowAttention(tiny_config(), 4)
+    attention = FASegCrossAttention(tiny_config(), 4)
     queries, nothing = torch.randn(2, 6, 32), torch.zeros(2, 0, 32)
-    output, weights = attention(queries, nothing, nothing)
+    output, weights = attention(queries, nothing, nothing, in_windows=True)
     assert weights is None
     torch.testing.assert_close(output, attention.o_proj.bias.expand(2, 6, -1))
 

@@ -17,9 +17,12 @@ SIZE = {"shortest_edge": 64, "longest_edge": 128}
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("backbone", [TINY_RESNET, TINY_SWIN], ids=lambda config: config["model_type"])
-def test_loads_where_the_project_is_not_installed(backbone, tmp_path):
-    model, images = tiny_model(backbone_config=dict(backbone)), tiny_batch()["pixel_values"]
+@pytest.mark.parametrize(
+    ("backbone", "sharing"), [(TINY_RESNET, "reused"), (TINY_SWIN, "none")], ids=["resnet", "swin"]
+)
+def test_loads_where_the_project_is_not_installed(backbone, sharing, tmp_path):
+    model = tiny_model(backbone_config=dict(backbone), high_resolution_sharing=sharing)
+    images = tiny_batch()["pixel_values"]
     also = "assert model(images, output_focus=True).focus_maps is not None"
     processor = FASegImageProcessor(size=SIZE)
     check_loads_elsewhere(model, processor, images, "masks_queries_logits", CLASSES, tmp_path, also=also)

@@ -30,6 +30,7 @@ from scripts.benchmarking.parts import (
     SAME_WEIGHTS,
     Effort,
     Target,
+    check_contestant,
 )
 from scripts.benchmarking.plain import DecoderWork, LossWork, MatcherWork
 from scripts.benchmarking.scaling import needs, saved_bytes, saved_storages
@@ -176,7 +177,17 @@ def test_contestants_share_backbone_queries_and_classes():
         assert ours.decoder_layers == 13, "the released architecture"
 
 
-@pytest.mark.parametrize("contestant", [f"{FASEG} bf16", "HF SegFormer-B2", "HF EoMT-L"])
+def test_contestants_by_recipe_are_the_recipes_models():
+    for name in PARTS["sizes-360x480"].contestants:
+        check_contestant(name)
+    light, full, reference = (faseg_config(Case(name, classes=11)) for name in PARTS["sizes-512"].contestants[::-1])
+    assert (light.hidden_dim, light.encoder_layers, light.decoder_layers, light.num_queries) == (64, 1, 9, 50)
+    assert (full.hidden_dim, full.encoder_layers, full.decoder_layers, full.num_queries) == (128, 3, 13, 50)
+    assert (reference.hidden_dim, reference.num_queries, reference.backbone_config.model_type) == (256, 100, "resnet")
+    assert light.num_labels == full.num_labels == reference.num_labels == 11
+
+
+@pytest.mark.parametrize("contestant", [f"{FASEG} bf16", f"{FASEG} light", "HF SegFormer-B2", "HF EoMT-L"])
 def test_other_contestants_run(contestant):
     stages = Inference(Case(contestant, **TINY)).run(0)  # raises unless the maps are of the images' size
     assert {"processor", "post-processing"} < set(stages)

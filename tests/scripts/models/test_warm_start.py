@@ -121,6 +121,18 @@ def test_with_one_idea_alone(folder, plain, capsys):
     assert "100.0 % of" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("sharing", "own"), [("shared", {3}), ("reused", set())])
+def test_layers_that_share_weights_start_as_their_copies(folder, plain, sharing, own):
+    model = started(folder, f"high_resolution_sharing={sharing}")
+    theirs, ours = plain.state_dict(), model.state_dict()
+    origins = {here: there for there, places in WENT_TO.items() for here in places}
+    for index in {*range(13)} - {3, 7, 11} | own:
+        name = f"{DECODER}layers.{{}}.fc1.weight"
+        assert torch.equal(ours[name.format(index)], theirs[name.format(origins[index])])
+    layers = {int(name.split(".")[3]) for name in ours if name.startswith(f"{DECODER}layers.")}
+    assert layers == {*range(13)} - {3, 7, 11} | own
+
+
 def test_the_converter_writes_what_can_be_trained_on(folder, tmp_path, command):
     code, out, _ = command(
         convert_checkpoint, "--mask2former", folder, "--warm_start", "--output_dir", tmp_path / "warm"

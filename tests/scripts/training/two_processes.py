@@ -77,6 +77,8 @@ VARIANTS = {
     "padding masked": {"mask_padding": True, "exclude_ignored_pixels": True},
     "one window kept": {"high_resolution_reduction": 64, "high_resolution_min_windows": 1},
     "one decoder layer": {"decoder_layers": 1},
+    "one HRCA layer's weights": {"high_resolution_sharing": "shared", "decoder_layers": 9},
+    "HRCA by the layers before": {"high_resolution_sharing": "reused", "decoder_layers": 9, "checkpointing": True},
     "swin": {"backbone_config": {**TINY_SWIN, "depths": [1, 1, 1, 1]}},
     "bit": {"backbone_config": backbone_of("bit")},
     "maskformer-swin": {"backbone_config": backbone_of("maskformer-swin")},
@@ -86,7 +88,7 @@ VARIANTS = {
 }
 IN_TWO_PROCESSES = [
     "full", "Mask2Former", "last layer alone", "swin", "bit", "maskformer-swin", "pp_lcnet_v3", "frozen backbone",
-    "gradient checkpointing",
+    "gradient checkpointing", "one HRCA layer's weights", "HRCA by the layers before",
 ]  # fmt: skip
 
 

@@ -16,7 +16,6 @@ SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-TASKS = ("semantic", "instance", "panoptic")
 CLASSES = "classes"
 # Of labels, see --label_encoding.
 ENCODINGS = (CLASSES, "segments", "instances", "class_and_instance", "coco", "yolo")

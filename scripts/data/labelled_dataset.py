@@ -42,6 +42,7 @@ from scripts.data.mask_colours import (
 )
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
+from scripts.models.tasks import INSTANCE, SEMANTIC
 from scripts.storage.digests import sha256
 from scripts.storage.json_files import read_json
 from scripts.storage.retries import with_retries
@@ -84,7 +85,7 @@ class LabelledDataset:
         self.split = split
         self.do_reduce_labels = arguments.do_reduce_labels
         self.image_form = PLAIN
-        self.task = "semantic"
+        self.task = SEMANTIC
         also = (*also, arguments.segments_column_name) if with_labels else also
         self.stream, self.files, self.held_back, self.annotations = open_source(arguments, split, with_labels, also)
 
@@ -270,7 +271,7 @@ class LabelledDataset:
                 )
             return self.annotations.encoding
         if given is not None:
-            if given == CLASSES and self.task != "semantic":
+            if given == CLASSES and self.task != SEMANTIC:
                 raise UserError(
                     f"--label_encoding {CLASSES}: a class per pixel does not tell instances apart, which an "
                     f"{self.task} model learns: give maps of segments or instances, or train for --task semantic"
@@ -282,7 +283,7 @@ class LabelledDataset:
         if column in (self.stream.column_names or []):
             say_once(f"label maps hold segments, whose classes are in column {column!r} (--label_encoding segments)")
             return "segments"
-        if self.task == "semantic":
+        if self.task == SEMANTIC:
             return CLASSES
         raise UserError(
             f"--task {self.task} needs segments, and nothing tells what the label maps hold: give --label_encoding "
@@ -327,7 +328,7 @@ class LabelledDataset:
             table = {category: old if old == IGNORE_INDEX else old + 1 for category, old in table.items()}
             names = {0: BACKGROUND} | {index + 1: name for index, name in names.items()}
             return SegmentClasses(names, table, frozenset(index + 1 for index in things))
-        if self.task != "instance" or things == frozenset(names):
+        if self.task != INSTANCE or things == frozenset(names):
             return SegmentClasses(names, table, things)
         order = {old: new for new, old in enumerate(sorted(things))}
         table = {category: order.get(index, IGNORE_INDEX) for category, index in table.items()}
@@ -365,7 +366,7 @@ class LabelledDataset:
     def background_class(self) -> int:
         """In painted maps of classes, what pixels without a segment are: a class where outlines or instances lie on a
         background, else ignored, as where each pixel's class is told."""
-        if self.task != "semantic" or self.encoding in (CLASSES, "segments") or self.holds_class_maps:
+        if self.task != SEMANTIC or self.encoding in (CLASSES, "segments") or self.holds_class_maps:
             return IGNORE_INDEX
         names = self._all_classes or {}
         return next((index for index, name in names.items() if name.lower() == BACKGROUND), 0)
@@ -450,7 +451,7 @@ class LabelledDataset:
         if self.encoding == CLASSES:
             return replace(self.own_row_format, class_map=self.class_map)
         classes = self.segment_classes or SegmentClasses({}, {0: 0} if self.holds_instances_of_one_class else {})
-        if self.task == "semantic" and self.holds_class_maps:
+        if self.task == SEMANTIC and self.holds_class_maps:
             classes = replace(classes, things=frozenset())  # whose instances need not be told apart
         segments = SegmentForm(
             self.encoding, classes, self.arguments.segments_column_name, self.class_column, self.background_class

@@ -20,6 +20,7 @@ from scripts.data.samples import BadSample, RowFormat
 from scripts.data.segments import IGNORED, Segments, segments_of_ids
 from scripts.dataset_check.sample_facts import SampleFacts, SegmentFacts
 from scripts.dataset_check.segment_rule import SegmentRule
+from scripts.models.tasks import SEMANTIC
 
 
 MAPS = ("segments", "instances", "class_and_instance")  # encodings whose labels are images
@@ -231,7 +232,7 @@ def look_at(found: Segments, ids: Sequence[int], rule: SegmentRule, facts: Sampl
     for index, number in counts.crowds.items():
         if number >= MANY_CROWDS and index in things:
             facts.note("split-crowd", f"{number} crowd regions of {label.get(index, index)}")
-    if rule.task != "semantic":
+    if rule.task != SEMANTIC:
         for index, number in counts.classes.items():
             if number > 1 and index not in things:
                 facts.note("stuff-in-segments", f"{number} segments of {label.get(index, index)}")

@@ -15,10 +15,11 @@ from scripts.data.arguments import CLASSES
 from scripts.data.first_look import BACKGROUND, FirstLook, first_look
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.sources import IGNORE_INDEX
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 
 
 CHECK = f"{start_of('check_dataset')} tells what became of the others"
-LEAST_CLASSES = {"semantic": 2, "instance": 1, "panoptic": 1}  # of which a score can fail: segments can be missed
+LEAST_CLASSES = {SEMANTIC: 2, INSTANCE: 1, PANOPTIC: 1}  # of which a score can fail: segments can be missed
 MOST_CLASSES = 100  # values without names: more are rather numbers of instances
 GO_ON = "--allow_absent_classes goes on as it is"
 
@@ -83,7 +84,7 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
     """What is wrong with the classes in the first label maps, and the fix; None if nothing is."""
     read = f"{'its' if look.whole else 'the first'} {look.maps} label map{'s' * (look.maps > 1)}"
     ids, absent = set(look.stored), [index for index in names if not look.classes[index]]
-    if data.task != "semantic":
+    if data.task != SEMANTIC:
         if not look.classes:
             return f"{read} hold no segment of any class, so there is nothing to learn or to score: {CHECK}"
         whole = absent and look.whole and look.enough_for(len(names))
@@ -106,7 +107,7 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
         return f"{read} hold no segments of these classes, so there is nothing to learn or to score: {CHECK}"
     if not look.classes:
         return f"{read} hold {look.listed()}, all of them ignored, so there is nothing to learn or to score: {CHECK}"
-    if len(look.classes) < LEAST_CLASSES["semantic"]:
+    if len(look.classes) < LEAST_CLASSES[SEMANTIC]:
         only = names[next(iter(look.classes))]
         return f"{read} hold {look.listed()}, which is {only!r} alone, so no score can fail: {CHECK}; {GO_ON}"
     if absent and look.whole and enough:

@@ -18,6 +18,7 @@ from scripts.evaluation.degenerate import look_at_classes
 from scripts.evaluation.results import in_percent
 from scripts.evaluation.segment_rules import check_segment_classes
 from scripts.evaluation.segments_split import evaluate_segments, things_of
+from scripts.models.tasks import PANOPTIC
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,6 @@ def measure(
         accelerator.print(f"warning: {facts['warning']}", file=sys.stderr)
     if interval := scores.pop("interval", None):
         facts["interval"] = interval | in_percent({key: interval[key] for key in ("low", "high")})
-    if processor.task == "panoptic":
+    if processor.task == PANOPTIC:
         facts["things"] = [names[index] for index in things_of(model, processor)]
     return Measured(scores, facts, segments[:, None], look)

@@ -10,6 +10,7 @@ from scripts.cli.processes import say_once
 from scripts.data.first_look import BACKGROUND
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.evaluation.degenerate import no_class_names, refuse_other_numbers
+from scripts.models.tasks import INSTANCE, SEMANTIC
 
 
 AVERAGED = "averages class scores, and masks of queries cannot be averaged"
@@ -70,7 +71,7 @@ def check_segment_classes(data: LabelledDataset, of_model: dict[int, str]) -> No
     if data.class_names is None and data.class_map is None:
         data.class_names = dict(of_model)
         if data.holds_instances_of_one_class:
-            learnt = [name for name in of_model.values() if data.task != "semantic" or name.lower() != BACKGROUND]
+            learnt = [name for name in of_model.values() if data.task != SEMANTIC or name.lower() != BACKGROUND]
             if len(learnt) != 1:
                 raise no_class_names(data)
             data.class_names = {0: learnt[0]}
@@ -78,7 +79,7 @@ def check_segment_classes(data: LabelledDataset, of_model: dict[int, str]) -> No
     refuse_other_numbers(names, of_model)
     if len(names) != len(of_model):
         fix = "--class_map makes them alike"
-        if data.task == "instance" and len(names) > len(of_model):
+        if data.task == INSTANCE and len(names) > len(of_model):
             fix = "--thing_classes names those with instances, " + fix
         raise UserError(f"classes of the data's segments: {len(names)}, of the model: {len(of_model)}: {fix}")
     other = [index for index in names if names[index] != of_model[index]]

@@ -18,6 +18,7 @@ from scripts.evaluation.average_precision import PrecisionCounts, check_installe
 from scripts.evaluation.panoptic_quality import PanopticCounts
 from scripts.evaluation.split import EvaluationSamples, over_split
 from scripts.inference.found_segments import FoundSegments, SegmentPredictor
+from scripts.models.tasks import PANOPTIC
 
 
 class SegmentSamples(EvaluationSamples):
@@ -43,7 +44,7 @@ class PanopticSamples(SegmentSamples):
 
 def things_of(model: Any, processor: Any) -> list[int]:
     """The classes with instances of an instance or a panoptic model, in order."""
-    stuff = set(processor.label_ids_to_fuse or ()) if processor.task == "panoptic" else set()
+    stuff = set(processor.label_ids_to_fuse or ()) if processor.task == PANOPTIC else set()
     return [index for index in range(model.config.num_labels) if index not in stuff]
 
 
@@ -79,7 +80,7 @@ def evaluate_segments(
     """
     model = accelerator.unwrap_model(model).eval()
     num_labels, things = model.config.num_labels, things_of(model, processor)
-    panoptic = PanopticCounts(num_labels, resamples, seed) if processor.task == "panoptic" else None
+    panoptic = PanopticCounts(num_labels, resamples, seed) if processor.task == PANOPTIC else None
     found = PrecisionCounts(num_labels, things) if precision or panoptic is None else None
     if found is not None:
         check_installed()

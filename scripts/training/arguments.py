@@ -22,8 +22,9 @@ from scripts.cli.parser import (
     path_flag,
     shipped_recipes,
 )
-from scripts.data.arguments import HELD_BACK, TASKS, DatasetArguments, check_dataset_flags, parse_range
+from scripts.data.arguments import HELD_BACK, DatasetArguments, check_dataset_flags, parse_range
 from scripts.models.arguments import ModelArguments
+from scripts.models.tasks import SEMANTIC, TASKS
 from scripts.storage.shared_text import without_credentials
 
 
@@ -308,7 +309,7 @@ def check_task(arguments: TrainArguments, task: str) -> None:
     Raises:
         UserError: names the flag and the reason.
     """
-    if task == "semantic":
+    if task == SEMANTIC:
         if arguments.min_segment_area != 1:
             raise UserError("--min_segment_area: it is of segments, which --task instance and panoptic learn")
         return

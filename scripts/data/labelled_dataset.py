@@ -17,7 +17,7 @@ import fsspec.core
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import say_once
 from scripts.data.annotated_folders import Annotations
-from scripts.data.arguments import CLASSES, DatasetArguments
+from scripts.data.arguments import CLASSES, OUTLINES, DatasetArguments
 from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map, map_of_values
@@ -30,6 +30,7 @@ from scripts.data.class_names import (
     read_palette,
     thing_ids_file,
 )
+from scripts.data.encoding_flags import refuse_flags_of_class_maps, refuse_other_labels
 from scripts.data.first_look import BACKGROUND, first_look, only_foreground_named
 from scripts.data.label_encodings import SegmentClasses, SegmentForm
 from scripts.data.mask_colours import (
@@ -42,7 +43,7 @@ from scripts.data.mask_colours import (
 )
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
-from scripts.models.tasks import INSTANCE, SEMANTIC
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 from scripts.storage.digests import sha256
 from scripts.storage.json_files import read_json
 from scripts.storage.retries import with_retries
@@ -256,7 +257,9 @@ class LabelledDataset:
         """
         encoding = self._told_encoding
         if encoding != CLASSES:
-            self._refuse_flags_of_class_maps(encoding)
+            refuse_flags_of_class_maps(self, encoding)
+        if self.task == PANOPTIC and encoding in OUTLINES:
+            say_once("panoptic segments do not overlap: where outlines do, the smaller one lies on top")
         return encoding
 
     @property
@@ -276,6 +279,7 @@ class LabelledDataset:
                     f"--label_encoding {CLASSES}: a class per pixel does not tell instances apart, which an "
                     f"{self.task} model learns: give maps of segments or instances, or train for --task semantic"
                 )
+            refuse_other_labels(self, given)
             return given
         if arguments.class_column_name:
             say_once(f"label maps hold instances, class maps are in column {arguments.class_column_name!r}")
@@ -291,26 +295,6 @@ class LabelledDataset:
             "--train_class_masks or --class_column_name are class maps beside them), or class_and_instance if the "
             "first channel holds the class and the second the instance"
         )
-
-    def _refuse_flags_of_class_maps(self, encoding: str) -> None:
-        """Raises a `UserError` for flags that say what classes or class maps are, where that is told otherwise."""
-        arguments = self.arguments
-        one_class = encoding == "instances" and self.class_column is None
-        with_class_maps = encoding in ("instances", "class_and_instance") and not one_class
-        refused: dict[str, Any] = {"--mask_colors": (arguments.mask_colors, "no colours of classes")}
-        if not with_class_maps and encoding != "segments":
-            fix = "no class ids: --thing_classes names the class" if one_class else "no class ids: see --class_map"
-            refused["--mask_values"] = (arguments.mask_values and " ".join(arguments.mask_values), fix)
-            refused["--do_reduce_labels"] = (arguments.do_reduce_labels and "", "no class 0 that means ignored")
-        if one_class:
-            refused["--class_map"] = (arguments.class_map, "instances of one class: --thing_classes names it")
-        if self.categories is not None:
-            refused["--id2label"] = (arguments.id2label, "names of their own: --class_map renames and merges")
-        for flag, (value, reason) in refused.items():
-            if value or value == "":
-                raise UserError(
-                    f"{' '.join([flag, str(value)]).strip()}: labels of --label_encoding {encoding} have {reason}"
-                )
 
     @cached_property
     def segment_classes(self) -> SegmentClasses | None:
@@ -453,9 +437,8 @@ class LabelledDataset:
         classes = self.segment_classes or SegmentClasses({}, {0: 0} if self.holds_instances_of_one_class else {})
         if self.task == SEMANTIC and self.holds_class_maps:
             classes = replace(classes, things=frozenset())  # whose instances need not be told apart
-        segments = SegmentForm(
-            self.encoding, classes, self.arguments.segments_column_name, self.class_column, self.background_class
-        )
+        names = self.arguments.segments_column_name, self.class_column
+        segments = SegmentForm(self.encoding, classes, *names, self.background_class, self.task)
         return replace(self.own_row_format, segments=segments)
 
     @property

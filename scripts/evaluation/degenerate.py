@@ -11,6 +11,7 @@ import numpy as np
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import start_of
+from scripts.cli.processes import say_once
 from scripts.data.arguments import CLASSES
 from scripts.data.first_look import BACKGROUND, FirstLook, first_look
 from scripts.data.labelled_dataset import LabelledDataset
@@ -21,6 +22,7 @@ from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 CHECK = f"{start_of('check_dataset')} tells what became of the others"
 LEAST_CLASSES = {SEMANTIC: 2, INSTANCE: 1, PANOPTIC: 1}  # of which a score can fail: segments can be missed
 MOST_CLASSES = 100  # values without names: more are rather numbers of instances
+AS_CLASSES = "--task semantic --label_encoding classes reads them so; instances need an id for each object"
 GO_ON = "--allow_absent_classes goes on as it is"
 
 
@@ -64,11 +66,17 @@ def look_at_classes(data: LabelledDataset, names: Mapping[int, str], trained: Fi
         trained: what those of the training split hold, where this is another: a class that occurs there may be absent
             here, which is said.
     Raises:
-        UserError: they hold one class alone or none, or never one that is named; says what they hold and the fix.
+        UserError: they hold one class alone or none, or never one that is named, or are maps of class ids where maps
+            of instances are expected; says what they hold and the fix.
     """
     look = first_look(data.stream, data.row_format)
     if data.arguments.allow_absent_classes or not look.maps:
         return look
+    if look.instances.seem_classes():
+        seen = f"split {data.split!r}: {look.instances.described()} {AS_CLASSES}"
+        if look.instances.are_classes():
+            raise UserError(f"{seen}; {GO_ON}")
+        say_once(f"warning: {seen}")
     if trained is not None and len(look.classes) >= LEAST_CLASSES[data.task]:
         absent = [index for index in names if not look.classes[index]]
         if look.whole and absent and all(trained.classes[index] for index in absent):
@@ -151,6 +159,11 @@ def no_class_names(data: LabelledDataset) -> UserError:
     """What is said where classes have no names: the ids that the maps hold, and how to name them."""
     if data.holds_instances_of_one_class:
         return UserError("no class name: the label maps hold instances of one class: name it by --thing_classes NAME")
+    if data.encoding == "yolo":
+        return UserError(
+            "no class names: YOLO's text files number their classes from 0: write `names: [NAME, NAME]` in that order "
+            "into data.yaml beside the data, or give --id2label"
+        )
     if data.encoding != CLASSES:
         return UserError("no class names: give --id2label, or put id2label.json beside the data")
     look = first_look(data.stream, data.own_row_format)

@@ -49,6 +49,8 @@ def measure(
         UserError: see `check_segment_classes`, `look_at_classes` and `evaluate_segments`.
     """
     names = model.config.id2label
+    if data.holds_class_maps:  # a model trained on reduced labels is compared with reduced labels
+        data.do_reduce_labels |= bool(processor.do_reduce_labels)
     check_segment_classes(data, names)
     look = on_main(accelerator, lambda: look_at_classes(data, names))
     started = time.perf_counter()

@@ -75,6 +75,11 @@ def check_segment_classes(data: LabelledDataset, of_model: dict[int, str]) -> No
             if len(learnt) != 1:
                 raise no_class_names(data)
             data.class_names = {0: learnt[0]}
+        elif data.task == INSTANCE and (data.encoding == "segments" or data.holds_class_maps):
+            raise UserError(
+                "no class names: an instance model numbers the things alone, and nothing tells which ids of the data "
+                "are things: give --id2label, and --thing_classes unless all are"
+            )
     names = data.id2label or {}
     refuse_other_numbers(names, of_model)
     if len(names) != len(of_model):

@@ -13,7 +13,7 @@ from scripts.cli.processes import summed
 from scripts.data.bands import as_image
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow
-from scripts.data.samples import BadSample, BadSamples, decode_segments
+from scripts.data.samples import BadSamples, decode_segments
 from scripts.evaluation.average_precision import PrecisionCounts, check_installed
 from scripts.evaluation.panoptic_quality import PanopticCounts
 from scripts.evaluation.split import EvaluationSamples, over_split
@@ -28,18 +28,6 @@ class SegmentSamples(EvaluationSamples):
         """`image` (see `as_image`), `segments` and `name`."""
         image, segments, name = decode_segments(item.row, self.form, item.index)
         return {"image": as_image(image), "segments": segments, "name": name}
-
-
-class PanopticSamples(SegmentSamples):
-    """The same, where no two segments may overlap."""
-
-    def decode(self, item: StreamRow) -> dict[str, Any]:
-        sample = super().decode(item)
-        if len(sample["segments"].layers) > 1:
-            raise BadSample(
-                f"sample {sample['name']}: its segments overlap: panoptic quality needs a segment per pixel"
-            )
-        return sample
 
 
 def things_of(model: Any, processor: Any) -> list[int]:
@@ -97,8 +85,8 @@ def evaluate_segments(
         if found is not None:
             found.add(index, reference.chosen(torch.isin(reference.classes, wanted)), prediction.instances)
 
-    kind = SegmentSamples if panoptic is None else PanopticSamples
-    images = over_split(kind(data.row_format, num_labels), count, data, accelerator, limit, num_workers, bad_samples)
+    samples = SegmentSamples(data.row_format, num_labels)
+    images = over_split(samples, count, data, accelerator, limit, num_workers, bad_samples)
     scores: dict[str, Any] = {"images": images}
     if found is not None:
         found.gather(accelerator)

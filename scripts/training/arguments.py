@@ -43,7 +43,7 @@ MOST_CHANNELS = 1024  # of hyperspectral images
 HIGHEST_MEAN = 1000  # on the scale 0..1
 LEAST_STD = 1e-6
 # Flags for label maps of classes alone.
-OF_CLASS_MAPS = ("do_reduce_labels", "rare_class_crops", "crop_max_class_share", "mask_colors")
+OF_CLASS_MAPS = ("rare_class_crops", "crop_max_class_share", "mask_colors")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 AUTO = "auto"
 
@@ -316,8 +316,7 @@ def check_task(arguments: TrainArguments, task: str) -> None:
     for name in OF_CLASS_MAPS:
         value = getattr(arguments, name)
         if value and value != getattr(TrainArguments, name):
-            off = f"give --{name} false" if name == "do_reduce_labels" else "leave it out"
-            raise UserError(f"--{name}: it is for a class per pixel, but --task {task} learns segments: {off}")
+            raise UserError(f"--{name}: it is for a class per pixel, but --task {task} learns segments: leave it out")
 
 
 def evaluates(arguments: TrainArguments) -> bool:

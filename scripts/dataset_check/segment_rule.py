@@ -76,7 +76,7 @@ def settled(
     classes, fault = read_segment_classes(data, (names or {}) if refused else None)
     if fault:
         what, _, fix = fault.rpartition(": ")
-        findings.append(Finding("error", "thing-ids", (), what, fix))
+        findings.append(Finding("error", "thing-ids", (), what or fix, fix))
     for each in opened.values():
         each.segment_classes = classes
     untold = data.task == PANOPTIC and not data.arguments.thing_classes and thing_ids_file(data.arguments) is None

@@ -161,8 +161,8 @@ def no_class_names(data: LabelledDataset) -> UserError:
         return UserError("no class name: the label maps hold instances of one class: name it by --thing_classes NAME")
     if data.encoding == "yolo":
         return UserError(
-            "no class names: YOLO's text files number their classes from 0: write `names: [NAME, NAME]` in that order "
-            "into data.yaml beside the data, or give --id2label"
+            "no class names: YOLO's text files number their classes from 0: write the names in that order, as a list "
+            "called names, into data.yaml beside the data, or give --id2label"
         )
     if data.encoding != CLASSES:
         return UserError("no class names: give --id2label, or put id2label.json beside the data")

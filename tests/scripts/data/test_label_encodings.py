@@ -28,7 +28,9 @@ from segment_scenes import (
 
 from scripts.cli.errors import UserError
 from scripts.data.first_look import first_look
+from scripts.data.label_encodings import listed_segments
 from scripts.data.samples import BadSample, decode_segments
+from scripts.evaluation.degenerate import look_at_classes
 
 
 # --------------------------------------------------------------------------------------------------- maps of instances
@@ -175,6 +177,39 @@ def test_panoptic_maps_by_a_json(tmp_path, capsys):
         opened(train_images=tmp_path / "images", train_annotations=tmp_path / "panoptic.json")
 
 
+def listed_rows(folder, change=lambda infos: infos):
+    """A parquet file of maps and lists, `change`d."""
+    rows = {"image": [], "label": [], "segments_info": [], "image_id": TRAIN}
+    for name in TRAIN:
+        boxes = scene(name)
+        rows["image"].append(png(np.zeros((*SIZE, 3), np.uint8)))
+        rows["label"].append(png(colours(id_map(boxes))))
+        infos = [{"id": at, "category_id": box.label, "iscrowd": 0} for at, box in enumerate(boxes, 1)]
+        rows["segments_info"].append(json.dumps(change(infos)))
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+    features = {"image": datasets.Image(), "label": datasets.Image()}
+    features |= {key: datasets.Value("string") for key in ("segments_info", "image_id")}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(folder / "rows.parquet")
+    return {"dataset_name": folder / "rows.parquet"}
+
+
+def test_a_list_may_be_a_dictionary_of_lists(tmp_path):
+    def as_columns(infos):
+        return {key: [each[key] for each in infos] for key in ("id", "category_id", "iscrowd")}
+
+    assert found_in(opened(**listed_rows(tmp_path, as_columns))) == expected(TRAIN)
+    assert listed_segments({"id": [], "category_id": []}) == listed_segments(None) == []
+    for wrong in ({"id": [1], "category_id": []}, {"id": 1}, "7"):
+        with pytest.raises(ValueError, match=r"argument|list of segments"):
+            listed_segments(wrong)
+
+
+def test_a_segment_of_id_zero_is_a_bad_sample_that_is_named(tmp_path):
+    flags = listed_rows(tmp_path, lambda infos: [*infos, {"id": 0, "category_id": 1}])
+    with pytest.raises(BadSample, match=r"segments_info of sample a0: lists id 0, .*: number segments from 1 on"):
+        found_in(opened(**flags))
+
+
 def test_a_class_map_takes_the_things_along(tmp_path):
     write_panoptic(tmp_path, TRAIN)
     flags = {"train_images": tmp_path / "images", "train_masks": tmp_path / "maps"}
@@ -264,6 +299,45 @@ def test_flags_that_contradict_each_other_are_refused(tmp_path, case):
         given = {"train_masks": images}
     with pytest.raises(UserError, match=message):
         opened(train_images=images, train_annotations=file, **given).id2label  # noqa: B018
+
+
+def test_an_encoding_that_the_labels_cannot_have_is_refused(tmp_path):
+    flags = write_maps(tmp_path, TRAIN, MAPS["16 bits"][0])
+    for encoding, message in (
+        (
+            "coco",
+            r"--label_encoding coco: --train_masks .* holds images, no outlines: give COCO.s json by --",
+        ),
+        ("yolo", "no outlines: give the folder of YOLO's .txt files by --train_annotations in its place"),
+        ("segments", "--label_encoding segments: no column 'segments_info' lists the segments of each map"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened("instance", **flags, label_encoding=encoding).encoding  # noqa: B018
+
+
+def test_class_maps_given_as_instances_are_refused_where_that_is_certain_and_else_warned_of(tmp_path, capsys):
+    flags = write_maps(tmp_path, [f"b{at}" for at in range(9)], class_map)
+    for name in ("images", "masks"):  # stripes: each id in many pieces, in every map
+        for at in range(9):
+            striped = np.kron(np.tile([[1, 2], [2, 1]], (4, 6)), np.ones((5, 5))).astype(np.uint8)
+            Image.fromarray(striped).save(tmp_path / name / f"b{at}.png")
+    flags |= {"label_encoding": "instances", "thing_classes": ["cell"]}
+    message = "split 'train': all 9 maps hold 2 distinct ids, each in 100 % of them, and 100 % lie in several pieces"
+    with pytest.raises(UserError, match=message + ".*--label_encoding classes reads them so.*--allow_absent_classes"):
+        look_at_classes(opened("instance", **flags), {0: "cell"})
+    assert look_at_classes(opened("instance", **flags, allow_absent_classes=True), {0: "cell"}).maps == 9
+    capsys.readouterr()
+    for at in range(7):
+        for name in ("images", "masks"):
+            (tmp_path / name / f"b{at}.png").unlink()
+    look_at_classes(opened("instance", **flags), {0: "cell"})
+    assert "warning: split 'train': all 2 maps hold 2 distinct ids" in capsys.readouterr().err
+
+
+def test_instances_are_no_classes(tmp_path, capsys):
+    flags = write_maps(tmp_path, [f"b{at}" for at in range(9)], MAPS["16 bits"][0])
+    data = opened("instance", **flags, label_encoding="instances", thing_classes=["cell"])
+    assert look_at_classes(data, {0: "cell"}).instances.maps == 9 and "warning" not in capsys.readouterr().err
 
 
 def test_what_nothing_tells_is_asked_for(tmp_path):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from segment_scenes import (
     CATEGORIES,
@@ -12,6 +14,7 @@ from segment_scenes import (
     TRAIN,
     VALIDATION,
     Box,
+    class_map,
     coco,
     expected,
     found_in,
@@ -19,6 +22,7 @@ from segment_scenes import (
     painted,
     write_coco,
     write_image,
+    write_maps,
     write_panoptic,
     write_yolo,
 )
@@ -26,7 +30,14 @@ from stream_batches import same, segment_batches
 
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
-from scripts.data.samples import BadSample
+from scripts.data.first_look import first_look
+from scripts.data.outlines import mask_of_polygons
+from scripts.data.samples import BadSample, decode_segments
+from scripts.evaluation.degenerate import no_class_names
+
+
+SIDE = st.integers(1, 50)
+POINT = st.tuples(*[st.floats(-15, 70).map(lambda number: round(number, 2))] * 2)
 
 
 # --------------------------------------------------------------------------------------------------------- COCO's json
@@ -53,7 +64,7 @@ def test_crowds_stay_crowds(tmp_path):
     content = coco({"a0": boxes}, "polygon")
     content["annotations"][1]["segmentation"] = coco({"a0": boxes}, "code")["annotations"][1]["segmentation"]
     file.write_text(json.dumps(content))
-    data = opened(train_images=images, train_annotations=file)
+    data = opened("semantic", train_images=images, train_annotations=file)
     assert found_in(data) == {"a0": {(NAMES[box.label], box.mask().tobytes(), box.crowd) for box in boxes}}
 
 
@@ -67,6 +78,40 @@ def test_a_painted_map_has_a_background_and_the_smaller_segment_on_top(tmp_path)
     truth = np.zeros(SIZE, dtype=np.uint8)
     truth[5:30, 5:30], truth[10:12, 10:12] = 2, 1
     assert (maps["a0"] == truth).all() and (maps["a5"] == 0).all()
+
+
+def test_panoptic_segments_never_overlap_and_the_smaller_lies_on_top(tmp_path, capsys):
+    images, file = write_coco(tmp_path, ["a0"])
+    covered, small, large = Box(1, 11, 11, 20, 20), Box(0, 10, 10, 20, 21), Box(1, 5, 5, 30, 30)
+    front = [Box(0, 10 + 5 * at, 10, 15 + 5 * at, 21) for at in range(2)]  # together they hide the first
+    file.write_text(json.dumps(coco({"a0": [covered, *front, large]})))
+    data = opened("panoptic", train_images=images, train_annotations=file)
+    ((_, segments, _),) = [decode_segments(row, data.row_format, 0) for row in data.stream]
+    assert len(segments.layers) == 1 and segments.classes.tolist() == [0, 0, 1]
+    assert [mask.tobytes() for mask in segments.masks().numpy()] == [
+        *(box.mask().tobytes() for box in front),
+        (large.mask() & ~small.mask()).tobytes(),
+    ]
+    assert (
+        "panoptic segments do not overlap: where outlines do, the smaller one lies on top" in capsys.readouterr().err
+    )
+    assert len(found_in(opened("instance", train_images=images, train_annotations=file))["a0"]) == 4
+
+
+def test_a_class_of_crowds_alone_is_not_seen_but_by_a_semantic_model(tmp_path):
+    images, file = write_coco(tmp_path, ["a0"])
+    file.write_text(json.dumps(coco({"a0": [Box(0, 2, 3, 9, 9), Box(1, 15, 15, 30, 30, crowd=True)]}, "code")))
+    for task, seen in (("instance", {0}), ("panoptic", {0}), ("semantic", {0, 1, 2})):
+        data = opened(task, train_images=images, train_annotations=file)
+        assert set(first_look(data.stream, data.row_format).classes) == seen
+
+
+@given(st.lists(st.lists(POINT, min_size=3, max_size=8), min_size=1, max_size=3), st.tuples(SIDE, SIDE))
+def test_a_mask_of_polygons_is_that_of_pycocotools(polygons, size):
+    tools = pytest.importorskip("pycocotools.mask")
+    corners = [np.array(polygon) for polygon in polygons]
+    whole = tools.decode(tools.merge(tools.frPyObjects([points.ravel() for points in corners], *size)))
+    assert (mask_of_polygons(corners, size, "a").whole().numpy() == whole).all()
 
 
 def test_an_ignored_class_is_ignored_and_no_background(tmp_path):
@@ -260,6 +305,23 @@ def test_a_folder_of_text_files_takes_its_names_from_yaml_or_id2label(tmp_path, 
     assert found_in(opened(**flags)) == expected(TRAIN)
     with pytest.raises(UserError, match=r"--id2label .*: labels of --label_encoding yolo have names of their own"):
         opened(**flags, id2label=str(tmp_path / "names.json")).id2label  # noqa: B018
+
+
+@pytest.mark.parametrize("form", ["images/train", "train/images", "images"])
+def test_a_yolo_folder_without_a_yaml_file_is_recognised_and_its_names_are_asked_for(tmp_path, form):
+    write_yolo(tmp_path / form, tmp_path / form.replace("images", "labels"), TRAIN)
+    data = opened("instance", dataset_name=tmp_path)
+    assert data.encoding == "yolo" and data.num_examples == len(TRAIN) and data.id2label is None
+    assert "no class names: YOLO's text files number their classes from 0" in str(no_class_names(data))
+    (tmp_path / "data.yaml").write_text(f"names: {list(NAMES)}")
+    assert found_in(opened("instance", dataset_name=tmp_path)) == expected(TRAIN)
+
+
+def test_maps_with_a_note_beside_them_are_no_yolo_folder(tmp_path):
+    write_maps(tmp_path, TRAIN, class_map)
+    (tmp_path / "masks").rename(tmp_path / "labels")
+    (tmp_path / "labels/a0.txt").write_text("drawn by hand")
+    assert opened("semantic", dataset_name=tmp_path).encoding == "classes"
 
 
 YOLO_REFUSALS = {

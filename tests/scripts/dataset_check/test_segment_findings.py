@@ -94,7 +94,7 @@ def test_no_finding_is_without_a_fix():
 def test_data_without_names_are_told_how_to_name_them(encoding):
     data = SimpleNamespace(encoding=encoding, class_map=None, classes_file=None, names_given=None)
     data.arguments, data.holds_instances_of_one_class = SimpleNamespace(mask_values=None), encoding == "instances"
-    data.stream, data.own_row_format = [], None
+    data.stream, data.own_row_format = [], RowFormat()
     _, _, (finding,) = read_classes(SimpleNamespace(model_name_or_path=None, warm_start=None), data)
     assert finding.message.startswith("no class name") and re.search(r"(give|name|write) .*--\w+", finding.fix)
 

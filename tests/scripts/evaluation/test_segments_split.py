@@ -217,7 +217,9 @@ def test_other_classes_than_the_models_are_refused(command, evaluated, models, t
     code, _, errors = command(eval_command, *given, renamed, "--dataloader_num_workers", 0)
     assert code == 0 and any("'cells' is 'cell'" in line for line in errors)
     nameless = write_segments(tmp_path / "nameless", references)
-    assert evaluated(models["instance"], nameless)[0]["images"] == IMAGES  # its numbers are taken for the model's
+    assert evaluated(models["panoptic"], nameless)[0]["images"] == IMAGES  # its numbers are taken for the model's
+    code, _, errors = command(eval_command, *given, nameless)
+    assert code == 2 and "nothing tells which ids of the data are things: give --id2label" in errors[-1]
 
 
 def test_class_maps_hold_no_instances(command, models, shapes):

@@ -100,6 +100,9 @@ class FASegPostProcessing:
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """One map of class ids per image.
 
+        An instance model knows objects alone: it gives the pixels between them a class too, and that is warned of. A
+        panoptic model knows all classes, and its maps are what the reference makes of it.
+
         Args:
             outputs: with `class_queries_logits` `(B, Q, K+1)` and `masks_queries_logits` `(B, Q, H/4, W/4)`, or, of a
                 model without queries (SeMask), with `logits` `(B, K, H/4, W/4)`, or (QLSeg) with `semantic_scores`
@@ -116,6 +119,12 @@ class FASegPostProcessing:
             ValueError: not as many sizes as images; an input size larger than the canvas; logits that do not belong
                 together or are not finite.
         """
+        if self.task == "instance":
+            logger.warning_once(
+                "this processor is of an instance model (task='instance'), which learnt objects and nothing of what "
+                "lies between them: a map of classes gives each pixel that of some object. "
+                "post_process_instance_segmentation, or subtask='instance' of a pipeline, finds the objects"
+            )
         results: list[Any] = []
         for scores in self.semantic_scores(outputs, target_sizes, input_sizes, resize_masks_first):
             if not return_segmentation_scores:
@@ -235,6 +244,10 @@ class FASegPostProcessing:
         check_thresholds(threshold, mask_threshold, 0.0)
         if not isinstance(max_detections, Integral) or max_detections < 1:
             raise ValueError(f"max_detections={max_detections!r}: pass a number of at least 1")
+        if self.task == "panoptic" and self.label_ids_to_fuse is None:
+            logger.warning_once(
+                "label_ids_to_fuse is not set: all classes are taken for things, and found as instances"
+            )
         stuff = set(self.label_ids_to_fuse or ()) if self.task == "panoptic" else set()
         for image in self._images(outputs, target_sizes, input_sizes):
             found = instance_segments(*image, threshold, mask_threshold, int(max_detections), stuff)

@@ -26,6 +26,7 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import PROJECT_ROOT, check_folder, flag, parse_arguments, path_flag, run_command
 from scripts.models.arguments import Mask2FormerArguments
 from scripts.models.families import FAMILIES, family_of
+from scripts.models.tasks import TASKS, task_of
 from scripts.storage.atomic import atomic_folder
 from scripts.storage.digests import sha256
 
@@ -34,7 +35,6 @@ RELEASED_FILES = {name: url for family in FAMILIES.values() for name, url in fam
 # Files that have to be fetched by hand, and where.
 RELEASED_PAGES = {name: page for family in FAMILIES.values() for name, page in family.released_pages.items()}
 HUB_CARDS = PROJECT_ROOT / "hub_cards"
-TASKS = ("semantic", "instance", "panoptic")
 
 
 @dataclass
@@ -212,7 +212,7 @@ def config_and_processor(config_file: Path) -> tuple[Any, Any]:
             processor = FASegImageProcessor.from_pretrained(beside.parent)
     else:
         processor = FASegImageProcessor(
-            task=getattr(config, "task", "semantic"), num_labels=config.num_labels, ignore_index=config.ignore_value
+            task=task_of(config), num_labels=config.num_labels, ignore_index=config.ignore_value
         )
     return config, processor
 

@@ -248,7 +248,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     config = build_config(arguments)
     check_ignored_id(config)
     task = tasks.task_of(config)
-    if task == "semantic":
+    if task == tasks.SEMANTIC:
         degenerate.refuse_one_class(config.id2label or {})
     else:
         refuse_semantic_flags(arguments, task)
@@ -282,7 +282,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     data.image_form = form_of(config, processor)
     data.task = task
     bad_samples = BadSamples(arguments.max_bad_samples)
-    if task != "semantic":
+    if task != tasks.SEMANTIC:
         protocol = protocol_facts(arguments, sizes, "")
         measured = segment_figures.measure(arguments, model, processor, data, accelerator, bad_samples)
         results = finish(arguments, accelerator, model, data, bad_samples, measured.scores, protocol, measured.facts)

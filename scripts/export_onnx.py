@@ -100,6 +100,7 @@ def export_onnx(arguments: ExportArguments) -> Path:
     from scripts.onnx_export.kinds import kind_of
 
     # ---- model
+    print(f"loading {arguments.model_name_or_path}", flush=True)
     config = build_config(arguments)
     kind = kind_of(config, arguments.model_name_or_path or "")
     if arguments.with_processing:
@@ -119,8 +120,10 @@ def export_onnx(arguments: ExportArguments) -> Path:
         refuse_small_images(processor, kind.least_side)
 
     # ---- graph
-    if not (size or kind.fixed):
-        print("tracing the model for any size, which takes minutes", flush=True)
+    fixed = size or kind.fixed
+    print(
+        f"tracing the model for {f'{fixed[0]}x{fixed[1]}' if fixed else 'any size, which takes minutes'}", flush=True
+    )
     graph = build_graph(arguments, kind, model, processor, size)
 
     # ---- file
@@ -182,8 +185,10 @@ def build_graph(
         hint = "" if size else ": a static file, with --height and --width, may do"
         raise UserError(f"torch {torch.__version__} cannot trace the model{hint}: {first_line(error)}") from error
     if arguments.with_processing:
+        print("adding the processing of images and results", flush=True)
         graph = with_processing(graph, kind, processor)
     if arguments.int8:
+        print("storing weights in 8 bits", flush=True)
         graph = in_eight_bits(graph)
     name = arguments.model_name_or_path or ""
     facts = {
@@ -213,6 +218,7 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
     """
     from scripts.onnx_export import checking, decisions
 
+    print("loading the file in onnxruntime, and comparing it with the model", flush=True)
     with errors_explained("onnxruntime cannot load the file", Exception):  # it has no common class of errors
         session = decisions.open_session(file)
     exact = arguments.precision == "fp32" and not arguments.int8
@@ -236,6 +242,7 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
             f"{100 * arguments.least_agreement:g} %. Nothing was written"
         )
     if arguments.timing_runs:
+        print(f"timing {arguments.timing_runs} runs of file and model", flush=True)
         print(measured_speed(arguments, kind, model, processor, session, size))
 
 

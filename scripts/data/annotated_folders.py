@@ -3,7 +3,7 @@ instances beside maps of classes.
 
 annotations/instances_train2017.json + train2017/     train/_annotations.coco.json + train/a.jpg
 annotations/panoptic_train2017.json + annotations/panoptic_train2017/ + train2017/
-data.yaml + images/train + labels/train (or train/images + train/labels), labels being .txt files
+images/train + labels/train (or train/images + train/labels, images + labels), labels being .txt files, with data.yaml
 """
 
 from __future__ import annotations
@@ -202,27 +202,37 @@ def annotated_splits(arguments: DatasetArguments) -> dict[str, tuple[Place, Plac
             raise UserError(f"{place(file).name}: no folder {told['folder']} or images/{told['folder']} of its images")
         maps = file.with_suffix("") if told["kind"] == "panoptic" else None
         splits[SPLITS[told["split"]]] = (place(images), place(file), place(maps) if maps else None)
-    if not splits and names_file(root):
-        splits = {
-            split: (place(images), place(texts), None) for split, (images, texts) in yolo_folders(name, root).items()
-        }
+    if not splits:
+        found_folders = yolo_folders(name, root, named=names_file(root) is not None)
+        splits = {split: (place(images), place(texts), None) for split, (images, texts) in found_folders.items()}
     return splits or None
 
 
-def yolo_folders(name: str, root: Path) -> dict[str, tuple[Path, Path]]:
+def yolo_folders(name: str, root: Path, named: bool) -> dict[str, tuple[Path, Path]]:
     """Folders of the images and of the text files of each split that has text files.
 
+    Args:
+        named: whether a YAML file names classes, so that the text files are YOLO's; else they are where folders called
+            labels hold nothing but text files, some of them called as images.
     Raises:
         UserError: several of a kind, or none.
     """
     images: dict[str, set[Path]] = defaultdict(set)
     texts: dict[str, set[Path]] = defaultdict(set)
+    stems: dict[str, set[str]] = defaultdict(set)
     for file in with_endings(visible_files(root), (*IMAGE_ENDINGS, *TEXT_ENDINGS)):
         if told := place_of(file.relative_to(root)):
             folder, (split, kind) = told
+            if kind == "masks" and not named and "labels" not in map(str.lower, folder.parts):
+                continue
             of_kind = texts if kind == "masks" else images
             if (file.suffix.lower() in TEXT_ENDINGS) == (kind == "masks"):
                 of_kind[split].add(root / folder)
+                stems[kind].add(file.stem)
+            elif kind == "masks" and not named:
+                return {}
+    if not named and not stems["masks"] & (stems["images"] | stems[""]):
+        return {}
     for split in texts:
         for kind, folders in (("images", images[split]), ("text files", texts[split])):
             if len(folders) != 1:

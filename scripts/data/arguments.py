@@ -16,10 +16,10 @@ SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-TASKS = ("semantic", "instance", "panoptic")
 CLASSES = "classes"
 # Of labels, see --label_encoding.
 ENCODINGS = (CLASSES, "segments", "instances", "class_and_instance", "coco", "yolo")
+OUTLINES = ("coco", "yolo")  # encodings whose segments may overlap
 HELD_BACK = "validation"  # the split of the samples that --train_val_split holds back
 
 
@@ -141,7 +141,9 @@ class DatasetArguments:
         "by default palette.json beside the data, which has ids in place of names."
     )
     allow_absent_classes: bool = flag(
-        False, "Go on although the label maps never hold one of the named classes, or hold one class alone."
+        False,
+        "Go on although the label maps never hold one of the named classes, hold one class alone, or seem to hold ids "
+        "of classes where those of instances are expected.",
     )
     max_bad_samples: int | None = flag(
         None, "How many unreadable samples are skipped before the command stops; by default 1%% of the samples."

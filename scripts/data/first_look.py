@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from image_processing.label_maps import unique_ids
+from scripts.data.id_pieces import IdPieces
+from scripts.data.label_encodings import SegmentForm, id_map, segment_ids
 from scripts.data.samples import BadSample, RowFormat, decode_label, sample_name
 from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.models.tasks import SEMANTIC
 
 
 BACKGROUND = "background"
@@ -28,12 +31,14 @@ class FirstLook:
         whole: whether the split has no more.
         stored: ids as the maps hold them -> maps with them.
         classes: classes 0..K-1 that `--class_map` and `--do_reduce_labels` make of them -> maps with them.
+        instances: the ids of maps of instances of one class.
     """
 
     maps: int = 0
     whole: bool = False
     stored: Counter[int] = field(default_factory=Counter)
     classes: Counter[int] = field(default_factory=Counter)
+    instances: IdPieces = field(default_factory=IdPieces)
 
     def enough_for(self, num_labels: int) -> bool:
         """Whether so many classes were seen, in all maps together, that each of this many could have come."""
@@ -59,10 +64,7 @@ def first_look(rows: Iterable[dict[str, Any]], form: RowFormat, most: int = MOST
         name = sample_name(row, form.image_column, index)
         try:
             if form.segments is not None:
-                painted = form.segments.painted(row, form, name).numpy()
-                look.maps += 1
-                look.stored.update(set(unique_ids(painted).tolist()) - {IGNORE_INDEX})
-                look.classes.update(classes_in(painted, form.do_reduce_labels))
+                look_at_segments(look, form.segments, row, form, name)
                 continue
             label = decode_label(row.get(form.label_column), name, form.bounds, form.colours)
         except BadSample:
@@ -74,6 +76,23 @@ def first_look(rows: Iterable[dict[str, Any]], form: RowFormat, most: int = MOST
         look.classes.update(classes_in(label.numpy(), form.do_reduce_labels))
     look.whole = True
     return look
+
+
+def look_at_segments(look: FirstLook, segments: SegmentForm, row: dict[str, Any], form: RowFormat, name: str) -> None:
+    """Counts the classes that a model of their task learns from the segments of a row; no crowds but of a semantic
+    one."""
+    if segments.task == SEMANTIC:
+        painted = segments.painted(row, form, name).numpy()
+        stored = set(unique_ids(painted).tolist()) - {IGNORE_INDEX}
+        classes = set(classes_in(painted, form.do_reduce_labels))
+    else:
+        found = segments.decode(row, form, name)
+        stored = classes = set(found.classes[~found.crowd].tolist())
+    if segments.encoding == "instances" and segments.class_column is None:
+        look.instances.add(segment_ids(id_map(row, form.label_column, form, name, "map of instances"), name))
+    look.maps += 1
+    look.stored.update(stored)
+    look.classes.update(classes)
 
 
 def classes_in(label: np.ndarray, do_reduce_labels: bool) -> list[int]:

@@ -16,9 +16,12 @@ from scripts.data.image_files import check_size
 from scripts.data.outlines import mask_of, mask_of_polygons, yolo_polygons
 from scripts.data.samples import BadSample, RowFormat, decoded, image_size, read_or_bad
 from scripts.data.segments import IGNORED, Segments, segments_of_ids, segments_of_masks
+from scripts.models.tasks import PANOPTIC, SEMANTIC
 
 
 MOST_BYTES = 2**26  # of a text file of polygons
+VOID = 0  # id of the pixels of no segment, as in COCO's panoptic maps and panopticapi
+WHY_VOID = "which is that of pixels without a segment: number segments from 1 on, in list and map"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class SegmentForm:
         segments_column: of the list of each map's segments, for `segments`.
         class_column: of the class maps that lie beside maps of instances; None where all are of one class.
         background: in painted maps of classes, the class of pixels without a segment; `IGNORED` where they have none.
+        task: what they are for: panoptic segments do not overlap, and a semantic model alone learns from crowds.
     """
 
     encoding: str
@@ -68,16 +72,19 @@ class SegmentForm:
     segments_column: str = "segments_info"
     class_column: str | None = None
     background: int = IGNORED
+    task: str = SEMANTIC
 
     def decode(self, row: dict[str, Any], form: RowFormat, name: str) -> Segments:
-        """The segments of an undecoded row, those of ignored classes left out.
+        """The segments of an undecoded row, those of ignored classes left out; for a panoptic model `disjoint`.
 
         Raises:
             BadSample: they cannot be read.
             UserError: they are not of the encoding, or of no class; other samples will not be either.
         """
         found = DECODERS[self.encoding](self, row, form, name)
-        return found.chosen(found.classes != IGNORED) if bool((found.classes == IGNORED).any()) else found
+        if bool((found.classes == IGNORED).any()):
+            found = found.chosen(found.classes != IGNORED)
+        return found.disjoint() if self.task == PANOPTIC else found
 
     def painted(self, row: dict[str, Any], form: RowFormat, name: str) -> Tensor:
         """`(H, W)` uint8 classes of an undecoded row, as a map of class ids holds them.
@@ -89,6 +96,21 @@ class SegmentForm:
         """
         painted = DECODERS[self.encoding](self, row, form, name).label_map(self.background)
         return painted + 1 if form.do_reduce_labels else painted  # what is ignored, 255, becomes 0
+
+
+def listed_segments(value: Any) -> list[Any]:
+    """The entries of a list of segments: JSON or not, or as `datasets` hands out a `Sequence` of dictionaries, a
+    dictionary of lists; none for None.
+
+    Raises:
+        ValueError: it is no list.
+    """
+    value = json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        return [dict(zip(value, entry, strict=True)) for entry in zip(*value.values(), strict=True)]
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"a list of segments is {type(value).__name__}")
+    return value or []
 
 
 def id_map(row: dict[str, Any], column: str, form: RowFormat, name: str, what: str) -> np.ndarray:
@@ -113,18 +135,19 @@ def segment_ids(ids: np.ndarray, name: str) -> np.ndarray:
 
 
 def decode_listed(segments: SegmentForm, row: dict[str, Any], form: RowFormat, name: str) -> Segments:
-    """A map of ids and the list of their categories beside it, JSON or not."""
+    """A map of ids, 0 where there is no segment, and the list of their categories beside it."""
     ids = segment_ids(id_map(row, form.label_column, form, name, "map of segments"), name)
-    listed = row.get(segments.segments_column)
     try:
-        listed = (json.loads(listed) if isinstance(listed, str) else listed) or []
+        listed = listed_segments(row.get(segments.segments_column))
         infos = {int(each["id"]): each for each in listed}
         categories = {id_: int(each["category_id"]) for id_, each in infos.items()}
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise BadSample(f"{segments.segments_column} of sample {name}: no list of id and category_id") from error
     if len(infos) != len(listed):
         raise BadSample(f"{segments.segments_column} of sample {name}: an id is listed twice")
-    unknown = sorted(set(np.unique(ids).tolist()) - set(infos) - {0})
+    if VOID in infos:
+        raise BadSample(f"{segments.segments_column} of sample {name}: lists id {VOID}, {WHY_VOID}")
+    unknown = sorted(set(np.unique(ids).tolist()) - set(infos) - {VOID})
     if unknown:
         raise BadSample(f"segment {unknown[0]} in the map of sample {name} is not in its {segments.segments_column}")
     classes = {id_: segments.classes.class_of(category, name) for id_, category in categories.items()}

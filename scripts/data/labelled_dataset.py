@@ -17,7 +17,7 @@ import fsspec.core
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.processes import say_once
 from scripts.data.annotated_folders import Annotations
-from scripts.data.arguments import CLASSES, DatasetArguments
+from scripts.data.arguments import CLASSES, OUTLINES, DatasetArguments
 from scripts.data.bands import PLAIN
 from scripts.data.bounds import Bounds
 from scripts.data.class_map import ClassMap, build_class_map, map_of_values
@@ -30,6 +30,7 @@ from scripts.data.class_names import (
     read_palette,
     thing_ids_file,
 )
+from scripts.data.encoding_flags import refuse_flags_of_class_maps, refuse_other_labels
 from scripts.data.first_look import BACKGROUND, first_look, only_foreground_named
 from scripts.data.label_encodings import SegmentClasses, SegmentForm
 from scripts.data.mask_colours import (
@@ -42,6 +43,7 @@ from scripts.data.mask_colours import (
 )
 from scripts.data.samples import RowFormat
 from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 from scripts.storage.digests import sha256
 from scripts.storage.json_files import read_json
 from scripts.storage.retries import with_retries
@@ -84,7 +86,7 @@ class LabelledDataset:
         self.split = split
         self.do_reduce_labels = arguments.do_reduce_labels
         self.image_form = PLAIN
-        self.task = "semantic"
+        self.task = SEMANTIC
         also = (*also, arguments.segments_column_name) if with_labels else also
         self.stream, self.files, self.held_back, self.annotations = open_source(arguments, split, with_labels, also)
 
@@ -255,7 +257,9 @@ class LabelledDataset:
         """
         encoding = self._told_encoding
         if encoding != CLASSES:
-            self._refuse_flags_of_class_maps(encoding)
+            refuse_flags_of_class_maps(self, encoding)
+        if self.task == PANOPTIC and encoding in OUTLINES:
+            say_once("panoptic segments do not overlap: where outlines do, the smaller one lies on top")
         return encoding
 
     @property
@@ -270,11 +274,12 @@ class LabelledDataset:
                 )
             return self.annotations.encoding
         if given is not None:
-            if given == CLASSES and self.task != "semantic":
+            if given == CLASSES and self.task != SEMANTIC:
                 raise UserError(
                     f"--label_encoding {CLASSES}: a class per pixel does not tell instances apart, which an "
                     f"{self.task} model learns: give maps of segments or instances, or train for --task semantic"
                 )
+            refuse_other_labels(self, given)
             return given
         if arguments.class_column_name:
             say_once(f"label maps hold instances, class maps are in column {arguments.class_column_name!r}")
@@ -282,7 +287,7 @@ class LabelledDataset:
         if column in (self.stream.column_names or []):
             say_once(f"label maps hold segments, whose classes are in column {column!r} (--label_encoding segments)")
             return "segments"
-        if self.task == "semantic":
+        if self.task == SEMANTIC:
             return CLASSES
         raise UserError(
             f"--task {self.task} needs segments, and nothing tells what the label maps hold: give --label_encoding "
@@ -290,26 +295,6 @@ class LabelledDataset:
             "--train_class_masks or --class_column_name are class maps beside them), or class_and_instance if the "
             "first channel holds the class and the second the instance"
         )
-
-    def _refuse_flags_of_class_maps(self, encoding: str) -> None:
-        """Raises a `UserError` for flags that say what classes or class maps are, where that is told otherwise."""
-        arguments = self.arguments
-        one_class = encoding == "instances" and self.class_column is None
-        with_class_maps = encoding in ("instances", "class_and_instance") and not one_class
-        refused: dict[str, Any] = {"--mask_colors": (arguments.mask_colors, "no colours of classes")}
-        if not with_class_maps and encoding != "segments":
-            fix = "no class ids: --thing_classes names the class" if one_class else "no class ids: see --class_map"
-            refused["--mask_values"] = (arguments.mask_values and " ".join(arguments.mask_values), fix)
-            refused["--do_reduce_labels"] = (arguments.do_reduce_labels and "", "no class 0 that means ignored")
-        if one_class:
-            refused["--class_map"] = (arguments.class_map, "instances of one class: --thing_classes names it")
-        if self.categories is not None:
-            refused["--id2label"] = (arguments.id2label, "names of their own: --class_map renames and merges")
-        for flag, (value, reason) in refused.items():
-            if value or value == "":
-                raise UserError(
-                    f"{' '.join([flag, str(value)]).strip()}: labels of --label_encoding {encoding} have {reason}"
-                )
 
     @cached_property
     def segment_classes(self) -> SegmentClasses | None:
@@ -327,7 +312,7 @@ class LabelledDataset:
             table = {category: old if old == IGNORE_INDEX else old + 1 for category, old in table.items()}
             names = {0: BACKGROUND} | {index + 1: name for index, name in names.items()}
             return SegmentClasses(names, table, frozenset(index + 1 for index in things))
-        if self.task != "instance" or things == frozenset(names):
+        if self.task != INSTANCE or things == frozenset(names):
             return SegmentClasses(names, table, things)
         order = {old: new for new, old in enumerate(sorted(things))}
         table = {category: order.get(index, IGNORE_INDEX) for category, index in table.items()}
@@ -365,7 +350,7 @@ class LabelledDataset:
     def background_class(self) -> int:
         """In painted maps of classes, what pixels without a segment are: a class where outlines or instances lie on a
         background, else ignored, as where each pixel's class is told."""
-        if self.task != "semantic" or self.encoding in (CLASSES, "segments") or self.holds_class_maps:
+        if self.task != SEMANTIC or self.encoding in (CLASSES, "segments") or self.holds_class_maps:
             return IGNORE_INDEX
         names = self._all_classes or {}
         return next((index for index, name in names.items() if name.lower() == BACKGROUND), 0)
@@ -450,11 +435,10 @@ class LabelledDataset:
         if self.encoding == CLASSES:
             return replace(self.own_row_format, class_map=self.class_map)
         classes = self.segment_classes or SegmentClasses({}, {0: 0} if self.holds_instances_of_one_class else {})
-        if self.task == "semantic" and self.holds_class_maps:
+        if self.task == SEMANTIC and self.holds_class_maps:
             classes = replace(classes, things=frozenset())  # whose instances need not be told apart
-        segments = SegmentForm(
-            self.encoding, classes, self.arguments.segments_column_name, self.class_column, self.background_class
-        )
+        names = self.arguments.segments_column_name, self.class_column
+        segments = SegmentForm(self.encoding, classes, *names, self.background_class, self.task)
         return replace(self.own_row_format, segments=segments)
 
     @property

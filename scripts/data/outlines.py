@@ -76,7 +76,16 @@ def mask_of_polygons(polygons: list[np.ndarray], size: tuple[int, int], what: st
         raise BadSample(f"{what}: outlines of {length:.0f} pixels: more than {LONGEST_OUTLINES} are not read")
     code = tools.merge(tools.frPyObjects([points.ravel() for points in polygons], *size))
     left, top, width, height = tools.toBbox(code).astype(int).tolist()
-    return boxed(tools.decode(code)[top : top + height, left : left + width], size, top, left)
+    runs = packed_runs(code["counts"].decode())
+    assert runs is not None
+    # The columns of its box alone: `tools.decode` writes every pixel of the image.
+    ends = np.clip(runs.cumsum(), left * size[0], (left + width) * size[0])
+    return boxed(painted(np.diff(ends, prepend=left * size[0]), (size[0], width))[top : top + height], size, top, left)
+
+
+def painted(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`(H, W)` uint8 of lengths of runs, 0 and 1 in turn, down the columns."""
+    return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(size[::-1]).T
 
 
 def boxed(pixels: np.ndarray, size: tuple[int, int], top: int = 0, left: int = 0) -> BoxedMask:
@@ -96,7 +105,7 @@ def mask_of_code(code: dict[str, Any], size: tuple[int, int], what: str) -> Boxe
     runs = plain_runs(counts) if isinstance(counts, list) else packed_runs(counts) if isinstance(counts, str) else None
     if runs is None or runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
         raise BadSample(f"{what}: a run-length code whose counts do not add up to its image")
-    return boxed(np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(size[::-1]).T, size)
+    return boxed(painted(runs, size), size)
 
 
 def plain_runs(counts: list[Any]) -> np.ndarray | None:

@@ -59,6 +59,13 @@ class Segments:
         filled[0] |= not filled.any()
         return Segments(layers[filled], self.classes[wanted], self.crowd[wanted])
 
+    def disjoint(self) -> Segments:
+        """The same where no two overlap: the smaller one lies on top, and one that is covered whole is left out."""
+        if len(self.layers) == 1:
+            return self
+        cut = Segments(self.on_top()[None].to(self.layers.dtype), self.classes, self.crowd)
+        return cut.chosen(cut.areas() > 0)
+
     def label_map(self, background: int = IGNORED) -> Tensor:
         """`(H, W)` uint8 classes, `background` where no segment is; the smaller of two segments lies on top."""
         return torch.cat([torch.tensor([background]), self.classes]).to(torch.uint8)[self.on_top()]
@@ -104,6 +111,7 @@ def segments_of_masks(masks: Iterable[Any], classes: Sequence[int], crowd: Seque
         them in the same order, those without a pixel left out; each in the first layer that is free there.
     """
     layers: list[np.ndarray] = [np.zeros(size, dtype=np.int32)]
+    taken: list[np.ndarray] = [np.zeros(size, dtype=bool)]  # pixels of each layer, which are quicker to compare
     kept: list[int] = []
     for index, mask in enumerate(masks):
         box: tuple[slice, ...] = (slice(None), slice(None))
@@ -113,10 +121,12 @@ def segments_of_masks(masks: Iterable[Any], classes: Sequence[int], crowd: Seque
         if not inside.any():
             continue
         kept.append(index)
-        free = next((layer for layer in layers if not layer[box][inside].any()), None)
-        if free is None:
-            layers.append(free := np.zeros(size, dtype=np.int32))
-        free[box][inside] = len(kept)
+        free = next((at for at, pixels in enumerate(taken) if not (pixels[box] & inside).any()), len(layers))
+        if free == len(layers):
+            layers.append(np.zeros(size, dtype=np.int32))
+            taken.append(np.zeros(size, dtype=bool))
+        np.copyto(layers[free][box], len(kept), where=inside)
+        taken[free][box] |= inside
     return Segments(
         torch.from_numpy(np.stack(layers)),
         torch.tensor([int(classes[index]) for index in kept], dtype=torch.int64),

@@ -29,6 +29,7 @@ from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, RowFormat, decode_sample, decode_segments
 from scripts.data.segments import Segments
 from scripts.data.sources import readable
+from scripts.models.tasks import SEMANTIC
 
 
 Item = TypeVar("Item")
@@ -181,7 +182,7 @@ class TrainingSamples(Dataset):
     num_labels: int
     augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
     seed: int
-    task: str = "semantic"
+    task: str = SEMANTIC
     min_segment_area: int = 1
 
     def __getitems__(self, batch: RowBatch) -> dict[str, Any] | UserError:
@@ -210,7 +211,7 @@ class TrainingSamples(Dataset):
         """One augmented sample; None, and a message more in `bad`, if it is bad."""
         place, segments = row.place or row.index, None
         try:
-            if self.task == "semantic":
+            if self.task == SEMANTIC:
                 image, label, name = decode_sample(row.row, self.form, self.num_labels, place)
                 classes = classes_in(label.numpy(), self.form.do_reduce_labels)
             else:

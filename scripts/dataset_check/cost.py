@@ -22,6 +22,7 @@ from scripts.dataset_check.finding import Finding
 from scripts.dataset_check.step_time import TIME_LIMIT, StepTimer, say
 from scripts.models.input_channels import RGB, set_num_channels
 from scripts.models.loading import build_processor, refuse_dead_hrca
+from scripts.models.tasks import SEMANTIC, task_of
 from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments, with_batch_sizes
 from scripts.training.memory import activation_bytes, state_bytes
@@ -70,7 +71,7 @@ class RecipeCost:
         refuse_dead_hrca(self.config, arguments.crop_height, arguments.crop_width)
         model, _ = start.model(self.config)
         self.model = prepare_network(model, self.arguments, self.accelerator).train()
-        self.form, self.task = form, getattr(self.config, "task", "semantic")
+        self.form, self.task = form, task_of(self.config)
         self.rows: list[dict[str, Any]] = []
 
     def stored_range(self) -> Any:
@@ -224,7 +225,7 @@ class RecipeCost:
         """Notes an image of more classes than the model can give masks to."""
         queries = getattr(self.config, "num_queries", None)
         most = max((max(counts.classes_per_map, default=0) for counts in splits.values()), default=0)
-        if self.task == "semantic" and queries is not None and most > queries:
+        if self.task == SEMANTIC and queries is not None and most > queries:
             message = f"an image has {most} classes, the model {queries} queries: some can never be found"
             fix = f"--config_overrides num_queries={2 * most}"
             cost.findings.append(Finding("warning", "more-classes-than-queries", (), message, fix, {"classes": most}))

@@ -11,6 +11,7 @@ from scripts.dataset_check.id_findings import id_findings
 from scripts.dataset_check.label_rule import IGNORED
 from scripts.dataset_check.segment_findings import SEGMENT_FAULTS, segment_findings
 from scripts.evaluation.degenerate import values_flag
+from scripts.models.tasks import INSTANCE, SEMANTIC
 
 
 ENOUGH_MAPS = 100  # to call a class rare
@@ -146,7 +147,7 @@ def too_few_classes(evidence: Evidence) -> Finding | None:
     names, present = evidence.names or {}, [index for index in evidence.names or () if evidence.class_pixels[index]]
     if not evidence.maps or not names or len(present) > 1 or not evidence.complete:
         return None
-    if present and evidence.segments is not None and evidence.segments.task != "semantic":
+    if present and evidence.segments is not None and evidence.segments.task != SEMANTIC:
         return None
     if present:
         message = f"{evidence.called(present)} is the only class that occurs, so no score can fail"
@@ -165,7 +166,7 @@ def split_findings(counts: SplitCounts, evidence: Evidence) -> list[Finding]:
         return [Finding("error", "empty-split", where, "it has no sample", "check the files of the split")]
     findings = []
     total = sum(counts.class_pixels.values())
-    objects_alone = evidence.segments is not None and evidence.segments.task == "instance"
+    objects_alone = evidence.segments is not None and evidence.segments.task == INSTANCE
     if total and counts.class_pixels[IGNORED] > total / 2 and not objects_alone:
         share = 100 * counts.class_pixels[IGNORED] / total
         message, percent = f"{share:.0f} % of its pixels are ignored", {"percent": round(share, 2)}

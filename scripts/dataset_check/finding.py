@@ -48,6 +48,7 @@ NAMES = {
     "near-duplicate": "an image is in both splits",
     "no-class-names": "no class names",
     "no-segment": "images without any segment",
+    "overlapping-segments": "outlines that overlap, of which panoptic segments are made",
     "panoptic-maps": "labels hold segments, as of COCO panoptic",
     "image-modes": "images that are not RGB",
     "rare-class": "a class in fewer than five images",
@@ -67,6 +68,7 @@ NAMES = {
     "unknown-category": "a segment's category is no class",
     "unreadable-map": "maps that cannot be read",
     "unreadable-image": "images that cannot be read",
+    "void-segment": "a segment is listed with id 0, which stands for none",
     "wrong-area-or-box": "area or box of a listed segment are not those of its pixels",
     "wrong-encoding": "labels that are not of the encoding they are read in",
 }

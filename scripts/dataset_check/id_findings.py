@@ -33,6 +33,7 @@ LEAST_SHARE = 0.001  # of all pixels: less tells nothing either
 # Ids of instances: how many tell something; the share of them, and of maps, that is nearly all; ids beyond the classes
 # that are more than a slip; the share of maps that hold an id, above which it is rather a class.
 LEAST_IDS, ONE_PIECE, FEW_IDS, MOST_SHARED = 10, 0.9, 3, 0.5
+AND_NAME = "; --thing_classes NAME names them"
 SOLID = 0.75  # share of 255's pixels away from edges, above which they cover things rather than border them
 
 
@@ -47,10 +48,11 @@ def id_findings(evidence: Evidence) -> list[Finding]:
         fix = f"--mask_values {names} makes it a class; if it is none, take it out of id2label"
         details = {"percent": round(share, 3)}
         return [Finding("error", "255-as-class", where, message, fix, details, evidence.examples())]
-    if not evidence.names or not evidence.ids or evidence.segments is not None:
+    if not evidence.ids or evidence.segments is not None:
         return []
-    if instances := instances_as_classes(evidence):
-        return [instances]
+    instances = instances_as_classes(evidence)
+    if instances or not evidence.names:
+        return [instances] if instances else []
     numbering = numbering_finding(evidence) if evidence.rule.table is None else None
     out_of_range = [] if numbering or not evidence.class_pixels[OUTSIDE] else [range_finding(evidence)]
     as_class = None if numbering or out_of_range else ignored_class(evidence)
@@ -79,9 +81,10 @@ def instances_as_classes(evidence: Evidence) -> Finding | None:
     held = f"ids up to {max(known)}, {100 * whole / ids:.0f} % of them in one piece" + (
         " and 1, 2, ... in each map" if numbered else ""
     )
-    message = f"in {evidence.maps} maps lie {held}, for {len(evidence.names or {})} classes: are they instances?"
+    classes = f"for {len(evidence.names)} classes" if evidence.names else "and no class is named"
+    message = f"in {evidence.maps} maps lie {held}, {classes}: are they instances?"
     level, details = "error" if outside else "warning", {"maps": evidence.maps, "ids": len(known)}
-    fix = "--task instance --label_encoding instances reads them so"
+    fix = "--task instance --label_encoding instances reads them so" + ("" if evidence.names else AND_NAME)
     return Finding(level, "instances-as-classes", tuple(evidence.splits), message, fix, details, evidence.examples())
 
 

@@ -15,12 +15,13 @@ from image_processing.preprocessing import EXIF_ORIENTATION
 from scripts.cli.errors import UserError
 from scripts.data.bands import PLAIN, as_image, for_eyes
 from scripts.data.bounds import Bounds
+from scripts.data.id_pieces import pieces_of, thinned
 from scripts.data.mask_colours import RGB, MaskColours, colour_text
 from scripts.data.samples import RowFormat, image_content, pillow_image, reason, sample_name
 from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.sample_facts import SampleFacts
-from scripts.dataset_check.segment_faults import MAPS, pieces_of, read_segments
+from scripts.dataset_check.segment_faults import MAPS, read_segments
 from scripts.dataset_check.segment_rule import SegmentRule
 from scripts.dataset_check.similarity import perceptual_hash
 
@@ -80,7 +81,7 @@ def look_at_segments(
     facts.regions = len(found)
     assert facts.segments is not None
     if facts.labels is not None:
-        facts.segments.numbers = thinned(found.layers.numpy()).max(axis=0)
+        facts.segments.numbers = thinned(found.layers.numpy(), SMALL).max(axis=0)
 
 
 def look_at_image(value: Any, facts: SampleFacts, form: RowFormat) -> tuple[int, int] | None:
@@ -180,7 +181,7 @@ def look_at_ids(ids: np.ndarray, facts: SampleFacts, rule: LabelRule) -> None:
         return
     present, counts = counted(ids)
     facts.ids = dict(zip(present.tolist(), counts.tolist()))
-    small = thinned(ids)
+    small = thinned(ids, SMALL)
     heights = np.repeat((np.arange(len(small)) + 0.5) / len(small), small.shape[1])
     values, places = np.unique(small, return_inverse=True)
     places = places.ravel()
@@ -200,13 +201,6 @@ def look_at_ids(ids: np.ndarray, facts: SampleFacts, rule: LabelRule) -> None:
     if OUTSIDE in facts.class_pixels:
         outside = present[rule.classes(present) == OUTSIDE]
         facts.faults["ids-out-of-range"] = f"ids {', '.join(map(str, outside[:5].tolist()))}"
-
-
-def thinned(maps: np.ndarray) -> np.ndarray:
-    """Every so many pixels of `(..., H, W)` maps that `SMALL` of them remain at most, across and down."""
-    step = max(1, -(-max(maps.shape[-2:]) // SMALL))
-    small = maps[..., step // 2 :: step, step // 2 :: step]
-    return small if small.size else maps
 
 
 def look_at_pieces(places: np.ndarray, ids: np.ndarray, facts: SampleFacts) -> None:

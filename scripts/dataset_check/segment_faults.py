@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +14,16 @@ from PIL import Image
 from scipy import ndimage
 
 from scripts.cli.errors import UserError
-from scripts.data.label_encodings import SegmentClasses, SegmentForm, id_map, segment_ids
+from scripts.data.id_pieces import SPECK, pieces_of
+from scripts.data.label_encodings import VOID, SegmentClasses, SegmentForm, id_map, listed_segments, segment_ids
 from scripts.data.samples import BadSample, RowFormat
 from scripts.data.segments import IGNORED, Segments, segments_of_ids
 from scripts.dataset_check.sample_facts import SampleFacts, SegmentFacts
 from scripts.dataset_check.segment_rule import SegmentRule
+from scripts.models.tasks import PANOPTIC, SEMANTIC
 
 
 MAPS = ("segments", "instances", "class_and_instance")  # encodings whose labels are images
-SPECK = 4  # pixels: a smaller segment is tiny, a smaller piece is none
 SIZES = {"small": 32**2, "medium": 96**2}  # COCO's: areas below these; others are large
 SAME = 0.95  # IoU above which two segments are one object
 MANY_CROWDS = 5  # crowd regions of one class: COCO has one
@@ -55,7 +55,7 @@ def read_segments(row: dict[str, Any], form: RowFormat, rule: SegmentRule, facts
     """The segments of an undecoded row as far as they can be read, whose faults are noted; None if they cannot."""
     own = rule.form.classes
     classes = NotedClasses(own.id2label, own.table, own.things)
-    segment_form = replace(rule.form, classes=classes)
+    segment_form = replace(rule.form, classes=classes, task=SEMANTIC)  # which leaves overlaps as they are
     facts.segments = SegmentFacts()
     try:
         if segment_form.encoding == "segments":
@@ -94,11 +94,14 @@ def read_listed(
         except (TypeError, KeyError, ValueError):
             facts.note("segments-mismatch", f"{column} is no list of id and category_id")
             continue
+        if id_ == VOID:
+            facts.note("void-segment", f"{column} lists id {VOID}")
+            continue
         if id_ in infos:
             facts.note("segment-listed-twice", f"id {id_} is twice in {column}")
             continue
         infos[id_] = {**each, "class": segments.classes.class_of(category, facts.name)}
-    unknown = [id_ for id_ in present if id_ and id_ not in infos]
+    unknown = [id_ for id_ in present if id_ != VOID and id_ not in infos]
     if unknown:
         facts.note("segments-mismatch", f"segment {unknown[0]} of the map is not in {column}", len(unknown))
     if lost := [id_ for id_ in infos if id_ not in present]:
@@ -110,14 +113,11 @@ def read_listed(
 
 
 def listed_in(value: Any) -> list[Any]:
-    """The entries of a list of segments, which may be JSON; one that is none of what cannot be read."""
+    """The entries of a list of segments, see `listed_segments`; one that is none of what cannot be read."""
     try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+        return listed_segments(value)
+    except (ValueError, RecursionError):
         return [None]
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [None]
 
 
 def compare_with_map(ids: np.ndarray, present: dict[int, int], infos: dict[int, Any], facts: SampleFacts) -> None:
@@ -231,7 +231,7 @@ def look_at(found: Segments, ids: Sequence[int], rule: SegmentRule, facts: Sampl
     for index, number in counts.crowds.items():
         if number >= MANY_CROWDS and index in things:
             facts.note("split-crowd", f"{number} crowd regions of {label.get(index, index)}")
-    if rule.task != "semantic":
+    if rule.task != SEMANTIC:
         for index, number in counts.classes.items():
             if number > 1 and index not in things:
                 facts.note("stuff-in-segments", f"{number} segments of {label.get(index, index)}")
@@ -240,6 +240,9 @@ def look_at(found: Segments, ids: Sequence[int], rule: SegmentRule, facts: Sampl
             facts.note("more-segments-than-queries", f"{total} segments, {rule.queries} queries")
     if not len(found) and not facts.faults.keys() & {"segments-mismatch", "unknown-category"}:  # which say why
         facts.note("no-segment", "no segment of any class")
+    if rule.task == PANOPTIC and (layers := found.layers).shape[0] > 1:
+        several = int(layers[:, (layers > 0).sum(0) > 1].unique().count_nonzero())
+        facts.note("overlapping-segments", f"{several} segments, {len(found) - len(found.disjoint())} covered whole")
     look_at_layers(found, names, rule, facts)
     look_for_duplicates(found, areas, names, facts)
 
@@ -259,15 +262,6 @@ def look_at_layers(found: Segments, names: list[str], rule: SegmentRule, facts: 
             elif gap := widest_gap(areas, boxes):
                 facts.note("scattered-instance", f"{names[number]} has pieces {gap} pixels apart")
     facts.id_pieces = total, whole
-
-
-def pieces_of(mask: np.ndarray) -> tuple[np.ndarray, list[tuple[slice, slice]]]:
-    """Areas `(n,)` and boxes of the connected pieces of a mask `(H, W)`, specks left out."""
-    labelled, count = ndimage.label(mask)
-    areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
-    boxes = ndimage.find_objects(labelled)
-    kept = np.flatnonzero(areas >= SPECK)
-    return areas[kept], [boxes[index] for index in kept]
 
 
 def widest_gap(areas: np.ndarray, boxes: list[tuple[slice, slice]]) -> int:

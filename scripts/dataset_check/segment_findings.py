@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from scripts.data.id_pieces import IdPieces
 from scripts.dataset_check.counts import merged
 from scripts.dataset_check.finding import Evidence, Finding
+from scripts.evaluation.degenerate import AS_CLASSES
 
 
-MOST_CLASSES = 50  # distinct ids in all maps: more are hardly classes
-MANY = 0.5  # share: of ids in several pieces, of maps that hold an id
 LISTED = "the list of segments"
 # Level, what is wrong, and the fix of the faults of segments that show in single samples.
 SEGMENT_FAULTS = {
@@ -23,6 +23,11 @@ SEGMENT_FAULTS = {
         "error",
         f"an id is twice in {LISTED}",
         "give each segment an id of its own, in list and map: training skips these samples",
+    ),
+    "void-segment": (
+        "error",
+        f"{LISTED} has an id 0, that of pixels without a segment",
+        "number segments from 1 on, in list and map: training skips these samples",
     ),
     "unknown-category": (
         "error",
@@ -79,7 +84,16 @@ SEGMENT_FAULTS = {
         "a segment is a speck",
         "take out what is a slip of the brush; --min_segment_area 4 leaves all of them out of training",
     ),
-    "more-segments-than-queries": ("warning", "an image has more segments than the model can find", ""),
+    "more-segments-than-queries": (
+        "warning",
+        "an image has more segments than the model can find",
+        "raise --config_overrides num_queries, or give smaller crops (--crop_height, --crop_width)",
+    ),
+    "overlapping-segments": (
+        "note",
+        "segments overlap, and the smaller one gets the pixels, since panoptic segments do not",
+        "nothing, if the smaller one lies in front; else cut the outlines, or train for --task instance",
+    ),
     "no-segment": (
         "note",
         "the image has no segment",
@@ -104,7 +118,7 @@ def with_queries(finding: Finding, evidence: Evidence) -> Finding:
     if finding.name != "more-segments-than-queries":
         return finding
     most = max(max(counts.segments_per_map, default=0) for counts in evidence.splits.values())
-    fix = f"--config_overrides num_queries={most}, or smaller crops, in which fewer lie"
+    fix = f"--config_overrides num_queries={most}, or smaller crops (--crop_height, --crop_width), in which fewer lie"
     return replace(finding, fix=fix, details={**finding.details, "most": most})
 
 
@@ -112,18 +126,14 @@ def classes_as_instances(evidence: Evidence) -> Finding | None:
     """Class ids where ids of instances are expected: few, the same in most maps, and in many pieces."""
     ids, whole, _ = evidence.pieces.tolist()
     stored = merged([counts.instance_ids for counts in evidence.splits.values()])
-    if evidence.maps < 2 or not ids or not 0 < len(stored) <= MOST_CLASSES:
+    seen = IdPieces(evidence.maps, stored, ids, whole)
+    if not seen.seem_classes():
         return None
-    shared = stored.total() / len(stored) / evidence.maps
-    if whole > (1 - MANY) * ids or shared < MANY:
-        return None
-    message = (
-        f"all {evidence.maps} maps hold {len(stored)} distinct id{'s' * (len(stored) > 1)}, each in "
-        f"{100 * shared:.0f} % of them, and {100 * (1 - whole / ids):.0f} % lie in several pieces: are they classes?"
-    )
-    fix = "--task semantic --label_encoding classes reads them so; instances need an id for each object"
+    message = seen.described()
     details = {"maps": evidence.maps, "ids": len(stored)}
-    return Finding("error", "classes-as-instances", tuple(evidence.splits), message, fix, details, evidence.examples())
+    return Finding(
+        "error", "classes-as-instances", tuple(evidence.splits), message, AS_CLASSES, details, evidence.examples()
+    )
 
 
 def crowd_only(evidence: Evidence) -> list[Finding]:

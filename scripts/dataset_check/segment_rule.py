@@ -13,6 +13,7 @@ from scripts.data.class_names import thing_ids_file
 from scripts.data.label_encodings import SegmentClasses, SegmentForm
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.dataset_check.finding import Finding
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC, task_of
 from scripts.models.warm_start import start_of
 from scripts.storage.json_files import read_json
 from scripts.training.arguments import TrainArguments, with_task
@@ -48,10 +49,10 @@ def settle_task(arguments: Arguments, opened: dict[str, LabelledDataset]) -> tup
     """
     task, data, arguments = arguments.task, next(iter(opened.values())), with_task(arguments)
     if arguments.recipe or arguments.config_name or arguments.model_name_or_path or arguments.warm_start:
-        task = getattr(start_of(arguments).config(), "task", "semantic")
-    data.task = task or "semantic"
+        task = task_of(start_of(arguments).config())
+    data.task = task or SEMANTIC
     if guessed := task is None and data.encoding != CLASSES:
-        data.task = "panoptic" if data.encoding == "segments" else "instance"
+        data.task = PANOPTIC if data.encoding == "segments" else INSTANCE
     for each in opened.values():
         each.task, each.encoding = data.task, data.encoding
     return arguments, guessed
@@ -75,10 +76,10 @@ def settled(
     classes, fault = read_segment_classes(data, (names or {}) if refused else None)
     if fault:
         what, _, fix = fault.rpartition(": ")
-        findings.append(Finding("error", "thing-ids", (), what, fix))
+        findings.append(Finding("error", "thing-ids", (), what or fix, fix))
     for each in opened.values():
         each.segment_classes = classes
-    untold = data.task == "panoptic" and not data.arguments.thing_classes and thing_ids_file(data.arguments) is None
+    untold = data.task == PANOPTIC and not data.arguments.thing_classes and thing_ids_file(data.arguments) is None
     untold = untold and classes.things == classes.id2label.keys()
     if untold:
         message = f"nothing tells which classes are things: all {len(classes.things)} are taken for such"

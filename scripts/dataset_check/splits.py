@@ -79,9 +79,8 @@ def read_classes(
     if names is None and data.class_map:  # of the values of the maps alone
         return data.class_map.id2label, None, []
     if not names:
-        message, _, fix = str(no_class_names(data)).partition(": ")
-        held, _, fix = fix.partition(": ")
-        return None, None, [Finding("error", "no-class-names", (), f"{message}; {held}", fix)]
+        message, _, fix = str(no_class_names(data)).rpartition(": ")
+        return None, None, [Finding("error", "no-class-names", (), message.replace(": ", "; ", 1), fix)]
     name_of_255 = names.pop(IGNORE_INDEX, None)
     if sorted(names) != list(range(len(names))):
         listed = ", ".join(map(str, list(names)[:5]))

@@ -11,15 +11,18 @@ import numpy as np
 
 from scripts.cli.errors import UserError
 from scripts.cli.parser import start_of
+from scripts.cli.processes import say_once
 from scripts.data.arguments import CLASSES
 from scripts.data.first_look import BACKGROUND, FirstLook, first_look
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.sources import IGNORE_INDEX
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 
 
 CHECK = f"{start_of('check_dataset')} tells what became of the others"
-LEAST_CLASSES = {"semantic": 2, "instance": 1, "panoptic": 1}  # of which a score can fail: segments can be missed
+LEAST_CLASSES = {SEMANTIC: 2, INSTANCE: 1, PANOPTIC: 1}  # of which a score can fail: segments can be missed
 MOST_CLASSES = 100  # values without names: more are rather numbers of instances
+AS_CLASSES = "--task semantic --label_encoding classes reads them so; instances need an id for each object"
 GO_ON = "--allow_absent_classes goes on as it is"
 
 
@@ -63,11 +66,17 @@ def look_at_classes(data: LabelledDataset, names: Mapping[int, str], trained: Fi
         trained: what those of the training split hold, where this is another: a class that occurs there may be absent
             here, which is said.
     Raises:
-        UserError: they hold one class alone or none, or never one that is named; says what they hold and the fix.
+        UserError: they hold one class alone or none, or never one that is named, or are maps of class ids where maps
+            of instances are expected; says what they hold and the fix.
     """
     look = first_look(data.stream, data.row_format)
     if data.arguments.allow_absent_classes or not look.maps:
         return look
+    if look.instances.seem_classes():
+        seen = f"split {data.split!r}: {look.instances.described()} {AS_CLASSES}"
+        if look.instances.are_classes():
+            raise UserError(f"{seen}; {GO_ON}")
+        say_once(f"warning: {seen}")
     if trained is not None and len(look.classes) >= LEAST_CLASSES[data.task]:
         absent = [index for index in names if not look.classes[index]]
         if look.whole and absent and all(trained.classes[index] for index in absent):
@@ -83,7 +92,7 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
     """What is wrong with the classes in the first label maps, and the fix; None if nothing is."""
     read = f"{'its' if look.whole else 'the first'} {look.maps} label map{'s' * (look.maps > 1)}"
     ids, absent = set(look.stored), [index for index in names if not look.classes[index]]
-    if data.task != "semantic":
+    if data.task != SEMANTIC:
         if not look.classes:
             return f"{read} hold no segment of any class, so there is nothing to learn or to score: {CHECK}"
         whole = absent and look.whole and look.enough_for(len(names))
@@ -106,7 +115,7 @@ def fault_of(look: FirstLook, data: LabelledDataset, names: Mapping[int, str]) -
         return f"{read} hold no segments of these classes, so there is nothing to learn or to score: {CHECK}"
     if not look.classes:
         return f"{read} hold {look.listed()}, all of them ignored, so there is nothing to learn or to score: {CHECK}"
-    if len(look.classes) < LEAST_CLASSES["semantic"]:
+    if len(look.classes) < LEAST_CLASSES[SEMANTIC]:
         only = names[next(iter(look.classes))]
         return f"{read} hold {look.listed()}, which is {only!r} alone, so no score can fail: {CHECK}; {GO_ON}"
     if absent and look.whole and enough:
@@ -150,6 +159,11 @@ def no_class_names(data: LabelledDataset) -> UserError:
     """What is said where classes have no names: the ids that the maps hold, and how to name them."""
     if data.holds_instances_of_one_class:
         return UserError("no class name: the label maps hold instances of one class: name it by --thing_classes NAME")
+    if data.encoding == "yolo":
+        return UserError(
+            "no class names: YOLO's text files number their classes from 0: write the names in that order, as a list "
+            "called names, into data.yaml beside the data, or give --id2label"
+        )
     if data.encoding != CLASSES:
         return UserError("no class names: give --id2label, or put id2label.json beside the data")
     look = first_look(data.stream, data.own_row_format)

@@ -33,7 +33,11 @@ def image_counts(reference: Segments, prediction: PanopticMap, num_labels: int) 
     Args:
         reference: in one layer.
         prediction: of the same size.
+    Raises:
+        ValueError: reference segments in several layers, see `Segments.disjoint`.
     """
+    if len(reference.layers) > 1:
+        raise ValueError("reference segments overlap: panoptic quality needs at most one at each pixel")
     count = len(prediction.segments) + 1
     numbers = np.zeros(
         max([int(prediction.ids.max(initial=0)), *(s["id"] for s in prediction.segments)]) + 1, np.int64

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, program
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 from scripts.storage.atomic import atomic_file
 from scripts.storage.digests import sha256
 from scripts.storage.outputs import MARK
@@ -31,11 +32,11 @@ PACKAGES = (
     "numpy",
 )
 METRICS = {  # by task
-    "semantic": "mIoU, mean over classes present in the ground truth, ignored pixels left out",
+    SEMANTIC: "mIoU, mean over classes present in the ground truth, ignored pixels left out",
     "instance": "mask AP by COCO's rules, mean over IoU 0.5 to 0.95 and the classes with reference segments",
     "panoptic": "PQ by panopticapi's rules, mean over the classes that occur or are found; AP by COCO's of the things",
 }
-MAIN_NAMES = {"semantic": "mean IoU", "instance": "AP", "panoptic": "PQ"}  # of the figure with an interval, by task
+MAIN_NAMES = {SEMANTIC: "mean IoU", INSTANCE: "AP", PANOPTIC: "PQ"}  # of the figure with an interval, by task
 COLUMNS = {  # of tasks with segments
     "panoptic_quality": "PQ",
     "segmentation_quality": "SQ",
@@ -105,7 +106,7 @@ def in_percent(value: Any) -> Any:
 
 
 def build_results(
-    scores: dict[str, Any], id2label: dict[int, str], metric: str = METRICS["semantic"], **facts: Any
+    scores: dict[str, Any], id2label: dict[int, str], metric: str = METRICS[SEMANTIC], **facts: Any
 ) -> dict[str, Any]:
     """Scores in percent, per class by name, and the facts that make them reproducible.
 
@@ -150,7 +151,7 @@ def number(value: float | None) -> str:
 
 def results_table(results: dict[str, Any]) -> str:
     """Per-class IoU, accuracy and boundary IoU, and the means, as text; of other tasks their figures."""
-    if results.get("task", "semantic") != "semantic":
+    if results.get("task", SEMANTIC) != SEMANTIC:
         return segments_table(results)
     columns = ["iou", "accuracy", "boundary_iou"]
     columns = [column for column in columns if all(column in row for row in results["per_class"].values())]
@@ -218,7 +219,7 @@ def details_text(results: dict[str, Any]) -> str:
     lines = []
     if interval := results.get("interval"):
         share = f"{100 * interval['confidence']:.0f}%"
-        name = MAIN_NAMES[results.get("task", "semantic")]
+        name = MAIN_NAMES[results.get("task", SEMANTIC)]
         lines.append(f"{share} interval of {name} over images: {interval_text(interval)}")
     for group in results.get("segment_sizes", []):
         area = "larger" if group["max_area"] is None else f"up to {group['max_area']} px"

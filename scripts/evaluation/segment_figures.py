@@ -18,6 +18,7 @@ from scripts.evaluation.degenerate import look_at_classes
 from scripts.evaluation.results import in_percent
 from scripts.evaluation.segment_rules import check_segment_classes
 from scripts.evaluation.segments_split import evaluate_segments, things_of
+from scripts.models.tasks import PANOPTIC
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def measure(
         UserError: see `check_segment_classes`, `look_at_classes` and `evaluate_segments`.
     """
     names = model.config.id2label
+    if data.holds_class_maps:  # a model trained on reduced labels is compared with reduced labels
+        data.do_reduce_labels |= bool(processor.do_reduce_labels)
     check_segment_classes(data, names)
     look = on_main(accelerator, lambda: look_at_classes(data, names))
     started = time.perf_counter()
@@ -71,6 +74,6 @@ def measure(
         accelerator.print(f"warning: {facts['warning']}", file=sys.stderr)
     if interval := scores.pop("interval", None):
         facts["interval"] = interval | in_percent({key: interval[key] for key in ("low", "high")})
-    if processor.task == "panoptic":
+    if processor.task == PANOPTIC:
         facts["things"] = [names[index] for index in things_of(model, processor)]
     return Measured(scores, facts, segments[:, None], look)

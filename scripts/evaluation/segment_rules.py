@@ -10,6 +10,7 @@ from scripts.cli.processes import say_once
 from scripts.data.first_look import BACKGROUND
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.evaluation.degenerate import no_class_names, refuse_other_numbers
+from scripts.models.tasks import INSTANCE, SEMANTIC
 
 
 AVERAGED = "averages class scores, and masks of queries cannot be averaged"
@@ -70,15 +71,20 @@ def check_segment_classes(data: LabelledDataset, of_model: dict[int, str]) -> No
     if data.class_names is None and data.class_map is None:
         data.class_names = dict(of_model)
         if data.holds_instances_of_one_class:
-            learnt = [name for name in of_model.values() if data.task != "semantic" or name.lower() != BACKGROUND]
+            learnt = [name for name in of_model.values() if data.task != SEMANTIC or name.lower() != BACKGROUND]
             if len(learnt) != 1:
                 raise no_class_names(data)
             data.class_names = {0: learnt[0]}
+        elif data.task == INSTANCE and (data.encoding == "segments" or data.holds_class_maps):
+            raise UserError(
+                "no class names: an instance model numbers the things alone, and nothing tells which ids of the data "
+                "are things: give --id2label, and --thing_classes unless all are"
+            )
     names = data.id2label or {}
     refuse_other_numbers(names, of_model)
     if len(names) != len(of_model):
         fix = "--class_map makes them alike"
-        if data.task == "instance" and len(names) > len(of_model):
+        if data.task == INSTANCE and len(names) > len(of_model):
             fix = "--thing_classes names those with instances, " + fix
         raise UserError(f"classes of the data's segments: {len(names)}, of the model: {len(of_model)}: {fix}")
     other = [index for index in names if names[index] != of_model[index]]

@@ -13,11 +13,12 @@ from scripts.cli.processes import summed
 from scripts.data.bands import as_image
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow
-from scripts.data.samples import BadSample, BadSamples, decode_segments
+from scripts.data.samples import BadSamples, decode_segments
 from scripts.evaluation.average_precision import PrecisionCounts, check_installed
 from scripts.evaluation.panoptic_quality import PanopticCounts
 from scripts.evaluation.split import EvaluationSamples, over_split
 from scripts.inference.found_segments import FoundSegments, SegmentPredictor
+from scripts.models.tasks import PANOPTIC
 
 
 class SegmentSamples(EvaluationSamples):
@@ -29,21 +30,9 @@ class SegmentSamples(EvaluationSamples):
         return {"image": as_image(image), "segments": segments, "name": name}
 
 
-class PanopticSamples(SegmentSamples):
-    """The same, where no two segments may overlap."""
-
-    def decode(self, item: StreamRow) -> dict[str, Any]:
-        sample = super().decode(item)
-        if len(sample["segments"].layers) > 1:
-            raise BadSample(
-                f"sample {sample['name']}: its segments overlap: panoptic quality needs a segment per pixel"
-            )
-        return sample
-
-
 def things_of(model: Any, processor: Any) -> list[int]:
     """The classes with instances of an instance or a panoptic model, in order."""
-    stuff = set(processor.label_ids_to_fuse or ()) if processor.task == "panoptic" else set()
+    stuff = set(processor.label_ids_to_fuse or ()) if processor.task == PANOPTIC else set()
     return [index for index in range(model.config.num_labels) if index not in stuff]
 
 
@@ -79,7 +68,7 @@ def evaluate_segments(
     """
     model = accelerator.unwrap_model(model).eval()
     num_labels, things = model.config.num_labels, things_of(model, processor)
-    panoptic = PanopticCounts(num_labels, resamples, seed) if processor.task == "panoptic" else None
+    panoptic = PanopticCounts(num_labels, resamples, seed) if processor.task == PANOPTIC else None
     found = PrecisionCounts(num_labels, things) if precision or panoptic is None else None
     if found is not None:
         check_installed()
@@ -96,8 +85,8 @@ def evaluate_segments(
         if found is not None:
             found.add(index, reference.chosen(torch.isin(reference.classes, wanted)), prediction.instances)
 
-    kind = SegmentSamples if panoptic is None else PanopticSamples
-    images = over_split(kind(data.row_format, num_labels), count, data, accelerator, limit, num_workers, bad_samples)
+    samples = SegmentSamples(data.row_format, num_labels)
+    images = over_split(samples, count, data, accelerator, limit, num_workers, bad_samples)
     scores: dict[str, Any] = {"images": images}
     if found is not None:
         found.gather(accelerator)

@@ -11,6 +11,7 @@ from PIL import Image
 from image_processing.run_lengths import coco_run_lengths, compressed
 from image_processing.segments import BoxedMask
 from scripts.inference.predictors import outputs_of, processed_inputs
+from scripts.models.tasks import PANOPTIC
 
 
 class Instance(NamedTuple):
@@ -78,13 +79,13 @@ class SegmentPredictor:
         """The segments of an image of this `(height, width)`, which the network read at the input size."""
         sizes: dict[str, Any] = {"target_sizes": [size], "input_sizes": [input_size]}
         instances = []
-        if self.with_instances or self.processor.task != "panoptic":
+        if self.with_instances or self.processor.task != PANOPTIC:
             ((masks, scores, labels, _),) = self.processor.found_instances(outputs, self.threshold, **sizes)
             instances = [
                 Instance(label, score, mask._replace(pixels=mask.pixels.cpu()))
                 for label, score, mask in zip(labels.tolist(), scores.tolist(), masks, strict=True)
             ]
-        if self.processor.task != "panoptic":
+        if self.processor.task != PANOPTIC:
             return FoundSegments(size, instances)
         (found,) = self.processor.post_process_panoptic_segmentation(outputs, self.panoptic_threshold, **sizes)
         panoptic = PanopticMap(found["segmentation"].cpu().numpy(), found["segments_info"])

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.models.tasks import SEMANTIC, TASKS
+
 
 _FASEG_RELEASE = "https://github.com/ziplab/FASeg/releases/download/V1/"
 _DRIVE = "https://drive.google.com/file/d/"
@@ -36,7 +38,7 @@ class Family:
     views_of_image: bool = False
     masks_of_images: bool = True
     whole_head_decays: bool = False
-    tasks: tuple[str, ...] = ("semantic", "instance", "panoptic")
+    tasks: tuple[str, ...] = TASKS
     needs_timm: bool = False
     processor: Mapping[str, Any] = field(default_factory=dict)
     names: str = ""
@@ -60,7 +62,7 @@ FAMILIES = {
         views_of_image=True,
         masks_of_images=False,
         whole_head_decays=True,
-        tasks=("semantic",),
+        tasks=(SEMANTIC,),
         needs_timm=True,
         names="scripts.models.qlseg_names",
         released_pages={  # Google Drive asks before it gives out files of this size, and Baidu wants an account
@@ -76,7 +78,7 @@ FAMILIES = {
         views_of_image=True,
         masks_of_images=False,
         whole_head_decays=True,
-        tasks=("semantic",),
+        tasks=(SEMANTIC,),
         processor={"size_divisor": 0},  # takes any size, and the reference adds no padding
         names="scripts.models.semask_names",
         released_pages={

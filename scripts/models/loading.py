@@ -32,6 +32,7 @@ from scripts.models.families import family_of
 from scripts.models.input_channels import adapt_first_convolution
 from scripts.models.licences import FIELDS, inherited, origin_of
 from scripts.models.model_files import check_model_files
+from scripts.models.tasks import task_of
 
 
 # What changes with the classes.
@@ -267,7 +268,7 @@ def build_processor(arguments: ModelArguments, config: PreTrainedConfig, **setti
         except (OSError, ValueError) as error:
             if arguments.model_name_or_path:
                 raise UserError(f"{arguments.checkpoint_flag} {name}: no image processor: {error}") from error
-    settings = {"task": getattr(config, "task", "semantic"), **family_of(config).processor, **settings}
+    settings = {"task": task_of(config), **family_of(config).processor, **settings}
     processor_classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
     with errors_explained("image processor", ValueError):
         return processor_classes["torchvision"](**settings)

@@ -23,9 +23,9 @@ from image_processing import FASegImageProcessor
 from scripts.cli.errors import UserError
 from scripts.models.model_files import check_model_files
 from scripts.models.parameter_names import listed
+from scripts.models.tasks import PANOPTIC, TASKS
 
 
-TASKS = ("semantic", "instance", "panoptic")
 # What makes FASeg a Mask2Former.
 PLAIN = {
     "use_dynamic_positional_queries": False,
@@ -214,7 +214,7 @@ def processor_settings(name: str, config: Any) -> dict[str, Any]:
         size = {"shortest_edge": size, "longest_edge": longest}
     reduced = saved.get("do_reduce_labels", saved.get("reduce_labels"))
     ignored = saved.get("ignore_index")
-    stuff = saved.get("label_ids_to_fuse") or (stuff_of(config) if config.task == "panoptic" else None)
+    stuff = saved.get("label_ids_to_fuse") or (known_stuff(config) if config.task == PANOPTIC else None)
     return {
         **settings,
         "size": size,
@@ -227,7 +227,7 @@ def processor_settings(name: str, config: Any) -> dict[str, Any]:
     }
 
 
-def stuff_of(config: Any) -> list[int] | None:
+def known_stuff(config: Any) -> list[int] | None:
     """The classes of COCO's and Cityscapes' panoptic segmentation that have no instances; None of other data."""
     names = [config.id2label[index] for index in sorted(config.id2label)]
     if len(names) == 133 and names[0] == "person":

@@ -8,7 +8,7 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import flag
 
 
-SEMANTIC, INSTANCE, PANOPTIC = "semantic", "instance", "panoptic"
+SEMANTIC, INSTANCE, PANOPTIC = TASKS = ("semantic", "instance", "panoptic")
 # Least score of an instance; class probability above which a panoptic segment is kept.
 DEFAULT_THRESHOLDS = {INSTANCE: 0.5, PANOPTIC: 0.8}
 

@@ -24,6 +24,7 @@ from scripts.models.input_channels import adapt_first_convolution
 from scripts.models.licences import origin_of
 from scripts.models.loading import LABEL_DEPENDENT, build_config, build_model, listed, read_config, with_changes
 from scripts.models.mask2former import without_loading_report
+from scripts.models.tasks import SEMANTIC
 
 
 LEVELS = 3  # that a Mask2Former's decoder attends to
@@ -138,7 +139,7 @@ def start_of(arguments: Any) -> WarmStart | PlainStart:
     """What training starts from by its flags; a warm start is for label maps unless `--task` says otherwise."""
     if not arguments.warm_start:
         return PlainStart(arguments)
-    return WarmStart(arguments.warm_start, arguments.config_overrides, "semantic", arguments.trust_remote_code)
+    return WarmStart(arguments.warm_start, arguments.config_overrides, SEMANTIC, arguments.trust_remote_code)
 
 
 def pass_on(focus_queries: Any, learned: Tensor) -> None:

@@ -11,6 +11,7 @@ import transformers
 from transformers.image_utils import SizeDict
 
 from scripts.models.input_channels import num_channels
+from scripts.models.tasks import task_of
 from scripts.onnx_export.kinds import Kind, Size
 
 
@@ -52,7 +53,7 @@ def describe(kind: Kind, processor: Any, graph: onnx.ModelProto, size: Size | No
     facts |= kind.facts() | {
         "model_type": config.model_type,
         "id2label": {int(index): str(name) for index, name in config.id2label.items()},
-        "task": getattr(config, "task", "semantic"),
+        "task": task_of(config),
         "processor": {name: plain(value) for name, value in settings.items()},
         "size_divisor": processor.size_divisor,
         "sizes": kind.sizes(size),

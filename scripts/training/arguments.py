@@ -22,8 +22,9 @@ from scripts.cli.parser import (
     path_flag,
     shipped_recipes,
 )
-from scripts.data.arguments import HELD_BACK, TASKS, DatasetArguments, check_dataset_flags, parse_range
+from scripts.data.arguments import HELD_BACK, DatasetArguments, check_dataset_flags, parse_range
 from scripts.models.arguments import ModelArguments
+from scripts.models.tasks import SEMANTIC, TASKS
 from scripts.storage.shared_text import without_credentials
 
 
@@ -42,7 +43,7 @@ MOST_CHANNELS = 1024  # of hyperspectral images
 HIGHEST_MEAN = 1000  # on the scale 0..1
 LEAST_STD = 1e-6
 # Flags for label maps of classes alone.
-OF_CLASS_MAPS = ("do_reduce_labels", "rare_class_crops", "crop_max_class_share", "mask_colors")
+OF_CLASS_MAPS = ("rare_class_crops", "crop_max_class_share", "mask_colors")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 AUTO = "auto"
 
@@ -321,15 +322,14 @@ def check_task(arguments: TrainArguments, task: str) -> None:
     Raises:
         UserError: names the flag and the reason.
     """
-    if task == "semantic":
+    if task == SEMANTIC:
         if arguments.min_segment_area != 1:
             raise UserError("--min_segment_area: it is of segments, which --task instance and panoptic learn")
         return
     for name in OF_CLASS_MAPS:
         value = getattr(arguments, name)
         if value and value != getattr(TrainArguments, name):
-            off = f"give --{name} false" if name == "do_reduce_labels" else "leave it out"
-            raise UserError(f"--{name}: it is for a class per pixel, but --task {task} learns segments: {off}")
+            raise UserError(f"--{name}: it is for a class per pixel, but --task {task} learns segments: leave it out")
 
 
 def evaluates(arguments: TrainArguments) -> bool:

@@ -14,6 +14,7 @@ from scripts.data.labelled_dataset import LabelledDataset
 from scripts.evaluation.degenerate import why_it_says_nothing
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 from scripts.training.log import EVALUATIONS
 
 
@@ -61,7 +62,7 @@ def scores_of_segments(model: Any, processor: Any, data: LabelledDataset, accele
 
 # By task.
 FIGURES = {
-    "semantic": Figure("mean_iou", scores_of_maps),
-    "instance": Figure("average_precision", scores_of_segments),
-    "panoptic": Figure("panoptic_quality", scores_of_segments),
+    SEMANTIC: Figure("mean_iou", scores_of_maps),
+    INSTANCE: Figure("average_precision", scores_of_segments),
+    PANOPTIC: Figure("panoptic_quality", scores_of_segments),
 }

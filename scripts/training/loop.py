@@ -25,6 +25,7 @@ from scripts.cli.parser import start_of
 from scripts.cli.processes import on_main, raised_on_all
 from scripts.evaluation.degenerate import absent_classes
 from scripts.models.loading import refuse_non_finite, save_model_folder
+from scripts.models.tasks import SEMANTIC
 from scripts.storage.atomic import (
     DISK_FULL,
     WRITE_ERRORS,
@@ -261,7 +262,7 @@ def check_classes_seen(run: Run, whole_epoch: bool) -> None:
     absent = [index for index in names if index not in seen]
     if whole_epoch and absent and not run.look.whole and not run.arguments.allow_absent_classes:
         raise UserError(f"split {run.data.split!r}: {absent_classes(absent, names, 'a whole epoch')}")
-    if len(seen) == 1 and run.progress.epoch < 2 and run.data.task == "semantic":
+    if len(seen) == 1 and run.progress.epoch < 2 and run.data.task == SEMANTIC:
         name = names[seen.pop()]
         text = f"warning: training has seen no other class than {name!r}: a model of it says that everywhere"
         run.accelerator.print(text, file=sys.stderr)
@@ -269,8 +270,10 @@ def check_classes_seen(run: Run, whole_epoch: bool) -> None:
 
 def say_overfull(run: Run) -> None:
     """Says how many images had more segments than the model has queries, and what helps; nothing if none had."""
+    if not run.progress.overfull:  # a sum over processes, so that all of them go on, or none
+        return
     most = max(gather_object([run.progress.most_segments]))
-    if run.progress.overfull and run.accelerator.is_main_process:
+    if run.accelerator.is_main_process:
         queries, seen = run.network.config.num_queries, run.progress.step * run.images_per_step
         tqdm.write(
             f"warning: {run.progress.overfull} of {seen} images had more segments than the model's {queries} queries, "

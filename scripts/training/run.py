@@ -31,6 +31,7 @@ from scripts.evaluation.degenerate import look_at_classes, no_class_names, refus
 from scripts.models.backbone_weights import load_backbone_weights
 from scripts.models.input_channels import set_num_channels
 from scripts.models.loading import build_processor, refuse_dead_hrca, refuse_non_finite
+from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC, task_of
 from scripts.models.warm_start import start_of
 from scripts.storage.atomic import recover
 from scripts.storage.lock import FolderLock
@@ -58,7 +59,7 @@ NUM_TRACKED_IMAGES = 4
 
 
 def augmentation_of(
-    arguments: TrainArguments, class_shares: Sequence[float] | None = None, task: str = "semantic"
+    arguments: TrainArguments, class_shares: Sequence[float] | None = None, task: str = SEMANTIC
 ) -> Any:
     """The training augmentation that the arguments ask for.
 
@@ -68,7 +69,7 @@ def augmentation_of(
         UserError: transforms of `--albumentations` that cannot be used.
     """
     unlabelled = (0, IGNORE_INDEX) if arguments.do_reduce_labels else (IGNORE_INDEX,)
-    if task != "semantic":
+    if task != SEMANTIC:
         unlabelled = (0,)  # where layers of segments have none
     if class_shares is not None and arguments.do_reduce_labels:
         class_shares = [0.0, *class_shares]  # by id of the label maps
@@ -327,7 +328,7 @@ def look_at_splits(data: LabelledDataset, names: Mapping[Any, str]) -> FirstLook
     return look
 
 
-def stuff_of(data: LabelledDataset) -> list[int]:
+def stuff_of_data(data: LabelledDataset) -> list[int]:
     """The classes that have no instances, by id."""
     classes = data.segment_classes
     return [] if classes is None else sorted(set(classes.id2label) - classes.things)
@@ -353,9 +354,9 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     arguments = with_task(arguments)
     data = LabelledDataset(arguments, arguments.train_split_name)
     start = start_of(arguments)
-    data.task = getattr(start.config(), "task", "semantic")
+    data.task = task_of(start.config())
     check_task(arguments, data.task)
-    if data.task == "instance" and arguments.eval_steps:
+    if data.task == INSTANCE and arguments.eval_steps:
         check_installed()
     # Of class maps a checkpoint's names will do: its numbers are those of the maps.
     names_of_model = arguments.model_name_or_path or arguments.warm_start
@@ -375,10 +376,10 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     check_ignored_id(config)
     look = on_main(accelerator, lambda: look_at_splits(data, config.id2label or {}))
     settings_of_task: dict[str, Any] = {}
-    if data.task == "semantic":
+    if data.task == SEMANTIC:
         refuse_one_class(config.id2label or {})
-    if arguments.task or data.task != "semantic":
-        stuff = stuff_of(data) if data.task == "panoptic" else None
+    if arguments.task or data.task != SEMANTIC:
+        stuff = stuff_of_data(data) if data.task == PANOPTIC else None
         settings_of_task = {"task": data.task, "label_ids_to_fuse": stuff}
     refuse_dead_hrca(config, arguments.crop_height, arguments.crop_width)
     shortest = arguments.eval_shortest_edge or min(arguments.crop_height, arguments.crop_width)
@@ -462,12 +463,12 @@ def start_in_words(arguments: TrainArguments) -> str:
 
 def task_in_words(data: LabelledDataset) -> str:
     """What is trained, and of what."""
-    classes = data.segment_classes if data.task != "semantic" else None
+    classes = data.segment_classes if data.task != SEMANTIC else None
     if classes is None:
         return data.task
-    stuff = len(stuff_of(data))
+    stuff = len(stuff_of_data(data))
     kinds = f"{len(classes.id2label) - stuff} of the classes are things, {stuff} stuff"
-    kinds = kinds if data.task == "panoptic" else "all classes are things"
+    kinds = kinds if data.task == PANOPTIC else "all classes are things"
     return f"{data.task}, label maps hold {data.encoding}; {kinds}"
 
 

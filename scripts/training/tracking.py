@@ -28,6 +28,7 @@ from scripts.drawing.sheets import stacked
 from scripts.inference.found_segments import SegmentPredictor
 from scripts.inference.predictors import SingleScale
 from scripts.inference.segment_maps import segment_map
+from scripts.models.tasks import SEMANTIC
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import read_json
 
@@ -126,7 +127,7 @@ class TrackedImages:
         form = self.data.row_format
         for index, row in enumerate(islice(readable(self.data.stream), self.count)):
             try:
-                if self.data.task != "semantic":
+                if self.data.task != SEMANTIC:
                     image, segments, name = decode_segments(row, form, index)
                     samples.append((name, as_image(image), segments.chosen(~segments.crowd)))
                     continue
@@ -141,7 +142,7 @@ class TrackedImages:
     def drawer(self, model: Any) -> Callable[[Image.Image, Any], Image.Image]:
         """What makes a strip of an image and its truth."""
         device = self.accelerator.device
-        if self.data.task == "semantic":
+        if self.data.task == SEMANTIC:
             label_map = SingleScale(model, self.processor, device)
             return lambda image, truth: headed_strip(for_eyes(image), truth, label_map(image), model.config)
         find = SegmentPredictor(model, self.processor, device, with_instances=False)

@@ -320,3 +320,15 @@ def test_offered_methods_follow_the_task(processor_class, task, offered):
 def test_unknown_task_is_refused():
     with pytest.raises(ValueError, match="task='panoptik': choose one of semantic, instance, panoptic"):
         FASegImageProcessor(task="panoptik")
+
+
+@pytest.mark.parametrize(("task", "warned"), [("semantic", 0), ("instance", 1), ("panoptic", 0)])
+def test_a_map_of_classes_of_an_instance_model_is_warned_of(task, warned, monkeypatch):
+    said = []
+    monkeypatch.setattr("image_processing.post_processing.logger.warning_once", said.append)
+    outputs = SimpleNamespace(
+        class_queries_logits=torch.zeros(1, 2, 4), masks_queries_logits=torch.zeros(1, 2, 8, 8), logits=None
+    )
+    processor = FASegImageProcessor(size={"shortest_edge": 32}, task=task)
+    processor.post_process_semantic_segmentation(outputs)
+    assert len(said) == warned and all("task='instance'" in line for line in said)

@@ -172,6 +172,10 @@ def listed_twice(scenes: Scenes) -> None:
     scenes.first.listed.append({**scenes.first.listed[2], "category_id": PERSON})
 
 
+def listed_as_void(scenes: Scenes) -> None:
+    scenes.first.listed.append({"id": 0, "category_id": PERSON, "iscrowd": 0})
+
+
 def list_of_another_map(scenes: Scenes) -> None:
     scenes.first.listed[2]["area"] *= 4
     scenes.first.listed[3]["bbox"][0] += 9
@@ -261,6 +265,7 @@ FAULTS = {
     "unknown-category": Fault(class_of_none, 1, len(generated().first.of(CAR))),
     "segments-mismatch": Fault(not_listed, 1, 2),
     "empty-segment": Fault(not_in_map, 2, 2),
+    "void-segment": Fault(listed_as_void, 1, 1),
     "segment-listed-twice": Fault(listed_twice, 1, 1),
     "wrong-area-or-box": Fault(list_of_another_map, 1, 2),
     "crowd-stuff": Fault(stuff_as_crowd, 1, 1),

@@ -1,4 +1,4 @@
-"""Segments in every form that data sets have them in: the same masks from each, or a refusal that says why."""
+"""Segments in maps of ids and lists beside them, and flags that contradict them: masks, or a refusal that says why."""
 
 import json
 from io import BytesIO
@@ -8,344 +8,29 @@ import numpy as np
 import pytest
 from PIL import Image
 from segment_scenes import (
-    CATEGORIES,
     NAMES,
     SIZE,
     TRAIN,
     VALIDATION,
     Box,
     class_map,
-    coco,
     colours,
+    expected,
+    found_in,
     id_map,
+    opened,
+    painted,
     scene,
     write_coco,
-    write_image,
+    write_maps,
     write_panoptic,
-    write_yolo,
 )
-from stream_batches import same, segment_batches
 
 from scripts.cli.errors import UserError
-from scripts.data.arguments import DatasetArguments
 from scripts.data.first_look import first_look
-from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import BadSample, decode_sample, decode_segments
-
-
-def opened(task="panoptic", split="train", **flags):
-    """A data set for a task."""
-    data = LabelledDataset(
-        DatasetArguments(
-            **{
-                key: str(value) if key.endswith(("images", "masks", "annotations", "name")) else value
-                for key, value in flags.items()
-            }
-        ),
-        split,
-    )
-    data.task = task
-    return data
-
-
-def found_in(data):
-    """`{name: {(class name, pixels of the mask, crowd)}}` of all samples."""
-    names, found = data.id2label, {}
-    for index, row in enumerate(data.stream):
-        image, segments, name = decode_segments(row, data.row_format, index)
-        assert image.shape[1:] == segments.size == SIZE
-        parts = zip(segments.classes.tolist(), segments.masks().numpy(), segments.crowd.tolist(), strict=True)
-        found[name] = {(names[label], mask.tobytes(), crowd) for label, mask, crowd in parts}
-    return found
-
-
-def expected(names, overlap=False, label_of=lambda label: NAMES[label]):
-    return {
-        name: {(label_of(box.label), box.mask().tobytes(), box.crowd) for box in scene(name, overlap)}
-        for name in names
-    }
-
-
-def painted(data):
-    """`{name: (H, W) map}` as a semantic model learns it."""
-    rows = enumerate(data.stream)
-    samples = [decode_sample(row, data.row_format, len(data.id2label), index) for index, row in rows]
-    return {name: label.numpy() for _, label, name in samples}
-
-
-def write_maps(folder, names, of_boxes, ending=".png", mode=None):
-    """Images, and what `of_boxes` makes of each image's boxes."""
-    (folder / "masks").mkdir(parents=True)
-    for name in names:
-        write_image(folder / "images" / f"{name}.png", name)
-        image = Image.fromarray(of_boxes(scene(name)))
-        (image.convert(mode) if mode else image).save(folder / "masks" / f"{name}{ending}")
-    return {"train_images": folder / "images", "train_masks": folder / "masks"}
-
-
-# ---------------------------------------------------------------------------------------------------- COCO's json
-
-
-@pytest.mark.parametrize("kind", ["polygon", "code", "packed"])
-def test_coco_outlines_are_the_masks(tmp_path, capsys, kind):
-    images, file = write_coco(tmp_path, TRAIN, kind=kind, overlap=True)
-    data = opened("instance", train_images=images, train_annotations=file)
-    assert found_in(data) == {
-        name: {part for part in parts if part[0] != "sky"} for name, parts in expected(TRAIN, True).items()
-    }
-    assert data.id2label == {0: "disc", 1: "bar"} and data.num_examples == len(TRAIN)
-    assert data.category_ids == [category for category, name in CATEGORIES.items() if name != "sky"]
-    assert (
-        f"--train_annotations {file}: 6 images, 20 segments, 3 classes (--label_encoding coco)"
-        in capsys.readouterr().err
-    )
-
-
-def test_crowds_stay_crowds(tmp_path):
-    images, file = write_coco(tmp_path, ["a0"])
-    boxes = [Box(0, 2, 3, 9, 9), Box(1, 5, 5, 30, 30, crowd=True)]
-    content = coco({"a0": boxes}, "polygon")
-    content["annotations"][1]["segmentation"] = coco({"a0": boxes}, "code")["annotations"][1]["segmentation"]
-    file.write_text(json.dumps(content))
-    data = opened(train_images=images, train_annotations=file)
-    assert found_in(data) == {"a0": {(NAMES[box.label], box.mask().tobytes(), box.crowd) for box in boxes}}
-
-
-def test_a_painted_map_has_a_background_and_the_smaller_segment_on_top(tmp_path):
-    images, file = write_coco(tmp_path, ["a0", "a5"])
-    boxes = [Box(0, 10, 10, 12, 12), Box(1, 5, 5, 30, 30)]
-    file.write_text(json.dumps(coco({"a0": boxes, "a5": []})))
-    data = opened("semantic", train_images=images, train_annotations=file)
-    assert data.id2label == {0: "background", 1: "disc", 2: "bar", 3: "sky"}
-    maps = painted(data)
-    truth = np.zeros(SIZE, dtype=np.uint8)
-    truth[5:30, 5:30], truth[10:12, 10:12] = 2, 1
-    assert (maps["a0"] == truth).all() and (maps["a5"] == 0).all()
-
-
-def test_an_ignored_class_is_ignored_and_no_background(tmp_path):
-    images, file = write_coco(tmp_path, ["a0"])
-    file.write_text(json.dumps(coco({"a0": [Box(0, 10, 10, 12, 12), Box(2, 5, 5, 8, 8)]})))
-    (tmp_path / "map.yaml").write_text("shape: [disc, 7]\nignore: sky\n")
-    flags = {"train_images": images, "train_annotations": file, "class_map": str(tmp_path / "map.yaml")}
-    data = opened("semantic", **flags)
-    assert data.id2label == {0: "background", 1: "shape"}
-    assert sorted(np.unique(painted(data)["a0"])) == [0, 1, 255]
-    assert list(found_in(opened(**flags)).values()) == [{("shape", Box(0, 10, 10, 12, 12).mask().tobytes(), False)}]
-
-
-def test_a_json_may_lack_sizes_and_list_images_that_are_not_there(tmp_path, capsys):
-    images, file = write_coco(tmp_path, TRAIN)
-    content = json.loads(file.read_text())
-    for image in content["images"]:
-        del image["height"]
-    content["annotations"].append({"id": 99, "image_id": 5000, "category_id": 3, "segmentation": []})
-    file.write_text(json.dumps(content))
-    (images / "a1.png").unlink()
-    write_image(images / "extra.png", "extra")
-    data = opened(train_images=images, train_annotations=file)
-    data.stream  # noqa: B018
-    assert found_in(data) == expected([name for name in TRAIN if name != "a1"])
-    assert (
-        "16 segments, 3 classes (--label_encoding coco); left out: 1 image that is not there, with 4 segments; "
-        "1 annotation of images that it does not list; 1 file of images that it does not list"
-    ) in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "form", ["coco", "coco, images inside", "roboflow", "panoptic", "yolo", "yolo, splits outside"]
-)
-def test_folders_are_recognised(tmp_path, form):
-    for split, year, names in (("train", "train2017", TRAIN), ("val", "val2017", VALIDATION)):
-        if form.startswith("coco"):
-            inside = "images/" if "inside" in form else ""
-            write_coco(tmp_path, names, f"{inside}{year}", f"annotations/instances_{year}.json")
-        elif form == "roboflow":
-            write_coco(tmp_path, names, split, f"{split}/_annotations.coco.json")
-        elif form == "panoptic":
-            write_panoptic(tmp_path, names, year, f"annotations/panoptic_{year}", f"annotations/panoptic_{year}.json")
-        else:
-            outside = "outside" in form
-            folders = [
-                tmp_path / (f"{split}/{kind}" if outside else f"{kind}/{split}") for kind in ("images", "labels")
-            ]
-            write_yolo(*folders, names)
-            (tmp_path / "data.yaml").write_text(f"train: images/train\nnames: {list(NAMES)}\n")
-    data = opened(dataset_name=tmp_path)
-    assert found_in(data) == expected(TRAIN)
-    things = {data.id2label[index] for index in data.segment_classes.things}
-    assert things == (set(NAMES) if "yolo" in form else {"disc", "bar"})
-    assert found_in(data.other_split("validation")) == expected(VALIDATION)
-    with pytest.raises(UserError, match="split 'test': the folder holds train, validation"):
-        opened(split="test", dataset_name=tmp_path)
-
-
-def test_a_folder_of_both_kinds_of_json_is_asked_about(tmp_path):
-    write_coco(tmp_path, TRAIN, "train2017", "annotations/instances_train2017.json")
-    write_panoptic(
-        tmp_path, TRAIN, "train2017", "annotations/panoptic_train2017", "annotations/panoptic_train2017.json"
-    )
-    with pytest.raises(UserError, match="holds files of instances and of panoptic: give --label_encoding coco"):
-        opened(dataset_name=tmp_path)
-    for encoding in ("coco", "segments"):
-        data = opened(dataset_name=tmp_path, label_encoding=encoding)
-        assert data.encoding == encoding and found_in(data) == expected(TRAIN)
-
-
-def test_some_of_the_training_split_is_held_back(tmp_path):
-    images, file = write_coco(tmp_path, TRAIN)
-    data = opened(train_images=images, train_annotations=file, train_val_split=0.34)
-    validation = data.other_split("validation")
-    assert found_in(data) | found_in(validation) == expected(TRAIN)
-    assert (data.num_examples, validation.num_examples) == (4, 2)
-
-
-COCO_REFUSALS = {
-    "no json": (lambda content: "{", r"instances.json is not a valid JSON file: "),
-    "another json": (lambda content: [1], "it has no list 'images', as COCO's files of instances and of panoptic do"),
-    "no categories": (lambda content: {**content, "categories": []}, "it lists no categories"),
-    "a category twice": (
-        lambda content: {**content, "categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]},
-        "two categories have one id",
-    ),
-    "a name twice": (
-        lambda content: {**content, "categories": [{"id": index, "name": "a"} for index in (3, 7)]},
-        "ids 3 and 7 are both called 'a'",
-    ),
-    "a category of none": (
-        lambda content: {**content, "categories": content["categories"][:1]},
-        r"segment \d+ of image a0 has category \d+, which is none of its categories",
-    ),
-    "a file outside": (
-        lambda content: {**content, "images": [{"id": 1, "file_name": "../../etc/passwd.png"}]},
-        r"'../../etc/passwd.png' leads out of the folder of its images",
-    ),
-    "an absolute file": (
-        lambda content: {**content, "images": [{"id": 1, "file_name": "/etc/passwd.png"}]},
-        "leads out of the folder",
-    ),
-    "none of the images": (
-        lambda content: {**content, "images": [{"id": 100, "file_name": "b.png"}]},
-        r"none of the 1 images of --train_annotations .*instances.json, such as b.png",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", COCO_REFUSALS)
-def test_what_is_no_coco_file_is_refused(tmp_path, case):
-    images, file = write_coco(tmp_path, TRAIN)
-    change, message = COCO_REFUSALS[case]
-    changed = change(json.loads(file.read_text()))
-    file.write_text(changed if isinstance(changed, str) else json.dumps(changed))
-    with pytest.raises(UserError, match=message):
-        opened(train_images=images, train_annotations=file)
-
-
-SEGMENTATIONS = {
-    "none": (None, "segment 1 of sample a0 has no segmentation, perhaps a box alone"),
-    "an empty list": ([], "has no segmentation, perhaps a box alone"),
-    "a box": ([[1, 2, 3, 4]], "a polygon of 4 numbers: need x and y of three corners or more"),
-    "an odd number": ([[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
-    "words": ([["a"] * 6], "a polygon that is no list of numbers"),
-    "no number": ([[float("nan")] * 6], "a corner far from its image"),
-    "far away": ([[1e9, 0, 0, 1e9, 1, 1]], "a corner far from its image"),
-    "no end": ([[0, 0, 1e6, 0, 0, 1] * 10], "outlines of .* pixels: more than"),
-    "another size": (
-        {"size": [4, 4], "counts": [16]},
-        r"a run-length code of size \[4, 4\], but its image is \[40, 60\]",
-    ),
-    "too short": ({"size": [40, 60], "counts": [5, 5]}, "counts do not add up to its image"),
-    "too long": ({"size": [40, 60], "counts": [2400, 1]}, "counts do not add up"),
-    "negative": ({"size": [40, 60], "counts": [2401, -1]}, "counts do not add up"),
-    "packed, too short": ({"size": [40, 60], "counts": "0000"}, "counts do not add up"),
-    "packed, no end": ({"size": [40, 60], "counts": "PPPP"}, "counts do not add up"),
-    "packed, endless number": ({"size": [40, 60], "counts": "P" * 30 + "0"}, "counts do not add up"),
-    "packed, other letters": ({"size": [40, 60], "counts": "\u20ac~ "}, "counts do not add up"),
-}
-
-
-@pytest.mark.parametrize("case", SEGMENTATIONS)
-def test_a_segment_without_pixels_is_a_bad_sample_that_is_named(tmp_path, case):
-    images, file = write_coco(tmp_path, ["a0"])
-    segmentation, message = SEGMENTATIONS[case]
-    content = json.loads(file.read_text())
-    content["annotations"][0]["segmentation"] = segmentation
-    file.write_text(json.dumps(content))
-    with pytest.raises(BadSample, match=message):
-        found_in(opened(train_images=images, train_annotations=file))
-
-
-def test_a_size_that_is_not_the_images_is_a_bad_sample(tmp_path):
-    images, file = write_coco(tmp_path, ["a0"])
-    content = json.loads(file.read_text())
-    for size, message in (
-        ((60, 40), "turned by its EXIF"),
-        ((10**6, 10**6), "pixels are more than"),
-        ((0, 5), "size"),
-    ):
-        content["images"][0] |= {"height": size[0], "width": size[1]}
-        file.write_text(json.dumps(content))
-        with pytest.raises(BadSample, match=message):
-            found_in(opened(train_images=images, train_annotations=file))
-
-
-def test_polygons_without_pycocotools_say_what_to_install(tmp_path, monkeypatch):
-    images, file = write_coco(tmp_path, ["a0"])
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
-    with pytest.raises(UserError, match=r'pip install "faseg-transformers\[coco\]"'):
-        found_in(opened(train_images=images, train_annotations=file))
-
-
-# ---------------------------------------------------------------------------------------------------- YOLO's polygons
-
-
-def test_a_folder_of_text_files_takes_its_names_from_yaml_or_id2label(tmp_path, capsys):
-    write_yolo(tmp_path / "images/train", tmp_path / "labels/train", TRAIN)
-    (tmp_path / "labels/train/classes.txt").write_text("disc\nbar\n")
-    (tmp_path / "labels/train/lone.txt").write_text("0 0 0 1 0 1 1\n")
-    flags = {"train_images": tmp_path / "images/train", "train_annotations": tmp_path / "labels/train"}
-    assert opened(**flags).id2label is None
-    assert (
-        "6 images, 5 with polygons (--label_encoding yolo); left out: 1 text file of images" in capsys.readouterr().err
-    )
-    (tmp_path / "names.json").write_text(json.dumps(dict(enumerate(NAMES))))
-    assert found_in(opened(**flags, id2label=str(tmp_path / "names.json"))) == expected(TRAIN)
-    (tmp_path / "data.yaml").write_text("names:\n  0: disc\n  1: bar\n  2: sky\n")
-    assert found_in(opened(**flags)) == expected(TRAIN)
-    with pytest.raises(UserError, match=r"--id2label .*: labels of --label_encoding yolo have names of their own"):
-        opened(**flags, id2label=str(tmp_path / "names.json")).id2label  # noqa: B018
-
-
-YOLO_REFUSALS = {
-    "0 0.5 0.5 0.2 0.2": (UserError, "line 1 of the polygons of sample a0 has four numbers behind its class: a box"),
-    "0 0.5 0.5 0.2 0.2 0.1": (BadSample, "has 6 numbers: need a class, and x and y of three corners or more"),
-    "0.5 0 0 0 1 1 1": (BadSample, "has 7 numbers: need a class"),
-    "0 0 0 30 0 30 20": (BadSample, "has corners outside of 0..1: need them relative to width and height"),
-    "0 0 0 0 nan 1 1": (BadSample, "has corners outside of 0..1"),
-    "disc 0 0 0 1 1 1": (BadSample, "holds other than numbers: 'disc 0 0"),
-    "7 0 0 0 1 1 1": (UserError, "category 7 of a segment in image a0 is none of the 3 that are named"),
-}
-
-
-@pytest.mark.parametrize("line", YOLO_REFUSALS)
-def test_a_line_that_is_no_polygon_is_refused(tmp_path, line):
-    write_yolo(tmp_path / "images/train", tmp_path / "labels/train", ["a0"])
-    (tmp_path / "data.yml").write_text(f"names: {list(NAMES)}")
-    (tmp_path / "labels/train/a0.txt").write_text(line)
-    kind, message = YOLO_REFUSALS[line]
-    with pytest.raises(kind, match=message):
-        found_in(opened(dataset_name=tmp_path))
-
-
-def test_polygons_are_relative_to_the_upright_image(tmp_path):
-    write_yolo(tmp_path / "images/train", tmp_path / "labels/train", ["a0"])
-    (tmp_path / "data.yaml").write_text(f"names: {list(NAMES)}")
-    with Image.open(tmp_path / "images/train/a0.png") as image:
-        turned = image.transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[274] = 6  # to be turned clockwise
-    turned.save(tmp_path / "images/train/a0.png", exif=exif)
-    assert found_in(opened(dataset_name=tmp_path)) == expected(["a0"])
+from scripts.data.label_encodings import listed_segments
+from scripts.data.samples import BadSample, decode_segments
+from scripts.evaluation.degenerate import look_at_classes
 
 
 # --------------------------------------------------------------------------------------------------- maps of instances
@@ -492,6 +177,39 @@ def test_panoptic_maps_by_a_json(tmp_path, capsys):
         opened(train_images=tmp_path / "images", train_annotations=tmp_path / "panoptic.json")
 
 
+def listed_rows(folder, change=lambda infos: infos):
+    """A parquet file of maps and lists, `change`d."""
+    rows = {"image": [], "label": [], "segments_info": [], "image_id": TRAIN}
+    for name in TRAIN:
+        boxes = scene(name)
+        rows["image"].append(png(np.zeros((*SIZE, 3), np.uint8)))
+        rows["label"].append(png(colours(id_map(boxes))))
+        infos = [{"id": at, "category_id": box.label, "iscrowd": 0} for at, box in enumerate(boxes, 1)]
+        rows["segments_info"].append(json.dumps(change(infos)))
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+    features = {"image": datasets.Image(), "label": datasets.Image()}
+    features |= {key: datasets.Value("string") for key in ("segments_info", "image_id")}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(folder / "rows.parquet")
+    return {"dataset_name": folder / "rows.parquet"}
+
+
+def test_a_list_may_be_a_dictionary_of_lists(tmp_path):
+    def as_columns(infos):
+        return {key: [each[key] for each in infos] for key in ("id", "category_id", "iscrowd")}
+
+    assert found_in(opened(**listed_rows(tmp_path, as_columns))) == expected(TRAIN)
+    assert listed_segments({"id": [], "category_id": []}) == listed_segments(None) == []
+    for wrong in ({"id": [1], "category_id": []}, {"id": 1}, "7"):
+        with pytest.raises(ValueError, match=r"argument|list of segments"):
+            listed_segments(wrong)
+
+
+def test_a_segment_of_id_zero_is_a_bad_sample_that_is_named(tmp_path):
+    flags = listed_rows(tmp_path, lambda infos: [*infos, {"id": 0, "category_id": 1}])
+    with pytest.raises(BadSample, match=r"segments_info of sample a0: lists id 0, .*: number segments from 1 on"):
+        found_in(opened(**flags))
+
+
 def test_a_class_map_takes_the_things_along(tmp_path):
     write_panoptic(tmp_path, TRAIN)
     flags = {"train_images": tmp_path / "images", "train_masks": tmp_path / "maps"}
@@ -546,7 +264,7 @@ def test_the_json_and_the_list_of_real_data_give_the_same(tmp_path, shared):
         assert (first[1].classes == second[1].classes).all() and (first[0] == second[0]).all()
 
 
-# ---------------------------------------------------------------------------------------------------- flags
+# --------------------------------------------------------------------------------------------------------------- flags
 
 
 FLAGS = {
@@ -583,6 +301,45 @@ def test_flags_that_contradict_each_other_are_refused(tmp_path, case):
         opened(train_images=images, train_annotations=file, **given).id2label  # noqa: B018
 
 
+def test_an_encoding_that_the_labels_cannot_have_is_refused(tmp_path):
+    flags = write_maps(tmp_path, TRAIN, MAPS["16 bits"][0])
+    for encoding, message in (
+        (
+            "coco",
+            r"--label_encoding coco: --train_masks .* holds images, no outlines: give COCO.s json by --",
+        ),
+        ("yolo", "no outlines: give the folder of YOLO's .txt files by --train_annotations in its place"),
+        ("segments", "--label_encoding segments: no column 'segments_info' lists the segments of each map"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened("instance", **flags, label_encoding=encoding).encoding  # noqa: B018
+
+
+def test_class_maps_given_as_instances_are_refused_where_that_is_certain_and_else_warned_of(tmp_path, capsys):
+    flags = write_maps(tmp_path, [f"b{at}" for at in range(9)], class_map)
+    for name in ("images", "masks"):  # stripes: each id in many pieces, in every map
+        for at in range(9):
+            striped = np.kron(np.tile([[1, 2], [2, 1]], (4, 6)), np.ones((5, 5))).astype(np.uint8)
+            Image.fromarray(striped).save(tmp_path / name / f"b{at}.png")
+    flags |= {"label_encoding": "instances", "thing_classes": ["cell"]}
+    message = "split 'train': all 9 maps hold 2 distinct ids, each in 100 % of them, and 100 % lie in several pieces"
+    with pytest.raises(UserError, match=message + ".*--label_encoding classes reads them so.*--allow_absent_classes"):
+        look_at_classes(opened("instance", **flags), {0: "cell"})
+    assert look_at_classes(opened("instance", **flags, allow_absent_classes=True), {0: "cell"}).maps == 9
+    capsys.readouterr()
+    for at in range(7):
+        for name in ("images", "masks"):
+            (tmp_path / name / f"b{at}.png").unlink()
+    look_at_classes(opened("instance", **flags), {0: "cell"})
+    assert "warning: split 'train': all 2 maps hold 2 distinct ids" in capsys.readouterr().err
+
+
+def test_instances_are_no_classes(tmp_path, capsys):
+    flags = write_maps(tmp_path, [f"b{at}" for at in range(9)], MAPS["16 bits"][0])
+    data = opened("instance", **flags, label_encoding="instances", thing_classes=["cell"])
+    assert look_at_classes(data, {0: "cell"}).instances.maps == 9 and "warning" not in capsys.readouterr().err
+
+
 def test_what_nothing_tells_is_asked_for(tmp_path):
     flags = write_maps(tmp_path, TRAIN, MAPS["16 bits"][0])
     with pytest.raises(UserError, match="nothing tells what the label maps hold: give --label_encoding instances"):
@@ -611,49 +368,3 @@ def test_splits_of_two_forms_or_other_classes_are_refused(tmp_path):
     with pytest.raises(UserError, match="one split has coco, the other label maps: give both in one form"):
         maps = write_maps(tmp_path / "maps", VALIDATION, class_map)["train_masks"]
         opened(**flags, eval_masks=maps).other_split("validation")
-
-
-# ---------------------------------------------------------------------------------------------------- streams
-
-
-@pytest.mark.parametrize("form", ["coco", "yolo"])
-def test_workers_and_a_resume_give_the_same_batches(tmp_path, form):
-    if form == "coco":
-        images, file = write_coco(tmp_path, TRAIN, overlap=True)
-        flags = {"train_images": str(images), "train_annotations": str(file)}
-    else:
-        write_yolo(tmp_path / "images/train", tmp_path / "labels/train", TRAIN)
-        (tmp_path / "data.yaml").write_text(f"names: {list(NAMES)}")
-        flags = {"dataset_name": str(tmp_path)}
-    arguments = DatasetArguments(**flags)
-    alone = segment_batches(arguments, count=5)
-    assert sum(map(len, (labels for batch in alone for labels in batch["class_labels"]))) > 10
-    for other in (
-        segment_batches(arguments, workers=2, count=5),
-        [*alone[:2], *segment_batches(arguments, count=3, start=alone[1]["position"])],
-    ):
-        assert all(same(one, another) for one, another in zip(alone, other, strict=True))
-
-
-def test_a_bad_sample_is_named_and_replaced(tmp_path):
-    images, file = write_coco(tmp_path, TRAIN)
-    content = json.loads(file.read_text())
-    content["annotations"][0]["segmentation"] = []
-    file.write_text(json.dumps(content))
-    found = segment_batches(DatasetArguments(train_images=str(images), train_annotations=str(file)), count=3)
-    messages = {message for batch in found for message in batch["bad"]}
-    assert [message.partition(":")[0] for message in messages] == [
-        "segment 1 of sample a0 has no segmentation, perhaps a box alone"
-    ]
-    assert all("a0" not in batch["names"] for batch in found)
-
-
-def test_all_of_coco_is_read_once(tmp_path, monkeypatch):
-    images, file = write_coco(tmp_path, TRAIN)
-    read, calls = json.loads, []
-    monkeypatch.setattr("scripts.data.coco.json.loads", lambda text: calls.append(len(text)) or read(text))
-    data = opened(train_images=images, train_annotations=file)
-    rows = list(data.stream) + list(data.stream.shard(3, 1))
-    assert calls.count(file.stat().st_size) == 1
-    assert max(len(row["label"]) for row in rows) < file.stat().st_size / 3
-    assert set(CATEGORIES) >= {each["category_id"] for row in rows for each in read(row["label"])["annotations"]}

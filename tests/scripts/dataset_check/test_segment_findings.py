@@ -1,13 +1,17 @@
 """The doctor on instance and panoptic data: it names each planted fault and counts it, and finds nothing else."""
 
+import ast
 import json
 import re
 from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from faulty_segments import CAR, FAULTS, GROUND, HEIGHT, PERSON, SKY, WIDTH, Scenes, box, cells, generated
 from PIL import Image
+from segment_scenes import Box, coco, write_coco
 
 from scripts import check_dataset
 from scripts.cli.errors import UserError
@@ -17,12 +21,14 @@ from scripts.data.samples import RowFormat, decode_segments
 from scripts.data.segments import segments_of_masks
 from scripts.data.synthetic_scenes import encoded
 from scripts.dataset_check.counts import MAX_KEYS, SplitCounts
+from scripts.dataset_check.diagnosis import FAULTS as DIAGNOSED
 from scripts.dataset_check.finding import NAMES
 from scripts.dataset_check.label_rule import LabelRule
 from scripts.dataset_check.sample import inspect
 from scripts.dataset_check.sample_facts import SampleFacts, SegmentFacts
 from scripts.dataset_check.segment_findings import SEGMENT_FAULTS
 from scripts.dataset_check.segment_rule import SegmentRule
+from scripts.dataset_check.splits import read_classes
 
 
 @pytest.fixture
@@ -73,6 +79,24 @@ def test_planted_faults(doctor, name):
         assert sum(each["count"] for each in seen) == fault.samples
         assert sum(each["times"] for each in seen) == fault.times
         assert f"in {fault.samples} of 12 samples" in finding["message"] and "train_0" in finding["message"]
+
+
+def test_no_finding_is_without_a_fix():
+    assert all(fix.strip() for _, _, fix in DIAGNOSED.values())
+    for file in Path(check_dataset.__file__).with_name("dataset_check").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+                fix = node.args[4]
+                assert not isinstance(fix, ast.Constant) or str(fix.value).strip(), f"{file.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("encoding", ["classes", "segments", "coco", "yolo", "instances"])
+def test_data_without_names_are_told_how_to_name_them(encoding):
+    data = SimpleNamespace(encoding=encoding, class_map=None, classes_file=None, names_given=None)
+    data.arguments, data.holds_instances_of_one_class = SimpleNamespace(mask_values=None), encoding == "instances"
+    data.stream, data.own_row_format = [], RowFormat()
+    _, _, (finding,) = read_classes(SimpleNamespace(model_name_or_path=None, warm_start=None), data)
+    assert finding.message.startswith("no class name") and re.search(r"(give|name|write) .*--\w+", finding.fix)
 
 
 def test_enough_faults_are_planted():
@@ -128,6 +152,28 @@ def test_instances_of_ids_that_no_two_images_share(doctor):
         each.ids[each.ids > 0] = each.ids[each.ids > 0] * 7 + 1000 * number + 300
     assert names_in(doctor(scenes)[1]) == ["instances-as-classes"]
     assert names_in(doctor(scenes, *INSTANCES)[1]) == []
+
+
+def test_instances_read_as_classes_without_names(doctor):
+    scenes = cells()
+    scenes.names = []
+    code, result, _ = doctor(scenes)
+    assert code == 1 and sorted(names_in(result)) == ["instances-as-classes", "no-class-names"]
+    (finding,) = (each for each in result["findings"] if each["name"] == "instances-as-classes")
+    assert "and no class is named" in finding["message"] and "--thing_classes NAME" in finding["fix"]
+
+
+def test_outlines_that_overlap_are_noted_of_panoptic_data_alone(command, tmp_path):
+    images, file = write_coco(tmp_path, ["a0", "a1"])
+    file.write_text(
+        json.dumps(coco({"a0": [Box(0, 10, 10, 12, 12), Box(1, 5, 5, 30, 30)], "a1": [Box(0, 1, 1, 9, 9)]}))
+    )
+    for task, seen in (("panoptic", ["overlapping-segments"]), ("instance", [])):
+        flags = ["--train_images", images, "--train_annotations", file, "--task", task]
+        command(check_dataset, *flags, "--json", tmp_path / "check.json", "--overwrite")
+        found = json.loads((tmp_path / "check.json").read_text())["findings"]
+        assert [each["name"] for each in found if "overlap" in each["name"]] == seen
+        assert not seen or "2 segments, 0 covered whole" in str(found)
 
 
 def test_classes_read_as_instances(doctor):

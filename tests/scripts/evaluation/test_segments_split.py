@@ -24,13 +24,13 @@ from scripts import eval as eval_command
 from scripts.cli.errors import UserError
 from scripts.data.arguments import DatasetArguments
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import BadSample
 from scripts.data.segments import segments_of_ids, segments_of_masks
 from scripts.evaluation import segments_split
 from scripts.evaluation.average_precision import PrecisionCounts
-from scripts.evaluation.panoptic_quality import PanopticCounts
+from scripts.evaluation.panoptic_quality import PanopticCounts, image_counts
 from scripts.evaluation.segment_rules import check_segment_classes
 from scripts.evaluation.segments_split import evaluate_segments
+from scripts.inference.found_segments import PanopticMap
 from scripts.sharing.cards import FIGURES, PER_CLASS, results_fault
 from scripts.tables import results_markdown
 
@@ -105,15 +105,20 @@ def test_two_processes_find_what_one_finds(split, tmp_path):
     assert json.dumps(again, sort_keys=True) == json.dumps(json.loads(expected)["instance"], sort_keys=True)
 
 
-def test_overlapping_segments_make_no_panoptic_map(monkeypatch):
+def test_overlapping_segments_make_no_panoptic_map():
     masks = np.zeros((2, 4, 4), dtype=bool)
     masks[:, 1] = True
-    sample = torch.zeros(3, 4, 4, dtype=torch.uint8), segments_of_masks(masks, [0, 1], [False] * 2, (4, 4)), "a"
-    monkeypatch.setattr(segments_split, "decode_segments", lambda *_: sample)
-    row = SimpleNamespace(row={}, index=3)
-    assert len(segments_split.SegmentSamples(None, 2)[row]["segments"]) == 2
-    found = segments_split.PanopticSamples(None, 2)[row]
-    assert isinstance(found, BadSample) and "sample a: its segments overlap" in str(found) and "row 3" in str(found)
+    reference = segments_of_masks(masks, [0, 1], [False] * 2, (4, 4))
+    with pytest.raises(ValueError, match="reference segments overlap: panoptic quality needs at most one"):
+        image_counts(reference, PanopticMap(np.zeros((4, 4), dtype=np.int32), []), 2)
+
+
+@pytest.mark.parametrize("encoding", ["segments", "class_and_instance"])
+def test_unnamed_data_with_stuff_are_no_instance_models(encoding):
+    data = SimpleNamespace(task="instance", encoding=encoding, class_names=None, class_map=None)
+    data.holds_instances_of_one_class, data.holds_class_maps = False, encoding != "segments"
+    with pytest.raises(UserError, match=r"an instance model numbers the things alone.*give --id2label"):
+        check_segment_classes(data, {0: "car", 1: "person"})
 
 
 # ---- the command
@@ -212,7 +217,9 @@ def test_other_classes_than_the_models_are_refused(command, evaluated, models, t
     code, _, errors = command(eval_command, *given, renamed, "--dataloader_num_workers", 0)
     assert code == 0 and any("'cells' is 'cell'" in line for line in errors)
     nameless = write_segments(tmp_path / "nameless", references)
-    assert evaluated(models["instance"], nameless)[0]["images"] == IMAGES  # its numbers are taken for the model's
+    assert evaluated(models["panoptic"], nameless)[0]["images"] == IMAGES  # its numbers are taken for the model's
+    code, _, errors = command(eval_command, *given, nameless)
+    assert code == 2 and "nothing tells which ids of the data are things: give --id2label" in errors[-1]
 
 
 def test_class_maps_hold_no_instances(command, models, shapes):

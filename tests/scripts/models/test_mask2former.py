@@ -144,8 +144,8 @@ def test_settings_of_old_and_new_files_are_carried_over(saved, expected, spoilt)
 def test_stuff_of_known_data(count, first, stuff):
     names = {index: first if index == 0 else str(index) for index in range(count)}
     config = FASegConfig(id2label=names, task="panoptic")
-    assert mask2former.stuff_of(config) == list(range(*stuff))
-    assert mask2former.stuff_of(FASegConfig(id2label={0: "a", 1: "b"}, task="panoptic")) is None
+    assert mask2former.known_stuff(config) == list(range(*stuff))
+    assert mask2former.known_stuff(FASegConfig(id2label={0: "a", 1: "b"}, task="panoptic")) is None
 
 
 # ---- commands

@@ -176,7 +176,7 @@ def test_nothing_is_said_where_queries_are_enough(go):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--do_reduce_labels"], "--do_reduce_labels: .* --task instance learns segments: give .* false"),
+        (["--do_reduce_labels"], "--do_reduce_labels: labels of --label_encoding segments have .*: give .* false"),
         (["--rare_class_crops", 0.5], "--rare_class_crops: it is for a class per pixel"),
         (["--crop_max_class_share", 0.75], "--crop_max_class_share: "),
         (["--mask_colors", "colours.json"], "--mask_colors: "),

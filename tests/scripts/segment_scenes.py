@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from scripts.data.arguments import DatasetArguments
+from scripts.data.labelled_dataset import LabelledDataset
+from scripts.data.samples import decode_sample, decode_segments
+
 
 SIZE = (40, 60)
 NAMES = ("disc", "bar", "sky")
@@ -165,3 +169,56 @@ def write_panoptic(folder, names, images="images", maps="maps", file="panoptic.j
         )
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(json.dumps(written))
+
+
+# ---- what is read of them
+
+
+def opened(task="panoptic", split="train", **flags):
+    """A data set for a task."""
+    data = LabelledDataset(
+        DatasetArguments(
+            **{
+                key: str(value) if key.endswith(("images", "masks", "annotations", "name")) else value
+                for key, value in flags.items()
+            }
+        ),
+        split,
+    )
+    data.task = task
+    return data
+
+
+def found_in(data):
+    """`{name: {(class name, pixels of the mask, crowd)}}` of all samples."""
+    names, found = data.id2label, {}
+    for index, row in enumerate(data.stream):
+        image, segments, name = decode_segments(row, data.row_format, index)
+        assert image.shape[1:] == segments.size == SIZE
+        parts = zip(segments.classes.tolist(), segments.masks().numpy(), segments.crowd.tolist(), strict=True)
+        found[name] = {(names[label], mask.tobytes(), crowd) for label, mask, crowd in parts}
+    return found
+
+
+def expected(names, overlap=False, label_of=lambda label: NAMES[label]):
+    return {
+        name: {(label_of(box.label), box.mask().tobytes(), box.crowd) for box in scene(name, overlap)}
+        for name in names
+    }
+
+
+def painted(data):
+    """`{name: (H, W) map}` as a semantic model learns it."""
+    rows = enumerate(data.stream)
+    samples = [decode_sample(row, data.row_format, len(data.id2label), index) for index, row in rows]
+    return {name: label.numpy() for _, label, name in samples}
+
+
+def write_maps(folder, names, of_boxes, ending=".png", mode=None):
+    """Images, and what `of_boxes` makes of each image's boxes."""
+    (folder / "masks").mkdir(parents=True)
+    for name in names:
+        write_image(folder / "images" / f"{name}.png", name)
+        image = Image.fromarray(of_boxes(scene(name)))
+        (image.convert(mode) if mode else image).save(folder / "masks" / f"{name}{ending}")
+    return {"train_images": folder / "images", "train_masks": folder / "masks"}

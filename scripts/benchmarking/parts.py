@@ -17,7 +17,7 @@ FASEG = "FASeg"
 MASK2FORMER = "HF Mask2Former"
 MASK2FORMER_HERE = "Mask2Former here"  # the same weights, run by this project
 # After "FASeg" any of these words: what is done to the model once it is built.
-VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels")
+VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels", "grid")
 CONTEXT = ("HF SegFormer-B2", "HF EoMT-L")
 PLAIN = "plain implementation"
 EVALUATE = "evaluate's algorithm"
@@ -110,7 +110,7 @@ FURTHER = {
     "context-1024x2048": Part("inference", LARGE, (FASEG, MASK2FORMER, *CONTEXT)),
 }
 PARTS = {**MUST_SHOW, **FURTHER}
-ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels")
+ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels", "FASeg grid")
 
 
 def scaling_file(plot: Path) -> Path:

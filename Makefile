@@ -11,13 +11,14 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error T
 # Of what building prints, setuptools' standing advice on editable installations is left out; all else is shown.
 PIP_INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
-.PHONY: help install demo space test test-system fuzz test-slow test-hf install-browser test-browser lint types format clean
+.PHONY: help install demo space test test-system test-gpu fuzz test-slow test-hf install-browser test-browser lint types format clean
 
 help:
 	@echo "make demo       train, evaluate and use a small FASeg on generated data, about 2 minutes; leaves an HTML report"
 	@echo "make space      the demo page on this machine; make space MODEL=outputs/train for another model"
 	@echo "make test       the default tests, about 5 minutes (no network after installation)"
 	@echo "make test-system  the tests that start programs of their own or export whole models, about 5 minutes"
+	@echo "make test-gpu   the tests that need a CUDA device; without .venv, in the environment of PYTHON"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make fuzz       hostile configurations, images, rows, folders and command lines for an hour"
 	@echo "make test-hf    transformers' own common tests on the model and both processors"
@@ -59,6 +60,10 @@ test: $(STAMP)
 # Four processes here: these tests wait longer for what they started.
 test-system: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'system and not slow' --numprocesses 4 --dist loadfile
+
+# Installs nothing: an environment with torch for CUDA, transformers and pytest will do; what needs more is skipped.
+test-gpu:
+	$(OFFLINE) $(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m 'gpu and not slow' tests/gpu --timeout 900
 
 # Ever new hostile inputs for so many seconds; stops at the first that is answered wrongly, and names its seed.
 SECONDS_OF_FUZZ ?= 3600

@@ -13,6 +13,7 @@ from .backbone_semask import SeMaskBackboneOutput, SeMaskSwinBackbone
 from .configuration_faseg import FASegConfig
 from .configuration_qlseg import QLSegConfig
 from .configuration_semask import SeMaskConfig
+from .deformable_attention import set_sampling_form
 from .modeling_faseg import (
     FASegForUniversalSegmentation,
     FASegForUniversalSegmentationOutput,
@@ -57,4 +58,5 @@ __all__ = [
     "SeMaskPreTrainedModel",
     "SeMaskSemanticSegmenterOutput",
     "SeMaskSwinBackbone",
+    "set_sampling_form",
 ]

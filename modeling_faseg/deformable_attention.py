@@ -5,13 +5,14 @@ Valid masks are `True` on the image and `False` on padding.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.integrations import use_kernel_forward_from_hub
 
+from .deformable_choice import check_form
 from .deformable_sampling import sample_maps
 
 
@@ -50,6 +51,8 @@ class FASegMultiScaleDeformableAttention(nn.Module):
     Sampling runs in float32 whatever the dtype of `value`.
     """
 
+    form: str | None = None  # see `set_sampling_form`
+
     def forward(
         self,
         value: Tensor,
@@ -72,8 +75,7 @@ class FASegMultiScaleDeformableAttention(nn.Module):
         Returns:
             `(B, L, C)` in the dtype of `value`.
         """
-        output = sample_maps(value, value_spatial_shapes_list, sampling_locations, attention_weights)
-        return output.to(value.dtype)
+        return sample_maps(value, value_spatial_shapes_list, sampling_locations, attention_weights, self.form)
 
 
 class FASegDeformableSelfAttention(nn.Module):
@@ -134,6 +136,26 @@ class FASegDeformableSelfAttention(nn.Module):
         locations = torch.addcdiv(levels.centres, offsets, levels.scales).view(*weights.shape, 2)
         output = self.attn(value, levels.sizes, levels.shapes, levels.starts, locations, weights, 64)
         return self.output_proj(output)
+
+
+def set_sampling_form(model: nn.Module, form: str | None) -> None:
+    """Has every deformable attention of `model` sample in one form, for comparisons and where the choice was wrong.
+
+    The setting is not saved with the model.
+
+    Args:
+        form: a name of `deformable_choice.FORMS`; None: what suits the device, as without this call.
+    Raises:
+        ValueError: no such form, or a model without deformable attention.
+    """
+    check_form(form)
+    # By name: a model loaded as remote code has classes of its own.
+    name = FASegMultiScaleDeformableAttention.__name__
+    modules: list[Any] = [module for module in model.modules() if type(module).__name__ == name]
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no deformable attention whose form could be set")
+    for module in modules:
+        module.form = form
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

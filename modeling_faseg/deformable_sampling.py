@@ -1,10 +1,10 @@
-"""Bilinear samples of several maps, summed with weights: the core of deformable attention, in two exact forms.
+"""Bilinear samples of several maps, summed with weights: the core of deformable attention, in its exact forms.
 
 Notation: B batch, T query tokens, L = sum of H*W tokens over levels, N heads of D channels, P points per level.
 
-`sample_by_grid` runs `grid_sample` once per level: it exports, and suits GPUs. `sample_by_gather` reads the four
+`sample_by_grid` runs `grid_sample` once per level: it exports, and runs everywhere. `sample_by_gather` reads the four
 pixels around every point through `embedding_bag`, one bag per token and head, and never holds what it has read: on a
-CPU it takes about a fifth of the time. Maps are zero outside, in both.
+CPU it takes about a fifth of the time. GPUs have a kernel in `deformable_triton.py`. Maps are zero outside, in all.
 """
 
 import warnings
@@ -14,36 +14,39 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from .deformable_choice import sampling_form
+
 
 BAG_BYTES = 6 * 2**20  # of indices and weights at a time
 
 
-def sample_maps(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def sample_maps(
+    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor, form: str | None = None
+) -> Tensor:
     """
     Args:
         value: `(B, L, N, D)` maps, levels one after another, rows by rows.
         shapes: height and width of each level.
         locations: `(B, T, N, levels, P, 2)` x and y as shares of the level's width and height.
         weights: `(B, T, N, levels, P)`.
+        form: one of `deformable_choice.FORMS`; None: what suits the device.
     Returns:
-        `(B, T, N * D)` float32. Coordinates of large images need it, whatever the dtype of `value`.
+        `(B, T, N * D)` in the dtype of `value`, summed in float32: coordinates of large images need it.
+    Raises:
+        ValueError: the form cannot run here.
     """
-    value, locations, weights = value.float(), locations.float(), weights.float()
     needs_gradient = torch.is_grad_enabled() and (
         value.requires_grad or locations.requires_grad or weights.requires_grad
     )
-    if not gathers(value.device, needs_gradient):
-        return sample_by_grid(value, shapes, locations, weights)
-    if needs_gradient:
-        return _GatherWithGradient.apply(value, shapes, locations, weights)
-    return sample_by_gather(value, shapes, locations, weights)
+    form = sampling_form(value.device, value.dtype, needs_gradient, len(shapes), form).form
+    if form == "triton":
+        from .deformable_triton import sample_by_triton
 
-
-def gathers(device: torch.device, needs_gradient: bool) -> bool:
-    """Whether reading pixels one by one beats `grid_sample` here, and can be expressed."""
-    if device.type != "cpu" or torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    return not (needs_gradient and torch.compiler.is_compiling())  # the compiler cannot look into scipy
+        return sample_by_triton(value, shapes, locations, weights)
+    sample = sample_by_grid
+    if form == "gather":
+        sample = _GatherWithGradient.apply if needs_gradient else sample_by_gather
+    return sample(value.float(), shapes, locations.float(), weights.float()).to(value.dtype)
 
 
 def sample_by_grid(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:

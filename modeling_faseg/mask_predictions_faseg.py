@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .deformable_sampling import Corners, bordered_table, gathers
+from .deformable_choice import gathers
+from .deformable_sampling import Corners, bordered_table
 from .point_sampling_faseg import sample_shared_points
 
 

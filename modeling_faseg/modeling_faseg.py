@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from .checks import require  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
     from .decisions import Decisions  # noqa: F401
+    from .deformable_choice import sampling_form  # noqa: F401
     from .deformable_sampling import sample_maps  # noqa: F401
+    from .deformable_triton import sample_by_triton  # noqa: F401
     from .embeddings import all_rows  # noqa: F401
     from .hrca_faseg import FASegWindows  # noqa: F401
     from .loss_terms import check_targets  # noqa: F401

@@ -14,6 +14,15 @@ ROOT = Path(__file__).parent.parent
 os.environ["FASEG_TRACEBACK"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of recorded reference outputs and real data: `FASEG_SHARED`, or `../shared` beside the checkout."""

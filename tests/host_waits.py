@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_processing import host_transfers, model_outputs, post_processing, segments, semantic_labels
-from modeling_faseg import deformable_sampling, loss_faseg, loss_terms, mask_predictions_faseg, matcher_faseg
+from modeling_faseg import deformable_choice, loss_faseg, loss_terms, mask_predictions_faseg, matcher_faseg
 
 
 class Waits(TorchDispatchMode):
@@ -73,7 +73,7 @@ def host_waits() -> Iterator[Waits]:
             patch.setattr(module, "waits_for", lambda device: True)
         for module in (post_processing, segments, model_outputs, loss_terms, loss_faseg, matcher_faseg):
             patch.setattr(module, "to_host", waits.counted(module.to_host))
-        for module in (deformable_sampling, mask_predictions_faseg):
+        for module in (deformable_choice, mask_predictions_faseg):
             patch.setattr(module, "gathers", lambda device, needs_gradient: False)
         for name in ("tolist", "numpy", "__array__", "new_tensor"):
             patch.setattr(torch.Tensor, name, waits.noted(getattr(torch.Tensor, name)))

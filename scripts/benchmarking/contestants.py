@@ -20,6 +20,7 @@ from transformers.models.segformer import SegformerForSemanticSegmentation, Segf
 import modeling_faseg  # noqa: F401 - registers the models
 from configuration import FASegConfig
 from image_processing import FASegImageProcessor
+from modeling_faseg.deformable_attention import set_sampling_form
 from scripts.benchmarking.parts import BY_RECIPE, FASEG, MASK2FORMER, MASK2FORMER_HERE
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, read_recipe
@@ -158,6 +159,8 @@ def as_variant(model: Any, contestant: str) -> nn.Module:
         model.base_model.backbone.requires_grad_(False)
     if "compiled" in words:
         model.compile()
+    if "grid" in words:  # deformable attention by grid_sample, where a GPU would take the Triton kernel
+        set_sampling_form(model, "grid")
     if "kernels" in words:
         try:
             model.use_kernels = True

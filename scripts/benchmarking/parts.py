@@ -17,7 +17,7 @@ FASEG = "FASeg"
 MASK2FORMER = "HF Mask2Former"
 MASK2FORMER_HERE = "Mask2Former here"  # the same weights, run by this project
 # After "FASeg" any of these words: what is done to the model once it is built.
-VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels", "frozen")
+VARIANT_WORDS = ("bf16", "fp16", "compiled", "kernels", "frozen", "grid")
 # FASeg of the released width, and narrow ones by their recipes: each with its own backbone and queries.
 FASEG_RESNET50 = "FASeg ResNet-50"
 BY_RECIPE = {"FASeg MobileNetV2": "faseg-mobilenetv2-camvid", "FASeg light": "faseg-light-mobilenetv2-camvid"}
@@ -120,7 +120,7 @@ FURTHER = {
     "context-1024x2048": Part("inference", LARGE, (FASEG, MASK2FORMER, *CONTEXT)),
 }
 PARTS = {**MUST_SHOW, **FURTHER}
-ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels")
+ON_CUDA = (BF16, "FASeg fp16", "FASeg compiled", "FASeg bf16 compiled", "FASeg kernels", "FASeg grid")
 
 
 def scaling_file(plot: Path) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_faseg import deformable_sampling
+from modeling_faseg import deformable_choice
 from modeling_faseg.deformable_attention import FASegMultiScaleDeformableAttention
 from modeling_faseg.deformable_sampling import sample_by_gather, sample_by_grid, sample_maps
 
@@ -106,9 +106,9 @@ def test_half_precision_values_are_sampled_in_float32(dtype):
 
 def test_exported_and_compiled_training_graphs_use_grid_sample(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    assert not deformable_sampling.gathers(torch.device("cpu"), needs_gradient=False)
+    assert not deformable_choice.gathers(torch.device("cpu"), needs_gradient=False)
     monkeypatch.undo()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert deformable_sampling.gathers(torch.device("cpu"), needs_gradient=False)
-    assert not deformable_sampling.gathers(torch.device("cpu"), needs_gradient=True)
-    assert not deformable_sampling.gathers(torch.device("cuda"), needs_gradient=False)
+    assert deformable_choice.gathers(torch.device("cpu"), needs_gradient=False)
+    assert not deformable_choice.gathers(torch.device("cpu"), needs_gradient=True)
+    assert not deformable_choice.gathers(torch.device("cuda"), needs_gradient=False)

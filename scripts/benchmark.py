@@ -16,17 +16,31 @@ if not __package__:  # started as a file: import the project from its root, neve
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import difflib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from scripts.benchmarking.engine_tables import engines_table
 from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, check_contestant, scaling_file
 from scripts.benchmarking.startup import startup_table
 from scripts.benchmarking.tables import merge, part_table
 from scripts.cli.errors import UserError
-from scripts.cli.parser import IS_CHECKOUT, PROJECT_ROOT, check_at_least, flag, parse_arguments, run_command
+from scripts.cli.parser import (
+    IS_CHECKOUT,
+    PROJECT_ROOT,
+    ReadPath,
+    check_at_least,
+    flag,
+    parse_arguments,
+    path_flag,
+    run_command,
+)
 from scripts.storage.outputs import check_output_file, overwrite_flag
+
+
+ENGINE_LIBRARIES = ("onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 @dataclass
@@ -46,6 +60,17 @@ class BenchmarkArguments:
     )
     startup: bool = flag(
         False, "Print the CPU seconds of --help and of a wrong flag of each command, and measure no model."
+    )
+    engines: bool = flag(
+        False,
+        "Compare what runs ONNX files on a CPU, onnxruntime and OpenVINO, with eager PyTorch, by a ResNet-50 with "
+        "random weights at 512 x 512, or by --trained_model, whose labels are compared as well.",
+    )
+    trained_model: str | None = path_flag("Folder of the model for --engines.")
+    images: list[str] = flag(
+        [],
+        "Images and folders of them for --trained_model, of which the first 16 count; without it drawn ones.",
+        action=ReadPath,
     )
     device: str | None = flag(None, "Device to measure on: cpu or cuda; by default cuda where there is one.")
     repetitions: int = flag(9, "Rounds in which the models of a part take turns, after one that does not count.")
@@ -78,6 +103,8 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
             raise UserError(
                 f"--only {name}: " + (f"did you mean {close[0]}?" if close else f"choose of {', '.join(PARTS)}")
             )
+    if arguments.trained_model or arguments.images:
+        raise UserError("--trained_model and --images are for --engines: give that too")
     for name in arguments.contestants:
         check_contestant(name)
     check_at_least(arguments, 1, "repetitions")
@@ -101,6 +128,42 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
         results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
         arguments.output_file = arguments.output_file or str(results)
         arguments.plot_file = arguments.plot_file or str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
+
+
+def check_engines(arguments: BenchmarkArguments) -> None:
+    """Settles where the records of `--engines` go.
+
+    Raises:
+        UserError: flags that do not belong together, or a library that is missing.
+    """
+    if arguments.trained_model is None and arguments.images:
+        raise UserError("--images is for --trained_model: give that too")
+    if missing := [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--engines: {', '.join(missing)} not installed: pip install {' '.join(missing)}")
+    check_at_least(arguments, 1, "repetitions")
+    check_at_least(arguments, 0, "seconds_per_part")
+    if arguments.output_file:
+        check_output_file("--output_file", Path(arguments.output_file), arguments.overwrite)
+    elif not arguments.quick:
+        if not IS_CHECKOUT:
+            raise UserError("give --output_file, or --quick: its default is a file of a checkout")
+        arguments.output_file = str(PROJECT_ROOT / "results" / "engines-cpu.json")
+
+
+def benchmark_engines(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """Measures, prints and stores what `--engines` asks for; returns name -> record."""
+    check_engines(arguments)
+    from scripts.benchmarking.engines import measure_engines
+
+    name = Path(arguments.trained_model).resolve().name if arguments.trained_model else "resnet50-512"
+    record = measure_engines(
+        arguments.trained_model, arguments.images, arguments.repetitions, arguments.seconds_per_part, arguments.quick
+    )
+    print(engines_table(record), flush=True)
+    if arguments.output_file:
+        merge(Path(arguments.output_file), name, record)
+        print(f"results in {arguments.output_file}")
+    return {name: record}
 
 
 def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -150,6 +213,8 @@ def main() -> None:
     arguments = parse_arguments(BenchmarkArguments)
     if arguments.startup:
         print(startup_table())
+    elif arguments.engines:
+        benchmark_engines(arguments)
     else:
         benchmark(arguments)
 

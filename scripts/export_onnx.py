@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "model.onnx"
 PRECISIONS = ("fp32", "fp16")
+DEFORMABLE = ("grid_sample", "gather")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -58,6 +59,11 @@ class ExportArguments(ModelArguments):
         None, "Width in pixels of the only size that the file takes; without both it takes any size."
     )
     precision: str = flag("fp32", "Precision of the weights: fp32 or fp16.")
+    deformable: str = flag(
+        "grid_sample",
+        "How deformable attention samples maps in the file: grid_sample, by ONNX's GridSample; or gather, by plain "
+        "gathers and arithmetic, for TensorRT, which compiles GridSample wrongly without an error.",
+    )
     with_processing: bool = flag(
         False,
         "Put the processing of images and results into the file: an 8-bit image (H, W, 3) goes in, a label map "
@@ -83,6 +89,8 @@ def check_arguments(arguments: ExportArguments) -> None:
     check_output_file("--output_dir:", Path(arguments.output_dir) / FILE_NAME, arguments.overwrite)
     if arguments.precision not in PRECISIONS:
         raise UserError(f"--precision {arguments.precision}: choose one of {', '.join(PRECISIONS)}")
+    if arguments.deformable not in DEFORMABLE:
+        raise UserError(f"--deformable {arguments.deformable}: choose one of {', '.join(DEFORMABLE)}")
     if arguments.int8 and arguments.precision != "fp32":
         raise UserError(f"--int8 and --precision {arguments.precision}: leave one of them out")
     if (arguments.height is None) != (arguments.width is None):
@@ -180,7 +188,7 @@ def build_graph(
     for library in ("onnxscript", "onnx_ir", "onnxruntime.quantization"):  # a line for each node that they leave as is
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
-        graph = export_network(model, kind, size, half=arguments.precision == "fp16")
+        graph = export_network(model, kind, size, arguments.precision == "fp16", arguments.deformable == "gather")
     except RuntimeError as error:  # torch's tracers have classes of their own below it
         hint = "" if size else ": a static file, with --height and --width, may do"
         raise UserError(f"torch {torch.__version__} cannot trace the model{hint}: {first_line(error)}") from error
@@ -190,16 +198,40 @@ def build_graph(
     if arguments.int8:
         print("storing weights in 8 bits", flush=True)
         graph = in_eight_bits(graph)
+    print(grid_sample_nodes(graph, arguments.deformable), flush=True)
     name = arguments.model_name_or_path or ""
     facts = {
         "model_id": Path(name).resolve().name if Path(name).exists() else name,
         "license": license_of(name, model.config),
         "precision": "int8" if arguments.int8 else arguments.precision,
         "with_processing": arguments.with_processing,
+        "deformable": arguments.deformable,
         "written_by": MARK,
     }
     onnx.helper.set_model_props(graph, describe(kind, processor, graph, size, **facts))
     return graph
+
+
+def grid_sample_nodes(graph: onnx.ModelProto, deformable: str) -> str:
+    """What the finished graph holds of `GridSample`, in words.
+
+    Raises:
+        UserError: it holds some though `gather` was asked for.
+    """
+    from scripts.onnx_export.gathering import grid_samples
+
+    found = grid_samples(graph)
+    if found and deformable == "gather":
+        raise UserError(
+            f"--deformable gather: the graph still holds GridSample ({found[0]}), from a part of the model that does "
+            "not call torch.nn.functional.grid_sample. Nothing was written"
+        )
+    if found:
+        return (
+            f"{len(found)} GridSample nodes, which TensorRT compiles wrongly without an error (NVIDIA/TensorRT#4813): "
+            "give --deformable gather for a file that is to run there"
+        )
+    return f"no GridSample node among the {len(graph.graph.node)} of the graph"
 
 
 def first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ Notation: B batch, Q queries, L tokens of a level, W kept windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,11 @@ def not_nan(difference: float) -> float:
 class FileDecisions(Decisions):
     """What a file decides, in place of what a model would.
 
+    `opened_by` makes of a file's content what runs it: `open_session`, or another engine's class of the same `run`.
     `count`, `turned` and `farthest` are `decisions`, `turned` and `farthest` of `Comparison`, since the last `read`.
     """
 
-    def __init__(self, file: Path, kind: Kind) -> None:
+    def __init__(self, file: Path, kind: Kind, opened_by: Callable[[bytes], Any] = open_session) -> None:
         self.kind = kind
         watched = onnx.load(file)
         constants = {value.name: onnx.numpy_helper.to_array(value) for value in watched.graph.initializer}
@@ -56,7 +57,7 @@ class FileDecisions(Decisions):
         results = {value.name for value in (*watched.graph.input, *watched.graph.output)}
         new = [name for name in (INPUT, *(output.name for output in kind.outputs), *self.names) if name not in results]
         watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
-        self.session = open_session(watched.SerializeToString())
+        self.session = opened_by(watched.SerializeToString())
 
     def read(self, inputs: dict[str, np.ndarray], names: Sequence[str] = ()) -> list[Tensor]:
         """Runs the file and keeps what it decides; returns its values of these names."""

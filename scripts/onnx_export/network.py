@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 from unittest import mock
 
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from scripts.models.input_channels import num_channels
+from scripts.onnx_export.gathering import gathered
 from scripts.onnx_export.kinds import LARGEST_SIDE, Kind, Size
 
 
@@ -49,13 +50,18 @@ class Tensors(nn.Module):
         return tuple(outputs[name].float() for name in self.names)
 
 
-def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: bool = False) -> onnx.ModelProto:
+def export_network(
+    model: PreTrainedModel, kind: Kind, size: Size | None, half: bool = False, gathers: bool = False
+) -> onnx.ModelProto:
     """The ONNX graph of `model`, which stays as it is.
 
     Args:
         size: height and width of a static graph with a batch of one; None for a graph of any batch, and of every
             height and width that `kind` takes.
         half: float16 weights; what the model computes in float32 by itself, positions and softmax, stays so.
+        gathers: samples of maps by plain gathers, without any `GridSample`.
+    Raises:
+        RuntimeError: torch cannot trace the model.
     """
     twin = copy.deepcopy(model).eval().float()
     twin.set_attn_implementation("eager")
@@ -65,7 +71,7 @@ def export_network(model: PreTrainedModel, kind: Kind, size: Size | None, half: 
     any_side = not (size or kind.fixed)
     example, shapes = (torch.zeros(1, num_channels(kind.config), *size), None) if size else dynamic_input(kind)
     translations: dict[Any, Any] = {torch.ops.aten.remainder.Scalar: remainder} if any_side else {}
-    with torch.no_grad(), quickly_traced():
+    with torch.no_grad(), quickly_traced(), gathered() if gathers else nullcontext():
         network = Tensors(twin, names, kind.step if any_side else None)
         traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(

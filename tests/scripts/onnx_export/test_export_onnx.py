@@ -133,6 +133,30 @@ def test_static_file_equals_the_model_and_says_what_it_is(checkpoint, traced_onc
     assert str(checkpoint.parent) not in str(facts)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"positional_encoding_type": "learned"},
+        pytest.param({"task": "panoptic", "stuff_ids": [0, 1]}, marks=pytest.mark.slow),
+    ],
+    ids=["as it is", "learned positions", "panoptic"],
+)
+def test_a_gathering_file_holds_no_grid_sample_and_equals_the_model(overrides, checkpoint, tmp_path, capsys):
+    model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint)
+    config = type(model.config)(**{**model.config.to_dict(), **overrides})
+    again = AutoModelForUniversalSegmentation.from_config(config)
+    again.load_state_dict(model.state_dict(), strict="positional_encoding_type" not in overrides)
+    save_model_folder(with_several_classes(again), AutoImageProcessor.from_pretrained(checkpoint), tmp_path / "model")
+    file = export(tmp_path / "model", tmp_path / "out", *STATIC, "--deformable", "gather")
+    printed = capsys.readouterr().out
+    assert "no GridSample node among the" in printed and printed.count("mask logits within") == 3
+    assert "GridSample" not in {node.op_type for node in onnx.load(file).graph.node}
+    check_equal(file, tmp_path / "model", [(1, 3, 64, 96)] * 2)
+    facts = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert facts["deformable"] == "gather"
+
+
 def check_equal(file, checkpoint, shapes):
     model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint).eval()
     session = onnxruntime.InferenceSession(file)
@@ -431,6 +455,7 @@ def test_swin_layer_equals_transformers(shift):
         ("--height 0 --width 64", "--height 0: give a multiple of 32, 32 for instance"),
         ("--precision bf16", "--precision bf16: choose one of fp32, fp16"),
         ("--precision fp16 --int8", "leave one of them out"),
+        ("--deformable plugin", "--deformable plugin: choose one of grid_sample, gather"),
         ("--timing_runs -1", "--timing_runs -1: give at least 0"),
         ("--output_dir CHECKPOINT/config.json", "is a file: name another folder"),
     ],
@@ -481,6 +506,13 @@ def test_example_refuses_images_below_the_least_size(dynamic_file, tmp_path):
     image = a_image(300, 60)  # the longest edge bounds it: 128 x 26
     with pytest.raises(AssertionError, match="becomes 32x128, this file takes 64x64 on"):
         run_example(dynamic_file, image, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_dynamic_gathering_file_equals_the_model_at_other_sizes(checkpoint, tmp_path):
+    file = export(checkpoint, tmp_path / "out", "--deformable", "gather")
+    assert "GridSample" not in {node.op_type for node in onnx.load(file).graph.node}
+    check_equal(file, checkpoint, [(1, 3, 64, 64), (1, 3, 64, 160), (3, 3, 192, 128)])
 
 
 @pytest.mark.slow

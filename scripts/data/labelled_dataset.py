@@ -71,6 +71,7 @@ class LabelledDataset:
         files: paths or URLs of the files that hold them; empty where `datasets` does not tell.
         held_back: what `--train_val_split` holds back of the training split, if it does.
         annotations: what is known of the segments that labels hold, of folders where something is.
+        shards: those of the stream, where their rows can be counted without reading them.
         do_reduce_labels: whether label 0 means ignored and the classes start at 1; may be set before the first use.
         image_form: the bands and the depth of the images that the model reads; RGB of 8 bits unless it is set.
         task: what the model is for, semantic unless it is set before the first use; of the classes of segments, those
@@ -88,7 +89,8 @@ class LabelledDataset:
         self.image_form = PLAIN
         self.task = SEMANTIC
         also = (*also, arguments.segments_column_name) if with_labels else also
-        self.stream, self.files, self.held_back, self.annotations = open_source(arguments, split, with_labels, also)
+        source = open_source(arguments, split, with_labels, also)
+        self.stream, self.files, self.held_back, self.annotations, self.shards = source
 
     def other_split(self, split: str) -> LabelledDataset:
         """Another split of the same dataset; the classes are these and are not read again.

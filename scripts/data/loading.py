@@ -20,7 +20,7 @@ from scripts.cli.errors import UserError
 class StreamRow:
     """An undecoded row and its place: `index` counts the samples of `epoch` over all processes.
 
-    `place` is `shard:row`, the same in every epoch.
+    `place` is `shard:row`, the same in every epoch. Of a sample that another process reads, `row` is empty.
     """
 
     epoch: int

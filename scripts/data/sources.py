@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,15 @@ from scripts.data.folder_splits import folder_samples, shared_out, split_folders
 from scripts.data.folder_stream import MAX_SHARDS, folder_stream
 from scripts.data.held_back import HeldBack
 from scripts.data.layouts import FORMS
-from scripts.data.stored_rows import NAME_COLUMNS, name_column, parquet_rows, stream_of_rows, without_gaps
+from scripts.data.stored_rows import (
+    NAME_COLUMNS,
+    CountedShards,
+    ShardRows,
+    name_column,
+    parquet_rows,
+    stream_of_rows,
+    without_gaps,
+)
 from scripts.storage.json_files import read_json
 from scripts.storage.retries import Busy, bound_stalls, with_retries
 
@@ -75,7 +84,8 @@ def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     def next_row() -> dict[str, Any] | None:
         nonlocal stream
         if stream is None:
-            rest = rows.skip(done) if done and isinstance(rows, datasets.IterableDataset) else islice(rows, done, None)
+            can_skip = isinstance(rows, datasets.IterableDataset | ShardRows)
+            rest = rows.skip(done) if done and can_skip else islice(rows, done, None)
             stream = iter(rest)
         try:
             return next(stream, None)
@@ -104,12 +114,14 @@ class Source(NamedTuple):
         files: paths or URLs of the files that hold them; none where that is unknown.
         held_back: what `--train_val_split` holds back of the training split, if it does.
         annotations: what is known of the segments that labels hold, of folders where something is.
+        shards: those of the stream, where their rows can be counted: of parquet files, and of data read whole.
     """
 
     stream: datasets.IterableDataset
     files: list[str]
     held_back: HeldBack | None = None
     annotations: Annotations | None = None
+    shards: CountedShards | None = None
 
 
 def bounds_of(arguments: DatasetArguments, split: str) -> Bounds:
@@ -177,12 +189,11 @@ def check_saved(folder: Path, bounds: Bounds) -> None:
                 bounds.checked_name(str(state.parent / entry["filename"]), f"{name}/{state.name}")
 
 
-def open_split(arguments: DatasetArguments, split: str) -> tuple[Source, list[int]]:
+def open_split(arguments: DatasetArguments, split: str) -> Source:
     """One split of `--dataset_name` with all its columns; see `open_source`.
 
-    Returns:
-        Also the rows of each shard, where the stream holds the held-back rows as well, to be told apart when images
-        are no longer decoded.
+    Where its shards are of chosen rows, the stream still holds the others, too: they are left out when images are no
+    longer decoded.
     """
     name = arguments.dataset_name or ""
     stored = stored_split(arguments, split)
@@ -210,16 +221,37 @@ def open_split(arguments: DatasetArguments, split: str) -> tuple[Source, list[in
         in_order = [str(file) for file in (builder.config.data_files or {}).get(stored, [])]
         files = sorted(in_order)
     choice: HeldBack | None = None
-    counts: list[int] = []
+    shards: CountedShards | None = None
+    if isinstance(data, datasets.IterableDataset) and is_parquet(data, in_order):
+        shards = CountedShards(data, partial(row_groups, in_order))
     if arguments.train_val_split is not None and stored == arguments.train_split_name:
-        choice, counts = choice_of_rows(arguments, data, splits, in_order)
-        if not counts:
+        choice, groups = choice_of_rows(arguments, data, splits, in_order)
+        if isinstance(data, datasets.IterableDataset):
+            shards = CountedShards(data, lambda: groups, choice.kept(split))
+        else:
             data = data.select(np.flatnonzero(choice.kept(split)))
     if not isinstance(data, datasets.IterableDataset):
         count = len(data)
-        data = data.to_iterable_dataset(num_shards=max(1, min(MAX_SHARDS, count)))
+        num_shards = max(1, min(MAX_SHARDS, count))
+        data = data.to_iterable_dataset(num_shards=num_shards)
         tell_count(data, split, count)
-    return Source(data, files, choice), counts
+        shards = CountedShards(data, lambda: [[len(part)] for part in np.array_split(np.arange(count), num_shards)])
+    return Source(data, files, choice, shards=shards)
+
+
+def is_parquet(data: datasets.IterableDataset, files: list[str]) -> bool:
+    """Whether the shards of a stream are these files, and all are parquet files."""
+    return data.num_shards == len(files) and all(file.partition("?")[0].endswith(".parquet") for file in files)
+
+
+def row_groups(files: list[str]) -> list[list[int]]:
+    """Rows of each row group of each parquet file.
+
+    Raises:
+        UserError: a file is broken or out of reach.
+    """
+    with errors_explained("dataset cannot be read", *READING_ERRORS):
+        return parquet_rows(files, with_names=False)[0]
 
 
 def tell_count(data: datasets.IterableDataset, split: str, count: int) -> None:
@@ -229,8 +261,8 @@ def tell_count(data: datasets.IterableDataset, split: str, count: int) -> None:
 
 def choice_of_rows(
     arguments: DatasetArguments, data: Any, splits: list[str], files: list[str]
-) -> tuple[HeldBack, list[int]]:
-    """What `--train_val_split` holds back, and, of a stream, the rows of each shard.
+) -> tuple[HeldBack, list[list[int]]]:
+    """What `--train_val_split` holds back, and, of a stream, the rows of each row group of each shard.
 
     Args:
         data: the whole training split, a stream or not.
@@ -243,13 +275,13 @@ def choice_of_rows(
         column = name_column(data.column_names)
         names = without_gaps(list(data[column])) if column else None
         return shared_out(arguments, splits, len(data), names), []
-    if data.num_shards != len(files) or not all(file.partition("?")[0].endswith(".parquet") for file in files):
+    if not is_parquet(data, files):
         raise ValueError(
             "--train_val_split: its stream does not tell how many rows there are, as parquet files do: give "
             "--no_streaming"
         )
-    counts, names = parquet_rows(files)
-    return shared_out(arguments, splits, sum(counts), names), counts
+    groups, names = parquet_rows(files)
+    return shared_out(arguments, splits, sum(map(sum, groups)), names), groups
 
 
 def dataset_builder(arguments: DatasetArguments, name: str, split: str, bounds: Bounds) -> datasets.DatasetBuilder:
@@ -322,8 +354,8 @@ def open_source(
     here = not is_relative_path(arguments.dataset_name) or Path(arguments.dataset_name).exists()
     hint = "" if here else " (no such folder or file here, so it is taken for a name on the Hub)"
     with errors_explained(f"{place}{hint}", *READING_ERRORS):
-        source, counts = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
-    data, files, choice, _ = source
+        source = with_retries(lambda: open_split(arguments, split), place, if_answered=True)
+    data, shards = source.stream, source.shards
     columns = data.column_names
     if columns is None:
         columns = list(next(readable(data), {}))
@@ -351,11 +383,12 @@ def open_source(
         feature = (data.features or {}).get(column)
         if feature is None or isinstance(feature, datasets.Image):  # words, such as COCO's json, stay as they are
             data = data.cast_column(column, datasets.Image(decode=False))
-    if choice is not None and counts:
-        chosen = choice.kept(split)
-        data = stream_of_rows(data, counts, chosen)
-        tell_count(data, split, int(chosen.sum()))
-    return Source(data, files, choice)
+    if shards is not None:
+        shards = replace(shards, data=data)
+        if shards.chosen is not None:
+            data = stream_of_rows(shards.listed(), data.features)
+            tell_count(data, split, int(shards.chosen.sum()))
+    return source._replace(stream=data, shards=shards)
 
 
 def file_beside(arguments: DatasetArguments, name: str) -> Path | None:

@@ -1,13 +1,14 @@
 """Labelled images as a stream: splitting over processes, augmenting, collating.
 
-Rows are read, undecoded, in each process; DataLoader workers decode and augment. Order and randomness come from
-(seed, epoch, index of the sample in the epoch) alone, so they depend neither on the number of workers nor of shards.
+Rows are read, undecoded, in each process; DataLoader workers decode and augment. Random numbers come from (seed,
+epoch, index of the sample in the epoch) and the order from seed, epoch, shards and the number of processes that share
+them, so that neither depends on the number of workers.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, islice
@@ -28,7 +29,9 @@ from scripts.data.first_look import classes_in
 from scripts.data.loading import StreamRow
 from scripts.data.samples import BadSample, RowFormat, decode_sample, decode_segments
 from scripts.data.segments import Segments
+from scripts.data.shares import Piece, own_pieces, own_samples
 from scripts.data.sources import readable
+from scripts.data.stored_rows import ShardRows
 from scripts.models.tasks import SEMANTIC
 
 
@@ -47,44 +50,95 @@ class RowBatch:
     position: tuple[int, int]
 
 
+def interleaved(shards: Iterable[Iterator[Item]]) -> Iterator[Item]:
+    """All items of `shards`, `OPEN_SHARDS` of them read in turn."""
+    waiting = iter(shards)
+    opened = deque(islice(waiting, OPEN_SHARDS))
+    while opened:
+        items = opened.popleft()
+        item = next(items, None)
+        if item is not None:
+            yield item
+            opened.append(items)
+        else:
+            opened.extend(islice(waiting, 1))
+
+
 def interleaved_rows(data: datasets.IterableDataset, order: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`(shard:row, row)` of all shards in `order`, `OPEN_SHARDS` of them read in turn."""
+    """`(shard:row, row)` of all shards in `order`, interleaved."""
 
     def shard_rows(shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(readable(data.shard(data.num_shards, shard))):
             yield f"{shard}:{number}", row
 
-    waiting = iter(order)
-    opened = deque(shard_rows(shard) for shard in islice(waiting, OPEN_SHARDS))
-    while opened:
-        rows = opened.popleft()
-        row = next(rows, None)
-        if row is not None:
-            yield row
-            opened.append(rows)
-        else:
-            opened.extend(shard_rows(shard) for shard in islice(waiting, 1))
+    return interleaved(map(shard_rows, order))
+
+
+def drawn(items: Iterator[Item], random: np.random.Generator, buffer_size: int) -> Iterator[Item]:
+    """All items, drawn at random from a buffer that they pass.
+
+    Not `IterableDataset.shuffle`: a fault of the network would make it read the whole epoch again to come back to
+    where it was, and the order would be that of the library's version.
+    """
+    buffer: list[Item] = []
+    for item in items:
+        if len(buffer) < buffer_size:
+            buffer.append(item)
+            continue
+        at = int(random.integers(buffer_size))
+        yield buffer[at]
+        buffer[at] = item
+    for at in random.permutation(len(buffer)).tolist():
+        yield buffer[at]
 
 
 def shuffled_rows(
     data: datasets.IterableDataset, seed: int, epoch: int, buffer_size: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`(shard:row, row)` of one epoch: shards in a new order, rows drawn at random from a buffer that they pass.
-
-    Not `IterableDataset.shuffle`: a fault of the network would make it read the whole epoch again to come back to
-    where it was, and the order would be that of the library's version.
-    """
+    """`(shard:row, row)` of one epoch: shards in a new order, rows drawn at random from a buffer that they pass."""
     random = np.random.default_rng([seed, epoch])
-    buffer: list[tuple[str, dict[str, Any]]] = []
-    for row in interleaved_rows(data, random.permutation(data.num_shards).tolist()):
-        if len(buffer) < buffer_size:
-            buffer.append(row)
-            continue
-        at = int(random.integers(buffer_size))
-        yield buffer[at]
-        buffer[at] = row
-    for at in random.permutation(len(buffer)).tolist():
-        yield buffer[at]
+    return drawn(interleaved_rows(data, random.permutation(data.num_shards).tolist()), random, buffer_size)
+
+
+def shuffled_share(
+    shards: Sequence[ShardRows],
+    seed: int,
+    epoch: int,
+    buffer_size: int,
+    skip: int = 0,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One process's part of an epoch, without its first `skip` rows: what `shuffled_rows` gives one process alone.
+
+    The order follows from the counts of rows, so it is gone through once in numbers: what has been drawn by then need
+    not be read.
+    """
+    counts = [len(shard) for shard in shards]
+    order = np.random.default_rng([seed, epoch]).permutation(len(shards)).tolist()
+    pieces = own_pieces(counts, order, seed, epoch, process_index, num_processes)
+    left = {piece.shard: np.arange(counts[piece.shard]) < piece.stop for piece in pieces}
+    for piece in pieces:
+        left[piece.shard][: piece.start] = False
+
+    def passed(of_pieces: Iterator[Iterator[Item]]) -> Iterator[Item]:
+        random = np.random.default_rng([seed, epoch])
+        random.permutation(len(shards))
+        return drawn(interleaved(of_pieces), random, buffer_size)
+
+    def numbers(piece: Piece) -> Iterator[tuple[int, int]]:
+        return ((piece.shard, number) for number in range(piece.start, piece.stop))
+
+    def rows(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
+        wanted = left[piece.shard]
+        read = readable(shards[piece.shard].only(wanted))
+        for shard, number in numbers(piece):
+            yield f"{shard}:{number}", next(read) if wanted[number] else {}
+        next(read, None)  # compares the number of rows
+
+    for shard, number in islice(passed(map(numbers, pieces)), skip):
+        left[shard][number] = False
+    return islice(passed(map(rows, pieces)), skip, None)
 
 
 def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
@@ -132,8 +186,9 @@ class StreamBatches(Sampler[RowBatch]):
         data: undecoded stream.
         batch_size: per process.
         shuffle_buffer_size: rows kept in memory, undecoded, to draw from.
-        start: (epoch, index) of the first sample, to go on where a run stopped: the epoch is read again up to there,
-            without decoding.
+        start: (epoch, index) of the first sample, to go on where a run stopped.
+        shards: those of `data`, counted; then a process reads its own part of them alone, and of that what comes
+            after `start`. Without, every process reads all rows, and the epoch again up to `start`.
     """
 
     data: datasets.IterableDataset
@@ -143,27 +198,51 @@ class StreamBatches(Sampler[RowBatch]):
     process_index: int = 0
     num_processes: int = 1
     start: tuple[int, int] = (0, 0)
+    shards: Sequence[ShardRows] | None = None
 
     def rows(self) -> Iterator[StreamRow]:
-        """All rows of all epochs from `start` on, in the order that every process agrees on."""
+        """All samples of all epochs from `start` on, in the order that every process agrees on; those that other
+        processes read are without a row."""
         epoch, skip = self.start
         while True:
-            index = -1
-            for index, (place, row) in enumerate(shuffled_rows(self.data, self.seed, epoch, self.shuffle_buffer_size)):
-                if index >= skip:
-                    yield StreamRow(epoch, index, row, place)
-            if index < 0:
+            sample = None
+            for sample in self.epoch_rows(epoch, skip):
+                if sample.index >= skip:
+                    yield sample
+            if sample is None and not skip:
                 raise UserError("the training split is empty")
             epoch, skip = epoch + 1, 0
 
-    def __iter__(self) -> Iterator[RowBatch]:
-        rows = read_ahead(self.rows(), READ_AHEAD)
+    def epoch_rows(self, epoch: int, skip: int) -> Iterator[StreamRow]:
+        """The samples of one epoch, of counted shards from the index `skip` on."""
+        if self.shards is None:
+            rows = shuffled_rows(self.data, self.seed, epoch, self.shuffle_buffer_size)
+            yield from (StreamRow(epoch, index, row, place) for index, (place, row) in enumerate(rows))
+            return
+        total, process = sum(map(len, self.shards)), (self.process_index, self.num_processes)
+        first = epoch * total
+        skipped = len(own_samples(first, first + skip, *process))
+        rows = shuffled_share(self.shards, self.seed, epoch, self.shuffle_buffer_size, skipped, *process)
+        own = own_samples(first, first + total, *process)
+        for index in range(skip, total):
+            place, row = next(rows) if first + index in own else ("", {})
+            yield StreamRow(epoch, index, row, place)
+
+    def own(self, global_batch: list[StreamRow]) -> list[StreamRow]:
+        """This process's part of a global batch."""
+        if self.shards is not None:
+            return [sample for sample in global_batch if sample.row]
         first = self.process_index * self.batch_size
+        return global_batch[first : first + self.batch_size]
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        others = 1 if self.shards is None else self.num_processes  # whose samples are no rows here
+        rows = read_ahead(self.rows(), READ_AHEAD * others)
         global_batch = list(islice(rows, self.batch_size * self.num_processes))
         while True:
-            own, last = global_batch[first : first + self.batch_size], global_batch[-1]
+            own, last = self.own(global_batch), global_batch[-1]
             global_batch = list(islice(rows, self.batch_size * self.num_processes))
-            yield RowBatch(own, global_batch[first], (last.epoch, last.index + 1))
+            yield RowBatch(own, self.own(global_batch)[0], (last.epoch, last.index + 1))
 
 
 @dataclass

@@ -41,6 +41,8 @@ FREE = {
 STOP_BY = ("eval_longest_edge", "eval_shortest_edge", "eval_split_name", "eval_steps")
 # What begins so may differ too, but is named: the same flags may then give other numbers.
 VERSION = "version: "
+# How processes share the samples of an epoch; by batches where the setting is lacking, or one process has them all.
+SHARING, BY_SHARDS, BY_BATCHES = "samples shared among processes by", "shards", "batches"
 CODE = ("configuration", "image_processing", "modeling_faseg", "scripts/data", "scripts/models", "scripts/training")
 # Of no account in a model's configuration.
 NOT_OF_THE_MODEL = {
@@ -80,6 +82,7 @@ def training_settings(
         **flags,
         "device": accelerator.device.type,
         "number of processes": accelerator.num_processes,
+        SHARING: BY_SHARDS if data.shards is not None and accelerator.num_processes > 1 else BY_BATCHES,
         **data_settings(data),
         **{f"model: {name}": value for name, value in model.items()},
         **segment_settings(data),
@@ -127,8 +130,9 @@ def check_settings(checkpoint: Path, saved: dict[str, Any], current: dict[str, A
     """Refuses to go on with settings that would give another result than the run never stopped.
 
     Other versions of the code and of libraries are named on standard error, since their results mostly differ a
-    little. A flag that the version of the checkpoint did not know had its default. Other settings that only one of the
-    two knows (another version, or a Hub that does not answer) are not compared.
+    little. A flag that the version of the checkpoint did not know had its default, and processes shared samples by
+    batches. Other settings that only one of the two knows (another version, or a Hub that does not answer) are not
+    compared.
 
     Raises:
         UserError: names every setting that differs, with both values.
@@ -155,9 +159,9 @@ def check_settings(checkpoint: Path, saved: dict[str, Any], current: dict[str, A
 
 
 def defaults() -> dict[str, Any]:
-    """The flags that decide a result, as they are without being given."""
+    """What decides a result, as it is where a checkpoint does not tell: flags without being given, and the sharing."""
     arguments = {f"--{name}": value for name, value in asdict(TrainArguments()).items() if name not in FREE}
-    return json.loads(json.dumps(arguments))
+    return json.loads(json.dumps({**arguments, SHARING: BY_BATCHES}))
 
 
 def short(value: Any) -> str:

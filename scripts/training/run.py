@@ -169,7 +169,9 @@ class Run:
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Training batches of this process, from where the run stands."""
-        arguments = self.arguments
+        arguments, shards = self.arguments, None
+        if self.data.shards is not None and (self.accelerator.num_processes > 1 or self.progress.index):
+            shards = self.data.shards.listed(lambda count: on_main(self.accelerator, count))
         stream = StreamBatches(
             self.data.stream,
             arguments.per_device_train_batch_size,
@@ -178,6 +180,7 @@ class Run:
             self.accelerator.process_index,
             self.accelerator.num_processes,
             start=(self.progress.epoch, self.progress.index),
+            shards=shards,
         )
         loader = worker_loader(
             TrainingSamples(

@@ -169,7 +169,7 @@ def number_of_images(data: LabelledDataset) -> int | None:
     """Images of the split, from the ends of its parquet files where its card does not tell; None if neither does."""
     if data.num_examples or not data.files or not all(file.endswith(".parquet") for file in data.files):
         return data.num_examples
-    return sum(parquet_rows(data.files)[0])
+    return sum(map(sum, parquet_rows(data.files, with_names=False)[0]))
 
 
 def has_validation(data: LabelledDataset) -> bool:

@@ -38,6 +38,8 @@ class HubServer(LoopbackServer):
             connection breaks in the middle of the body), "stall" (nothing comes for `stall_seconds`), or a status.
         statuses: what the coming requests of any kind are answered in place of what they ask for, in turn; None is
             nothing.
+    Attributes:
+        sent: bytes of parts of files so far.
     """
 
     def __init__(self, folder: Path, faults=(), stall_seconds: float = 5.0, statuses=()) -> None:
@@ -47,6 +49,7 @@ class HubServer(LoopbackServer):
         self.statuses = list(statuses)
         self.stall_seconds = stall_seconds
         self.served: list[str] = []
+        self.sent = 0
         self.asked: list[str] = []
 
     def entry(self, file: Path) -> dict:
@@ -126,6 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             part = body[int(first) : int(last) + 1 if last else None]
             headers["Content_Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"
             body, status = part, 206
+            self.server.sent += len(part) if self.command == "GET" else 0
         fault = None
         if file.suffix == ".parquet" and self.command == "GET":
             self.server.served.append(file.name)

@@ -26,7 +26,7 @@ from scripts.storage.atomic import (
     write_errors_explained,
 )
 from scripts.training.checkpointing import SETTINGS, checkpoints, find_checkpoint, step_of
-from scripts.training.fingerprint import check_settings
+from scripts.training.fingerprint import BY_BATCHES, BY_SHARDS, SHARING, check_settings
 
 
 def fill(folder, text):
@@ -261,6 +261,14 @@ def test_a_flag_that_is_newer_than_the_checkpoint_had_its_default():
     check_settings(Path("x"), {"--seed": 1}, {"--seed": 1, "--rotation": 0.0, "--shortest_edges": None})
     with pytest.raises(UserError, match=r"--rotation 0\.0, not 5\.0"):
         check_settings(Path("x"), {"--seed": 1}, {"--seed": 1, "--rotation": 5.0})
+
+
+def test_processes_once_shared_samples_by_batches_alone():
+    check_settings(Path("x"), {"--seed": 1}, {"--seed": 1, SHARING: BY_BATCHES})
+    with pytest.raises(
+        UserError, match=r'samples shared among processes by "batches", not "shards": to go on exactly'
+    ):
+        check_settings(Path("x"), {"--seed": 1}, {"--seed": 1, SHARING: BY_SHARDS})
 
 
 def test_other_versions_of_code_and_libraries_are_named(capsys):

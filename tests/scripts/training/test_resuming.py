@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import StateDictType
 
 from scripts.cli.errors import UserError
+from scripts.data.labelled_dataset import LabelledDataset
 from scripts.storage.atomic import damage
 from scripts.train import TrainArguments
 from scripts.training import checkpointing, fingerprint, run
@@ -46,6 +47,17 @@ def test_resuming_with_other_settings(start, tiny_recipe, shapes, tmp_path):
     free = ["--dataloader_num_workers", 1, "--logging_steps", 5, "--checkpointing_steps", 3, "--num_train_epochs", 9]
     code, out, errors = start(*resume, "--weight_decay", 0.1, *free)
     assert code == 0 and "resumed from" in out, errors
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, "batches"), (2, "shards")])
+def test_settings_tell_how_processes_share_samples(processes, expected, shapes):
+    arguments = TrainArguments(dataset_name=str(shapes))
+    accelerator = SimpleNamespace(num_processes=processes, mixed_precision="no", device=torch.device("cpu"))
+    config = SimpleNamespace(to_dict=dict)
+    data = LabelledDataset(arguments, "train")
+    assert fingerprint.training_settings(arguments, accelerator, data, config, 3)[fingerprint.SHARING] == expected
+    data.shards = None
+    assert fingerprint.training_settings(arguments, accelerator, data, config, 3)[fingerprint.SHARING] == "batches"
 
 
 def test_data_that_change_between_epochs_stop_the_run(start, shapes, tmp_path, monkeypatch):

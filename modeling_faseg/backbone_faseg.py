@@ -24,7 +24,7 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
 
     Its maps have channels first and its `channels` are theirs, whatever the library gives or declares. Parameters that
     no map depends on are frozen, for several processes would wait for their gradients, and named in its
-    `unread_parameters`.
+    `unread_parameters`. What it was before that is told by its `maps_as_built`.
 
     Raises:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, naming what it returns and the fix.
@@ -45,7 +45,7 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
         backbone.register_forward_hook(_channels_first)
     widths = dict(zip(backbone.out_features, maps.widths))
     backbone.num_features = [widths.get(*stage) for stage in zip(backbone.stage_names, backbone.num_features)]
-    backbone.unread_parameters = maps.unread
+    backbone.maps_as_built, backbone.unread_parameters = maps, maps.unread
     backbone.frozen_parameters = [*maps.unread]
     if config.freeze_backbone_batch_norm:
         if not batch_norms(backbone):

@@ -21,7 +21,8 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     Semantic Segmentation", CVPR 2023).
 
     Args:
-        backbone_config: Backbone with four feature maps of strides 4, 8, 16 and 32; Swin-S if left out.
+        backbone_config: Backbone with four feature maps of strides 4, 8, 16 and 32; Swin-S if left out. With
+            `simple_feature_pyramid` one whose last map has stride 16 or 14.
         feature_size: Channels of the pixel decoder's maps and positional encodings; equal to `hidden_dim`
             (Mask2Former).
         mask_feature_size: Channels of the stride-4 map that mask embeddings are multiplied with (Mask2Former).
@@ -68,6 +69,9 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
             Cityscapes trains them).
         timm_backbone_kwargs: What a timm backbone's constructor needs beyond its own configuration, for instance
             `{"pad_type": "same"}`.
+        simple_feature_pyramid: Whether a pyramid of `feature_size` channels (ViTDet, arXiv 2203.16527: 256) makes the
+            four maps of the backbone's last one, for plain vision transformers. One of patch 14 sees images at 14/16
+            of their size.
         init_std: Standard deviation for modules without an initialisation of their own (Mask2Former).
         init_xavier_std: Gain of the Xavier initialisation (Mask2Former).
     """
@@ -122,6 +126,7 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     auxiliary_semantic_weight: float | int = 0.4
     freeze_backbone_batch_norm: bool = False
     timm_backbone_kwargs: dict[str, Any] | None = None
+    simple_feature_pyramid: bool = False
     init_std: float | int = 0.02
     init_xavier_std: float | int = 1.0
 

@@ -1,15 +1,18 @@
-"""The backbone: any four-scale `AutoBackbone`, brought to the reference's behaviour where transformers differs."""
+"""The backbone: any `AutoBackbone` of four scales, or of one that a feature pyramid makes four of, brought to the
+reference's behaviour where transformers differs."""
 
 import copy
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 
-from .backbone_probe import ProbeError, one_line, probe
+from .backbone_probe import PROBE_SIZES, BackboneMaps, ProbeError, one_line, probe
 from .backbone_semask import SeMaskSwinBackbone
 from .configuration_faseg import FASegConfig
+from .feature_pyramid_faseg import PATCH, PATCHES
 from .pretrained import batch_norms, keep_frozen
 
 
@@ -17,34 +20,36 @@ STRIDES = (4, 8, 16, 32)
 # What timm calls the arguments that free a network from the size it is built for.
 FREEING: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 PYRAMIDS = "resnet, swin, convnextv2, dinov3_convnext, pvt_v2 or a timm_backbone"
+PLAIN = "dinov3_vit, dinov2, beit, vitdet or a timm_backbone"
 
 
 def build_backbone(config: FASegConfig) -> PreTrainedModel:
     """The backbone of `config.backbone_config` with random weights.
 
-    Its maps have channels first and its `channels` are theirs, whatever the library gives or declares. Parameters that
-    no map depends on are frozen, for several processes would wait for their gradients, and named in its
-    `unread_parameters`. What it was before that is told by its `maps_as_built`.
+    Its maps have channels first, its `channels` are theirs, whatever the library gives or declares, and so are its
+    `map_strides`. Parameters that no map depends on are frozen, for several processes would wait for their gradients,
+    and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the last map. What the library
+    gives and declares is told by its `maps_as_built`.
 
     Raises:
-        ValueError: unless it returns four maps of strides 4, 8, 16 and 32, naming what it returns and the fix.
+        ValueError: unless it returns four maps of strides 4, 8, 16 and 32, or with `simple_feature_pyramid` a last one
+            of stride 16 or 14, naming what it returns and the fix.
     """
     backbone_config, kwargs = cast(PreTrainedConfig, config.backbone_config), config.timm_backbone_kwargs or {}
-    kind = backbone_config.model_type
+    kind, has_pyramid = backbone_config.model_type, config.simple_feature_pyramid
     try:
         backbone = _build(backbone_config, kwargs)
-        maps = probe(backbone)
-        if maps.strides != STRIDES:
-            raise ProbeError(f"gives {len(maps.strides)} feature map(s) of strides {maps.strides}, need {STRIDES}")
+        maps = _last_map(backbone) if has_pyramid else _four_maps(backbone)
     except ProbeError as error:
         name = getattr(backbone_config, "backbone", None)  # timm's name of it
         named = f" ({name}, timm_backbone_kwargs={kwargs})" if name else ""
-        fix = _fix(backbone_config, kwargs)
+        fix = _fix(backbone_config, kwargs, has_pyramid)
         raise ValueError(f"backbone_config of type {kind!r}{named} {error}: {fix}") from error
     if maps.channels_last:
         backbone.register_forward_hook(_channels_first)
     widths = dict(zip(backbone.out_features, maps.widths))
     backbone.num_features = [widths.get(*stage) for stage in zip(backbone.stage_names, backbone.num_features)]
+    backbone.map_strides = maps.strides
     backbone.maps_as_built, backbone.unread_parameters = maps, maps.unread
     backbone.frozen_parameters = [*maps.unread]
     if config.freeze_backbone_batch_norm:
@@ -86,35 +91,104 @@ def _build(backbone_config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
     return backbone
 
 
-def _fix(backbone_config: Any, kwargs: dict[str, Any]) -> str:
+def _four_maps(backbone: Any) -> BackboneMaps:
+    """What it gives. Raises a `ProbeError` unless these are four maps of strides 4, 8, 16 and 32."""
+    maps = probe(backbone)
+    if maps.strides != STRIDES:
+        raise ProbeError(f"gives {len(maps.strides)} feature map(s) of strides {maps.strides}, need {STRIDES}")
+    return maps
+
+
+def _last_map(backbone: Any) -> BackboneMaps:
+    """What it gives, read through a feature pyramid: one of patch 14 takes images of 14/16 of their size.
+
+    Raises:
+        ProbeError: its last map has neither stride.
+    """
+    problem = None
+    for patch in PATCHES:
+        sizes = [(height // PATCH * patch, width // PATCH * patch) for height, width in PROBE_SIZES]
+        try:
+            maps = probe(backbone, sizes, last_alone=True)
+            if maps.strides[-1] == patch:
+                return maps
+            if patch == PATCH and maps.strides[-1] in PATCHES:
+                continue  # as images of its own size will show
+            raise ProbeError(
+                f"gives a last feature map of stride {maps.strides[-1]}, simple_feature_pyramid=True needs 16 or 14"
+            )
+        except ProbeError as error:
+            problem = problem or error
+    raise cast(ProbeError, problem)
+
+
+def _fix(backbone_config: Any, kwargs: dict[str, Any], has_pyramid: bool) -> str:
     """What makes this backbone work, found by trying; else advice to take another."""
     in_timm = backbone_config.model_type == "timm_backbone"
-    ways = [{**kwargs, **freeing} for freeing in FREEING] + [{}] if in_timm else [{}]
-    strides: tuple = ()
+    ways = [{**kwargs, **freeing} for freeing in FREEING if in_timm] + [{}]
+    ways = [way for index, way in enumerate(ways) if way not in ways[:index]]
+    for with_pyramid in (has_pyramid, not has_pyramid):
+        for changed in ways:
+            try:
+                layers = _working_layers(backbone_config, changed, with_pyramid, has_pyramid)
+            except (AttributeError, ProbeError):  # it has no stages, or fails with all of them too
+                continue
+            words = [f"timm_backbone_kwargs={changed or None}"] if changed != kwargs else []
+            if with_pyramid != has_pyramid:
+                words.append(f"simple_feature_pyramid={with_pyramid}")
+            if layers:
+                words.append(f"its out_indices={[*layers]}" if in_timm else f"its out_features={[*layers.values()]}")
+            return f"set {' and '.join(words)}"
+    if has_pyramid:
+        return f"choose a plain vision transformer of patch 16 or 14 that reads images of any size, such as {PLAIN}"
+    strides: set[Any] = set()
     for changed in ways:
-        every = copy.deepcopy(backbone_config)
-        try:
-            with torch.device("meta"):
-                every.out_indices = [-1]
-                names = _build(every, changed).stage_names
-                every = copy.deepcopy(backbone_config)
-                every.out_indices = [*range(len(names))]
-                strides = probe(_build(every, changed)).strides
-        except (AttributeError, ProbeError):  # it has no stages, or fails with all of them too
-            continue
-        last = {stride: index for index, stride in enumerate(strides)}
-        if not set(STRIDES) <= set(last):
-            continue
-        indices = [last[stride] for stride in STRIDES]
-        features = [names[index] for index in indices]
-        words = [f"timm_backbone_kwargs={changed or None}"] if changed != kwargs else []
-        if in_timm and indices != backbone_config.out_indices:
-            words.append(f"its out_indices={indices}")
-        if not in_timm and features != backbone_config.out_features:
-            words.append(f"its out_features={features}")
-        return f"set {' and '.join(words)}"
-    plain = f"all its layers have stride {strides[0]}, so " if len(set(strides)) == 1 else ""
+        with suppress(AttributeError, ProbeError):
+            strides = set(_every_layer(backbone_config, changed)[1])
+    plain = f"all its layers have stride {strides.pop()}, so " if len(strides) == 1 else ""
     return f"{plain}choose a pyramid that reads images of any size, such as {PYRAMIDS}"
+
+
+def _working_layers(
+    backbone_config: Any, kwargs: dict[str, Any], with_pyramid: bool, has_pyramid: bool
+) -> dict[int, str]:
+    """Index and name of each layer that has to be chosen; none where those of the configuration work.
+
+    Raises:
+        AttributeError, ProbeError: no choice works.
+    """
+    with torch.device("meta"):
+        # Whoever is told of the pyramid may have chosen layers as of four scales: then it is the last of all.
+        if not (told := with_pyramid and not has_pyramid):
+            with suppress(ProbeError):
+                backbone = _build(copy.deepcopy(backbone_config), kwargs)
+                _last_map(backbone) if with_pyramid else _four_maps(backbone)
+                return {}
+        if not with_pyramid:
+            names, strides = _every_layer(backbone_config, kwargs)
+            last = {stride: index for index, stride in enumerate(strides)}
+            if not set(STRIDES) <= set(last):
+                raise ProbeError("has no layers of four strides")
+            return {last[stride]: names[last[stride]] for stride in STRIDES}
+        backbone = _with_layers(backbone_config, kwargs, [-1])
+        _last_map(backbone)
+        names = backbone.stage_names
+        chosen = getattr(backbone_config, "out_indices", None) or ()
+        return {} if told and [*chosen][-1:] in ([-1], [len(names) - 1]) else {len(names) - 1: names[-1]}
+
+
+def _every_layer(backbone_config: Any, kwargs: dict[str, Any]) -> tuple[list[str], tuple]:
+    """Names and strides of all layers."""
+    with torch.device("meta"):
+        names = _with_layers(backbone_config, kwargs, [-1]).stage_names
+        return names, probe(_with_layers(backbone_config, kwargs, [*range(len(names))])).strides
+
+
+def _with_layers(backbone_config: Any, kwargs: dict[str, Any], indices: list[int]) -> Any:
+    """The backbone with other layers than its configuration chooses."""
+    changed = copy.deepcopy(backbone_config)
+    changed.out_indices = indices
+    return _build(changed, kwargs)
 
 
 def _channels_first(backbone: Any, args: Any, output: Any) -> Any:

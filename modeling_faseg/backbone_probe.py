@@ -56,9 +56,12 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:LONGEST] or type(error).__name__
 
 
-def probe(backbone: Any) -> BackboneMaps:
+def probe(backbone: Any, sizes: Sequence[tuple[int, int]] = PROBE_SIZES, last_alone: bool = False) -> BackboneMaps:
     """Runs the backbone on images of two sizes: of shapes alone, on the meta device, wherever its weights are.
 
+    Args:
+        sizes: height and width of the images, the small one first.
+        last_alone: whether the other maps are not read, so that what only they depend on counts as unread.
     Raises:
         ProbeError: it fails, or gives no maps of two axes of space.
     """
@@ -72,12 +75,12 @@ def probe(backbone: Any) -> BackboneMaps:
     found: list[Sequence[Tensor]] = []
     try:
         with uncached(), torch.enable_grad():
-            for height, width in PROBE_SIZES:
+            for height, width in sizes:
                 image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
                 found.append(functional_call(backbone, state, image).feature_maps)
     except Exception as error:  # of whatever a backbone does with a size that it does not take
-        sizes = " and ".join(f"{height}x{width}" for height, width in PROBE_SIZES)
-        raise ProbeError(f"does not read images of {sizes} ({one_line(error)})") from error
+        named = " and ".join(f"{height}x{width}" for height, width in sizes)
+        raise ProbeError(f"does not read images of {named} ({one_line(error)})") from error
     finally:
         backbone.train(was_training)
     small, large = ([tuple(each.shape) for each in maps] for maps in found)
@@ -85,9 +88,9 @@ def probe(backbone: Any) -> BackboneMaps:
         raise ProbeError(f"gives maps of shape {large[0]}, need (B, C, H, W)")
     channels_last = all(a[1] != b[1] and a[3] == b[3] for a, b in zip(small, large))
     wide, high, across = (3, 1, 2) if channels_last else (1, 2, 3)  # axes of channels, rows and columns
-    height, width = PROBE_SIZES[1]
+    height, width = sizes[1]
     strides = [(round(height / shape[high]), round(width / shape[across])) for shape in large]
-    read = {id(leaf) for leaf in leaves(found[0])}
+    read = {id(leaf) for leaf in leaves(found[0][-1:] if last_alone else found[0])}
     return BackboneMaps(
         strides=tuple(down if down == across else (down, across) for down, across in strides),
         widths=[shape[wide] for shape in large],

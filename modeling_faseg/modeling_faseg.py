@@ -20,6 +20,7 @@ from .backbone_faseg import STRIDES, build_backbone
 from .configuration_faseg import FASegConfig
 from .deformable_attention import FASegDeformableSelfAttention
 from .dfpq_faseg import FASegFocusQueries
+from .feature_pyramid_faseg import FASegSimpleFeaturePyramid
 from .forms_faseg import image_form
 from .loss_faseg import FASegLoss
 from .loss_semask import label_maps_of_masks, semantic_map_loss
@@ -60,10 +61,11 @@ class FASegModelOutput(ModelOutput):
     """Output of `FASegModel`; the fields of transformers' `Mask2FormerModelOutput`, and the focus.
 
     Args:
-        encoder_last_hidden_state: `(B, C5, H/32, W/32)`, the backbone's coarsest map.
+        encoder_last_hidden_state: `(B, C5, H/32, W/32)`, the coarsest map of the backbone or its feature pyramid.
         pixel_decoder_last_hidden_state: `(B, M, H/4, W/4)` mask features.
         transformer_decoder_last_hidden_state: `(B, Q, C)` queries after the last layer.
-        encoder_hidden_states: the backbone's four maps, fine to coarse (`output_hidden_states=True`).
+        encoder_hidden_states: the four maps of the backbone or its feature pyramid, fine to coarse
+            (`output_hidden_states=True`).
         pixel_decoder_hidden_states: the four decoded maps, coarse to fine (`output_hidden_states=True`).
         transformer_decoder_hidden_states: `(B, Q, C)` per prediction (`output_hidden_states=True`).
         transformer_decoder_intermediate_states: `(B, Q, C)` per prediction after the final norm.
@@ -161,6 +163,10 @@ class FASegPreTrainedModel(SegmentationPreTrainedModel):
                 init.kaiming_uniform_(conv.weight, a=1)
             _zero_bias(module.mask_projection)
             init.normal_(module.level_embed)
+        elif isinstance(module, FASegSimpleFeaturePyramid):
+            for conv in module.modules():
+                if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
+                    init_as_torch(conv)
         elif isinstance(module, FASegTransformerDecoder):
             for conv in cast(list[nn.Conv2d], module.input_projections):
                 init.kaiming_uniform_(conv.weight, a=1)
@@ -180,13 +186,20 @@ class FASegPreTrainedModel(SegmentationPreTrainedModel):
 
 
 class FASegModel(FASegPreTrainedModel):
-    """Backbone, pixel decoder and transformer decoder: images to queries and their masks."""
+    """Backbone, for plain transformers a feature pyramid, pixel decoder and transformer decoder: images to queries and
+    their masks."""
 
     def __init__(self, config: FASegConfig):
         super().__init__(config)
         config.validate()
         self.backbone = build_backbone(config)
-        self.pixel_decoder = FASegPixelDecoder(config, list(cast(Any, self.backbone).channels))
+        channels = list(cast(Any, self.backbone).channels)
+        self.feature_pyramid: FASegSimpleFeaturePyramid | None = None
+        if config.simple_feature_pyramid:
+            patch = cast(Any, self.backbone).map_strides[-1]
+            self.feature_pyramid = FASegSimpleFeaturePyramid(channels[-1], config.feature_size, patch)
+            channels = [config.feature_size] * len(STRIDES)
+        self.pixel_decoder = FASegPixelDecoder(config, channels)
         self.transformer_decoder = FASegTransformerDecoder(config)
         self.post_init()
 
@@ -228,8 +241,12 @@ class FASegModel(FASegPreTrainedModel):
         if self.config.mask_padding and pixel_mask is not None:
             valid = level_masks(pixel_mask)
         pixel_values = image_form(pixel_values.device)(pixel_values)
+        if self.feature_pyramid is not None:
+            pixel_values = self.feature_pyramid.images(pixel_values)
         backbone_output = self.backbone(pixel_values)
         backbone_maps = list(backbone_output.feature_maps)
+        if self.feature_pyramid is not None:
+            backbone_maps = self.feature_pyramid(backbone_maps[-1])
         last_map, all_maps = backbone_maps[-1], tuple(backbone_maps) if output_hidden_states else None
         semantic_maps = getattr(backbone_output, "semantic_maps", None)
         del backbone_output  # what nobody asks for is let go as soon as the pixel decoder has read it

@@ -133,8 +133,8 @@ def batch_norms(module: nn.Module) -> list[Any]:
     return [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
 
 
-def init_as_torch(module: nn.Linear | nn.Conv2d) -> None:
-    """torch's default initialisation of a linear layer or convolution."""
+def init_as_torch(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """torch's default initialisation of a linear layer or convolution, transposed or not."""
     init.kaiming_uniform_(module.weight, a=5**0.5)
     if module.bias is not None:
         bound = module.weight[0].numel() ** -0.5

@@ -15,34 +15,44 @@ TIMM = "timm_backbone"
 UNBOUND = {"strict_img_size": False}
 
 
-def _in_transformers(*stages: str, **fields: Any) -> dict[str, Any]:
+def _in_transformers(*stages: str) -> dict[str, Any]:
     """Fields of `FASegConfig` for an entry of `AutoBackbone`; its model type is put in by `config_fields`."""
-    return {"backbone_config": {"out_features": list(stages or FOUR_STAGES)}, **fields}
+    return {"backbone_config": {"out_features": list(stages or FOUR_STAGES)}}
 
 
-def _in_timm(first: int, kwargs: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+def _plain(**backbone: Any) -> dict[str, Any]:
+    """As `_in_transformers`, of a vision transformer whose last map a feature pyramid makes four of."""
+    return {"backbone_config": backbone, "simple_feature_pyramid": True}
+
+
+def _plain_in_timm() -> dict[str, Any]:
+    """As `_plain`, of timm's, which are made for one size of image unless they are told otherwise."""
+    return {**_plain(model_type=TIMM, out_indices=[-1]), "timm_backbone_kwargs": {"dynamic_img_size": True}}
+
+
+def _in_timm(first: int, kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Fields of `FASegConfig` for a network of timm, of whose maps four are read from the `first` on."""
     backbone = {"model_type": TIMM, "out_indices": [*range(first, first + 4)]}
-    return {"backbone_config": backbone, **({"timm_backbone_kwargs": kwargs} if kwargs else {}), **fields}
+    return {"backbone_config": backbone, **({"timm_backbone_kwargs": kwargs} if kwargs else {})}
 
 
 # Name of the model type in transformers, or of the network in timm -> fields of `FASegConfig`
 BACKBONES: dict[str, dict[str, Any]] = {
-    "beit": _in_transformers(),
+    "beit": _plain(),
     "bit": _in_transformers(),
     "convnext": _in_transformers(),
     "convnextv2": _in_transformers(),
     "dinat": _in_transformers(),
-    "dinov2": _in_transformers(),
-    "dinov2_with_registers": _in_transformers(),
+    "dinov2": _plain(),
+    "dinov2_with_registers": _plain(),
     "dinov3_convnext": _in_transformers(),
-    "dinov3_vit": _in_transformers(),
+    "dinov3_vit": _plain(),
     "focalnet": _in_transformers("stem", "stage1", "stage2", "stage4"),
     "hgnet_v2": _in_transformers(),
     "hiera": _in_transformers(),
-    "lw_detr_vit": _in_transformers(),
+    "lw_detr_vit": _plain(),
     "maskformer-swin": _in_transformers(),
-    "pixio": _in_transformers(),
+    "pixio": _plain(),
     "pp_lcnet": _in_transformers("stage2", "stage3", "stage4", "stage5"),
     "pp_lcnet_v3": _in_transformers("stage2", "stage3", "stage4", "stage5"),
     "pp_lcnet_v4": _in_transformers(),
@@ -50,14 +60,14 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet": _in_transformers(),
     "rf_detr_dinov2": _in_transformers(),
     "rt_detr_resnet": _in_transformers(),
-    "sapiens2": _in_transformers(),
+    "sapiens2": _plain(),
     "swin": _in_transformers(),
     "swinv2": _in_transformers(),
     "textnet": _in_transformers(),
-    "tipsv2": _in_transformers(),
-    "tipsv2_vision_model": _in_transformers(),
-    "uvdoc_backbone": _in_transformers(),
-    "vitdet": _in_transformers(),
+    "tipsv2": _plain(),
+    "tipsv2_vision_model": _plain(),
+    "uvdoc_backbone": _plain(),
+    "vitdet": _plain(),
     "vitpose_backbone": _in_transformers(),
     "resnet18": _in_timm(1),
     "resnest14d": _in_timm(1),
@@ -86,7 +96,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "swinv2_tiny_window8_256": _in_timm(0, UNBOUND),
     "maxvit_pico_rw_256": _in_timm(1),
     "hiera_tiny_224": _in_timm(0),
-    "vit_tiny_patch16_224": _in_timm(0, {"dynamic_img_size": True}),
+    "vit_tiny_patch16_224": _plain_in_timm(),
+    "vit_small_patch14_dinov2": _plain_in_timm(),
+    "eva02_tiny_patch14_224": _plain_in_timm(),
 }
 
 

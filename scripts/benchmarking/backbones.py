@@ -23,6 +23,7 @@ from transformers import AutoBackbone, AutoModel, AutoModelForImageClassificatio
 from configuration import FASegConfig
 from modeling_faseg.backbone_faseg import build_backbone
 from modeling_faseg.backbone_probe import ProbeError, probe
+from modeling_faseg.feature_pyramid_faseg import FASegSimpleFeaturePyramid
 from scripts.benchmarking.backbone_list import FOUR_STAGES, REFERENCE, config_fields, in_timm
 from scripts.benchmarking.comparing import provenance
 from scripts.benchmarking.measuring import Clock, Run, Stages, interleave, matmul_rate, quartiles
@@ -61,7 +62,7 @@ def measure_backbone(name: str, effort: Effort, reference: Run) -> dict[str, Any
     }
     if record["parameters"] <= LARGEST:
         backbone = build_backbone(FASegConfig(**fields))
-        record |= compared(timed(backbone, effort), reference, effort)
+        record |= compared(timed(with_pyramid(backbone, FASegConfig(**fields)), effort), reference, effort)
         record["weights"] = loaded_weights(name, backbone)
     return {**record, **provenance(effort)}
 
@@ -84,6 +85,8 @@ def refused_shapes(config: FASegConfig) -> dict[str, Any]:
 def adapted(fields: dict[str, Any], backbone: PreTrainedModel) -> list[str]:
     """What is done so that the backbone works: by the fields of its configuration, then by the model itself."""
     made, maps = [], cast(Any, backbone).maps_as_built
+    if fields.get("simple_feature_pyramid"):
+        made.append("feature pyramid on the last map")
     stages = fields["backbone_config"].get("out_features", FOUR_STAGES)
     if stages != FOUR_STAGES:
         made.append(f"stages chosen: {', '.join(stages)}")
@@ -96,6 +99,26 @@ def adapted(fields: dict[str, Any], backbone: PreTrainedModel) -> list[str]:
     if maps.unread:
         made.append(f"{len(maps.unread)} parameters that no map reads are frozen")
     return made
+
+
+def with_pyramid(backbone: PreTrainedModel, config: FASegConfig) -> nn.Module:
+    """The backbone, and the feature pyramid on it where the configuration has one: images to four maps."""
+    if not config.simple_feature_pyramid:
+        return backbone
+    channels, strides = cast(Any, backbone).channels, cast(Any, backbone).maps_as_built.strides
+    return PyramidOn(backbone, FASegSimpleFeaturePyramid(channels[-1], config.feature_size, strides[-1]))
+
+
+class PyramidOn(nn.Module):
+    """A backbone whose last map a feature pyramid makes four of, as in `FASegModel`."""
+
+    def __init__(self, backbone: nn.Module, pyramid: FASegSimpleFeaturePyramid):
+        super().__init__()
+        self.backbone, self.pyramid = backbone, pyramid
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """`(B, 3, H, W)` to maps `(B, F, H/s, W/s)` for s = 4, 8, 16, 32."""
+        return self.pyramid(self.backbone(self.pyramid.images(images)).feature_maps[-1])
 
 
 def timed(backbone: nn.Module, effort: Effort) -> Run:

@@ -88,17 +88,16 @@ TIMM: dict[str, tuple[list[int], dict[str, Any]]] = {
 }  # fmt: skip
 
 # What is refused -> the reason and the advice, as a pattern
-NO_PYRAMID = r"all its layers have stride {0}, so choose a pyramid"
+NO_PYRAMID = r"strides \({0}, {0}, {0}, {0}\), need \(4, 8, 16, 32\): set simple_feature_pyramid=True$"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("beit", "dinov3_vit", "lw_detr_vit", "pixio", "sapiens2", "vitdet"), NO_PYRAMID.format(16)),
-    **dict.fromkeys(
-        ("dinov2", "dinov2_with_registers", "rf_detr_dinov2", "tipsv2_vision_model"), NO_PYRAMID.format(14)
-    ),
-    "tipsv2": r"1 feature map\(s\) of strides \(14,\)",
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "tipsv2_vision_model"), NO_PYRAMID.format(14)),
+    "rf_detr_dinov2": r"all its layers have stride 14, so choose a pyramid",
+    "tipsv2": r"1 feature map\(s\) of strides \(14,\).*: set simple_feature_pyramid=True$",
     "dinat": r"cannot be built \(DinatBackbone requires the natten library",
     "hiera": r"does not read images of 64x64 and 448x672 \(.*: choose a pyramid that reads images of any size",
     "pp_lcnet_v4": r"strides \(4, 4, \(8, 4\), \(16, 4\)\), need \(4, 8, 16, 32\): choose a pyramid",
-    "uvdoc_backbone": r"of strides \(16, 16, 16, 16\), need",
+    "uvdoc_backbone": r"of strides \(16, 16, 16, 16\), need .*_pyramid=True and its out_features=\['stage6'\]$",
     "vitpose_backbone": r"Input image size .* doesn't match model",
     "maxvit_pico_rw_256": r"height \(4\) must be divisible by window \(8\)\): choose a pyramid that reads",
     "hiera_tiny_224": r"does not read images of 64x64 and 448x672",

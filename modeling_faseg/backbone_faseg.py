@@ -28,8 +28,8 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
 
     Its maps have channels first, its `channels` are theirs, whatever the library gives or declares, and so are its
     `map_strides`. Parameters that no map depends on are frozen, for several processes would wait for their gradients,
-    and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the last map. What the library
-    gives and declares is told by its `maps_as_built`.
+    and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the last map. Its
+    `maps_as_built` tell what the library gives and declares.
 
     Raises:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, or with `simple_feature_pyramid` a last one

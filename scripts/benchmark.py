@@ -37,8 +37,8 @@ class BenchmarkArguments:
 
     only: list[str] = flag(
         [],
-        f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}. With --backbones "
-        "names of backbones, by default all of docs/backbones.md.",
+        f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}. With "
+        "--backbones names of backbones, by default all of docs/backbones.md.",
     )
     contestants: list[str] = flag(
         [],
@@ -92,7 +92,7 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
             )
     for name in ("contestants", "scaling", "training_memory", "plot_file"):
         if arguments.backbones and getattr(arguments, name):
-            raise UserError(f"--{name} with --backbones: leave one out, for backbones have one measurement and no plot")
+            raise UserError(f"--{name} with --backbones: leave one out, backbones have one measurement and no plot")
     for name in arguments.contestants:
         check_contestant(name)
     check_at_least(arguments, 1, "repetitions")

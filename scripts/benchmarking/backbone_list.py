@@ -110,5 +110,5 @@ def in_timm(name: str) -> bool:
 def config_fields(name: str) -> dict[str, Any]:
     """The fields of `FASegConfig` for a backbone of the list."""
     fields = BACKBONES[name]
-    named = {"backbone": name} if in_timm(name) else {"model_type": name}
+    named = {"model_type": TIMM, "backbone": name} if in_timm(name) else {"model_type": name}
     return {**fields, "backbone_config": {**named, **fields["backbone_config"]}}

@@ -178,7 +178,9 @@ def write_timm(name: str, config: FASegConfig, folder: Path) -> str:
     """The whole network as timm's files hold it; its values are of no account. Returns the class."""
     with torch.device("meta"):
         whole = timm.create_model(name, **(config.timm_backbone_kwargs or {}))
-    save_file({key: torch.zeros(value.shape) for key, value in whole.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {key: torch.zeros(value.shape) for key, value in whole.state_dict().items()}, folder / "model.safetensors"
+    )
     return type(whole).__name__
 
 

@@ -22,8 +22,8 @@ class FASegSimpleFeaturePyramid(nn.Module):
     Sec. 3 and appendix A.2).
 
     Stride 4 comes of two transposed convolutions with a layer norm and a GELU between them, 8 of one, 16 is the map
-    itself and 32 its maximum over 2 x 2. Then each goes through a 1 x 1 and a 3 x 3 convolution, each with a layer norm
-    after it.
+    itself and 32 its maximum over 2 x 2. Each then goes through convolutions of 1 x 1 and 3 x 3, a layer norm after
+    either.
 
     Args:
         in_channels: C, of the transformer's map.

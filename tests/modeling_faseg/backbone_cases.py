@@ -85,6 +85,12 @@ TIMM: dict[str, tuple[list[int], dict[str, Any]]] = {
     "maxvit_pico_rw_256": ([1, 2, 3, 4], {}),
     "hiera_tiny_224": ([0, 1, 2, 3], {}),
     "vit_tiny_patch16_224": ([2, 5, 8, 11], {"dynamic_img_size": True}),
+    "vit_small_patch14_dinov2": (
+        [0, 1, 2, 3], {"dynamic_img_size": True, "img_size": 56, "embed_dim": 16, "depth": 4, "num_heads": 2},
+    ),
+    "eva02_tiny_patch14_224": (
+        [0, 1, 2, 3], {"dynamic_img_size": True, "img_size": 56, "embed_dim": 16, "depth": 4, "num_heads": 2},
+    ),
 }  # fmt: skip
 
 # What is refused -> the reason and the advice, as a pattern
@@ -93,7 +99,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("beit", "dinov3_vit", "lw_detr_vit", "pixio", "sapiens2", "vitdet"), NO_PYRAMID.format(16)),
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "tipsv2_vision_model"), NO_PYRAMID.format(14)),
     "rf_detr_dinov2": r"all its layers have stride 14, so choose a pyramid",
-    "tipsv2": r"1 feature map\(s\) of strides \(14,\).*: set simple_feature_pyramid=True$",
+    "tipsv2": r"of strides \(14,\), need .*_pyramid=True and its out_features=\['stage12'\]$",
     "dinat": r"cannot be built \(DinatBackbone requires the natten library",
     "hiera": r"does not read images of 64x64 and 448x672 \(.*: choose a pyramid that reads images of any size",
     "pp_lcnet_v4": r"strides \(4, 4, \(8, 4\), \(16, 4\)\), need \(4, 8, 16, 32\): choose a pyramid",
@@ -102,11 +108,26 @@ REFUSED: dict[str, str] = {
     "maxvit_pico_rw_256": r"height \(4\) must be divisible by window \(8\)\): choose a pyramid that reads",
     "hiera_tiny_224": r"does not read images of 64x64 and 448x672",
     "vit_tiny_patch16_224": NO_PYRAMID.format(16),
+    **dict.fromkeys(
+        ("vit_small_patch14_dinov2", "eva02_tiny_patch14_224"),
+        r"does not read images of 64x64 and 448x672 .*: set simple_feature_pyramid=True$",
+    ),
 }
+
+# Those that work with a feature pyramid, and the same as cases of their own
+WITH_PYRAMID = (
+    "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "lw_detr_vit", "pixio", "sapiens2", "tipsv2",
+    "tipsv2_vision_model", "uvdoc_backbone", "vitdet", "vit_tiny_patch16_224", "vit_small_patch14_dinov2",
+    "eva02_tiny_patch14_224",
+)  # fmt: skip
+PYRAMID = "+pyramid"
+PYRAMID_CASES = tuple(case + PYRAMID for case in WITH_PYRAMID)
 
 
 def fields_of(case: str) -> dict[str, Any]:
-    """The fields of `FASegConfig` for a case of either library."""
+    """The fields of `FASegConfig` for a case of either library, with a feature pyramid or without."""
+    if case.endswith(PYRAMID):
+        return {**fields_of(case.removesuffix(PYRAMID)), "simple_feature_pyramid": True}
     return timm_backbone_of(case) if case in TIMM else {"backbone_config": backbone_of(case)}
 
 

@@ -4,16 +4,16 @@ import copy
 
 import pytest
 import torch
-from backbone_cases import REFUSED, TIMM, TRANSFORMERS, fields_of
+from backbone_cases import PYRAMID_CASES, REFUSED, TIMM, TRANSFORMERS, fields_of
 from tiny_models import TINY_RESNET, tiny_batch, tiny_config, tiny_model
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from modeling_faseg import FASegForUniversalSegmentation
 
 
-WORKING = [case for case in (*TRANSFORMERS, *TIMM) if case not in REFUSED]
-# An unread norm, widths other than declared, channels last; the others take minutes together.
-FEW = ("bit", "hgnet_v2", "mambaout_femto")
+WORKING = [*(case for case in (*TRANSFORMERS, *TIMM) if case not in REFUSED), *PYRAMID_CASES]
+# An unread norm, widths other than declared, channels last, patches of 14; the others take minutes together.
+FEW = ("bit", "hgnet_v2", "mambaout_femto", "dinov2+pyramid")
 FEW_REFUSED = ("dinat", "dinov3_vit", "hiera", "pp_lcnet_v4")
 
 
@@ -34,12 +34,13 @@ def test_it_trains_and_survives_saving(case, tmp_path):
     model = tiny_model(**fields_of(case))
     model.train()(**tiny_batch()).loss.backward()
     assert {name for name, value in model.named_parameters() if value.grad is not None} == trained(model)
-    backbone = model.eval().model.backbone
+    backbone, pyramid = model.eval().model.backbone, model.model.feature_pyramid
+    channels = [model.config.feature_size] * 4 if pyramid is not None else backbone.channels
     with torch.no_grad():
         for height, width in ((32, 96), (128, 64), (64, 64)):
             images = tiny_batch((height, width))["pixel_values"]
-            maps = backbone(images).feature_maps
-            assert [each.shape[1] for each in maps] == backbone.channels
+            maps = model(images, output_hidden_states=True).encoder_hidden_states
+            assert [each.shape[1] for each in maps] == channels
             assert [tuple(each.shape[2:]) for each in maps] == [(height // s, width // s) for s in (4, 8, 16, 32)]
             expected = model(images).masks_queries_logits
             assert expected.isfinite().all()

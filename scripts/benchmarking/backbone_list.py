@@ -50,7 +50,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "focalnet": _in_transformers("stem", "stage1", "stage2", "stage4"),
     "hgnet_v2": _in_transformers(),
     "hiera": _in_transformers(),
-    "lw_detr_vit": _plain(),
+    "lw_detr_vit": _plain(num_windows=4),  # the default of 16 takes few sizes of images
     "maskformer-swin": _in_transformers(),
     "pixio": _plain(),
     "pp_lcnet": _in_transformers("stage2", "stage3", "stage4", "stage5"),

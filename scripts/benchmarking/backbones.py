@@ -32,6 +32,7 @@ from scripts.models.backbone_weights import load_backbone_weights
 
 
 SIZE, QUICK_SIZE = 256, 64  # pixels, height and width of the images
+NAMING = ("model_type", "backbone", "out_features", "out_indices")  # fields of a backbone that adapt nothing
 LARGEST = 100e6  # parameters of a backbone that is timed
 # What a file of transformers holds, the first that there is of a backbone: a classifier, its body, or the backbone.
 WHOLE = (AutoModelForImageClassification, AutoModel, AutoBackbone)
@@ -90,8 +91,8 @@ def adapted(fields: dict[str, Any], backbone: PreTrainedModel) -> list[str]:
     stages = fields["backbone_config"].get("out_features", FOUR_STAGES)
     if stages != FOUR_STAGES:
         made.append(f"stages chosen: {', '.join(stages)}")
-    if freed := fields.get("timm_backbone_kwargs"):
-        made.append(", ".join(f"{key}={value}" for key, value in freed.items()))
+    arguments = {**fields["backbone_config"], **fields.get("timm_backbone_kwargs", {})}
+    made += [f"{key}={value}" for key, value in arguments.items() if key not in NAMING]
     if maps.channels_last:
         made.append("maps turned from channels last")
     if maps.widths != maps.declared_widths:

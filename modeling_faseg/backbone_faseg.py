@@ -28,7 +28,8 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
 
     Its maps have channels first, its `channels` are theirs, whatever the library gives or declares, and so are its
     `map_strides`. Parameters that no map depends on are frozen, for several processes would wait for their gradients,
-    and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the last map.
+    and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the last map. Its
+    `maps_as_built` tell what the library gives and declares.
 
     Raises:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, or with `simple_feature_pyramid` a last one
@@ -49,7 +50,7 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
     widths = dict(zip(backbone.out_features, maps.widths))
     backbone.num_features = [widths.get(*stage) for stage in zip(backbone.stage_names, backbone.num_features)]
     backbone.map_strides = maps.strides
-    backbone.unread_parameters = maps.unread
+    backbone.maps_as_built, backbone.unread_parameters = maps, maps.unread
     backbone.frozen_parameters = [*maps.unread]
     if config.freeze_backbone_batch_norm:
         if not batch_norms(backbone):

@@ -23,12 +23,14 @@ class BackboneMaps:
     Args:
         strides: of each map, fine to coarse; a pair where height and width have different ones.
         widths: channels of each map.
+        declared_widths: channels that the library says each map has.
         channels_last: whether the maps are `(B, H, W, C)` and not `(B, C, H, W)`.
         unread: names of the parameters that no map depends on.
     """
 
     strides: tuple[int | tuple[int, int], ...]
     widths: list[int]
+    declared_widths: list[int]
     channels_last: bool
     unread: list[str]
 
@@ -92,6 +94,7 @@ def probe(backbone: Any, sizes: Sequence[tuple[int, int]] = PROBE_SIZES, last_al
     return BackboneMaps(
         strides=tuple(down if down == across else (down, across) for down, across in strides),
         widths=[shape[wide] for shape in large],
+        declared_widths=[*backbone.channels],
         channels_last=channels_last,
         unread=[name for name, _ in backbone.named_parameters() if id(state[name]) not in read],
     )

@@ -3,7 +3,8 @@
 `python scripts/benchmark.py` measures what the project must show (about 12 minutes on two quiet cores); `--only`
 names parts, `--scaling` and `--training_memory` measure other things in their place, or beside the parts of `--only`.
 Every part is printed, and merged into the results file as soon as it is measured. All models have random weights; what
-is compared is cost. `--startup` only prints what it costs to ask each command for its help.
+is compared is cost. `--backbones` measures what FASeg's backbones cost and whether they work, in a results file of its
+own (about 5 minutes of one quiet core). `--startup` only prints what it costs to ask each command for its help.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from scripts.benchmarking.backbone_list import BACKBONES
 from scripts.benchmarking.engine_tables import engines_table
 from scripts.benchmarking.parts import FURTHER, MUST_SHOW, PARTS, Effort, check_contestant, scaling_file
 from scripts.benchmarking.startup import startup_table
@@ -48,7 +50,9 @@ class BenchmarkArguments:
     """Time and weigh FASeg against other models; every part is merged into the results file."""
 
     only: list[str] = flag(
-        [], f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}."
+        [],
+        f"Parts to measure. By default {', '.join(MUST_SHOW)}; further ones are {', '.join(FURTHER)}. With "
+        "--backbones names of backbones, by default all of docs/backbones.md.",
     )
     contestants: list[str] = flag(
         [],
@@ -57,6 +61,11 @@ class BenchmarkArguments:
     scaling: bool = flag(False, "Measure how the cost grows with image width, queries, classes and batch size.")
     training_memory: bool = flag(
         False, "Measure how much memory training by the recipes needs, and on which GPU it fits."
+    )
+    backbones: bool = flag(
+        False,
+        "Measure which backbones work, what they were adapted by, the tensors that pretrained weights fill, and their "
+        "time on one thread relative to ResNet-50; nothing else.",
     )
     startup: bool = flag(
         False, "Print the CPU seconds of --help and of a wrong flag of each command, and measure no model."
@@ -82,7 +91,9 @@ class BenchmarkArguments:
         False, "Use tiny models and images: shows in seconds that everything runs; the figures mean nothing."
     )
     output_file: str | None = flag(
-        None, "JSON file for the results; by default results/benchmark-DEVICE.json, with --quick none."
+        None,
+        "JSON file for the results; by default results/benchmark-DEVICE.json, with --backbones "
+        "results/backbones-DEVICE.json, with --quick none.",
     )
     plot_file: str | None = flag(
         None,
@@ -97,14 +108,18 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
     Raises:
         UserError: names the flag, its value and the fix.
     """
+    known = [*(BACKBONES if arguments.backbones else PARTS)]
     for name in arguments.only:
-        if name not in PARTS:
-            close = difflib.get_close_matches(name, PARTS, n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             raise UserError(
-                f"--only {name}: " + (f"did you mean {close[0]}?" if close else f"choose of {', '.join(PARTS)}")
+                f"--only {name}: " + (f"did you mean {close[0]}?" if close else f"choose of {', '.join(known)}")
             )
     if arguments.trained_model or arguments.images:
         raise UserError("--trained_model and --images are for --engines: give that too")
+    for name in ("contestants", "scaling", "training_memory", "plot_file"):
+        if arguments.backbones and getattr(arguments, name):
+            raise UserError(f"--{name} with --backbones: leave one out, backbones have one measurement and no plot")
     for name in arguments.contestants:
         check_contestant(name)
     check_at_least(arguments, 1, "repetitions")
@@ -121,13 +136,16 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
             check_output_file(f"--{name}", Path(file), arguments.overwrite)
     if arguments.plot_file:
         check_output_file("--plot_file:", scaling_file(Path(arguments.plot_file)), arguments.overwrite)
-    if not arguments.quick and not (arguments.output_file and arguments.plot_file):
+    plotted = arguments.plot_file or arguments.backbones
+    if not arguments.quick and not (arguments.output_file and plotted):
         if not IS_CHECKOUT:
             raise UserError("give --output_file and --plot_file, or --quick: their defaults are files of a checkout")
         suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
-        results = PROJECT_ROOT / "results" / f"benchmark-{arguments.device}.json"
+        what = "backbones" if arguments.backbones else "benchmark"
+        results = PROJECT_ROOT / "results" / f"{what}-{arguments.device}.json"
         arguments.output_file = arguments.output_file or str(results)
-        arguments.plot_file = arguments.plot_file or str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
+        if not plotted:
+            arguments.plot_file = str(PROJECT_ROOT / "docs" / f"benchmark{suffix}.png")
 
 
 def check_engines(arguments: BenchmarkArguments) -> None:
@@ -186,8 +204,6 @@ def chosen_parts(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Cal
 def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """Measures, prints and stores; returns name -> record of this run's parts."""
     check_arguments(arguments)
-    from scripts.benchmarking.plots import draw
-
     effort = Effort(
         str(arguments.device),
         arguments.repetitions,
@@ -195,6 +211,10 @@ def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
         arguments.quick,
         arguments.memory,
     )
+    if arguments.backbones:
+        return benchmark_backbones(arguments, effort)
+    from scripts.benchmarking.plots import draw
+
     records, stored = {}, {}
     for name, measure in chosen_parts(arguments, effort).items():
         record = records[name] = measure()
@@ -203,6 +223,21 @@ def benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
             stored = merge(Path(arguments.output_file), name, record)["parts"]
     for file in draw(stored or records, Path(arguments.plot_file)) if arguments.plot_file else []:
         print(f"plot in {file}")
+    if arguments.output_file:
+        print(f"results in {arguments.output_file}")
+    return records
+
+
+def benchmark_backbones(arguments: BenchmarkArguments, effort: Effort) -> dict[str, Any]:
+    """Measures, prints and stores backbones one by one; returns name -> record."""
+    from scripts.benchmarking.backbones import backbone_line, measure_backbones
+
+    def store(name: str, record: dict[str, Any]) -> None:
+        print(backbone_line(name, record), flush=True)
+        if arguments.output_file:
+            merge(Path(arguments.output_file), name, record)
+
+    records = measure_backbones(arguments.only or list(BACKBONES), effort, store)
     if arguments.output_file:
         print(f"results in {arguments.output_file}")
     return records

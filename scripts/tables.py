@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.benchmarking.engine_tables import engines_markdown
-from scripts.benchmarking.tables import benchmark_markdown, read_parts
+from scripts.benchmarking.tables import backbones_markdown, benchmark_markdown, read_parts
 from scripts.cli.errors import UserError
 from scripts.cli.parser import IS_CHECKOUT, flag, parse_arguments, run_command
 from scripts.sharing.cards import NOT_MEASURED, read_card, read_published
@@ -33,8 +33,8 @@ from scripts.storage.json_files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKED = re.compile(r"<!-- (?P<name>[\w-]+):begin -->.*?<!-- (?P=name):end -->", re.DOTALL)
-BENCHMARK = "benchmark-"  # how the names of scripts/benchmark.py's files begin; the rest is the device
-ENGINES = "engines-"  # likewise with --engines
+# How the names of scripts/benchmark.py's files begin; the rest is the device.
+BENCHMARK, BACKBONES, ENGINES = MEASURED = ("benchmark-", "backbones-", "engines-")
 
 
 def number(value: float | None) -> str:
@@ -50,7 +50,7 @@ def markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Model id -> what `scripts/eval.py` measured of it."""
-    files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith((BENCHMARK, ENGINES))]
+    files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(MEASURED)]
     return {file.stem: read_json(file, kinds={}) for file in files}
 
 
@@ -192,6 +192,7 @@ def all_tables(root: Path, up: str) -> dict[str, str]:
     }
     tables |= {file.stem: benchmark_markdown(file) for file in results.glob(f"{BENCHMARK}*.json")}
     tables |= {file.stem: engines_markdown(read_parts(file)["parts"]) for file in results.glob(f"{ENGINES}*.json")}
+    tables |= {file.stem: backbones_markdown(file) for file in results.glob(f"{BACKBONES}*.json")}
     tables |= {f"ablation-{file.stem}": ablation_markdown(file) for file in (results / "ablation").glob("*.json")}
     for name, measured in read_results(results).items():
         if rows := measured.get("protocol_lens"):

@@ -30,10 +30,13 @@ class Clock:
     """Seconds per stage of one run; waits for the device at both ends of a stage.
 
     Stages may be nested: `watch`ed modules report on their own, and `split` takes them out of the stage around them.
+
+    Args:
+        timer: gives the seconds, such as those of this process on the processor (`time.process_time`).
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, timer: Callable[[], float] = time.perf_counter):
+        self.device, self.timer = device, timer
         self.stages: Stages = {}
         self._starts: dict[str, float] = {}
 
@@ -41,7 +44,7 @@ class Clock:
         """Seconds, after all work on the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.timer()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

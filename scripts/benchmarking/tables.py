@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from scripts.cli.errors import errors_explained
 from scripts.evaluation.results import write_results
@@ -162,3 +165,72 @@ def benchmark_markdown(file: Path) -> str:
             rows = [f"| {' | '.join(row[:3] + row[4:])} |" for row in memory_rows(record, "MiB per image")]
             lines += ["", rows[0], "|" + "---|" * (rows[0].count("|") - 1), *rows[1:]]
     return "\n".join(lines)
+
+
+def backbones_markdown(file: Path) -> str:
+    """The tables of docs/backbones.md from a results file: the backbones that work, then those that are refused."""
+    records = read_parts(file)["parts"]
+    refused = {name: record for name, record in records.items() if record["outcome"] == "refused"}
+    lines = [
+        f"{len(records) - len(refused)} work, {len(refused)} are refused.",
+        "",
+        "| backbone | works | tensors filled | left out of the file | strides | parameters | time, of ResNet-50's | "
+        "`--config_overrides` |",
+        f"|{'---|' * 8}",
+    ]
+    for name, record in records.items():
+        if name in refused:
+            continue
+        made = f"adapted: {'; '.join(record['adaptations'])}" if record["adaptations"] else "works"
+        weights = record.get("weights")
+        filled = f"{weights['loaded']} of {weights['expected']}" if weights else "not tried"
+        left_out = ", ".join(weights["left_out"]) or "-" if weights else "-"
+        time = f"{record['relative_time'][1]:.2f}" if "relative_time" in record else "-"
+        numbers = [", ".join(map(str, record["strides"])), millions(record["parameters"]), time]
+        flags = f"`{shlex.join(overrides(record['fields']))}`"
+        lines.append(f"| {' | '.join([named(name, record), made, filled, left_out, *numbers, flags])} |")
+    lines += ["", "| refused | strides | parameters | what the refusal says |", "|---|---|---|---|"]
+    for name, record in refused.items():
+        strides = ", ".join(map(str, record["strides"] or ["-"]))
+        said = record["refusal"].replace("|", r"\|")
+        lines.append(f"| {named(name, record)} | {strides} | {millions(record['parameters'])} | {said} |")
+    timed = [record for record in records.values() if "relative_time" in record]
+    if timed:
+        lines += ["", measured_how(timed)]
+    return "\n".join(lines)
+
+
+def overrides(fields: dict[str, Any]) -> list[str]:
+    """Fields of a configuration as `--config_overrides` takes them; a dot reaches into nested ones."""
+    items = []
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            items += [f"{key}.{item}" for item in overrides(value)]
+        else:
+            items.append(f"{key}={yaml.safe_dump(value, default_flow_style=True, width=1000).split(chr(10))[0]}")
+    return items
+
+
+def named(name: str, record: dict[str, Any]) -> str:
+    """A backbone's name and its library."""
+    return f"`{name}` ({record['library']})"
+
+
+def millions(count: int | None) -> str:
+    """A number of parameters in millions, or a dash."""
+    return "-" if count is None else f"{count / 1e6:.1f} M"
+
+
+def measured_how(records: list[dict[str, Any]]) -> str:
+    """On what, and in how many rounds, the times of backbones were measured."""
+    names = sorted({record["device_name"] for record in records})
+    rounds = sorted({record["rounds"] for record in records})
+    versions = sorted({f"transformers {record['versions']['transformers']}" for record in records})
+    loads = [record["load_average"] for record in records]
+    seconds = sorted(record["reference_seconds"][1] for record in records)
+    return (
+        f"Times are medians of {' to '.join(map(str, rounds[:: max(1, len(rounds) - 1)]))} rounds on "
+        f"{', '.join(names)}, one thread, with {', '.join(versions)}; ResNet-50 took {1e3 * seconds[0]:.0f} to "
+        f"{1e3 * seconds[-1]:.0f} ms. The machine was shared: its load average was {min(loads):.0f} to "
+        f"{max(loads):.0f}."
+    )

@@ -41,11 +41,14 @@ def count_multiply_adds(case: Case) -> dict[str, int]:
     """What `needed_multiply_adds` returns."""
     config = network_config(case)
     counter = FlopCounterMode(display=False)
-    with FakeTensorMode():
-        # Fused attention is not counted on every device.
+    # Fused attention is not counted on every device. Built without data, but on a real device for what is no weight:
+    # transformers reads rates of drop path as it builds DINOv3.
+    with torch.device("meta"):
         model = AutoModelForUniversalSegmentation.from_config(config, attn_implementation="eager")
-        model.eval().requires_grad_(False)
-        with torch.no_grad(), counter:
+    model.eval().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model.to_empty(device="cpu")
+        with counter:
             model(pixel_values=torch.zeros(case.batch, 3, case.height, case.width))
     by_module = {name: sum(operators.values()) // 2 for name, operators in counter.get_flop_counts().items()}
     names = {module: name for name, module in model.named_modules()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.cli.errors import UserError
+from scripts.cli.errors import UserError, errors_explained
 from scripts.data.arguments import SPLITS, DatasetArguments
 from scripts.data.coco import coco_file
 from scripts.data.folders import IMAGE_ENDINGS, Pair, by_stem, matched_pairs, visible_files, with_endings
@@ -26,6 +26,7 @@ from scripts.data.yolo import names_file, read_names
 COCO_JSON = re.compile(rf"(?P<kind>instances|panoptic)_(?P<folder>{SPLIT})\.json")
 ROBOFLOW_JSON = "_annotations.coco.json"
 TEXT_ENDINGS = (".txt",)
+LONGEST_LINE = 2**20  # bytes
 LIST_OF_CLASSES = "classes"  # stem of a text file that many tools write among those of polygons
 
 
@@ -213,13 +214,14 @@ def yolo_folders(name: str, root: Path, named: bool) -> dict[str, tuple[Path, Pa
 
     Args:
         named: whether a YAML file names classes, so that the text files are YOLO's; else they are where folders called
-            labels hold nothing but text files, some of them called as images.
+            labels hold nothing but text files, some of them called as images, and the first line is a polygon.
     Raises:
         UserError: several of a kind, or none.
     """
     images: dict[str, set[Path]] = defaultdict(set)
     texts: dict[str, set[Path]] = defaultdict(set)
     stems: dict[str, set[str]] = defaultdict(set)
+    lines: list[bytes] = []
     for file in with_endings(visible_files(root), (*IMAGE_ENDINGS, *TEXT_ENDINGS)):
         if told := place_of(file.relative_to(root)):
             folder, (split, kind) = told
@@ -229,9 +231,11 @@ def yolo_folders(name: str, root: Path, named: bool) -> dict[str, tuple[Path, Pa
             if (file.suffix.lower() in TEXT_ENDINGS) == (kind == "masks"):
                 of_kind[split].add(root / folder)
                 stems[kind].add(file.stem)
+                if kind == "masks":
+                    lines += [] if lines else first_line(file)
             elif kind == "masks" and not named:
                 return {}
-    if not named and not stems["masks"] & (stems["images"] | stems[""]):
+    if not named and not (stems["masks"] & (stems["images"] | stems[""]) and lines and is_polygon(lines[0])):
         return {}
     for split in texts:
         for kind, folders in (("images", images[split]), ("text files", texts[split])):
@@ -242,6 +246,22 @@ def yolo_folders(name: str, root: Path, named: bool) -> dict[str, tuple[Path, Pa
                     "and --train_annotations (--eval_images, --eval_annotations)"
                 )
     return {split: (*images[split], *texts[split]) for split in dict.fromkeys(SPLITS.values()) if texts.get(split)}  # type: ignore[misc]
+
+
+def first_line(file: Path) -> list[bytes]:
+    """The first line of a file in a list, which is empty where there is none, or it is `LIST_OF_CLASSES`."""
+    with errors_explained(str(file), OSError), file.open("rb") as stream:
+        line = b"" if file.stem == LIST_OF_CLASSES else stream.readline(LONGEST_LINE)
+    return [line] if line.strip() else []
+
+
+def is_polygon(line: bytes) -> bool:
+    """Whether a line holds a class, and x and y of three corners or more."""
+    try:
+        numbers = [float(word) for word in line.split()]
+    except ValueError:
+        return False
+    return len(numbers) >= 7 and len(numbers) % 2 == 1
 
 
 def of_split(images: Place, labels: Place, maps: Place | None) -> Annotated:

@@ -113,3 +113,17 @@ def test_an_official_checkpoint_is_not_converted_into_it(sharing):
     assert convert_state_dict(official, config).keys() == shapes.keys()
     with pytest.raises(ConversionError, match=f"high_resolution_sharing='{sharing}', but each layer of"):
         convert_state_dict(official, tiny_config(decoder_layers=9, high_resolution_sharing=sharing))
+
+
+@pytest.mark.parametrize("sharing", ["none", *RUNS])
+@torch.no_grad()
+def test_an_image_without_windows_looks_at_nothing_in_hrca_s_layers(sharing):
+    """Beside one that keeps some: the layer's weights must be used as those of windows, whatever else they do."""
+    pixel_mask = torch.ones(2, 128, 128)
+    pixel_mask[1, 32:] = pixel_mask[1, :, 32:] = 0  # one coarse token, of which one in four is none
+    model = sharing_model(sharing, mask_padding=True)
+    output = model(torch.randn(2, 3, 128, 128), pixel_mask=pixel_mask, output_focus=True)
+    sums = torch.stack([focus_map.flatten(2).sum(-1) for focus_map in output.focus_maps])
+    wanted = torch.ones_like(sums)
+    wanted[[3, 7], 1] = 0
+    torch.testing.assert_close(sums, wanted, atol=1e-4, rtol=0)

@@ -119,6 +119,7 @@ def test_a_step_in_mixed_precision(dtype, tolerance, checkpointing):
     assert moved > 0.9 * len(before)
 
 
+@pytest.mark.timeout(900)
 def test_killed_and_resumed(tmp_path):
     """A run of `train.py` on the GPU, killed after its first checkpoint, ends as the run that was never stopped.
 
@@ -130,19 +131,20 @@ def test_killed_and_resumed(tmp_path):
     from tiny_folder import TINY_MODEL
 
     from scripts.data.synthetic_scenes import write_dataset
+    from scripts.training.checkpointing import checkpoints
 
     write_dataset(tmp_path / "shapes", {"train": 7, "validation": 3}, shards=3)
     (tmp_path / "tiny.yaml").write_text(TINY_MODEL)
 
     def command(name, *flags):
-        fixed = ["--dataset_name", tmp_path / "shapes", "--output_dir", tmp_path / name, "--max_train_steps", 8]
+        fixed = ["--dataset_name", tmp_path / "shapes", "--output_dir", tmp_path / name, "--max_train_steps", 20]
         argv = [sys.executable, ROOT / "scripts" / "train.py", tmp_path / "tiny.yaml", *fixed]
         return list(map(str, [*argv, "--checkpointing_steps", 2, *flags]))
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command("unbroken"), env=environment, check=True)
     process = subprocess.Popen(command("broken"), env=environment, start_new_session=True)
-    while process.poll() is None and not list((tmp_path / "broken").glob("**/checkpoint-*/manifest*")):
+    while process.poll() is None and not checkpoints(tmp_path / "broken"):
         time.sleep(0.01)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

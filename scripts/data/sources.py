@@ -84,9 +84,10 @@ def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     def next_row() -> dict[str, Any] | None:
         nonlocal stream
         if stream is None:
-            can_skip = isinstance(rows, datasets.IterableDataset | ShardRows)
-            rest = rows.skip(done) if done and can_skip else islice(rows, done, None)
-            stream = iter(rest)
+            if done and isinstance(rows, datasets.IterableDataset | ShardRows):
+                stream = iter(rows.skip(done))
+            else:
+                stream = islice(rows, done, None)
         try:
             return next(stream, None)
         except Exception:  # whatever it is, the stream is opened anew if another try follows

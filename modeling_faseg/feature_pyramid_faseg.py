@@ -36,13 +36,13 @@ class FASegSimpleFeaturePyramid(nn.Module):
         super().__init__()
         self.patch = patch
         half, quarter = in_channels // 2, in_channels // 4
-        four = [
+        four: list[nn.Module] = [
             nn.ConvTranspose2d(in_channels, half, kernel_size=2, stride=2),
             FASegChannelLayerNorm(half, eps=1e-6),
             nn.GELU(),
             nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2),
         ]
-        eight = [nn.ConvTranspose2d(in_channels, half, kernel_size=2, stride=2)]
+        eight: list[nn.Module] = [nn.ConvTranspose2d(in_channels, half, kernel_size=2, stride=2)]
         resized: list[tuple[list[nn.Module], int]] = [
             (four, quarter), (eight, half), ([], in_channels), ([nn.MaxPool2d(kernel_size=2)], in_channels),
         ]  # fmt: skip

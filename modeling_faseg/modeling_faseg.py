@@ -167,9 +167,9 @@ class FASegPreTrainedModel(SegmentationPreTrainedModel):
             _zero_bias(module.mask_projection)
             init.normal_(module.level_embed)
         elif isinstance(module, FASegSimpleFeaturePyramid):
-            for conv in module.modules():
-                if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
-                    init_as_torch(conv)
+            for each in module.modules():
+                if isinstance(each, (nn.Conv2d, nn.ConvTranspose2d)):
+                    init_as_torch(each)
         elif isinstance(module, FASegTransformerDecoder):
             for conv in cast(list[nn.Conv2d], module.input_projections):
                 init.kaiming_uniform_(conv.weight, a=1)

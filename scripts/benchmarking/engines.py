@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scripts.benchmarking.contestants import Case, build_model
-from scripts.benchmarking.measuring import Stages, interleave, matmul_rate, quartiles
+from scripts.benchmarking.measuring import Run, Stages, interleave, matmul_rate, quartiles
 from scripts.benchmarking.parts import FASEG
 from scripts.cli.errors import UserError
 from scripts.data.bands import form_of
@@ -59,7 +59,7 @@ def measure_engines(
         if folder is not None:  # float noise grows in random weights from layer to layer: their labels say nothing
             for name, file in files.items():
                 rows[name] |= labels_of(kind, model, opened[name], file, inputs)
-    runs = {EAGER: partial(timed_eager, model, inputs), **{
+    runs: dict[str, Run] = {EAGER: partial(timed_eager, model, inputs), **{
         name: partial(timed_session, session, kind, inputs) for name, session in opened.items()
     }}  # fmt: skip
     measured, rates = interleave(runs, repetitions, seconds, partial(matmul_rate, torch.device("cpu")))
@@ -110,7 +110,7 @@ def trained_inputs(folder: str, images: Sequence[str]) -> tuple[Any, Kind, list[
 
 def write_files(model: Any, kind: Kind, size: tuple[int, int], folder: Path) -> dict[str, Path]:
     """`engine, form` -> its file; both engines read the same one."""
-    found = {}
+    found: dict[str, Path] = {}
     for gathers, form in ((False, "grid_sample"), (True, "gather")):
         file = folder / f"{form}.onnx"
         onnx.save(export_network(model, kind, size, gathers=gathers), file)

@@ -155,6 +155,14 @@ def test_deterministic_sums_hold_their_digits(scale):
     torch.testing.assert_close(results[0].double(), leaf.grad, atol=1e-5 * scale, rtol=1e-5)
 
 
+def test_deterministic_sums_have_room_for_all_tokens_on_one_pixel():
+    torch.use_deterministic_algorithms(True)
+    value = torch.zeros(1, 1, 1, 2, device=DEVICE, requires_grad=True)
+    locations, weights = torch.full((1, 48, 1, 1, 2, 2), 0.5, device=DEVICE), torch.ones(1, 48, 1, 1, 2, device=DEVICE)
+    sample_by_triton(value, [(1, 1)], locations, weights).backward(torch.full((1, 48, 2), -1.0, device=DEVICE))
+    assert value.grad.flatten().tolist() == [-96.0, -96.0]
+
+
 def test_checkpointing_and_autocast_change_nothing():
     value, locations, weights = case(SHAPES[:2], dtype=torch.bfloat16)
 

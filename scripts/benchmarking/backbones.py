@@ -97,8 +97,9 @@ def adapted(fields: dict[str, Any], backbone: PreTrainedModel) -> list[str]:
         made.append("maps turned from channels last")
     if maps.widths != maps.declared_widths:
         made.append("widths of the maps taken from the maps, as the library declares others")
-    if maps.unread:
-        made.append(f"{len(maps.unread)} parameters that no map reads are frozen")
+    if count := len(maps.unread):
+        unread = "parameters that no map reads are" if count > 1 else "parameter that no map reads is"
+        made.append(f"{count} {unread} frozen")
     return made
 
 

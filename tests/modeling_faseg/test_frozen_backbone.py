@@ -79,6 +79,16 @@ def test_no_activation_of_a_frozen_backbone_is_kept(kind, checkpointing):
     assert kept["frozen"][1] < kept["tuned"][1]
 
 
+def test_no_graph_begins_inside_a_frozen_backbone():
+    """As transformers' `enable_input_require_grads`, which peft calls, begins one: by a hook on the first layer."""
+    model = frozen("resnet")
+    first = next(module for module in model.model.backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda module, args, output: output.requires_grad_())
+    with SavedTensors(model) as saved:
+        model(**batch()).loss.backward()
+    assert saved.in_backbone == 0
+
+
 def test_a_step_with_a_frozen_backbone_keeps_less_than_half():
     """Where the backbone is most of the model, as a vision transformer is."""
     kept = []

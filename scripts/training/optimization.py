@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,11 @@ def build_parameter_groups(
     Raises:
         ValueError: layers are asked for of a backbone that has none, see `layers_of`.
     """
-    rates, layer_of = {"backbone": learning_rate * backbone_lr_multiplier}, {}
+    rates = {"backbone": learning_rate * backbone_lr_multiplier}
+    layer_of: dict[int, str] = {}  # by a parameter's id
     if backbone_layer_decay != 1:
-        rates, layer_of = decayed_rates(model.base_model.backbone, rates["backbone"], backbone_layer_decay)
+        backbone = cast(Any, model).base_model.backbone
+        rates, layer_of = decayed_rates(backbone, rates["backbone"], backbone_layer_decay)
     groups: dict[str, dict[str, Any]] = {}
     for part, rate in {**rates, "head": learning_rate}.items():
         for suffix, decay in (("", weight_decay), ("_no_decay", 0.0)):

@@ -37,14 +37,15 @@ def layers_of(backbone: nn.Module) -> dict[str, int]:
         ValueError: there is no such list, or it holds less than half of the backbone's tensors.
     """
     parameters = dict(backbone.named_parameters())
-    layers = max(lists_of_blocks(backbone), key=tensors_in, default=[])
+    layers: list[nn.Module] = max(lists_of_blocks(backbone), key=tensors_in, default=[])
     if tensors_in(layers) < max(1, LEAST_SHARE * len(parameters)):
         kind = getattr(getattr(backbone, "config", None), "model_type", type(backbone).__name__)
         raise ValueError(
             f"the backbone of type {kind!r} has no list of blocks or stages that holds most of its weights: give 1"
         )
     layer_of = {id(value): index for index, layer in enumerate(layers, 1) for value in layer.parameters()}
-    result, reached = {}, 0
+    result: dict[str, int] = {}
+    reached = 0
     for name, parameter in parameters.items():
         reached = layer_of.get(id(parameter), reached)
         result[name] = reached

@@ -50,7 +50,8 @@ def build_parameter_groups(
     Raises:
         ValueError: layers are asked for of a backbone that has none, see `layers_of`.
     """
-    rates, layer_of = {"backbone": learning_rate * backbone_lr_multiplier}, dict[int, str]()
+    rates = {"backbone": learning_rate * backbone_lr_multiplier}
+    layer_of: dict[int, str] = {}  # by a parameter's id
     if backbone_layer_decay != 1:
         backbone = cast(Any, model).base_model.backbone
         rates, layer_of = decayed_rates(backbone, rates["backbone"], backbone_layer_decay)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import yaml
-from backbone_cases import PYRAMID_CASES, REFUSED, TIMM, TRANSFORMERS, fields_of
+from backbone_cases import PYRAMID, PYRAMID_CASES, REFUSED, TIMM, TRANSFORMERS, fields_of
 from tiny_folder import TINY_MODEL
 from tiny_models import tiny_model
 from training_processes import train_in_processes
@@ -19,6 +19,11 @@ from scripts.training.arguments import TrainArguments
 WORKING = [*(case for case in (*TRANSFORMERS, *TIMM) if case not in REFUSED), *PYRAMID_CASES]
 # Several processes would wait for the gradients of what no map reads, unless it is frozen.
 UNREAD = ["bit", "focalnet", "maskformer-swin", "pp_lcnet_v3"]
+UNREAD += [
+    f"{kind}{PYRAMID}"
+    for kind in ("dinov2", "dinov2_with_registers", "dinov3_vit", "pixio", "tipsv2", "tipsv2_vision_model")
+]
+UNREAD += [f"uvdoc_backbone{PYRAMID}"]
 FLAGS = ["--max_train_steps", 2]
 
 

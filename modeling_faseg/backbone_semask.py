@@ -29,6 +29,7 @@ from .pretrained import fill_unsaved_buffers, init_as_torch
 if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .checks import require  # noqa: F401
+    from .compiled import CompiledForSizes  # noqa: F401
 
 
 BLOCKED = -100.0  # added to the score of a key that the cyclic shift has brought next to a query (reference)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers.utils import logging
 
 
@@ -16,13 +17,11 @@ class CompiledForSizes:
     """Which calls of a model are compiled: those whose input has one of the first `sizes` shapes.
 
     Args:
-        mode: of `torch.compile`; with `"reduce-overhead"` on a GPU each shape becomes a CUDA graph, whose outputs live
-            until the next call.
         sizes: most shapes of input, 1 to 8. Each is compiled when it is first seen, which takes up to minutes.
     """
 
-    def __init__(self, mode: str | None, sizes: int) -> None:
-        self.mode, self.sizes = mode, sizes
+    def __init__(self, sizes: int) -> None:
+        self.sizes = sizes
         self.seen: set[Any] = set()
 
     def takes(
@@ -36,9 +35,10 @@ class CompiledForSizes:
             return False
         kind = pixel_values.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), pixel_values.requires_grad, precision
         # what torch.compile makes a version of its own for
-        inputs = pixel_values.shape, pixel_values.dtype, pixel_mask is None, kind
-        key = *inputs, torch.is_grad_enabled(), precision
+        inputs = [(each.shape, each.stride(), each.dtype) for each in (pixel_values, pixel_mask) if each is not None]
+        key = kind, *inputs, *modes, *options
         if key not in self.seen and len(self.seen) == self.sizes:
             height, width = pixel_values.shape[-2:]
             logger.warning_once(
@@ -47,6 +47,11 @@ class CompiledForSizes:
             )
             return False
         self.seen.add(key)
-        if self.mode == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()  # the outputs of the call before may be written over
+        if kind == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # the outputs of the call before are copied, see `own`
         return True
+
+
+def own(outputs: Any) -> Any:
+    """A copy of a compiled call's outputs: the next run of a CUDA graph writes over the memory of its own."""
+    return tree_map_only(Tensor, Tensor.clone, outputs)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .backbone_probe import probe  # noqa: F401
     from .backbone_semask import SeMaskSwinBackbone  # noqa: F401
     from .checks import require  # noqa: F401
+    from .compiled import CompiledForSizes  # noqa: F401
     from .configuration_semask import SeMaskSwinConfig  # noqa: F401
     from .decisions import Decisions  # noqa: F401
     from .deformable_choice import sampling_form  # noqa: F401

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .attention import FASegAttention  # noqa: F401
     from .checks import require  # noqa: F401
+    from .compiled import CompiledForSizes  # noqa: F401
     from .decisions import Decisions  # noqa: F401
     from .deformable_attention import FASegDeformableSelfAttention  # noqa: F401
     from .deformable_choice import sampling_form  # noqa: F401

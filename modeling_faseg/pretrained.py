@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from .compiled import MOST_SIZES, CompiledForSizes
+from .compiled import MOST_SIZES, CompiledForSizes, own
 
 
 logger = logging.get_logger(__name__)
@@ -79,7 +79,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
         Args:
             mode: of `torch.compile`; by default `"reduce-overhead"`, CUDA graphs, where the model is on a GPU. Outputs
-                of CUDA graphs are written over by the next call: clone what has to live longer.
+                are copies, which the next call leaves as they are.
             sizes: most shapes `(B, C, H, W)` of `pixel_values` that are compiled, 1 to 8; images of further shapes are
                 computed without, and the first one is named in a warning.
             options: further ones of `torch.compile`, such as `backend`.
@@ -92,13 +92,15 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             raise ValueError(f"sizes={sizes}: give 1 to {MOST_SIZES}")
         if mode is None and self.device.type == "cuda":
             mode = "reduce-overhead"
-        self._compiled_for = CompiledForSizes(mode, sizes)
+        self._compiled_for = CompiledForSizes(sizes)
         self.compile(fullgraph=True, dynamic=False, mode=mode, **options)
         return self.eval()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._compiled_for is None or (not self.training and self._compiled_for.takes(*args, **kwargs)):
+        if self._compiled_for is None:
             return super().__call__(*args, **kwargs)
+        if not self.training and self._compiled_for.takes(*args, **kwargs):
+            return own(super().__call__(*args, **kwargs))
         return self._call_impl(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:

@@ -104,12 +104,13 @@ def main() -> int:
     with errors_explained(f"--output_dir {folder}", OSError):
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"--output_dir {folder} is not empty: name another folder")
-    names: dict[int, str] = {}
-    for split in arguments.splits or ["train", "validation"]:
-        dataset = LabelledDataset(arguments, split)
+    opened = [LabelledDataset(arguments, split) for split in arguments.splits or ["train", "validation"]]
+    for dataset in opened:
+        names, split = dataset.id2label or {}, dataset.split
         if dataset.encoding != CLASSES:
             raise UserError(f"the labels are {dataset.encoding} already: this command is for class maps")
-        names = dataset.id2label or {}
+        if not names:
+            raise UserError("no class names: give --id2label, or put id2label.json beside the data")
         if unknown := sorted(set(arguments.instance_classes) - set(names.values())):
             raise UserError(f"--instance_classes {unknown[0]} is no class: choose of {', '.join(names.values())}")
         things = {index for index, name in names.items() if name in arguments.instance_classes}

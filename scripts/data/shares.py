@@ -31,7 +31,8 @@ def pieces_of(
     """What one process reads in an epoch: whole shards, and parts of those that fit nowhere whole.
 
     The largest shard that is left goes to the process with the most room; what does not fit there goes on to the next.
-    So shards of even sizes stay whole where their number can be divided by that of processes.
+    So shards of even sizes stay whole where their number can be divided by that of processes. An empty one is a piece of
+    every process: it takes its turn in the order, as it does where nothing is counted.
 
     Args:
         counts: rows of each shard.
@@ -44,6 +45,8 @@ def pieces_of(
     own = []
     for place, shard in sorted(enumerate(order), key=lambda place_and_shard: -counts[place_and_shard[1]]):
         start = 0
+        if not counts[shard]:
+            own.append((place, Piece(shard, 0, 0)))
         while start < counts[shard]:
             room, rank, each = heap[0]
             stop = min(counts[shard], start - room)

@@ -9,7 +9,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedConfig
 
-from modeling_faseg.compiled import logger
+from modeling_faseg import FASegForUniversalSegmentationOutput
+from modeling_faseg.compiled import logger, own
 from modeling_faseg.pretrained import SegmentationPreTrainedModel
 
 
@@ -85,7 +86,38 @@ def test_other_arguments_and_training_are_not_compiled(model, counter):
     model.eval()(**batch)
     with torch.no_grad():
         model(**batch)  # a version of its own
-    assert counter.frame_count == 2
+    with torch.inference_mode():
+        model(**batch)  # and another
+    assert counter.frame_count == len(model._compiled_for.seen) == 3
+
+
+@torch.no_grad()
+def test_outputs_outlive_the_next_call(model):
+    """As those of a CUDA graph would not, whose memory the next run writes over."""
+
+    def graph_of_one_memory(graph, inputs):
+        kept = []
+
+        def run(*given):
+            found = graph(*given)
+            kept.extend(found[len(kept) :])
+            return [mine.copy_(new) for mine, new in zip(kept, found, strict=True)]
+
+        return run
+
+    plain = copy.deepcopy(model)
+    torch.compiler.reset()
+    model.compile_for_inference(backend=graph_of_one_memory)
+    batches = [{**images(64, 64), "pixel_values": torch.full((1, 3, 64, 64), value)} for value in (1.0, 2.0)]
+    for batch, found in zip(batches, [model(**batch) for batch in batches], strict=True):
+        assert torch.equal(found, plain(**batch))
+    given = FASegForUniversalSegmentationOutput(
+        masks_queries_logits=torch.ones(2), auxiliary_logits=[{"masks_queries_logits": torch.ones(1)}]
+    )
+    copied = own(given)
+    given.masks_queries_logits[:] = given.auxiliary_logits[0]["masks_queries_logits"][:] = 0
+    assert copied.masks_queries_logits.all() and copied.auxiliary_logits[0]["masks_queries_logits"].all()
+    assert copied.loss is None and type(copied) is type(given)
 
 
 @pytest.mark.parametrize("sizes", [0, 9])

@@ -19,11 +19,18 @@ OF_OTHERS = {
 }  # fmt: skip
 
 
+def modules_of_commands() -> list[str]:
+    """The commands, and the modules deeper down that are one by `python -m`."""
+    deeper = [file for file in SCRIPTS.glob("*/*.py") if "    run_command(main)" in file.read_text(encoding="utf-8")]
+    files = [*SCRIPTS.glob("*.py"), *deeper]
+    return [".".join(file.relative_to(PROJECT_ROOT).with_suffix("").parts) for file in files]
+
+
 def flags_of_commands() -> set[str]:
     """The flags of all commands' dataclasses, and `no_...` of those that are on by themselves."""
     found = set()
-    for file in SCRIPTS.glob("*.py"):
-        module = importlib.import_module(f"scripts.{file.stem}")
+    for name in modules_of_commands():
+        module = importlib.import_module(name)
         for value in vars(module).values():
             if dataclasses.is_dataclass(value) and value.__name__.endswith("Arguments"):
                 for field in dataclasses.fields(value):
@@ -47,7 +54,7 @@ def known() -> set[str]:
 
 
 def test_the_flags_of_commands_are_found(known):
-    assert {"crop_height", "label_encoding", "no_streaming", "with_processing", "tile"} <= known
+    assert {"crop_height", "label_encoding", "no_streaming", "with_processing", "tile", "min_area"} <= known
     assert not {"crop", "no_crop_height"} & known
 
 

@@ -26,10 +26,10 @@ PLAIN = "dinov3_vit, dinov2, beit, vitdet or a timm_backbone"
 def build_backbone(config: FASegConfig) -> PreTrainedModel:
     """The backbone of `config.backbone_config` with random weights.
 
-    Its maps have channels first, its `channels` are theirs, whatever the library gives or declares, and so are its
-    `map_strides`. Parameters that no map depends on are frozen, for several processes would wait for their gradients,
-    and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the last map. Its
-    `maps_as_built` tell what the library gives and declares.
+    Its maps have channels first, and its `channels` are theirs, whatever the library gives or declares, which its
+    `maps_as_built` tell, strides among it. Parameters that no map depends on are frozen, for several processes would
+    wait for their gradients, and named in its `unread_parameters`. With `simple_feature_pyramid` all this is about the
+    last map.
 
     Raises:
         ValueError: unless it returns four maps of strides 4, 8, 16 and 32, or with `simple_feature_pyramid` a last one
@@ -49,7 +49,6 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
         backbone.register_forward_hook(_channels_first)
     widths = dict(zip(backbone.out_features, maps.widths))
     backbone.num_features = [widths.get(*stage) for stage in zip(backbone.stage_names, backbone.num_features)]
-    backbone.map_strides = maps.strides
     backbone.maps_as_built, backbone.unread_parameters = maps, maps.unread
     backbone.frozen_parameters = [*maps.unread]
     if config.freeze_backbone_batch_norm:

@@ -8,7 +8,8 @@ All forms give the same values and gradients; they differ in time, in memory and
     triton  one kernel for all levels, which keeps no samples      CUDA with Triton (a CPU under Triton's interpreter)
 
 A kernel of the Hub (`model.use_kernels = True`) takes the place of the module that asks here, so it comes before all
-of these. Another form is a line in `FORMS` and its function in `deformable_sampling.py`.
+of these. Another form is a line in `FORMS`, its places in `sampling_form`, and its function in
+`deformable_sampling.py`.
 """
 
 from typing import NamedTuple

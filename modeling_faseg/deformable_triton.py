@@ -18,6 +18,7 @@ import functools
 import math
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def trial(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None if _interprets() else "Triton runs on CUDA, and on a CPU only with TRITON_INTERPRET=1"
     try:
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with _usual_modes(device):
             error = _error_of_small_case(device)
     except Exception as failure:  # whatever Triton, its compilers or the driver raise
         obstacle = f"the Triton kernel failed on {device}: {' '.join(str(failure).split())[:200]}"
@@ -64,6 +65,21 @@ def trial(device: torch.device) -> str | None:
         obstacle = f"the Triton kernel was wrong by {error:.1e} on {device}"
     warnings.warn(f"{obstacle}; deformable attention runs by grid_sample", stacklevel=2)
     return obstacle
+
+
+@contextlib.contextmanager
+def _usual_modes(device: torch.device) -> Iterator[None]:
+    """Inside the block gradients can be taken, whatever the caller's modes: the answer of a trial holds for all calls.
+
+    Under deterministic algorithms, `grid_sample` on CUDA would refuse to have a backward pass.
+    """
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 def _error_of_small_case(device: torch.device) -> float:

@@ -200,7 +200,7 @@ class FASegModel(FASegPreTrainedModel):
         channels = list(cast(Any, self.backbone).channels)
         self.feature_pyramid: FASegSimpleFeaturePyramid | None = None
         if config.simple_feature_pyramid:
-            patch = cast(Any, self.backbone).map_strides[-1]
+            patch = cast(Any, self.backbone).maps_as_built.strides[-1]
             self.feature_pyramid = FASegSimpleFeaturePyramid(channels[-1], config.feature_size, patch)
             channels = [config.feature_size] * len(STRIDES)
         self.pixel_decoder = FASegPixelDecoder(config, channels)

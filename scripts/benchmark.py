@@ -93,7 +93,7 @@ class BenchmarkArguments:
     output_file: str | None = flag(
         None,
         "JSON file for the results; by default results/benchmark-DEVICE.json, with --backbones "
-        "results/backbones-DEVICE.json, with --quick none.",
+        "results/backbones-DEVICE.json, with --engines results/engines-cpu.json, with --quick none.",
     )
     plot_file: str | None = flag(
         None,
@@ -154,6 +154,11 @@ def check_engines(arguments: BenchmarkArguments) -> None:
     Raises:
         UserError: flags that do not belong together, or a library that is missing.
     """
+    for name in ("only", "contestants", "scaling", "training_memory", "backbones", "plot_file"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} with --engines: leave one out, engines have one measurement and no plot")
+    if arguments.device not in (None, "cpu"):
+        raise UserError(f"--device {arguments.device} with --engines: leave it out, engines are measured on the CPU")
     if arguments.trained_model is None and arguments.images:
         raise UserError("--images is for --trained_model: give that too")
     if missing := [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]:

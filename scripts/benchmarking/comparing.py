@@ -101,7 +101,7 @@ def measure_part(part: Part, effort: Effort, contestants: Sequence[str] = ()) ->
     }
     baseline_totals = [sum(stages.values()) for stages in measured[part.baseline]]
     for name, rounds in measured.items():
-        own = floor_of(part.kind, cases[name]) if cases[name].is_frozen else floor
+        own = floor_of(part.kind, cases[name]) if cases[name].has_own_floor else floor
         row = summary(rounds, baseline_totals, own, rate)
         row["images_per_second"] = cases[name].batch / row["total"][1]
         row["peak_memory"] = in_child(weigh, part.kind, cases[name]) if effort.memory and part.weighed else None

@@ -82,6 +82,11 @@ class Case:
         return "frozen" in self.contestant.split()
 
     @property
+    def has_own_floor(self) -> bool:
+        """Whether it needs other multiply-adds than the part's baseline: it is another network, or partly frozen."""
+        return self.is_frozen or self.contestant in BY_RECIPE
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of weights and pixel values."""
         words = self.contestant.split()

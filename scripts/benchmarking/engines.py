@@ -132,7 +132,7 @@ def labels_of(kind: Kind, model: Any, session: Any, file: Path, inputs: Sequence
         read = decisions.read(given, names)
         repeated.append(compare_outputs(kind, model, pixels, read, decisions))
     return {
-        "equal_labels": sum(equal) / len(equal),
+        "equal_labels": min(equal),
         "within_tolerance": all(found.within_tolerance for found in repeated),
         "decisions": sum(found.decisions for found in repeated),
         "turned": sum(found.turned for found in repeated),

@@ -85,6 +85,7 @@ def test_values_gradients_time_and_memory(size, dtype, tolerance, capsys):
 
 def test_deterministic_gradients_are_the_same_every_time():
     shapes, tensors = encoder_case(256, 256, torch.float32)
+    pytest.importorskip("modeling_faseg.deformable_triton").trial.cache_clear()  # the first call is one of these
     torch.use_deterministic_algorithms(True)
     try:
         first, second = run(None, shapes, tensors), run(None, shapes, tensors)

@@ -247,6 +247,17 @@ def test_the_trial_finds_wrong_values(monkeypatch):
     assert deformable_triton._error_of_small_case(DEVICE) > 1e-3
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_trial_does_not_depend_on_the_modes_of_its_first_caller(strict):
+    torch.use_deterministic_algorithms(strict)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        with deformable_triton._usual_modes(DEVICE):
+            assert not torch.are_deterministic_algorithms_enabled()
+            assert deformable_triton._error_of_small_case(DEVICE) < 1e-5
+        assert torch.is_inference_mode_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == strict
+
+
 def test_the_chooser_takes_it_where_it_was_asked_for():
     dtype = torch.float32
     assert deformable_choice.sampling_form(DEVICE, dtype, True, 3, "triton").form == "triton"

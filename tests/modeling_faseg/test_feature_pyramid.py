@@ -230,7 +230,7 @@ def test_refusals_and_their_advice(case):
 def test_a_pyramid_of_its_own_is_kept():
     """BEiT may have one in transformers."""
     fields = {"backbone_config": {**backbone_of("beit"), "add_fpn": True}}
-    assert tiny_model(**fields).model.backbone.map_strides == (4, 8, 16, 32)
+    assert tiny_model(**fields).model.backbone.maps_as_built.strides == (4, 8, 16, 32)
     with torch.device("meta"), pytest.raises(ValueError, match=r"stride 32, .*: set simple_feature_pyramid=False$"):
         FASegForUniversalSegmentation(tiny_config(**fields, simple_feature_pyramid=True))
 

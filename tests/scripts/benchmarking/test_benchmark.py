@@ -117,6 +117,16 @@ def test_a_frozen_backbone_is_measured_against_a_tuned_one(shared_server):
     assert frozen["forward"] == tuned["forward"] and frozen["backward"] == tuned["backward"] - 2 * backbone > 0
 
 
+@pytest.mark.system
+def test_the_floor_of_a_recipe_is_its_own():
+    """Not that of the ResNet-50 beside it; the two recipes have one backbone, and the widths of the head halve."""
+    light, full, resnet = (Case(name, height=64, width=64) for name in ("FASeg light", "FASeg MobileNetV2", FASEG))
+    assert light.has_own_floor and full.has_own_floor and not resnet.has_own_floor
+    counts = [needed_multiply_adds(case) for case in (light, full, resnet)]
+    assert counts[0]["backbone"] == counts[1]["backbone"] < counts[2]["backbone"]
+    assert counts[0]["pixel decoder"] < counts[1]["pixel decoder"] / 2 < counts[2]["pixel decoder"]
+
+
 def test_default_parts_are_those_that_must_be_shown():
     effort = Effort("cpu", 3, 1.0, True, False)
     assert list(chosen_parts(BenchmarkArguments(), effort)) == list(MUST_SHOW)

@@ -31,8 +31,8 @@ def pieces_of(
     """What one process reads in an epoch: whole shards, and parts of those that fit nowhere whole.
 
     The largest shard that is left goes to the process with the most room; what does not fit there goes on to the next.
-    So shards of even sizes stay whole where their number can be divided by that of processes. An empty one is a piece of
-    every process: it takes its turn in the order, as it does where nothing is counted.
+    So shards of even sizes stay whole where their number can be divided by that of processes. An empty one is a piece
+    of every process: it takes its turn in the order, as it does where nothing is counted.
 
     Args:
         counts: rows of each shard.

@@ -30,13 +30,16 @@ def compile_network(arguments: CompileArguments, model: Any, *processors: Any) -
     """Does what the flags ask for.
 
     Raises:
-        UserError: the divisor is none of the model's.
+        UserError: the divisor is none of the model's, or the model's images are not padded by one.
     """
     if (divisor := arguments.size_divisor) is not None:
         for processor in processors:
             least = processor.size_divisor or 1
             if divisor < 1 or divisor % least:
                 raise UserError(f"--size_divisor {divisor}: give a multiple of the model's own, {least}")
+            if not processor.do_pad or dict(processor.pad_size or {}).get("height"):
+                settings = f"do_pad={processor.do_pad}, pad_size={processor.pad_size}"
+                raise UserError(f"--size_divisor {divisor}: preprocessor_config.json has {settings}: leave it out")
             processor.size_divisor = divisor
     if arguments.torch_compile:
         model.compile_for_inference()

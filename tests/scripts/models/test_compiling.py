@@ -1,6 +1,7 @@
 """`--torch_compile` and `--size_divisor` of the commands that use a trained model."""
 
 from functools import partialmethod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch._dynamo.testing import CompileCounter
 
 from modeling_faseg.pretrained import SegmentationPreTrainedModel
 from scripts import predict as predict_command
+from scripts.cli.errors import UserError
+from scripts.models.compiling import CompileArguments, compile_network
 
 
 @pytest.fixture
@@ -50,3 +53,15 @@ def test_a_divisor_that_is_none_of_the_models_is_refused(shapes_model, photos, t
     flags = ["--model_name_or_path", shapes_model, "--output_dir", tmp_path / "out", "--size_divisor", 100]
     code, _, errors = command(predict_command, photos, *flags)
     assert code == 2 and "--size_divisor 100: give a multiple of the model's own, 32" in errors
+
+
+@pytest.mark.parametrize(("do_pad", "pad_size"), [(False, None), (True, {"height": 512, "width": 512})])
+def test_a_divisor_that_would_do_nothing_is_refused(do_pad, pad_size):
+    processor = SimpleNamespace(size_divisor=32, do_pad=do_pad, pad_size=pad_size)
+    with pytest.raises(
+        UserError, match=rf"--size_divisor 64: preprocessor_config\.json has do_pad={do_pad}, pad_size="
+    ):
+        compile_network(CompileArguments(size_divisor=64), None, processor)
+    processor.do_pad, processor.pad_size = True, None
+    compile_network(CompileArguments(size_divisor=64), None, processor)
+    assert processor.size_divisor == 64

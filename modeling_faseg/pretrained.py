@@ -75,7 +75,8 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
         Worth it for many images of few sizes, on a GPU above all, where launching the network's operations one by one
         takes longer than they do. Outputs differ from those without by float noise. Calls with anything but
-        `pixel_values` and `pixel_mask`, such as labels, are computed without.
+        `pixel_values` and `pixel_mask`, such as labels, are computed without, and so is what calls `model.forward`,
+        as peft's wrappers do.
 
         Args:
             mode: of `torch.compile`; by default `"reduce-overhead"`, CUDA graphs, where the model is on a GPU. Outputs
@@ -170,7 +171,9 @@ def backbone_outputs(backbone: nn.Module, pixel_values: Tensor, **kwargs: Any) -
     No activation of a frozen backbone is then kept for the backward pass. Images that require a gradient (saliency
     maps) get it all the same.
     """
-    if is_frozen(backbone) and not pixel_values.requires_grad:
+    # an exported graph would hold the switch as a part of its own
+    keeps_history = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    if keeps_history and is_frozen(backbone) and not pixel_values.requires_grad:
         with torch.no_grad():
             return backbone(pixel_values, **kwargs)
     return backbone(pixel_values, **kwargs)

@@ -64,6 +64,7 @@ def test_each_size_is_compiled_once_as_one_graph_and_equals_eager(counter):
     assert counter.frame_count == 2  # fullgraph: one frame is one graph
 
 
+@pytest.mark.system
 @torch.no_grad()
 def test_sizes_past_the_last_are_computed_without_and_named(model, counter, monkeypatch):
     said = []
@@ -77,6 +78,7 @@ def test_sizes_past_the_last_are_computed_without_and_named(model, counter, monk
     assert "more than 2 sizes" in line and "96x64" in line and "size_divisor=256" in line
 
 
+@pytest.mark.system
 def test_other_arguments_and_training_are_not_compiled(model, counter):
     model.compile_for_inference(backend=counter)
     batch = images(64, 64)
@@ -91,6 +93,7 @@ def test_other_arguments_and_training_are_not_compiled(model, counter):
     assert counter.frame_count == len(model._compiled_for.seen) == 3
 
 
+@pytest.mark.system
 @torch.no_grad()
 def test_outputs_outlive_the_next_call(model):
     """As those of a CUDA graph would not, whose memory the next run writes over."""
@@ -126,6 +129,7 @@ def test_a_wrong_number_of_sizes_is_refused(model, sizes):
         model.compile_for_inference(sizes=sizes)
 
 
+@pytest.mark.system
 @torch.no_grad()
 def test_a_compiled_model_is_saved_and_loaded_as_any_other(model, counter, tmp_path):
     model.compile_for_inference(backend=counter)

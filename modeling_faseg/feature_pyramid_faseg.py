@@ -3,6 +3,7 @@
 Notation: B batch, C channels of the transformer, F channels of the pyramid, H and W of the (padded) image.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -50,18 +51,24 @@ class FASegSimpleFeaturePyramid(nn.Module):
         )
 
     def images(self, pixel_values: Tensor) -> Tensor:
-        """`(B, 3, H, W)` images as the transformer takes them, so that its map is `(B, C, H/16, W/16)`.
-
-        Bilinear, without antialiasing: 7/8 of a size hardly aliases, and CPUs have no other in half precision.
-        """
-        if self.patch == PATCH:
-            return pixel_values
-        size = [side // PATCH * self.patch for side in pixel_values.shape[-2:]]
-        return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        """`(B, 3, H, W)` images as the transformer takes them, so that its map is `(B, C, H/16, W/16)`."""
+        return pixel_values if self.patch == PATCH else seven_eighths(pixel_values)
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """`(B, C, H/16, W/16)` to four maps `(B, F, H/s, W/s)` for s = 4, 8, 16, 32."""
         return [level(features) for level in self.levels]
+
+
+def seven_eighths(images: Tensor) -> Tensor:
+    """`(B, 3, H, W)` images at 14/16 of their size, bilinear: `(B, 3, 7H/8, 7W/8)`; H and W multiples of 8.
+
+    Without antialiasing, which so small a change hardly needs. Then 8 pixels give 7 that lie between them, and a
+    product is exact in every runtime, where coordinates in a large image are not.
+    """
+    unit = torch.eye(8, dtype=images.dtype, device=images.device)
+    weights = nn.functional.interpolate(unit[None], size=7, mode="linear", align_corners=False)[0]
+    wide = (images.unflatten(3, (-1, 8)) @ weights).flatten(3).transpose(2, 3)
+    return (wide.unflatten(3, (-1, 8)) @ weights).flatten(3).transpose(2, 3)
 
 
 def _projection(in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from image_processing.semantic_labels import LOGITS_STRIDE
+from scripts.cli.errors import UserError
 from scripts.data.bands import PLAIN, ImageForm, form_of
 from scripts.models.input_channels import RGB, num_channels
 from scripts.onnx_export.decisions import FileDecisions, not_nan
@@ -84,8 +86,21 @@ def compare_network(
         if decisions is not None:
             decisions.read(inputs)
         found = session.run([output.name for output in kind.outputs], inputs)
+        refuse_other_sizes(kind, pixels, found)
         comparisons.append(compare_outputs(kind, model, pixels, list(map(torch.from_numpy, found)), decisions))
     return comparisons
+
+
+def refuse_other_sizes(kind: Kind, pixels: Tensor, found: Sequence[np.ndarray]) -> None:
+    """Raises `UserError` unless maps at a quarter of the images' size have it: what a size was traced with may have
+    become a constant of the file."""
+    size = (pixels.shape[2] // LOGITS_STRIDE, pixels.shape[3] // LOGITS_STRIDE)
+    for output, values in zip(kind.outputs, found, strict=True):
+        if output.axes.get(2) == f"height / {LOGITS_STRIDE}" and values.shape[2:] != size:
+            raise UserError(
+                f"the file gives {output.words} of {values.shape[2:]} for images of {tuple(pixels.shape[2:])}, need "
+                f"{size}: this model has no file of any size, give --height and --width. Nothing was written"
+            )
 
 
 def drawn_images(batch_size: int, height: int, width: int, seed: int, channels: int = RGB) -> Tensor:

@@ -6,6 +6,7 @@ Notation: B batch, H and W of the (padded) image.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -95,12 +96,21 @@ def dynamic_input(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
 
 @contextmanager
 def quickly_traced() -> Iterator[None]:
-    """Inside the block, what would take hours to trace for any size is written otherwise."""
+    """Inside the block, what would take hours to trace for any size, or come out wrong, is written otherwise."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(SwinLayer, "forward", swin_layer))
         stack.enter_context(mock.patch.object(rewriter, RULES, quick_rules(), create=True))
         stack.enter_context(mock.patch("timm.layers.padding.get_same_padding", same_padding))
+        for module in [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]:
+            if "torch_int" in vars(module):
+                stack.enter_context(mock.patch.object(module, "torch_int", whole))
         yield
+
+
+def whole(number: Any) -> Any:
+    """transformers' `torch_int`, which would make a constant of a size known only at run time, such as that of a
+    vision transformer's resized positions. Guarded by tests/scripts/onnx_export/test_export_onnx_pyramid.py."""
+    return number if isinstance(number, torch.SymInt) else int(number)
 
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from image_processing import FASegImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
-from modeling_faseg.feature_pyramid_faseg import FASegSimpleFeaturePyramid
+from modeling_faseg.feature_pyramid_faseg import FASegSimpleFeaturePyramid, seven_eighths
 from saved_models import check_loads_elsewhere
 from scripts.training.optimization import build_parameter_groups
 
@@ -145,14 +145,15 @@ def test_patch_14_sees_the_image_at_14_16_of_its_size():
     model = with_pyramid(**fields_of("dinov2"))
     seen = []
     model.model.backbone.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    images = tiny_batch()["pixel_values"]
     with torch.no_grad():
-        ramp = torch.linspace(0, 1, 96).expand(1, 3, 64, 96)
-        maps = model(ramp, output_hidden_states=True).encoder_hidden_states
-    images, output = seen[0]
-    assert tuple(images.shape) == (1, 3, 56, 84) and tuple(output.feature_maps[-1].shape[2:]) == (4, 6)
-    # A straight ramp stays one, from half a new pixel on: the resize aligns the borders, not the centres.
-    torch.testing.assert_close(images[0, 0, 0], (torch.arange(84) + 0.5) * 96 / 84 / 95 - 0.5 / 95)
+        maps = model(images, output_hidden_states=True).encoder_hidden_states
+    smaller, output = seen[0]
+    assert tuple(smaller.shape) == (2, 3, 56, 84) and tuple(output.feature_maps[-1].shape[2:]) == (4, 6)
+    exact = F.interpolate(images.double(), size=(56, 84), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(smaller.double(), exact, atol=1e-5, rtol=0)
     assert [tuple(each.shape[2:]) for each in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert seven_eighths(images.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", marked(POSITIONS, ("dinov2",)))

@@ -343,6 +343,8 @@ def test_every_flag_is_of_a_form(shapes_model):
         "threshold",
         "contours_only",
         "untinted_class",
+        "torch_compile",
+        "size_divisor",
     }
     sorted_in = {*both, *predict_command.OF_IMAGES, *predict_command.OF_A_DATASET}
     sorted_in |= {*predict_command.UNUSED, *predict_command.OF_LABELS}

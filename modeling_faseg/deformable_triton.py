@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 
 try:
@@ -107,7 +107,7 @@ def _interprets() -> bool:
 # ---- operators: opaque to torch.compile, which finds shapes and gradients registered ----
 
 
-@torch.library.custom_op(f"{NAMESPACE}::sample", mutates_args=())
+@library.custom_op(f"{NAMESPACE}::sample", mutates_args=())
 def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     """`(B, T, N * D)` in the dtype of `value`; `sizes` are height and width of each level."""
     output = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
@@ -121,7 +121,7 @@ def _(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Te
     return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op(f"{NAMESPACE}::sample_backward", mutates_args=())
+@library.custom_op(f"{NAMESPACE}::sample_backward", mutates_args=())
 def _sample_backward(
     gradient: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_batch, tiny_model
+from torch import library
 from torch.utils.checkpoint import checkpoint
 
 from modeling_faseg import deformable_choice, deformable_triton
@@ -181,12 +182,12 @@ def test_operators_are_registered_as_torch_wants_them():
     leaves = [value.requires_grad_(), locations.requires_grad_(), weights.requires_grad_()]
     # Strides that are not those of a contiguous tensor must not show in what the compiler expects.
     strided = [leaf.transpose(1, -1).contiguous().transpose(1, -1) for leaf in leaves]
-    torch.library.opcheck(deformable_triton._sample, (leaves[0], [3, 5, 1, 4], *leaves[1:]))
+    library.opcheck(deformable_triton._sample, (leaves[0], [3, 5, 1, 4], *leaves[1:]))
     only = ("test_schema", "test_faketensor")
-    torch.library.opcheck(deformable_triton._sample, (strided[0], [3, 5, 1, 4], *strided[1:]), test_utils=only)
+    library.opcheck(deformable_triton._sample, (strided[0], [3, 5, 1, 4], *strided[1:]), test_utils=only)
     gradient = torch.randn(1, 3, 16, device=DEVICE)
     arguments = (gradient, value.detach(), [3, 5, 1, 4], locations.detach(), weights.detach(), True)
-    torch.library.opcheck(deformable_triton._sample_backward, arguments)
+    library.opcheck(deformable_triton._sample_backward, arguments)
 
 
 def test_compiled_without_a_break():

@@ -161,8 +161,6 @@ def check_engines(arguments: BenchmarkArguments) -> None:
         raise UserError(f"--device {arguments.device} with --engines: leave it out, engines are measured on the CPU")
     if arguments.trained_model is None and arguments.images:
         raise UserError("--images is for --trained_model: give that too")
-    if missing := [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"--engines: {', '.join(missing)} not installed: pip install {' '.join(missing)}")
     check_at_least(arguments, 1, "repetitions")
     check_at_least(arguments, 0, "seconds_per_part")
     if arguments.output_file:
@@ -171,6 +169,8 @@ def check_engines(arguments: BenchmarkArguments) -> None:
         if not IS_CHECKOUT:
             raise UserError("give --output_file, or --quick: its default is a file of a checkout")
         arguments.output_file = str(PROJECT_ROOT / "results" / "engines-cpu.json")
+    if missing := [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--engines: {', '.join(missing)} not installed: pip install {' '.join(missing)}")
 
 
 def benchmark_engines(arguments: BenchmarkArguments) -> dict[str, Any]:
@@ -252,6 +252,9 @@ def main() -> None:
     """Entry point."""
     arguments = parse_arguments(BenchmarkArguments)
     if arguments.startup:
+        for name in ("engines", "backbones", "only", "contestants", "scaling", "training_memory", "output_file"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name} with --startup: leave one out, --startup only prints its table")
         print(startup_table())
     elif arguments.engines:
         benchmark_engines(arguments)

@@ -39,6 +39,8 @@ def test_random_weights_have_no_labels_in_the_table():
         (["--engines", "--images", "."], "--images is for --trained_model: give that too"),
         (["--trained_model", "."], "--trained_model and --images are for --engines: give that too"),
         (["--engines", "--quick", "--repetitions", "0"], "--repetitions 0"),
+        (["--startup", "--engines"], "--engines with --startup: leave one out"),
+        (["--startup", "--backbones"], "--backbones with --startup: leave one out"),
         (["--engines", "--backbones"], "--backbones with --engines: leave one out"),
         (["--engines", "--only", "compiled-512"], "--only with --engines: leave one out"),
         (["--engines", "--device", "cuda"], "--device cuda with --engines: leave it out"),

@@ -5,15 +5,16 @@ import torch
 from several_classes import with_several_classes
 from transformers import AutoModelForUniversalSegmentation
 
-from scripts.benchmarking import engines
 from scripts.onnx_export import checking, kinds
 
 
-pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
 pytestmark = pytest.mark.system
 
 
 def test_both_forms_equal_the_model_in_both_engines(model_folder, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
+    from scripts.benchmarking import engines  # needs it
+
     model = with_several_classes(AutoModelForUniversalSegmentation.from_pretrained(model_folder))
     kind = kinds.kind_of(model.config)
     inputs = [checking.drawn_images(1, 64, 96, seed) for seed in range(2)]

@@ -115,7 +115,7 @@ def check_init_card(arguments: ExportArguments, file: Path) -> None:
 
 def recipe_of(checkpoint: str) -> dict[str, Any]:
     """The recipe beside a checkpoint; empty where there is none, or what is there is none."""
-    from scripts.sharing.cards import read_yaml
+    from scripts.sharing.card_facts import read_yaml
 
     file = Path(checkpoint) / "recipe.yaml"
     found = read_yaml(file) if file.is_file() else {}
@@ -126,9 +126,9 @@ def init_card(arguments: ExportArguments) -> None:
     """Writes the card to fill in, and says what is left to do."""
     from scripts.models.loading import build_config
     from scripts.sharing import fit
-    from scripts.sharing.cards import read_results
     from scripts.sharing.new_card import Known, write_card
     from scripts.sharing.repository import check_measured_on
+    from scripts.sharing.results_files import read_results
 
     checkpoint, file = str(arguments.model_name_or_path), Path(str(arguments.init_card))
     config = build_config(ModelArguments(model_name_or_path=checkpoint))
@@ -152,8 +152,9 @@ def load_export(arguments: ExportArguments) -> Export:
     from scripts.models.licences import check_keeps_licence
     from scripts.models.loading import build_config, build_model, build_processor, refuse_non_finite
     from scripts.sharing import fit
-    from scripts.sharing.cards import HUB_CARDS, card_file, read_card, read_published, read_results
+    from scripts.sharing.card_facts import HUB_CARDS, card_file, read_card, read_published
     from scripts.sharing.repository import Export, check_code_knows, check_measured_on
+    from scripts.sharing.results_files import read_results
 
     checkpoint = str(arguments.model_name_or_path)
     card = Path(arguments.card) if arguments.card else card_file(str(arguments.model_id))
@@ -167,7 +168,7 @@ def load_export(arguments: ExportArguments) -> Export:
             "in hub_cards/, or write a card of your own for --card"
         )
     check_code_knows(type(config), checkpoint)
-    check_keeps_licence(facts.license, config)
+    check_keeps_licence(facts.licence, config)
     fit.check_card(facts, card, config)
     if arguments.model_id in read_published():  # whose figures the card then shows
         fit.check_described(HUB_CARDS / str(arguments.model_id), config)

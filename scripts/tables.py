@@ -25,7 +25,8 @@ from scripts.benchmarking.engine_tables import engines_markdown
 from scripts.benchmarking.tables import backbones_markdown, benchmark_markdown, read_parts
 from scripts.cli.errors import UserError
 from scripts.cli.parser import IS_CHECKOUT, flag, parse_arguments, run_command
-from scripts.sharing.cards import NOT_MEASURED, read_card, read_published
+from scripts.sharing.card_facts import read_card, read_published
+from scripts.sharing.cards import NOT_MEASURED
 from scripts.sharing.papers import PAPERS
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import read_json
@@ -153,7 +154,7 @@ def models_markdown(cards: Path, results: Path, link: str) -> str:
         found = number(measured["mean_iou"]) if measured.get("mean_iou") is not None else NOT_MEASURED
         model = f"[{model_id}]({link}{model_id})"
         cells = [facts.backbone, facts.dataset["name"], parameters, figures if published else "-", found]
-        rows.append([model, *cells, facts.license])
+        rows.append([model, *cells, facts.licence])
     return markdown([*head, "licence of the weights"], rows)
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from scripts.cli.errors import UserError
-from scripts.cli.parser import PROJECT_ROOT, start_of
 from scripts.models import tasks
-from scripts.models.licences import is_non_commercial, origin_notice, origin_of
+from scripts.models.licences import origin_notice, origin_of
 from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC
+from scripts.sharing.card_facts import HUB_CARDS, CardFacts, read_published
 from scripts.sharing.papers import paper_of
-from scripts.storage.json_files import object_fault, read_json
+from scripts.sharing.results_files import FIGURES, PER_CLASS, parts_of, task_of_results
 from scripts.storage.shared_text import code, code_fence, markdown, without_credentials
 
 
@@ -24,81 +19,13 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 
-HUB_CARDS = PROJECT_ROOT / "hub_cards"
 TEMPLATE = HUB_CARDS / "template.md"
-PUBLISHED = HUB_CARDS / "published.yaml"
-DATASET_FACTS = ("name", "id", "url", "split", "license", "description")
 NOT_MEASURED = "not measured"
-BLANK = "FILL IN"  # stands in a card that --init_card wrote where only its owner knows what to write
-# By task: results key -> name in the card, type in the card's metadata. The first has the interval.
-AVERAGE_PRECISION = {
-    "average_precision": ("mask AP", "average_precision"),
-    "average_precision_50": ("mask AP at IoU 0.5", "average_precision_50"),
-    "average_precision_75": ("mask AP at IoU 0.75", "average_precision_75"),
-}
-FIGURES = {
-    "semantic": {
-        "mean_iou": ("mean IoU", "mean_iou"),
-        "mean_accuracy": ("mean accuracy", "mean_accuracy"),
-        "overall_accuracy": ("pixel accuracy", "accuracy"),
-        "mean_boundary_iou": ("mean boundary IoU", "mean_boundary_iou"),
-    },
-    "instance": AVERAGE_PRECISION,
-    "panoptic": {
-        "panoptic_quality": ("PQ", "panoptic_quality"),
-        "segmentation_quality": ("SQ", "segmentation_quality"),
-        "recognition_quality": ("RQ", "recognition_quality"),
-        "panoptic_quality_things": ("PQ of things", "panoptic_quality_things"),
-        "panoptic_quality_stuff": ("PQ of stuff", "panoptic_quality_stuff"),
-        **AVERAGE_PRECISION,
-    },
-}
-# By task: column of `per_class` -> title in the card; the first says which classes are found worst.
-PER_CLASS = {
-    "semantic": {"iou": "IoU", "accuracy": "accuracy"},
-    "instance": {"average_precision": "AP", "average_precision_50": "AP50"},
-    "panoptic": {"panoptic_quality": "PQ", "segmentation_quality": "SQ", "recognition_quality": "RQ"},
-}
 METRICS = {  # named in the card's metadata
     "semantic": ["mean_iou", "accuracy"],
     "instance": ["average_precision"],
     "panoptic": ["panoptic_quality", "average_precision"],
 }
-NEEDED = ("dataset", "split", "images", "protocol", "command", "per_class")
-FIGURE = float | int | None
-# Of what kind is what a card takes from a results file, and what its parts have to hold.
-RESULTS: dict[str, Any] = {
-    "dataset": str,
-    "split": str,
-    "images": int,
-    "protocol": dict[str, Any],
-    "command": str,
-    "per_class": dict[str, dict[str, FIGURE]],
-    "metric": str,
-    "task": str,
-    "parameters": int,
-    "interval": dict[str, Any],
-    "segment_sizes": list[dict[str, Any]],
-    "protocol_lens": list[dict[str, Any]],
-    "project": dict[str, Any],
-    "dataset_revision": dict[str, Any],
-    "weights_sha256": str,
-    **{key: FIGURE for figures in FIGURES.values() for key in figures},
-}
-INSIDE: dict[str, dict[str, Any]] = {
-    "protocol": {"name": str},
-    "interval": {"confidence": float | int, "low": FIGURE, "high": FIGURE},
-    "segment_sizes": {"max_area": int | None, "mean_iou": FIGURE},
-    "protocol_lens": {"habit": str, "detectron2": FIGURE},
-    "project": {"commit": str},
-    "dataset_revision": {"hub_commit": str, "sha256": str},
-}
-NEEDED_INSIDE = {
-    "interval": ("confidence", "low", "high"),
-    "segment_sizes": ("max_area", "mean_iou"),
-    "protocol_lens": ("habit",),
-}
-MOST = 2**53  # of what is counted; beyond it a float is no longer exact
 PUBLISHED_FIGURES = {
     "mean_iou": "mIoU, single scale",
     "mean_iou_multi_scale": "mIoU, multi-scale and flip",
@@ -160,161 +87,6 @@ python scripts/train.py --model_name_or_path {name} --task {task} --dataset_name
     {crops}--per_device_train_batch_size 4 \\
     --max_train_steps 2000 --output_dir outputs/finetuned"""
 LEAST_FOR_WORST = 4  # of fewer classes or groups, "the worst" would be all or nearly all
-
-
-@dataclass
-class CardFacts:
-    """A `card.yaml`: what no results file knows, and no figures.
-
-    Args:
-        notice: what the licence follows from, by where the weights come from: "trained" (there is a recipe beside
-            them) and "converted" (from the authors' release).
-        dataset: `DATASET_FACTS`, and perhaps `known_as`: other names of the data, separated by commas.
-        classes: names of the model's classes in the order of their ids; None where the card does not say.
-        architecture: of the model, as `fit.architecture` words it; None where the card does not say.
-    """
-
-    name: str
-    summary: str
-    backbone: str
-    license: str
-    notice: dict[str, str]
-    dataset: dict[str, str]
-    limits: list[str] = field(default_factory=list)
-    base_model: str | None = None
-    classes: list[str] | None = None
-    architecture: str | None = None
-
-
-def read_yaml(file: Path) -> Any:
-    """Contents of a YAML file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: {error}") from error
-
-
-def read_card(file: Path) -> CardFacts:
-    """The facts of a `card.yaml`.
-
-    Raises:
-        UserError: names the file and the field that is missing, unknown or of another kind.
-    """
-    found = read_yaml(file)
-    known = {item.name for item in fields(CardFacts)}
-    needed = known - {"limits", "base_model", "classes", "architecture"}
-    if not isinstance(found, dict) or (unknown := found.keys() - known) or (missing := needed - found.keys()):
-        what = "no mapping" if not isinstance(found, dict) else f"{(unknown and 'unknown') or 'missing'} field "
-        which = "" if not isinstance(found, dict) else sorted(unknown or missing)[0]
-        raise UserError(f"{file}: {what}{which}: a card has {', '.join(sorted(known))}")
-    if blanks := blank_fields(found):
-        raise UserError(f"{file}: still to be filled in: {', '.join(blanks)}: write over {BLANK!r}, then export again")
-    for name in ("notice", "dataset"):
-        if not isinstance(found[name], dict):
-            raise UserError(f"{file}: {name} holds {found[name]!r}: write `key: value` lines")
-    if lacking := [name for name in DATASET_FACTS if not found["dataset"].get(name)]:
-        raise UserError(f"{file}: dataset lacks {lacking[0]}")
-    if not found["notice"] or found["notice"].keys() - {"trained", "converted"}:
-        raise UserError(f"{file}: notice has {sorted(found['notice'])}: give trained, converted or both")
-    if fault := object_fault(found, get_type_hints(CardFacts), needed):
-        raise UserError(f"{file} {fault}")
-    return CardFacts(**{name: value for name, value in found.items() if value is not None})
-
-
-def blank_fields(value: Any, name: str = "") -> list[str]:
-    """Names of the fields of a card that hold nothing but what `--init_card` wrote for a user to replace."""
-    if isinstance(value, dict):
-        return [field for key, part in value.items() for field in blank_fields(part, f"{name}.{key}".lstrip("."))]
-    if isinstance(value, list):
-        return [field for index, part in enumerate(value) for field in blank_fields(part, f"{name}[{index}]")]
-    return [name] if isinstance(value, str) and BLANK in value else []
-
-
-def card_file(model_id: str) -> Path:
-    """Where the card's facts of a model id are.
-
-    Raises:
-        UserError: it has none.
-    """
-    known = {path.parent.name: path for path in sorted(HUB_CARDS.glob("*/card.yaml"))}
-    if model_id not in known:
-        raise UserError(
-            f"--model_id {model_id}: no hub_cards/{model_id}/card.yaml: one of {', '.join(known)}; or give --card FILE"
-        )
-    return known[model_id]
-
-
-def read_published(file: Path = PUBLISHED) -> dict[str, dict[str, Any]]:
-    """Model id -> what the paper's authors report for it; models of this project's own are not there."""
-    return read_yaml(file) or {}
-
-
-def read_results(file: Path) -> dict[str, Any]:
-    """A results file of `scripts/eval.py`.
-
-    Raises:
-        UserError: it is not there or is something else.
-    """
-    name = f"--results {file}"
-    try:
-        found = read_json(file, name)
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"{name}: no such file: write it with {start_of('eval')} --output_file {file}") from error
-        raise
-    if fault := results_fault(found):
-        raise UserError(f"{name} is no results file: it {fault}")
-    return found
-
-
-def results_fault(found: Any) -> str | None:
-    """What keeps `found` from being the content of a results file: the first part that lacks or is of another kind."""
-    if fault := object_fault(found, RESULTS, NEEDED):
-        return fault
-    if task_of_results(found) not in FIGURES:
-        return f"has a wrong field: 'task' is {task_of_results(found)[:20]!r}, need {', '.join(FIGURES)}"
-    for key, kinds in INSIDE.items():
-        for part in parts_of(found, key):
-            if fault := object_fault(part, kinds, NEEDED_INSIDE.get(key, ())):
-                return f"has a wrong field: {key!r} {fault}"
-    for name, value, most in figures_of(found):
-        if value is not None and not 0 <= value <= most:  # nan is not either
-            return f"has a wrong field: {name} is {str(value)[:20]}, need 0 to {most}"
-    return None
-
-
-def task_of_results(results: dict[str, Any]) -> str:
-    """What the model of a results file is for; files from before there were others do not say."""
-    return results.get("task") or SEMANTIC
-
-
-def parts_of(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The mappings that a field of a results file holds: one, several, or none where it was not measured."""
-    value = found.get(key) or []
-    return [value] if isinstance(value, dict) else value
-
-
-def figures_of(found: dict[str, Any]) -> Iterator[tuple[str, float | None, int]]:
-    """`(name, value, the most that it can be)` of all figures of a results file that a card shows."""
-    figures = dict.fromkeys(FIGURES[task_of_results(found)], 100)
-    for key, most in {**figures, "images": MOST, "parameters": MOST}.items():
-        yield repr(key), found.get(key), most
-    for label, row in found["per_class"].items():
-        for column in PER_CLASS[task_of_results(found)]:
-            yield f"{column!r} of class {label!r}", row.get(column), 100
-    inside = {
-        "interval": {"low": 100, "high": 100, "confidence": 1},
-        "segment_sizes": {"mean_iou": 100, "max_area": MOST},
-        "protocol_lens": {"detectron2": 100},
-    }
-    for key, bounds in inside.items():
-        for part in parts_of(found, key):
-            for column, most in bounds.items():
-                yield f"{column!r} of {key!r}", part.get(column), most
 
 
 def rounded(value: float) -> float:
@@ -516,6 +288,8 @@ def model_card(
         shown = [array_snippet(repo_id, form, ending_of(task), sample)]
     data = ModelCardData(
         license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["image-segmentation", f"{task}-segmentation", paper.family, "vision"],
@@ -531,8 +305,8 @@ def model_card(
         summary=facts.summary,
         paper=paper,
         notice=licence_notice(facts, recipe, config),
-        license=facts.license,
-        non_commercial=is_non_commercial(facts.license),
+        license=facts.licence,
+        non_commercial=facts.is_non_commercial,
         samples=samples or [],
         task=task,
         snippets=shown,

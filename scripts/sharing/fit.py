@@ -18,7 +18,8 @@ from scripts.evaluation.results import distinct_names
 from scripts.models.model_files import CONFIG
 from scripts.models.tasks import task_of
 from scripts.sharing.array_images import sample_array
-from scripts.sharing.cards import CardFacts, task_of_results
+from scripts.sharing.card_facts import CardFacts
+from scripts.sharing.results_files import task_of_results
 from scripts.storage.shared_text import without_credentials
 
 

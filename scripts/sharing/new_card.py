@@ -10,7 +10,7 @@ import yaml
 
 from scripts.models.licences import FIELDS, license_of, origin_of
 from scripts.models.tasks import task_of
-from scripts.sharing.cards import BLANK, blank_fields
+from scripts.sharing.card_facts import BLANK, blank_fields
 from scripts.sharing.fit import architecture, class_names, trained_on
 from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK
@@ -18,7 +18,8 @@ from scripts.storage.outputs import MARK
 
 FAMILY_NAMES = {"faseg": "FASeg", "semask": "SeMask FPN", "qlseg": "QLSeg"}
 LICENCE_HELP = (
-    "as the Hub writes it: apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0, ...; what the licences of the",
+    "as the Hub writes it: apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0, ...; one that it does not list is",
+    "`other`, with its name and address in license_name and license_link; what the licences of the",
     "training data and of the first weights allow, such as no commercial use, binds these weights too",
 )
 

@@ -29,7 +29,8 @@ from scripts.models.licences import FIELDS
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
 from scripts.models.tasks import DEFAULT_THRESHOLDS, SEMANTIC, stuff_of, task_of
 from scripts.sharing.array_images import MAX_SAMPLE_SIDE, sample_array
-from scripts.sharing.cards import CardFacts, licence_notice, model_card, without_local_paths
+from scripts.sharing.card_facts import CardFacts
+from scripts.sharing.cards import licence_notice, model_card, without_local_paths
 from scripts.sharing.leaks import EARLIER, repository_files, write_scrubbed_recipe
 from scripts.storage.atomic import atomic_folder, write_errors_explained
 
@@ -171,9 +172,9 @@ def licence_text(facts: CardFacts, notice: str) -> str:
     Args:
         notice: what the licence of the weights follows from.
     """
-    where = LICENCE_TEXTS.get(facts.license.lower())
+    where = facts.license_link or LICENCE_TEXTS.get(facts.license.lower())
     return (
-        f"The weights in this repository (*.safetensors, onnx/*.onnx) are licensed under {facts.license}"
+        f"The weights in this repository (*.safetensors, onnx/*.onnx) are licensed under {facts.licence}"
         f"{f': {where}' if where else ''}\n\n{notice}\n\n"
         "The code (*.py) is licensed under Apache-2.0, see LICENSE-CODE.\n"
     )

@@ -15,7 +15,7 @@ from scripts import ablation, export_hub, export_onnx
 from scripts import predict as predict_command
 from scripts.cli.parser import PROJECT_ROOT
 from scripts.data.synthetic_scenes import draw_sample
-from scripts.sharing.cards import card_file
+from scripts.sharing.card_facts import card_file
 from scripts.sharing.fit import architecture
 
 

@@ -31,7 +31,7 @@ from scripts.evaluation.panoptic_quality import PanopticCounts, image_counts
 from scripts.evaluation.segment_rules import check_segment_classes
 from scripts.evaluation.segments_split import evaluate_segments
 from scripts.inference.found_segments import PanopticMap
-from scripts.sharing.cards import FIGURES, PER_CLASS, results_fault
+from scripts.sharing.results_files import FIGURES, PER_CLASS, results_fault
 from scripts.tables import results_markdown
 
 

@@ -17,7 +17,7 @@ from scripts.models.licences import check_keeps_licence, inherited, license_of, 
 from scripts.models.loading import build_config, read_config
 from scripts.models.warm_start import WarmStart
 from scripts.sharing import clean_load
-from scripts.sharing.cards import HUB_CARDS
+from scripts.sharing.card_facts import HUB_CARDS
 
 
 CARD = HUB_CARDS / "faseg-mobilenetv2-camvid" / "card.yaml"

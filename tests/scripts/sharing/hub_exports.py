@@ -21,7 +21,7 @@ from scripts.cli.parser import parse_arguments
 from scripts.evaluation.results import weights_sha256
 from scripts.models.input_channels import set_num_channels
 from scripts.models.loading import build_config, build_model, build_processor, save_model_folder
-from scripts.sharing.cards import card_file
+from scripts.sharing.card_facts import card_file
 from scripts.sharing.fit import architecture
 from scripts.training.arguments import TrainArguments
 

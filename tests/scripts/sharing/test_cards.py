@@ -23,20 +23,11 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, parse_arguments
 from scripts.data.synthetic_scenes import draw_sample
 from scripts.models.tasks import DEFAULT_THRESHOLDS
-from scripts.sharing.cards import (
-    DATASET_FACTS,
-    HUB_CARDS,
-    NEEDED,
-    RESULTS,
-    card_file,
-    model_card,
-    read_card,
-    read_published,
-    read_results,
-    results_fault,
-    without_local_paths,
-)
+from scripts.sharing.card_facts import DATASET_FACTS, HUB_CARDS, card_file, read_card, read_published
+from scripts.sharing.cards import model_card, without_local_paths
 from scripts.sharing.papers import paper_of
+from scripts.sharing.repository import licence_text
+from scripts.sharing.results_files import NEEDED, RESULTS, read_results, results_fault
 
 
 MODEL_IDS = sorted(file.parent.name for file in HUB_CARDS.glob("*/card.yaml"))
@@ -194,7 +185,7 @@ def test_cards_validate_with_the_hub_library(model_id, results, monkeypatch):
             again = ModelCard(str(card))
             assert again.data.to_dict() == card.data.to_dict()
         assert hub.requested("/api/validate-yaml") == 2
-        card.data.license = "other"
+        card.data.license, card.data.license_name = "other", None
         with pytest.raises(ValueError, match="license"):
             card.validate()
 
@@ -300,6 +291,18 @@ def test_the_licence_follows_where_weights_come_from():
     assert "| steps | 520 |" in trained and "By the paper's authors" in converted
 
 
+def test_a_licence_that_the_hub_does_not_list_is_named_and_linked():
+    card = card_of("faseg-dinov3-vit-base-ade20k", recipe=RECIPE)
+    data, link = card.data.to_dict(), "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "dinov3-license", link)
+    assert "**Not for commercial use.**" in card.text, "ADE20K's images"
+    assert "Licence of the weights: [dinov3-license](LICENSE)" in card.text
+    facts = read_card(card_file("faseg-dinov3-vit-base-ade20k"))
+    assert f"are licensed under dinov3-license: {link}\n" in licence_text(facts, "")
+    free = replace(facts, dataset=facts.dataset | {"license": "CC BY 4.0"})
+    assert not free.is_non_commercial and facts.is_non_commercial
+
+
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
@@ -318,6 +321,8 @@ def test_commands_keep_no_places_of_this_machine(command, shown):
     [
         ({"licence": "mit"}, "unknown field licence"),
         ({"license": ...}, "missing field license"),
+        ({"license": "other", "license_name": "x"}, "license other: give license_name and license_link to"),
+        ({"license_link": "https://x", "license_name": "x"}, "license cc-by-nc-4.0: give license_name and"),
         ({"dataset": {"name": "x"}}, "dataset lacks id"),
         ({"dataset": "x"}, "dataset holds 'x'"),
         ({"notice": {"stolen": "x"}}, "notice has ['stolen']"),

@@ -13,7 +13,7 @@ from configuration import FASegConfig
 from scripts import export_hub
 from scripts.cli.errors import UserError
 from scripts.models.licences import inherited
-from scripts.sharing.cards import HUB_CARDS, blank_fields, card_file, read_card
+from scripts.sharing.card_facts import HUB_CARDS, blank_fields, card_file, read_card
 from scripts.sharing.fit import architecture, check_card, check_dataset, check_processor
 from scripts.sharing.new_card import Known, card_text
 

@@ -14,7 +14,7 @@ from scripts.data.sources import check_saved
 from scripts.inference.shards import ShardFolder
 from scripts.models.backbone_weights import shards
 from scripts.models.model_files import CONFIG, KINDS, read_model_file
-from scripts.sharing.cards import read_results
+from scripts.sharing.results_files import read_results
 from scripts.storage.atomic import MANIFEST, damage
 from scripts.storage.json_files import DEEPEST, parse_json, read_json
 from scripts.storage.lock import LOCK_FILE, FolderLock

@@ -20,8 +20,10 @@ from scripts.error_report.confusion import csv_link
 from scripts.evaluation.results import command_line
 from scripts.inference.shards import ShardFolder
 from scripts.predict import published_name
-from scripts.sharing.cards import card_file, model_card, read_card, read_results
+from scripts.sharing.card_facts import card_file, read_card
+from scripts.sharing.cards import model_card
 from scripts.sharing.leaks import find_leak
+from scripts.sharing.results_files import read_results
 from scripts.storage.shared_text import code, code_fence, csv_cell, markdown, without_credentials
 from scripts.training.arguments import TrainArguments, saved_recipe
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.cli.parser import PROJECT_ROOT, RECIPES, parse_arguments
 from scripts.models.loading import build_config, refuse_dead_hrca
-from scripts.sharing.cards import read_card
+from scripts.sharing.card_facts import read_card
 from scripts.training.arguments import TrainArguments, check_arguments
 from scripts.training.optimization import build_parameter_groups
 

@@ -101,9 +101,9 @@ class PredictArguments(ModelArguments, DatasetArguments, CompileArguments):
         "probability; polygons: connected regions as GeoJSON in pixels and, of images that lie on a map, in degrees; "
         "coco: the same in one coco.json; geotiff: a label map that lies where its image does; the last three need "
         f"rasterio. Of an instance model some of {', '.join(KINDS['instance'])}; instances: COCO results in one "
-        "instances.json; ids: a PNG of 16 bits, pixel value = id of the instance. Of a panoptic model some of "
-        f"{', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one panoptic.json. By default the first "
-        "two of each.",
+        "instances.json; ids: a PNG of 16 bits, pixel value = id of the instance, geotiff the same where its image "
+        f"lies. Of a panoptic model some of {', '.join(KINDS['panoptic'])}; segments: COCO's panoptic PNGs and one "
+        "panoptic.json. By default the first two of each.",
     )
     threshold: float | None = threshold_flag()
     tile: list[int] | None = flag(

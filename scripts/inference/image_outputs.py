@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -98,6 +99,36 @@ class OutputFiles:
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
+    def place_of(self, path: Path, size: tuple[int, ...]) -> regions.Georeference | None:
+        """Where an image of this `(height, width)` lies on the map, if that is needed and known.
+
+        Raises:
+            UserError: what was asked for needs it.
+        """
+        place = regions.georeference(path) if {"polygons", "geotiff"} & {*self.kinds} else None
+        if place is not None and place.size != size:
+            raise UserError(f"{path}: it is turned by its orientation, its place on the map is not: store it upright")
+        if place is None and "geotiff" in self.kinds:
+            raise UserError(no_place(path))
+        return place
+
+    def write_polygons(
+        self,
+        path: Path,
+        target: PurePath,
+        place: regions.Georeference | None,
+        found: Callable[[], Iterable[regions.Region]],
+    ) -> None:
+        """Writes, if asked to, the regions of an image in pixels, and where it has a place on the map there too."""
+        if "polygons" not in self.kinds:
+            return
+        with atomic_file(self.file(target, "polygons")) as file:
+            regions.write_geojson(found(), self.names, file, regions.PIXELS)
+        if place is not None:
+            with errors_explained(str(path), UserError), atomic_file(self.file(target, "polygons", 1)) as file:
+                on_the_map = (regions.on_the_map(region, place) for region in found())
+                regions.write_geojson(on_the_map, self.names, file, regions.DEGREES)
+
 
 @dataclass
 class ImageOutputs(OutputFiles):
@@ -137,21 +168,11 @@ class ImageOutputs(OutputFiles):
 
     def _write_regions(self, path: Path, target: PurePath, labels: np.ndarray) -> None:
         """Writes polygons and what lies on the map."""
-        place = regions.georeference(path) if {"polygons", "geotiff"} & {*self.kinds} else None
-        if place is not None and place.size != labels.shape:
-            raise UserError(f"{path}: it is turned by its orientation, its place on the map is not: store it upright")
-        if "polygons" in self.kinds:
-            with atomic_file(self.file(target, "polygons")) as partial:
-                regions.write_geojson(regions.regions_of(labels), self.names, partial, regions.PIXELS)
-            if place is not None:
-                with errors_explained(str(path), UserError), atomic_file(self.file(target, "polygons", 1)) as partial:
-                    found = (regions.on_the_map(region, place) for region in regions.regions_of(labels))
-                    regions.write_geojson(found, self.names, partial, regions.DEGREES)
-        if "geotiff" in self.kinds:
-            if place is None:
-                raise UserError(no_place(path))
-            with atomic_file(self.file(target, "geotiff")) as partial:
-                regions.write_label_geotiff(labels, place, self.palette, partial)
+        place = self.place_of(path, labels.shape)
+        self.write_polygons(path, target, place, partial(regions.regions_of, labels))
+        if place is not None and "geotiff" in self.kinds:
+            with atomic_file(self.file(target, "geotiff")) as file:
+                regions.write_label_geotiff(labels, place, self.palette, file)
         if "coco" in self.kinds:
             height, width = labels.shape
             about = {"file_name": (target.parent / path.name).as_posix(), "height": height, "width": width}

@@ -10,7 +10,7 @@ ENDINGS = {
     "probabilities": ("_probabilities.npy",),
     "polygons": ("_polygons.geojson", "_polygons_map.geojson"),
     "coco": (),  # one file of all images
-    "geotiff": ("_labels.tif",),
+    "geotiff": ("_labels.tif", "_ids.tif"),  # of semantic models, and of others
     "instances": (),  # one file of all images
     "segments": ("_segments.png",),  # and one file of all images
     "ids": ("_ids.png",),
@@ -37,19 +37,16 @@ DEFAULT_KINDS = {
 }
 KINDS = {
     "semantic": ["labels", "overlay", "confidence", "probabilities", "polygons", "coco", "geotiff"],
-    "instance": ["instances", "overlay", "ids"],
-    "panoptic": ["segments", "overlay", "ids"],
+    "instance": ["instances", "overlay", "ids", "polygons", "geotiff"],
+    "panoptic": ["segments", "overlay", "ids", "polygons", "geotiff"],
 }
 NEED_RASTERIO = ("polygons", "coco", "geotiff")
 # Why a kind is not for models of some other task.
-OF_A_LABEL_MAP = "it is made of a map of one class for each pixel, which tells no object from the next"
 WHY_NOT = {
     "labels": "a map of one class for each pixel tells no object from the next",
     "confidence": "its scores are of whole segments, which the files of them list, and not of pixels",
     "probabilities": "its scores are of whole segments, which the files of them list, and not of pixels",
-    "polygons": OF_A_LABEL_MAP,
-    "coco": OF_A_LABEL_MAP,
-    "geotiff": OF_A_LABEL_MAP,
+    "coco": "it is made of a map of one class for each pixel, which tells no object from the next",
     "instances": "only an instance model finds objects that are ranked by a score and may overlap",
     "segments": "only a panoptic model finds segments of which every pixel has at most one",
     "ids": "it finds a class for each pixel and no segments that could have ids",

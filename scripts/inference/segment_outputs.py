@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from scripts.data.bands import for_eyes
 from scripts.drawing.png import write_png
 from scripts.drawing.visualization import class_colour
-from scripts.inference.found_segments import SegmentPredictor
+from scripts.inference.found_segments import FoundSegments, SegmentPredictor
 from scripts.inference.image_outputs import OutputFiles
 from scripts.inference.output_kinds import ENDINGS
+from scripts.inference.regions import Region, region_of_mask, write_geotiff
 from scripts.inference.segment_maps import coco_results, segment_map
+from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK
 
 
@@ -55,8 +60,30 @@ class SegmentOutputs(OutputFiles):
                 info = [{**each, "category_id": self.category_of(each["category_id"])} for each in info]
                 listed = {"file_name": png, "segments_info": info}
                 self.of_images["segments"].append((about, [listed]))
+        place = self.place_of(path, found.size)
+        self.write_polygons(path, target, place, partial(self.regions, found))
+        if place is not None and "geotiff" in self.kinds:
+            ids = segment_map(found, self.stuff or ()).ids
+            with atomic_file(self.file(target, "geotiff", 1)) as file:
+                write_geotiff(ids.astype(np.uint16), place, file)
         if "instances" in self.kinds:
             self.of_images["instances"].append((about, coco_results(found.instances, self.category_ids)))
+
+    def regions(self, found: FoundSegments) -> Iterator[Region]:
+        """The segments as polygons, instances best first and whole, though others may overlap them."""
+        if found.panoptic is None:
+            for number, each in enumerate(found.instances, 1):
+                rows, columns = each.mask.rows, each.mask.columns
+                about = {"id": number, "score": round(each.score, 6)}
+                yield region_of_mask(each.mask.pixels.numpy(), rows.start, columns.start, each.label, about)
+            return
+        segments = segment_map(found, self.stuff or ())
+        boxes = ndimage.find_objects(segments.ids)
+        for listed in segments.info(self.stuff is not None):
+            rows, columns = boxes[listed["id"] - 1]
+            about = {key: listed[key] for key in ("id", "score", "isthing") if key in listed}
+            mask = segments.ids[rows, columns] == listed["id"]
+            yield region_of_mask(mask, rows.start, columns.start, listed["category_id"], about)
 
     def category_of(self, index: int) -> int:
         """The id of a class in the data that the model learnt from."""

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from planted_segments import NAMES, SIZE, found_instances, found_panoptic, masks
+from planted_segments import NAMES, SIZE, box, found_instances, found_panoptic, instance, masks
 
 from scripts import predict as predict_command
 from scripts.data.label_encodings import SegmentClasses, SegmentForm
@@ -140,6 +140,70 @@ def test_ids_of_many_segments_are_colours():
     assert np.array_equal(coloured @ [1, 256, 65536], many)
 
 
+# ---- polygons and the map
+
+
+def drawn(geometry, size=SIZE, **place):
+    from rasterio import features
+
+    return features.rasterize([geometry], out_shape=size, dtype="uint8", **place).astype(bool)
+
+
+def features_of(file):
+    return json.loads(file.read_text())["features"]
+
+
+def test_polygons_of_instances_are_their_whole_masks(write):
+    """The hidden one too, and one of two parts."""
+    pytest.importorskip("rasterio")
+    found, two_parts = found_instances(), box(0, 50, 3, 55) | box(36, 50, 40, 60)
+    found.instances.append(instance(2, 0.5, two_parts))
+    polygons = features_of(write(["polygons"], found) / "a_polygons.geojson")
+    assert [each["geometry"]["type"] for each in polygons] == ["Polygon"] * 4 + ["MultiPolygon"]
+    for number, (each, mask) in enumerate(zip(polygons, [*masks(), two_parts], strict=True), 1):
+        label, score = found.instances[number - 1][:2]
+        about = {"id": number, "score": score, "class_id": label, "class": NAMES[label], "pixels": mask.sum()}
+        assert each["properties"] == about and np.array_equal(drawn(each["geometry"]), mask)
+    assert features_of(write(["polygons"], FoundSegments(SIZE, [])) / "a_polygons.geojson") == []
+
+
+def test_polygons_of_panoptic_segments_are_the_map(write):
+    pytest.importorskip("rasterio")
+    polygons = features_of(write(["polygons"], found_panoptic(), stuff=[0]) / "a_polygons.geojson")
+    ids = np.zeros(SIZE, dtype=np.int32)
+    for each in polygons:
+        ids[drawn(each["geometry"])] += each["properties"]["id"]
+    assert np.array_equal(ids, found_panoptic().panoptic.ids)
+    assert [each["properties"]["isthing"] for each in polygons] == [0, 1, 1, 1]
+    assert polygons[3]["properties"]["class"] == "car" and polygons[3]["properties"]["score"] == 0.81
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_segments_lie_where_their_image_does(task, predicted, model_of, street, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.asarray(Image.open(street).convert("RGB")).transpose(2, 0, 1)
+    size, there = pixels.shape[1:], rasterio.Affine(10, 0, 500_000, 0, -10, 5_316_000)
+    place = {"crs": "EPSG:32632", "transform": there}
+    form = {"driver": "GTiff", "width": size[1], "height": size[0], "count": 3, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "street.tif", "w", **form, **place) as file:
+        file.write(pixels)
+    flags = ["--threshold", "0.1", "--outputs", "ids", "geotiff", "polygons"]
+    predicted(model_of(task), *flags, images=tmp_path / "street.tif")
+    folder, from_degrees = tmp_path / "out", rasterio.warp.transform_geom
+    with rasterio.open(folder / "street_ids.tif") as file:
+        assert file.crs == place["crs"] and file.transform == there and file.dtypes == ("uint16",)
+        ids = file.read(1)
+    assert np.array_equal(ids, np.asarray(Image.open(folder / "street_ids.png"))) and ids.any()
+    pixels, degrees = (features_of(folder / f"street_polygons{kind}.geojson") for kind in ("", "_map"))
+    assert len(pixels) == len(degrees) > 0
+    for one, other in zip(pixels, degrees, strict=True):
+        back = from_degrees("EPSG:4326", place["crs"], other["geometry"])
+        assert one["properties"] == other["properties"]
+        assert np.array_equal(drawn(one["geometry"], size), drawn(back, size, transform=there))
+    _, error = predicted(model_of(task), *flags, code=2)
+    assert "street.png has no coordinate reference system" in error
+
+
 # ---- the command
 
 
@@ -152,9 +216,9 @@ def street(tmp_path_factory):
 
 @pytest.fixture
 def predicted(command, street, tmp_path):
-    def run(model, *flags, code=0):
+    def run(model, *flags, code=0, images=street):
         found, out, errors = command(
-            predict_command, street, "--model_name_or_path", model, "--output_dir", tmp_path / "out", *flags
+            predict_command, images, "--model_name_or_path", model, "--output_dir", tmp_path / "out", *flags
         )
         assert found == code, errors
         return out, errors[-1] if errors else ""
@@ -207,7 +271,7 @@ def test_a_panoptic_model_writes_segments_and_an_overlay(predicted, model_of, tm
         ("instance", ["--outputs", "labels"], "--outputs labels of this instance model: a map of one class"),
         ("instance", ["--outputs", "segments"], "only a panoptic model finds segments"),
         ("instance", ["--outputs", "probabilities"], "its scores are of whole segments"),
-        ("panoptic", ["--outputs", "coco"], "choose among segments, overlay, ids"),
+        ("panoptic", ["--outputs", "coco"], "choose among segments, overlay, ids, polygons, geotiff"),
         ("panoptic", ["--outputs", "instances"], "only an instance model finds objects"),
         ("semantic", ["--outputs", "ids"], "no segments that could have ids"),
         ("instance", ["--tile", "64"], "--tile is for semantic models, this is of task instance"),

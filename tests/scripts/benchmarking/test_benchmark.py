@@ -234,6 +234,7 @@ def test_mask2former_here_has_the_weights_of_the_other(backbone):
     assert outputs_apart(ours, theirs)["class logits"] == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.system
 def test_a_part_of_equal_weights_says_how_far_outputs_are_apart(uncollected):
     record = measure_part(PARTS["mask2former-resnet50-512"], Effort("cpu", 1, 0.0, True, False))
     assert set(record["contestants"]) == set(SAME_WEIGHTS)
@@ -295,6 +296,7 @@ def test_the_clock_separates_watched_parts_from_the_rest():
     assert 0.05 <= stages["backbone"] < 0.2 and 0.02 <= stages["rest"] < 0.2
 
 
+@pytest.mark.system
 def test_multiply_adds_of_the_released_model():
     plain = count_multiply_adds(Case(MASK2FORMER_HERE))
     counts = count_multiply_adds(Case(FASEG))

@@ -46,6 +46,7 @@ print(json.dumps({"calls": calls, "known": known, "names": names}))
 """
 
 
+@pytest.mark.system
 def test_a_training_run_opens_its_dataset_once(shapes, tiny_recipe, tmp_path):
     """From flags to the first batch, off the Hub: one look at its files, one request for each file beside the data."""
     folder = tmp_path / "shapes"

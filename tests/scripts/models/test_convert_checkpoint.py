@@ -298,6 +298,7 @@ def converted(files, tmp_path_factory):
     return folder
 
 
+@pytest.mark.system
 def test_folder_loads_with_the_same_numbers(case, converted):
     official, config = case
     tensors, _ = load_case(None, "full_r50narrow")
@@ -310,6 +311,7 @@ def test_folder_loads_with_the_same_numbers(case, converted):
     assert (logits - tensors["out/pred_logits"]).abs().max() < 1e-4
 
 
+@pytest.mark.system
 def test_constants_that_a_trimmed_checkpoint_lacks_come_from_the_config(case, files, converted, tmp_path, command):
     """The weights of the classes in the loss are none of the training's."""
     official, _ = case

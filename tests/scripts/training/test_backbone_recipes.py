@@ -94,7 +94,7 @@ def test_recipes_have_the_settings_of_their_sources(name):
     text = (RECIPES / f"{name}.yaml").read_text()
     card = read_card(CARDS / name / "card.yaml")
     assert "Not run here" in text and card.base_model in text
-    assert ("DINOv3 License" in text) == ("DINOv3 License" in card.notice["trained"]) == ("dinov3" in name)
+    assert ("DINOv3 License" in text) == (card.license_name == "dinov3-license") == ("dinov3" in name)
 
 
 @pytest.mark.parametrize("name", RECIPES_HERE)

@@ -242,6 +242,7 @@ def interrupted_in_the_last_save(arguments, rank):
     train(arguments)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("world", [1, 2])
 def test_ctrl_c_in_the_last_save_lets_it_end(world, tiny_recipe, shapes, tmp_path):
     arguments = arguments_for(tiny_recipe, shapes, tmp_path / "run", "--max_train_steps", 1)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.cli.errors import UserError, errors_explained
-from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
+from scripts.cli.parser import ReadPath, check_at_least, flag, parse_arguments, path_flag, run_command
 from scripts.models.arguments import ModelArguments
 from scripts.models.tasks import refuse_other_task
 from scripts.storage.atomic import atomic_file, write_failure
@@ -70,11 +70,27 @@ class ExportArguments(ModelArguments):
         "(H, W) comes out. Of a model of other bands the image has those; of one with an intensity range it is "
         "float32.",
     )
+    calibration_images: list[str] = flag(
+        [],
+        "Images and folders of them, 8 or more, that show which numbers occur: convolutions and matrix products of "
+        "the file then compute in 8 bits. In place of --int8, which stores weights in 8 bits and computes in float32.",
+        action=ReadPath,
+    )
+    validation_images: list[str] = flag(
+        [],
+        "Other images, on which labels of a file made with --calibration_images are compared with the model's; by "
+        "default those of the calibration.",
+        action=ReadPath,
+    )
+    validation_masks: str | None = path_flag(
+        "Folder of the label maps of --validation_images, PNGs of class ids named as their images are: mean IoU of "
+        "model and file is printed too."
+    )
     int8: bool = flag(False, "Store the weights of matrix products in 8 bits, quantised by onnxruntime.")
     least_agreement: float = flag(
         0.95,
-        "Least share of pixels, from 0 to 1, that must get the model's own label where --precision fp16, --int8 "
-        "or --with_processing makes small differences.",
+        "Least share of pixels, from 0 to 1, that must get the model's own label where --precision fp16, --int8, "
+        "--calibration_images or --with_processing makes small differences.",
     )
     timing_runs: int = flag(5, "How many runs the comparison of speeds takes; 0 leaves it out.")
     seed: int = flag(0, "Seed of the random images that file and model are compared on.")
@@ -93,11 +109,28 @@ def check_arguments(arguments: ExportArguments) -> None:
         raise UserError(f"--deformable {arguments.deformable}: choose one of {', '.join(DEFORMABLE)}")
     if arguments.int8 and arguments.precision != "fp32":
         raise UserError(f"--int8 and --precision {arguments.precision}: leave one of them out")
+    check_calibration(arguments)
     if (arguments.height is None) != (arguments.width is None):
         raise UserError("--height and --width belong together: give both, or neither for any size")
     check_at_least(arguments, 0, "timing_runs", "seed", "least_agreement")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
+
+
+def check_calibration(arguments: ExportArguments) -> None:
+    """Raises `UserError` at flags of calibrated 8 bits that do not belong together."""
+    if not arguments.calibration_images:
+        for name in ("validation_images", "validation_masks"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name} is for files made with --calibration_images: give that too")
+        return
+    for name in ("int8", "with_processing"):
+        if getattr(arguments, name):
+            raise UserError(f"--calibration_images and --{name}: leave one of them out")
+    if arguments.precision != "fp32":
+        raise UserError(f"--calibration_images and --precision {arguments.precision}: leave one of them out")
+    if arguments.validation_masks and not arguments.validation_images:
+        raise UserError("--validation_masks is for --validation_images: give them too")
 
 
 def export_onnx(arguments: ExportArguments) -> Path:
@@ -198,12 +231,17 @@ def build_graph(
     if arguments.int8:
         print("storing weights in 8 bits", flush=True)
         graph = in_eight_bits(graph)
+    if arguments.calibration_images:
+        from scripts.onnx_export.calibration import calibrated, read_samples
+
+        samples = read_samples("--calibration_images", arguments.calibration_images, processor, model.config)
+        graph = calibrated(graph, [sample.pixels for sample in samples])
     print(grid_sample_nodes(graph, arguments.deformable), flush=True)
     name = arguments.model_name_or_path or ""
     facts = {
         "model_id": Path(name).resolve().name if Path(name).exists() else name,
         "license": license_of(name, model.config),
-        "precision": "int8" if arguments.int8 else arguments.precision,
+        "precision": "int8" if arguments.int8 or arguments.calibration_images else arguments.precision,
         "with_processing": arguments.with_processing,
         "deformable": arguments.deformable,
         "written_by": MARK,
@@ -253,9 +291,12 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
     print("loading the file in onnxruntime, and comparing it with the model", flush=True)
     with errors_explained("onnxruntime cannot load the file", Exception):  # it has no common class of errors
         session = decisions.open_session(file)
-    exact = arguments.precision == "fp32" and not arguments.int8
+    exact = arguments.precision == "fp32" and not (arguments.int8 or arguments.calibration_images)
     decided = decisions.FileDecisions(file, kind) if exact else None
-    if arguments.with_processing:
+    comparisons: list[Any]
+    if arguments.calibration_images:
+        comparisons = [validation_of(arguments, kind, model, processor, session)]
+    elif arguments.with_processing:
         comparisons = checking.compare_images(kind, model, processor, session, arguments.seed, decided)
     else:
         sizes = kind.sizes_to_check(processor, size)
@@ -276,6 +317,18 @@ def compare(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, 
     if arguments.timing_runs:
         print(f"timing {arguments.timing_runs} runs of file and model", flush=True)
         print(measured_speed(arguments, kind, model, processor, session, size))
+
+
+def validation_of(arguments: ExportArguments, kind: Kind, model: Any, processor: Any, session: Any) -> Any:
+    """Labels of model and file on the images that the user gave for that."""
+    from scripts.onnx_export.calibration import read_samples, validate
+
+    flag_name = "--validation_images" if arguments.validation_images else "--calibration_images"
+    if not arguments.validation_images:
+        print("  compared on the images of the calibration: others, --validation_images, would tell more", flush=True)
+    images = arguments.validation_images or arguments.calibration_images
+    samples = read_samples(flag_name, images, processor, model.config, arguments.validation_masks)
+    return validate(kind, model, processor, session, samples)
 
 
 def measured_speed(

@@ -1,0 +1,186 @@
+"""A graph whose convolutions and matrix products compute in 8 bits, with ranges measured on images.
+
+Notation: B batch, C bands, H and W of the (padded) image.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from PIL import Image
+
+from scripts.cli.errors import UserError, errors_explained
+from scripts.data.bands import form_of
+from scripts.data.folders import counted
+from scripts.data.images import find_images, read_image
+from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion
+from scripts.onnx_export.kinds import Kind
+from scripts.onnx_export.network import INPUT
+
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: where torch found it in the model
+# Modules whose products stay in float32: of coordinates and weights of deformable attention a step of 8 bits is whole
+# pixels, and masks, their embeddings and classes decide what queries look at.
+EXACT = ("sampling_offsets", "attention_weights", "mask_embedder", "class_predictor")
+LEAST_IMAGES = 8
+IGNORED = 255
+
+
+class Images(CalibrationDataReader):
+    """Normalised images `(1, C, H, W)`, as onnxruntime's calibration asks for them."""
+
+    def __init__(self, pixels: Sequence[np.ndarray]) -> None:
+        self.left = iter(pixels)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next image, or None after the last."""
+        pixels = next(self.left, None)
+        return None if pixels is None else {INPUT: pixels}
+
+
+def calibrated(graph: onnx.ModelProto, pixels: Sequence[np.ndarray]) -> onnx.ModelProto:
+    """`graph` with 8-bit weights, one scale for each channel, and 8-bit inputs of convolutions and of products with
+    constant weights, as pairs of `QuantizeLinear` and `DequantizeLinear`. Products of two computed maps, which are
+    attention and masks, and the modules `EXACT` stay as they are.
+
+    Args:
+        pixels: normalised images `(1, C, H, W)` whose smallest and largest numbers at each place set its range.
+    """
+    # Imported here because it sets up the program's logging.
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+        onnx.save(graph, before)
+        quant_pre_process(before, before, skip_symbolic_shape=True, skip_optimization=True)
+        prepared = onnx.load(before)
+        quantize_static(
+            before,
+            after,
+            Images(pixels),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            nodes_to_exclude=list(left_exact(prepared.graph)),
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
+        return onnx.load(after)
+
+
+def left_exact(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of the nodes that are not quantised."""
+    constants = {value.name for value in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+            continue
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
+        if node.input[1] not in constants or any(name in scopes for name in EXACT):
+            yield node.name
+
+
+@dataclass
+class Sample:
+    """An image as the network takes it, `(1, C, H, W)`; its size before padding; its label map `(h, w)`, if any."""
+
+    pixels: np.ndarray
+    input_size: Sequence[int]
+    label_map: np.ndarray | None = None
+
+
+def read_samples(
+    flag: str, names: Sequence[str], processor: Any, config: Any, masks: str | None = None
+) -> list[Sample]:
+    """The images of these files and folders, with the label maps of folder `masks` that are named as they are.
+
+    Raises:
+        UserError: there are fewer than `LEAST_IMAGES`, one cannot be read, or has no label map of its size.
+    """
+    form = form_of(config, processor)
+    found = find_images(list(names))
+    if len(found) < LEAST_IMAGES:
+        raise UserError(f"{flag} {' '.join(names)}: {counted(len(found), 'image')}, give at least {LEAST_IMAGES}")
+    samples = []
+    for path, _ in found:
+        image = read_image(path, form)
+        if image is None:
+            raise UserError(f"{flag}: {path} cannot be read, take it out")
+        batch = processor(image, return_tensors="np")
+        sample = Sample(batch["pixel_values"], batch["input_sizes"][0])
+        if masks is not None:
+            sample.label_map = read_label_map(Path(masks) / f"{path.stem}.png", path, config.num_labels)
+        samples.append(sample)
+    return samples
+
+
+def read_label_map(file: Path, image: Path, num_labels: int) -> np.ndarray:
+    """Class ids `(h, w)`, 255 where there is none.
+
+    Raises:
+        UserError: the file is missing or no map of the model's classes.
+    """
+    missing = f"--validation_masks: no label map {file} of {image.name}"
+    with errors_explained(missing, OSError), Image.open(file) as opened:
+        label_map = np.array(opened)
+    if label_map.ndim != 2 or (label_map[label_map != IGNORED] >= num_labels).any():
+        raise UserError(f"--validation_masks: {file} is no map of class ids 0..{num_labels - 1} and {IGNORED}")
+    return label_map
+
+
+@dataclass
+class Validation:
+    """The labels of a file beside those of its model: the share that is equal, and of samples with label maps the mean
+    IoU of both in percent."""
+
+    images: int
+    equal_labels: float
+    mean_iou: tuple[float, float] | None  # of the model, of the file
+
+    def __str__(self) -> str:
+        text = f"{self.images} validation images: {100 * self.equal_labels:.2f} % of labels equal"
+        if self.mean_iou:
+            text += f", mIoU {self.mean_iou[0]:.2f} of the model, {self.mean_iou[1]:.2f} of the int8 file"
+        return text
+
+
+@torch.no_grad()
+def validate(kind: Kind, model: Any, processor: Any, session: Any, samples: Sequence[Sample]) -> Validation:
+    """Labels by the processor at the sizes of the label maps, or of what the network was given without padding."""
+    num_labels = model.config.num_labels
+    equal, pixels = 0, 0
+    confusions = [np.zeros((num_labels, num_labels), np.int64) for _ in range(2)]
+    names = [output.name for output in kind.outputs]
+    for sample in samples:
+        ours = model(pixel_values=torch.from_numpy(sample.pixels))
+        theirs = session.run(names, {INPUT: sample.pixels})
+        sizes = {
+            "target_sizes": [sample.input_size if sample.label_map is None else sample.label_map.shape],
+            "input_sizes": [sample.input_size],
+        }
+        outputs = (
+            {name: ours[name] for name in names},
+            dict(zip(names, map(torch.from_numpy, theirs), strict=True)),
+        )
+        maps = [
+            processor.post_process_semantic_segmentation(SimpleNamespace(**given), **sizes)[0].numpy()
+            for given in outputs
+        ]
+        equal, pixels = equal + int((maps[0] == maps[1]).sum()), pixels + maps[0].size
+        if sample.label_map is not None:
+            known = sample.label_map != IGNORED
+            for counts, labels in zip(confusions, maps):
+                counts += confusion_matrix(labels[known], sample.label_map[known], num_labels)
+    scores = tuple(100 * scores_from_confusion(counts)["mean_iou"] for counts in confusions)
+    labelled = all(sample.label_map is not None for sample in samples)
+    return Validation(len(samples), equal / pixels, (scores[0], scores[1]) if labelled else None)

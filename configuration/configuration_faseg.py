@@ -170,8 +170,11 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
         windows_are_read = self.use_high_resolution_cross_attention or self.high_resolution_min_windows == 0
         fix = "set it to 0: use_high_resolution_cross_attention=False keeps no windows"
         require(self, "high_resolution_min_windows", windows_are_read, fix)
-        shares = self.use_high_resolution_cross_attention or self.high_resolution_sharing == "none"
-        fix = 'set it to "none": use_high_resolution_cross_attention=False leaves no layer that could share'
+        shares = self.reads_high_resolution_level or self.high_resolution_sharing == "none"
+        without = "use_high_resolution_cross_attention=False"
+        if self.use_high_resolution_cross_attention:
+            without = f"decoder_layers={self.decoder_layers}, fewer than 4,"
+        fix = f'set it to "none": {without} leaves no layer that could share'
         require(self, "high_resolution_sharing", shares, fix)
         kind = getattr(self.backbone_config, "model_type", None)
         fix = f"set it to None: backbone_config is of type {kind!r}, not 'timm_backbone'"

@@ -18,7 +18,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -55,8 +55,7 @@ def trial(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None if _interprets() else "Triton runs on CUDA, and on a CPU only with TRITON_INTERPRET=1"
     try:
-        with _usual_modes(device):
-            error = _error_of_small_case(device)
+        error = _error_apart(device)
     except Exception as failure:  # whatever Triton, its compilers or the driver raise
         obstacle = f"the Triton kernel failed on {device}: {' '.join(str(failure).split())[:200]}"
     else:
@@ -67,17 +66,18 @@ def trial(device: torch.device) -> str | None:
     return obstacle
 
 
-@contextlib.contextmanager
-def _usual_modes(device: torch.device) -> Iterator[None]:
-    """Inside the block gradients can be taken, whatever the caller's modes: the answer of a trial holds for all calls.
+def _error_apart(device: torch.device) -> float:
+    """`_error_of_small_case` whatever the caller does: the answer of a trial holds for all calls.
 
-    Under deterministic algorithms, `grid_sample` on CUDA would refuse to have a backward pass.
+    A thread of its own has none of the caller's modes: inference, autocast, tensors without data, hooks on what is
+    saved for a backward pass, the recording of a checkpoint. Deterministic algorithms, under which `grid_sample` on
+    CUDA refuses to have a backward pass, are switched off meanwhile, as they are one switch for all threads.
     """
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            yield
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(_error_of_small_case, device).result()
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warns)
 

@@ -79,8 +79,8 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         as peft's wrappers do.
 
         Args:
-            mode: of `torch.compile`; by default `"reduce-overhead"`, CUDA graphs, where the model is on a GPU. Outputs
-                are copies, which the next call leaves as they are.
+            mode: of `torch.compile`; by default `"reduce-overhead"`, CUDA graphs, where the model is on a GPU and no
+                `backend` or `options` are given. Outputs are copies, which the next call leaves as they are.
             sizes: most shapes `(B, C, H, W)` of `pixel_values` that are compiled, 1 to 8; images of further shapes are
                 computed without, and the first one is named in a warning.
             options: further ones of `torch.compile`, such as `backend`.
@@ -91,7 +91,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         """
         if not 1 <= sizes <= MOST_SIZES:
             raise ValueError(f"sizes={sizes}: give 1 to {MOST_SIZES}")
-        if mode is None and self.device.type == "cuda":
+        if mode is None and self.device.type == "cuda" and not options.keys() & {"backend", "options"}:
             mode = "reduce-overhead"
         self._compiled_for = CompiledForSizes(sizes)
         self.compile(fullgraph=True, dynamic=False, mode=mode, **options)

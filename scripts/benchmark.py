@@ -117,6 +117,8 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
             )
     if arguments.trained_model or arguments.images:
         raise UserError("--trained_model and --images are for --engines: give that too")
+    if arguments.backbones and not arguments.memory:
+        raise UserError("--no_memory with --backbones: leave it out, the memory of backbones is not measured")
     for name in ("contestants", "scaling", "training_memory", "plot_file"):
         if arguments.backbones and getattr(arguments, name):
             raise UserError(f"--{name} with --backbones: leave one out, backbones have one measurement and no plot")
@@ -157,6 +159,8 @@ def check_engines(arguments: BenchmarkArguments) -> None:
     for name in ("only", "contestants", "scaling", "training_memory", "backbones", "plot_file"):
         if getattr(arguments, name):
             raise UserError(f"--{name} with --engines: leave one out, engines have one measurement and no plot")
+    if not arguments.memory:
+        raise UserError("--no_memory with --engines: leave it out, the memory of engines is not measured")
     if arguments.device not in (None, "cpu"):
         raise UserError(f"--device {arguments.device} with --engines: leave it out, engines are measured on the CPU")
     if arguments.trained_model is None and arguments.images:
@@ -252,8 +256,9 @@ def main() -> None:
     """Entry point."""
     arguments = parse_arguments(BenchmarkArguments)
     if arguments.startup:
-        for name in ("engines", "backbones", "only", "contestants", "scaling", "training_memory", "output_file"):
-            if getattr(arguments, name):
+        default = BenchmarkArguments(startup=True)
+        for name in vars(default):
+            if getattr(arguments, name) != getattr(default, name):
                 raise UserError(f"--{name} with --startup: leave one out, --startup only prints its table")
         print(startup_table())
     elif arguments.engines:

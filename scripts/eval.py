@@ -291,6 +291,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         return results
     label_ids, id_table = arguments.label_ids, None
     if data.encoding != CLASSES:  # each segment is painted in its class
+        if data.holds_class_maps:
+            data.do_reduce_labels |= bool(processor.do_reduce_labels)
         refuse_class_map_flags(arguments)
         check_segment_classes(data, model.config.id2label or {})
     elif arguments.protocol == NATIVE:

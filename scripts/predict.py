@@ -352,7 +352,7 @@ def predict(arguments: PredictArguments) -> int:
     output_dir, kinds = Path(arguments.output_dir or ""), arguments.outputs or DEFAULT_KINDS[task]
     if images:
         check_outputs(kinds, images)
-    for file in output_files(images, output_dir, kinds) if images else ():
+    for file in output_files(images, output_dir, kinds, task) if images else ():
         check_output_file("--output_dir:", file, arguments.overwrite)
     accelerator = build_accelerator(arguments.mixed_precision)
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}

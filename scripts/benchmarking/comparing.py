@@ -180,7 +180,7 @@ def floor_of(kind: str, case: Case) -> dict[str, int]:
     if kind not in ("inference", "post-processing", "training"):
         return {}
     if kind == "post-processing":
-        return {kind: semantic_products(case)}
+        return {kind: semantic_products(case, case.queries)}
     counts = needed_multiply_adds(case)
     if kind == "training":
         forward = sum(count for stage, count in counts.items() if stage != "post-processing")

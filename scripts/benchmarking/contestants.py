@@ -21,7 +21,7 @@ import modeling_faseg  # noqa: F401 - registers the models
 from configuration import FASegConfig
 from image_processing import FASegImageProcessor
 from modeling_faseg.deformable_attention import set_sampling_form
-from scripts.benchmarking.parts import BY_RECIPE, FASEG, MASK2FORMER, MASK2FORMER_HERE
+from scripts.benchmarking.parts import BY_RECIPE, FASEG, FASEG_RESNET50, MASK2FORMER, MASK2FORMER_HERE
 from scripts.cli.errors import UserError
 from scripts.cli.parser import PROJECT_ROOT, read_recipe
 from scripts.models import mask2former
@@ -84,7 +84,12 @@ class Case:
     @property
     def has_own_floor(self) -> bool:
         """Whether it needs other multiply-adds than the part's baseline: it is another network, or partly frozen."""
-        return self.is_frozen or self.contestant in BY_RECIPE
+        return self.is_frozen or self.contestant in BY_RECIPE or self.own_backbone != self.backbone
+
+    @property
+    def own_backbone(self) -> str:
+        """Its backbone: the part's, unless its name says another."""
+        return "ResNet-50" if self.contestant == FASEG_RESNET50 else self.backbone
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,11 +103,11 @@ def faseg_config(case: Case) -> Any:
     if recipe := BY_RECIPE.get(case.contestant):
         overrides = read_recipe(recipe, [field.name for field in fields(TrainArguments)])["config_overrides"]
         return FASegConfig(**{**overrides, "num_labels": case.classes})
-    config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / BACKBONES[case.backbone])
+    config = AutoConfig.from_pretrained(PROJECT_ROOT / "hub_cards" / BACKBONES[case.own_backbone])
     values = {key: value for key, value in config.to_dict().items() if key not in ("id2label", "label2id")}
     values |= {"num_labels": case.classes, "num_queries": case.queries}
     if case.quick:
-        values["backbone_config"] = {**values["backbone_config"], **TINY_BACKBONES[case.backbone]}
+        values["backbone_config"] = {**values["backbone_config"], **TINY_BACKBONES[case.own_backbone]}
         values |= TINY_HEAD | {"decoder_layers": 5, "high_resolution_reduction": 4}
     return type(config)(**values)
 

@@ -21,6 +21,7 @@ from scripts.benchmarking.parts import FASEG
 from scripts.cli.errors import UserError
 from scripts.data.bands import form_of
 from scripts.data.images import find_images, read_image
+from scripts.inference.predictors import processed_inputs
 from scripts.models.input_channels import num_channels
 from scripts.onnx_export.checking import compare_outputs, drawn_images
 from scripts.onnx_export.decisions import FileDecisions, open_session
@@ -98,14 +99,18 @@ def trained_inputs(folder: str, images: Sequence[str]) -> tuple[Any, Kind, list[
         least = max(kind.least_side, kind.step)
         size = kind.fixed or (least, least + kind.step)
         return model, kind, [drawn_images(1, *size, seed, num_channels(config)) for seed in range(2)]
+    if kind.fixed:
+        raise UserError(
+            f"--images: {folder} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: leave it out"
+        )
     form = form_of(config, processor)
     read = [read_image(found.path, form) for found in find_images(list(images))[:MOST_IMAGES]]
     known = [image for image in read if image is not None]
     if not known:
         raise UserError(f"--images {' '.join(images)}: none of the first {MOST_IMAGES} images can be read")
-    first = processor(known[0], return_tensors="pt")["pixel_values"].shape[2:]
-    canvas = {"pad_size": {"height": first[0], "width": first[1]}}
-    return model, kind, [processor(image, return_tensors="pt", **canvas)["pixel_values"] for image in known]
+    first = processed_inputs(processor, known[0], "cpu")["pixel_values"].shape[2:]
+    canvas: dict[str, Any] = {"pad_size": {"height": first[0], "width": first[1]}}
+    return model, kind, [processed_inputs(processor, image, "cpu", **canvas)["pixel_values"] for image in known]
 
 
 def write_files(model: Any, kind: Kind, size: tuple[int, int], folder: Path) -> dict[str, Path]:

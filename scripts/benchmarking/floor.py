@@ -13,7 +13,7 @@ from transformers import AutoModelForUniversalSegmentation
 
 from scripts.benchmarking.contestants import Case, network_config, watched_modules
 from scripts.benchmarking.measuring import in_child
-from scripts.benchmarking.parts import BY_RECIPE, FASEG, MASK2FORMER_HERE
+from scripts.benchmarking.parts import BY_RECIPE, FASEG, FASEG_RESNET50, MASK2FORMER_HERE
 
 
 CORNERS, POINTS, LEVELS = 4, 4, 3  # of a bilinear sample; per head and level; of the deformable encoder
@@ -26,7 +26,7 @@ def needed_multiply_adds(case: Case) -> dict[str, int]:
     deformable attention and the sum over queries at full size, which is most of post-processing, by formula.
     Elementwise work, norms and resizing count nothing, so this is a floor.
     """
-    contestant = case.contestant if case.contestant in (MASK2FORMER_HERE, *BY_RECIPE) else FASEG
+    contestant = case.contestant if case.contestant in (MASK2FORMER_HERE, FASEG_RESNET50, *BY_RECIPE) else FASEG
     one = _counted_once(dataclasses.replace(case, contestant=contestant, device="cpu", batch=1))
     return {stage: case.batch * count for stage, count in one.items()}
 
@@ -57,13 +57,13 @@ def count_multiply_adds(case: Case) -> dict[str, int]:
         counts[stage] = next(count for name, count in by_module.items() if name.endswith(f".{names[module]}"))
     counts["heads and the rest"] = by_module["Global"] - sum(counts.values())
     counts["pixel decoder"] += _deformable_samples(case, config)
-    counts["post-processing"] = semantic_products(case)
+    counts["post-processing"] = semantic_products(case, config.num_queries)
     return counts
 
 
-def semantic_products(case: Case) -> int:
+def semantic_products(case: Case, queries: int) -> int:
     """Multiply-adds of the sum over queries of class times mask probability, at full size."""
-    return case.batch * network_config(case).num_queries * case.classes * case.height * case.width
+    return case.batch * queries * case.classes * case.height * case.width
 
 
 def _deformable_samples(case: Case, config: Any) -> int:

@@ -26,7 +26,7 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 QUICK_AXES: dict[str, tuple[int, ...]] = {"width": (64, 128), "classes": (3, 5)}
 GIGABYTES = (8, 16, 24, 80)
-BYTES_PER_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
+BYTES_OF_WEIGHTS, BYTES_OF_LEARNING = 4, 12  # per parameter: float32; its gradient and AdamW's two moments
 RESERVE = 0.15  # of the device, for its context, workspaces and the allocator's gaps
 
 
@@ -68,9 +68,9 @@ def _point(axis: str, value: int, effort: Effort) -> list[dict[str, Any]]:
 def measure_training_memory(effort: Effort) -> dict[str, Any]:
     """Per FASeg recipe and precision what training needs, and the largest batch per device that fits into `GIGABYTES`.
 
-    An estimate, the same on every device: 16 bytes per parameter, plus what autograd saves for the backward of one
-    forward and loss at batch 1 and 2, extended linearly, with 15 % of the device kept free. Mixed precision is
-    measured under bfloat16 autocast; float16 takes as much.
+    An estimate, the same on every device: 16 bytes per parameter, 4 per frozen one, plus what autograd saves for the
+    backward of one forward and loss at batch 1 and 2, extended linearly, with 15 % of the device kept free. Mixed
+    precision is measured under bfloat16 autocast; float16 takes as much.
     """
     rows = []
     for recipe in sorted(RECIPES.glob("*.yaml")):
@@ -79,9 +79,8 @@ def measure_training_memory(effort: Effort) -> dict[str, Any]:
             continue
         size = (64, 64) if effort.quick else (content["crop_height"], content["crop_width"])
         for mixed in (False, True):
-            one, two = (
-                in_child(saved_bytes, content["config_name"], *size, batch, mixed, effort.device) for batch in (1, 2)
-            )
+            setting = (content["config_name"], content.get("freeze_backbone", False), *size)
+            one, two = (in_child(saved_bytes, *setting, batch, mixed, effort.device) for batch in (1, 2))
             rows.append({"recipe": recipe.stem, "height": size[0], "width": size[1], "mixed": mixed} | needs(one, two))
         if effort.quick:
             break
@@ -98,15 +97,22 @@ def needs(one: dict[str, int] | None, two: dict[str, int] | None) -> dict[str, A
     return {"state": one["state"], "per_image": per_image, "fixed": fixed, "largest_batch": largest}
 
 
-def saved_bytes(config_name: str, height: int, width: int, batch: int, mixed: bool, device: str) -> dict[str, int]:
-    """Bytes of `state` (weights, gradients, moments) and of `saved`, what autograd keeps from forward and loss."""
+def saved_bytes(
+    config_name: str, freeze_backbone: bool, height: int, width: int, batch: int, mixed: bool, device: str
+) -> dict[str, int]:
+    """Bytes of `state`, which is weights, and gradients and moments of what learns, and of `saved`, what autograd
+    keeps from forward and loss."""
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(PROJECT_ROOT / config_name)
-    model = AutoModelForUniversalSegmentation.from_config(config).to(device).train()
+    model: Any = AutoModelForUniversalSegmentation.from_config(config).to(device)
+    if freeze_backbone:
+        model.base_model.backbone.requires_grad_(False)
+    model.train()
     case = Case(FASEG, height=height, width=width, batch=batch, device=device, classes=config.num_labels)
     inputs = random_batch(case, 0)
     precision = torch.autocast(torch.device(device).type, torch.bfloat16) if mixed else nullcontext()
     with precision, saved_storages([*model.parameters(), *model.buffers()]) as counted:
         model(**inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"state": BYTES_PER_PARAMETER * parameters, "saved": counted()}
+    learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"state": BYTES_OF_WEIGHTS * parameters + BYTES_OF_LEARNING * learnt, "saved": counted()}

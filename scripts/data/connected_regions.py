@@ -23,8 +23,16 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.data.arguments import CLASSES, DatasetArguments, check_dataset_flags
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.samples import decode_classes, reduced_labels, sample_name, with_bytes
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.samples import (
+    BadSample,
+    BadSamples,
+    RowFormat,
+    decode_sample,
+    read_or_bad,
+    reduced_labels,
+    with_bytes,
+)
+from scripts.data.sources import IGNORE_INDEX, readable
 from scripts.data.synthetic_scenes import encoded, write_beside, write_shards
 
 
@@ -66,19 +74,43 @@ def segments_of_classes(
     return ids.astype(np.uint16), listed
 
 
+def image_bytes(row: dict[str, Any], form: RowFormat, name: str) -> dict[str, Any]:
+    """The image of a row with its bytes, so that the data set is whole wherever it is moved.
+
+    Raises:
+        BadSample: it cannot be read.
+    """
+    with read_or_bad(f"image of sample {name}"):
+        image = with_bytes(form.bounds.checked_value(row[form.image_column], f"image of sample {name}"))
+        if image.get("bytes") is None:
+            image = {"bytes": Path(image["path"]).read_bytes(), "path": Path(image["path"]).name}
+    return image
+
+
 def rows_of_segments(
     dataset: LabelledDataset, instance_classes: Collection[int], min_area: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows in the form of COCO's panoptic sets; images keep their bytes."""
+    """Rows in the form of COCO's panoptic sets, images as they are. Samples that cannot be read are skipped and said.
+
+    Raises:
+        UserError: too many of them, or more regions in an image than ids.
+    """
     form, names = dataset.row_format, dataset.id2label or {}
-    for index, row in enumerate(tqdm(dataset.stream, dataset.split, dataset.num_examples, dynamic_ncols=True)):
-        name = sample_name(row, form.image_column, index)
-        classes = decode_classes(row, form, len(names), name).numpy()
+    bad = BadSamples(dataset.arguments.max_bad_samples, dataset.num_examples)
+    stream = tqdm(readable(dataset.stream), dataset.split, dataset.num_examples, dynamic_ncols=True)
+    for index, row in enumerate(stream):
+        try:
+            _, label_map, name = decode_sample(row, form, len(names), index)
+            image = image_bytes(row, form, name)
+        except BadSample as error:
+            bad.add([str(error)], 1)
+            continue
+        bad.add([], 1)
+        classes = label_map.numpy()
         if form.do_reduce_labels:
             classes = reduced_labels(classes)
         with errors_explained(f"sample {name}", ValueError):
             ids, listed = segments_of_classes(classes, instance_classes, min_area)
-        image = with_bytes(form.bounds.checked_value(row[form.image_column], f"image of sample {name}"))
         label = encoded(Image.fromarray(ids), "PNG")
         yield {"image": image, "label": label, "image_id": name, "segments_info": listed}
 

@@ -30,7 +30,7 @@ SEMANTIC_FLAGS = {
     "focus": "measures masks of class maps",
     "report": "shows errors of class maps",
 }
-IDS_OF_CLASS_MAPS = ("protocol", "label_ids", "do_reduce_labels")
+IDS_OF_CLASS_MAPS = ("protocol", "label_ids")
 
 
 def given(arguments: Any, names: Any) -> list[str]:

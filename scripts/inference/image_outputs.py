@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class OutputFiles:
         of_images: by kind of `COMMON_FILES` of each image written what the file says of it, and its annotations.
     """
 
+    endings: ClassVar[dict[str, tuple[str, ...]]] = ENDINGS
     kinds: list[str]
     output_dir: Path
     names: dict[int, str]
@@ -94,7 +95,7 @@ class OutputFiles:
 
     def file(self, target: PurePath, kind: str, number: int = 0) -> Path:
         """A file to be written, in a folder that is there."""
-        file = self.output_dir / f"{target}{ENDINGS[kind][number]}"
+        file = self.output_dir / f"{target}{self.endings[kind][number]}"
         check_output_file("--output_dir:", file, self.overwrite)
         file.parent.mkdir(parents=True, exist_ok=True)
         return file

@@ -10,11 +10,13 @@ ENDINGS = {
     "probabilities": ("_probabilities.npy",),
     "polygons": ("_polygons.geojson", "_polygons_map.geojson"),
     "coco": (),  # one file of all images
-    "geotiff": ("_labels.tif", "_ids.tif"),  # of semantic models, and of others
+    "geotiff": ("_labels.tif",),
     "instances": (),  # one file of all images
     "segments": ("_segments.png",),  # and one file of all images
     "ids": ("_ids.png",),
 }
+# Those of instance and panoptic models.
+SEGMENT_ENDINGS = ENDINGS | {"geotiff": ("_ids.tif",)}
 # Kinds that put something of all images into one file.
 COMMON_FILES = {"coco": "coco.json", "instances": "instances.json", "segments": "panoptic.json"}
 WORDS = {

@@ -87,10 +87,15 @@ def label_array(labels: Tensor) -> np.ndarray:
 
 
 def processed_inputs(
-    processor: Any, image: Image.Image | BandImage, device: Any, do_resize: bool | None = None
+    processor: Any, image: Image.Image | BandImage, device: Any, do_resize: bool | None = None, **settings: Any
 ) -> dict[str, Tensor]:
-    """Inputs of an image on the scale 0..255 after the processor's own resize, or without one."""
-    settings: dict[str, Any] = {} if do_resize is None else {"do_resize": do_resize}
+    """Inputs of an image on the scale 0..255 after the processor's own resize, or without one.
+
+    Args:
+        settings: further ones of the processor.
+    """
+    if do_resize is not None:
+        settings["do_resize"] = do_resize
     if getattr(processor, "intensity_range", None) is not None:
         settings["intensity_range"] = None  # the image has been brought to 0..255 where it was read
     if isinstance(image, BandImage):

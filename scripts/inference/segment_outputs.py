@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from scripts.drawing.png import write_png
 from scripts.drawing.visualization import class_colour
 from scripts.inference.found_segments import FoundSegments, SegmentPredictor
 from scripts.inference.image_outputs import OutputFiles
-from scripts.inference.output_kinds import ENDINGS
+from scripts.inference.output_kinds import SEGMENT_ENDINGS
 from scripts.inference.regions import Region, region_of_mask, write_geotiff
 from scripts.inference.segment_maps import coco_results, segment_map
 from scripts.storage.atomic import atomic_file
@@ -36,6 +36,7 @@ class SegmentOutputs(OutputFiles):
         empty: images in which nothing was found.
     """
 
+    endings: ClassVar[dict[str, tuple[str, ...]]] = SEGMENT_ENDINGS
     stuff: Collection[int] | None = None
     category_ids: Sequence[int] | None = None
     empty: int = field(default=0, init=False)
@@ -55,7 +56,7 @@ class SegmentOutputs(OutputFiles):
                 write_png(segments.of_16_bits(), self.file(target, "ids"), self.overwrite)
             if "segments" in self.kinds:
                 write_png(segments.coloured(), self.file(target, "segments"), self.overwrite)
-                png = f"{target.as_posix()}{ENDINGS['segments'][0]}"
+                png = f"{target.as_posix()}{self.endings['segments'][0]}"
                 info = segments.info(self.stuff is not None)
                 info = [{**each, "category_id": self.category_of(each["category_id"])} for each in info]
                 listed = {"file_name": png, "segments_info": info}
@@ -64,7 +65,7 @@ class SegmentOutputs(OutputFiles):
         self.write_polygons(path, target, place, partial(self.regions, found))
         if place is not None and "geotiff" in self.kinds:
             ids = segment_map(found, self.stuff or ()).ids
-            with atomic_file(self.file(target, "geotiff", 1)) as file:
+            with atomic_file(self.file(target, "geotiff")) as file:
                 write_geotiff(ids.astype(np.uint16), place, file)
         if "instances" in self.kinds:
             self.of_images["instances"].append((about, coco_results(found.instances, self.category_ids)))

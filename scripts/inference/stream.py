@@ -37,16 +37,18 @@ from scripts.drawing.png import write_png
 from scripts.drawing.visualization import label_image, model_palette, with_legend
 from scripts.inference.found_segments import SegmentPredictor
 from scripts.inference.image_outputs import OutputFiles
-from scripts.inference.output_kinds import COMMON_FILES, ENDINGS
+from scripts.inference.output_kinds import COMMON_FILES, ENDINGS, SEGMENT_ENDINGS
 from scripts.inference.predictors import SingleScale
 from scripts.inference.segment_maps import segment_map
 from scripts.inference.shards import Finished, ShardFolder
 from scripts.inference.shrinking import Shrinking
+from scripts.models.tasks import SEMANTIC
 
 
-def output_files(images: list[FoundImage], output_dir: Path, kinds: list[str]) -> list[Path]:
-    """The files of these kinds for each image, and those for all of them."""
-    endings = [ending for kind in kinds for ending in ENDINGS[kind]]
+def output_files(images: list[FoundImage], output_dir: Path, kinds: list[str], task: str) -> list[Path]:
+    """The files of these kinds for each image, and those for all of them, of a model of this task."""
+    of_kinds = ENDINGS if task == SEMANTIC else SEGMENT_ENDINGS
+    endings = [ending for kind in kinds for ending in of_kinds[kind]]
     files = [output_dir / f"{target}{ending}" for target in mirrored_names(images) for ending in endings]
     return files + [output_dir / COMMON_FILES[kind] for kind in kinds if kind in COMMON_FILES]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TimmBackbone
+from transformers import PreTrainedConfig, PreTrainedModel, TimmBackbone
 
 from scripts.cli.errors import UserError, causes
 from scripts.models.input_channels import RGB, adapted, is_first_convolution, num_channels
@@ -51,6 +53,8 @@ CLASSIFICATION_HEAD = re.compile(
 )
 # What a backbone has and a classification checkpoint may lack: output norms, semantic layers and batch counters.
 BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|\.semantic_layer\.|num_batches_tracked$|relative_position_index$)")
+# Fields of a backbone's configuration that say what is read of it, not what it is.
+OF_OUTPUTS = {"out_features", "out_indices", "stage_names", "reshape_hidden_states", "apply_layernorm"}
 # timm's and torchvision's ResNet -> the released checkpoints' names, by which both sides can be compared.
 TIMM_RESNET = (
     (r"conv1\.", "backbone.stem.conv1."),
@@ -110,6 +114,24 @@ def shards(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
+def other_fields(name: str, backbone: nn.Module) -> str:
+    """What `--config_overrides` has to say for the backbone to be the one that the weights' `config.json` describes;
+    empty where there is none of the same kind, or nothing differs."""
+    ours = getattr(backbone, "config", None)
+    try:
+        theirs, _ = PreTrainedConfig.get_config_dict(name)
+    except (OSError, ValueError):  # a file of weights alone
+        return ""
+    if not isinstance(ours, PreTrainedConfig) or theirs.get("model_type") != ours.model_type:
+        return ""
+    fields = type(ours)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - OF_OUTPUTS
+    differing = {
+        field: theirs[field] for field in sorted(fields & theirs.keys()) if theirs[field] != getattr(ours, field, None)
+    }
+    given = [f"backbone_config.{field}={json.dumps(value)}" for field, value in differing.items()]
+    return f": its config.json wants --config_overrides {shlex.join(given)}" if given else ""
+
+
 def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
     """Loads pretrained weights into the model's backbone; a classification head among them is left out.
 
@@ -157,18 +179,16 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
             remark = f"; {key} adapted from {RGB} to {channels} bands"
     for key, value in loaded.items():
         if value.shape != expected[key].shape:
-            raise UserError(
-                f"--backbone_weights {name}: {key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
-            )
+            shapes = f"{key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
+            raise UserError(f"--backbone_weights {name}: {shapes}{other_fields(name, backbone)}")
     named = (key for key in left_out if key not in beside)
     unknown = [key for key in named if not CLASSIFICATION_HEAD.match(key) and not BACKBONE_ONLY.search(key)]
     missing = sorted(expected.keys() - loaded.keys())
     lacking = [key for key in missing if not BACKBONE_ONLY.search(key)]
     for what, keys in (("is not in the backbone", unknown), ("is lacking", lacking)):
         if keys:
-            raise UserError(
-                f"--backbone_weights {name}: {keys[0]} {what} (and {len(keys) - 1} more): another architecture?"
-            )
+            fix = other_fields(name, backbone) or ": another architecture?"
+            raise UserError(f"--backbone_weights {name}: {keys[0]} {what} (and {len(keys) - 1} more){fix}")
     backbone.load_state_dict(loaded, strict=False)
     counts = [f"{len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}"]
     for keys, what in ((missing, "of the backbone alone, new"), (left_out, "left out")):

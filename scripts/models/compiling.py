@@ -9,6 +9,9 @@ from scripts.cli.errors import UserError
 from scripts.cli.parser import flag
 
 
+LARGEST = 4096  # of --size_divisor; inputs of more pixels than that squared a model may refuse
+
+
 @dataclass
 class CompileArguments:
     """Compilation of the network in the commands that use a trained one."""
@@ -35,8 +38,10 @@ def compile_network(arguments: CompileArguments, model: Any, *processors: Any) -
     if (divisor := arguments.size_divisor) is not None:
         for processor in processors:
             least = processor.size_divisor or 1
-            if divisor < 1 or divisor % least:
-                raise UserError(f"--size_divisor {divisor}: give a multiple of the model's own, {least}")
+            if not 1 <= divisor <= LARGEST or divisor % least:
+                raise UserError(
+                    f"--size_divisor {divisor}: give a multiple of the model's own, {least}, up to {LARGEST}"
+                )
             if not processor.do_pad or dict(processor.pad_size or {}).get("height"):
                 settings = f"do_pad={processor.do_pad}, pad_size={processor.pad_size}"
                 raise UserError(f"--size_divisor {divisor}: preprocessor_config.json has {settings}: leave it out")

@@ -75,7 +75,7 @@ def origin_of(config: Any) -> dict[str, str]:
 
 def is_non_commercial(license_name: str) -> bool:
     """Whether a licence allows non-commercial use alone, by its name."""
-    return bool(re.search("-nc|non-commercial", license_name.lower()))
+    return bool(re.search(r"\bnc\b|non[- ]?commercial", license_name.lower()))
 
 
 def origin_notice(config: Any) -> str:

@@ -55,8 +55,10 @@ class CardFacts:
 
     @property
     def is_non_commercial(self) -> bool:
-        """Whether commercial use is ruled out, by the licence, or where the Hub does not list it by the data's."""
-        return is_non_commercial(self.dataset["license"] if self.license == OTHER else self.license)
+        """Whether commercial use is ruled out: by the licence, or, where the Hub does not list it, by the data's."""
+        return is_non_commercial(self.licence) or (
+            self.license == OTHER and is_non_commercial(self.dataset["license"])
+        )
 
 
 def read_yaml(file: Path) -> Any:
@@ -96,7 +98,8 @@ def read_card(file: Path) -> CardFacts:
     if fault := object_fault(found, get_type_hints(CardFacts), needed):
         raise UserError(f"{file} {fault}")
     card = CardFacts(**{name: value for name, value in found.items() if value is not None})
-    if (card.license == OTHER) != bool(card.license_name and card.license_link):
+    given = (card.license_name, card.license_link)
+    if not all(given) if card.license == OTHER else any(given):
         raise UserError(
             f"{file}: license {card.license}: give license_name and license_link to the licence {OTHER!r} alone"
         )

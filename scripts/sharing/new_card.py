@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import yaml
 
 from scripts.models.licences import FIELDS, license_of, origin_of
 from scripts.models.tasks import task_of
-from scripts.sharing.card_facts import BLANK, blank_fields
+from scripts.sharing.card_facts import BLANK, OTHER, blank_fields
 from scripts.sharing.fit import architecture, class_names, trained_on
 from scripts.storage.atomic import atomic_file
 from scripts.storage.outputs import MARK
 
 
 FAMILY_NAMES = {"faseg": "FASeg", "semask": "SeMask FPN", "qlseg": "QLSeg"}
+# Licences that the Hub lists by such names; a card names any other beside `other`.
+OF_THE_HUB = r"apache-2\.0|mit|isc|unlicense|mpl-2\.0|(bsd|cc|a?gpl|lgpl|odc)-[\w.-]+|odbl|[\w-]*openrail[\w-]*"
 LICENCE_HELP = (
     "as the Hub writes it: apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0, ...; one that it does not list is",
     "`other`, with its name and address in license_name and license_link; what the licences of the",
@@ -71,6 +74,16 @@ def entry(name: str, value: Any, *comments: str, indent: str = "") -> list[str]:
     return [*(f"{indent}# {comment}" for comment in comments), *(f"{indent}{line}" for line in text.splitlines())]
 
 
+def licence_entries(name: str | None) -> list[str]:
+    """The fields of the licence of this name; one that is none of the Hub's own words is named beside `other`."""
+    if name is None:
+        return entry("license", blank("the licence of the weights"), *LICENCE_HELP)
+    if re.fullmatch(OF_THE_HUB, name):
+        return entry("license", name, *LICENCE_HELP)
+    link = blank("where that licence can be read")
+    return [*entry("license", OTHER, *LICENCE_HELP), *entry("license_name", name), *entry("license_link", link)]
+
+
 def card_text(known: Known) -> str:
     """The whole file."""
     names, family = class_names(known.config), FAMILY_NAMES.get(known.config.model_type, known.config.model_type)
@@ -90,7 +103,7 @@ def card_text(known: Known) -> str:
             else blank(f"one or two sentences: what this {family} of {len(names)} classes is for{trained}"),
         ),
         *entry("backbone", f"{backbone}{f', started from {Path(str(weights)).name}' if weights else ''}"),
-        *entry("license", origin.get("license") or blank("the licence of the weights"), *LICENCE_HELP),
+        *licence_entries(origin.get("license")),
         *(entry("base_model", origin["base_model"]) if "base_model" in origin else []),
         "notice:",
         *entry(

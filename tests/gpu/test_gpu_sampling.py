@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from command_runs import run_pytest
 from modeling_faseg.deformable_choice import sampling_form
@@ -94,6 +95,18 @@ def test_deterministic_gradients_are_the_same_every_time():
     assert all(ours.equal(theirs) for ours, theirs in zip(first, second))
     for ours, theirs in zip(first, run("grid", shapes, tensors)):
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_the_first_call_may_be_checkpointed():
+    shapes, tensors = encoder_case(64, 64, torch.float32)
+    pytest.importorskip("modeling_faseg.deformable_triton").trial.cache_clear()
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = checkpoint(sample_maps, leaves[0], shapes, *leaves[1:], use_reentrant=False)
+    found = torch.autograd.grad(output.sin().sum(), leaves)
+    assert sampling_form(tensors[0].device, torch.float32, True, len(shapes)).form == "triton"
+    output = sample_maps(leaves[0], shapes, *leaves[1:], "grid")
+    for ours, theirs in zip(found, torch.autograd.grad(output.sin().sum(), leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_compiled(capsys):

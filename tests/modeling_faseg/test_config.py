@@ -33,6 +33,10 @@ from modeling_faseg import FASegForUniversalSegmentation
             "high_resolution_sharing='shared': set it to \"none\"",
         ),
         ({"high_resolution_sharing": "all"}, "high_resolution_sharing"),
+        (
+            {"decoder_layers": 3, "high_resolution_sharing": "shared"},
+            "decoder_layers=3, fewer than 4, leaves no layer",
+        ),
         ({"task": "depth"}, "task"),
         ({"positional_encoding_type": "rotary"}, "positional_encoding_type"),
         ({"num_queries": "100"}, "num_queries"),

@@ -1,13 +1,16 @@
 """Segments from class maps: which regions become instances, and the data set that the command writes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.cli.parser import PROJECT_ROOT
+from scripts.data import connected_regions
 from scripts.data.arguments import DatasetArguments
 from scripts.data.connected_regions import segments_of_classes
 from scripts.data.labelled_dataset import LabelledDataset
@@ -46,6 +49,27 @@ def test_more_regions_than_ids_are_refused():
     dotted[::2, ::2] = 1
     with pytest.raises(ValueError, match=r"66561 regions in one image: raise --min_area 1"):
         segments_of_classes(dotted, {1}, min_area=1)
+
+
+def test_images_of_folders_are_in_the_data_set_and_broken_ones_are_skipped(tmp_path, command, monkeypatch):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((5, 6, 3), number, np.uint8)).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(CLASSES.astype(np.uint8)).save(tmp_path / "masks" / f"{number}.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    (tmp_path / "id2label.json").write_text(json.dumps({0: "sky", 1: "car", 2: "tree"}))
+    flags = ["--train_images", tmp_path / "images", "--train_masks", tmp_path / "masks", "--splits", "train"]
+    flags += ["--instance_classes", "car", "--output_dir"]
+    code, _, errors = command(connected_regions, *flags, tmp_path / "none", "--max_bad_samples", 0)
+    assert code == 2 and "1 bad samples, more than the 0 of --max_bad_samples" in errors[-1]
+    code, out, errors = command(connected_regions, *flags, tmp_path / "segments", "--min_area", 2)
+    assert code == 0 and "train: 2 images with 4 instances" in out, errors
+    assert any(line.startswith("skipped: ") and "sample 1" in line for line in errors)
+    shutil.rmtree(tmp_path / "images")
+    written = LabelledDataset(DatasetArguments(dataset_name=str(tmp_path / "segments")), "train")
+    images = [decode_segments(row, written.row_format, number)[0] for number, row in enumerate(written.stream)]
+    assert [int(image.unique()) for image in images] == [0, 2]
 
 
 @pytest.mark.system

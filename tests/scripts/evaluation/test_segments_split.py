@@ -1,6 +1,7 @@
 """AP and PQ of a whole split: in any number of processes, by `scripts/eval.py`, and what it refuses."""
 
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -198,9 +199,30 @@ def test_a_semantic_model_is_scored_on_painted_maps(evaluated, models, split, tm
     assert found["per_class"] == expected["per_class"] and found["mean_iou"] == expected["mean_iou"] > 0
 
 
-@pytest.mark.parametrize("flags", [["--protocol", "cityscapes"], ["--do_reduce_labels"]], ids=lambda flags: flags[0])
-def test_segments_have_no_ids_of_class_maps(command, random_model, split, flags):
-    code, _, errors = command(eval_command, "--model_name_or_path", random_model(19), "--dataset_name", split, *flags)
+def test_a_semantic_model_of_reduced_labels_is_scored_on_instances_beside_classes(evaluated, models, tmp_path):
+    """As on class maps alone: 0 is ignored, the others start at 1."""
+    model = shutil.copytree(models["semantic"], tmp_path / "model")
+    FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}, do_reduce_labels=True).save_pretrained(model)
+    maps, both = [], []
+    for index, (reference, _) in enumerate(random_split()):
+        image = np.random.default_rng(index).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        classes = reference.label_map().numpy()
+        stored = np.where(classes == 255, 0, classes + 1).astype(np.uint8)
+        instances = reference.layers[0].numpy().astype(np.uint8)
+        maps.append((f"#{index}", image, stored))
+        both.append((f"#{index}", image, np.stack([stored, instances, np.zeros_like(stored)], axis=-1)))
+    found = []
+    for name, rows in (("maps", maps), ("both", both)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+        flags = ["--label_encoding", "class_and_instance"] if name == "both" else []
+        found.append(evaluated(model, write_split(tmp_path / name, rows), "--no_extended_metrics", *flags)[0])
+    assert found[0]["per_class"] == found[1]["per_class"] and found[0]["mean_iou"] == found[1]["mean_iou"] > 0
+
+
+def test_segments_have_no_ids_of_class_maps(command, random_model, split):
+    flags = ["--dataset_name", split, "--protocol", "cityscapes"]
+    code, _, errors = command(eval_command, "--model_name_or_path", random_model(19), *flags)
     assert code == 2 and errors[-1].endswith("but these label maps hold segments: leave it out")
 
 

@@ -7,7 +7,14 @@ import timm
 import torch
 from huggingface_hub import errors
 from safetensors.torch import save_file
-from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinForImageClassification
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
 from scripts.cli.errors import UserError
 from scripts.models import backbone_weights
@@ -123,6 +130,33 @@ def test_transformers_folders_give_their_features(tmp_path):
         ours.model.backbone(images).feature_maps[-1].flatten(2).mT,
         torch.nn.functional.layer_norm(expected[-1].flatten(2).mT, (8 * SWIN["embed_dim"],)),
     )
+
+
+def dinov2(**fields):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    return {"model_type": "dinov2", **sizes, **fields}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "fix"),
+    [
+        ({"patch_size": 14, "image_size": 28}, "backbone_config.image_size=28 backbone_config.patch_size=14"),
+        ({"num_hidden_layers": 3}, "backbone_config.num_hidden_layers=3"),
+    ],
+)
+def test_weights_of_another_size_name_the_fields_of_their_configuration(theirs, fix, tmp_path):
+    """Patches and position tables of most released vision transformers are not the library's default."""
+
+    def built(fields, *overrides):
+        given = [f"backbone_config={json.dumps(fields)}", "simple_feature_pyramid=true", *SMALL, *overrides]
+        arguments = ModelArguments(config_overrides=given)
+        return build_model(arguments, build_config(arguments))
+
+    Dinov2Model(Dinov2Config(**dinov2(**theirs))).save_pretrained(tmp_path)
+    with pytest.raises(UserError) as refused:
+        load_backbone_weights(built(dinov2()), str(tmp_path))
+    assert str(refused.value).endswith(f": its config.json wants --config_overrides {fix}")
+    assert " tensors loaded from " in load_backbone_weights(built(dinov2(), *fix.split()), str(tmp_path))
 
 
 @torch.no_grad()

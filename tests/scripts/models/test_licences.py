@@ -13,7 +13,14 @@ from configuration import FASegConfig
 from scripts import convert_checkpoint, export_hub
 from scripts.cli.errors import UserError
 from scripts.models.arguments import ModelArguments
-from scripts.models.licences import check_keeps_licence, inherited, license_of, origin_notice, origin_of
+from scripts.models.licences import (
+    check_keeps_licence,
+    inherited,
+    is_non_commercial,
+    license_of,
+    origin_notice,
+    origin_of,
+)
 from scripts.models.loading import build_config, read_config
 from scripts.models.warm_start import WarmStart
 from scripts.sharing import clean_load
@@ -61,6 +68,17 @@ def test_a_folder_may_tell_what_it_was_saved_from(spoilt):
     file = spoilt / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": ZOO}))
     assert origin_of(read_config(ModelArguments(model_name_or_path=str(spoilt)), str(spoilt))) == NC
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cc-by-nc-sa-4.0", True), ("fair-noncommercial-research-license", True), ("acme-nc", True),
+        ("terms of use (non-commercial research)", True), ("apache-2.0", False), ("mit", False), ("ncsa", False),
+    ],
+)  # fmt: skip
+def test_licences_that_rule_out_commercial_use_are_known_by_name(name, expected):
+    assert is_non_commercial(name) == expected
 
 
 def test_a_folder_says_its_licence_in_its_card_or_not_at_all(folder, tmp_path):

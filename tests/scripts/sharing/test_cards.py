@@ -301,6 +301,7 @@ def test_a_licence_that_the_hub_does_not_list_is_named_and_linked():
     assert f"are licensed under dinov3-license: {link}\n" in licence_text(facts, "")
     free = replace(facts, dataset=facts.dataset | {"license": "CC BY 4.0"})
     assert not free.is_non_commercial and facts.is_non_commercial
+    assert replace(free, license_name="acme-nc").is_non_commercial
 
 
 @pytest.mark.parametrize(
@@ -322,6 +323,7 @@ def test_commands_keep_no_places_of_this_machine(command, shown):
         ({"licence": "mit"}, "unknown field licence"),
         ({"license": ...}, "missing field license"),
         ({"license": "other", "license_name": "x"}, "license other: give license_name and license_link to"),
+        ({"license_name": "x"}, "license cc-by-nc-4.0: give license_name and license_link to"),
         ({"license_link": "https://x", "license_name": "x"}, "license cc-by-nc-4.0: give license_name and"),
         ({"dataset": {"name": "x"}}, "dataset lacks id"),
         ({"dataset": "x"}, "dataset holds 'x'"),

@@ -86,6 +86,11 @@ class ExportArguments(ModelArguments):
         "Folder of the label maps of --validation_images, PNGs of class ids named as their images are: mean IoU of "
         "model and file is printed too."
     )
+    float_modules: list[str] = flag(
+        [],
+        "With --calibration_images: modules of the model that go on computing in float32, such as backbone: small "
+        "networks with depthwise convolutions lose most in 8 bits.",
+    )
     int8: bool = flag(False, "Store the weights of matrix products in 8 bits, quantised by onnxruntime.")
     least_agreement: float = flag(
         0.95,
@@ -120,7 +125,7 @@ def check_arguments(arguments: ExportArguments) -> None:
 def check_calibration(arguments: ExportArguments) -> None:
     """Raises `UserError` at flags of calibrated 8 bits that do not belong together."""
     if not arguments.calibration_images:
-        for name in ("validation_images", "validation_masks"):
+        for name in ("validation_images", "validation_masks", "float_modules"):
             if getattr(arguments, name):
                 raise UserError(f"--{name} is for files made with --calibration_images: give that too")
         return
@@ -235,7 +240,7 @@ def build_graph(
         from scripts.onnx_export.calibration import calibrated, read_samples
 
         samples = read_samples("--calibration_images", arguments.calibration_images, processor, model.config)
-        graph = calibrated(graph, [sample.pixels for sample in samples])
+        graph = calibrated(graph, [sample.pixels for sample in samples], arguments.float_modules)
     print(grid_sample_nodes(graph, arguments.deformable), flush=True)
     name = arguments.model_name_or_path or ""
     facts = {

@@ -5,6 +5,7 @@ Notation: B batch, C bands, H and W of the (padded) image.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,13 +48,18 @@ class Images(CalibrationDataReader):
         return None if pixels is None else {INPUT: pixels}
 
 
-def calibrated(graph: onnx.ModelProto, pixels: Sequence[np.ndarray]) -> onnx.ModelProto:
+def calibrated(
+    graph: onnx.ModelProto, pixels: Sequence[np.ndarray], float_modules: Sequence[str] = ()
+) -> onnx.ModelProto:
     """`graph` with 8-bit weights, one scale for each channel, and 8-bit inputs of convolutions and of products with
     constant weights, as pairs of `QuantizeLinear` and `DequantizeLinear`. Products of two computed maps, which are
     attention and masks, and the modules `EXACT` stay as they are.
 
     Args:
         pixels: normalised images `(1, C, H, W)` whose smallest and largest numbers at each place set its range.
+        float_modules: names of further modules of the model that stay as they are.
+    Raises:
+        UserError: one of them has no convolution or product that would be changed.
     """
     # Imported here because it sets up the program's logging.
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -62,7 +68,7 @@ def calibrated(graph: onnx.ModelProto, pixels: Sequence[np.ndarray]) -> onnx.Mod
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         onnx.save(graph, before)
         quant_pre_process(before, before, skip_symbolic_shape=True, skip_optimization=True)
-        prepared = onnx.load(before)
+        left = list(left_exact(onnx.load(before).graph, float_modules))
         quantize_static(
             before,
             after,
@@ -72,22 +78,29 @@ def calibrated(graph: onnx.ModelProto, pixels: Sequence[np.ndarray]) -> onnx.Mod
             per_channel=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
-            nodes_to_exclude=list(left_exact(prepared.graph)),
+            nodes_to_exclude=left,
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
         return onnx.load(after)
 
 
-def left_exact(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names of the nodes that are not quantised."""
+def left_exact(graph: onnx.GraphProto, float_modules: Sequence[str] = ()) -> Iterator[str]:
+    """Names of the nodes that are not quantised; see `calibrated`."""
+    unseen = dict.fromkeys(float_modules)
     constants = {value.name for value in graph.initializer}
     constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     for node in graph.node:
         if node.op_type not in ("Conv", "MatMul", "Gemm"):
             continue
         scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
-        if node.input[1] not in constants or any(name in scopes for name in EXACT):
+        modules = {part for scope in re.findall(r"'([^']*)'", scopes) for part in scope.split(".")}
+        named = modules & {*EXACT, *float_modules}
+        if node.input[1] not in constants or named:
             yield node.name
+        for name in named & unseen.keys():
+            del unseen[name]
+    if unseen:
+        raise UserError(f"--float_modules {next(iter(unseen))}: the model has no such module with weights in it")
 
 
 @dataclass

@@ -25,9 +25,11 @@ from scripts.benchmarking.engine_tables import engines_markdown
 from scripts.benchmarking.tables import backbones_markdown, benchmark_markdown, read_parts
 from scripts.cli.errors import UserError
 from scripts.cli.parser import IS_CHECKOUT, flag, parse_arguments, run_command
+from scripts.models.tasks import SEMANTIC
 from scripts.sharing.card_facts import read_card, read_published
 from scripts.sharing.cards import NOT_MEASURED
 from scripts.sharing.papers import PAPERS
+from scripts.sharing.results_files import PER_CLASS, task_of_results
 from scripts.storage.atomic import atomic_file
 from scripts.storage.json_files import read_json
 
@@ -127,6 +129,13 @@ def lens_markdown(rows: list[dict[str, Any]]) -> str:
     return markdown(["read", "mIoU"], ([row["habit"], number(row["detectron2"])] for row in rows))
 
 
+def classes_markdown(results: dict[str, Any]) -> str:
+    """A row per class of an instance or a panoptic model, and one of all."""
+    titles = PER_CLASS[task_of_results(results)]
+    rows = [[label, *(number(row.get(key)) for key in titles)] for label, row in results["per_class"].items()]
+    return markdown(["class", *titles.values()], [*rows, ["all", *(number(results.get(key)) for key in titles)]])
+
+
 def focus_markdown(consistency: dict[str, Any]) -> str:
     """A row per decoder layer: how much of the queries' look falls into their final masks."""
     rows = (
@@ -197,6 +206,8 @@ def all_tables(root: Path, up: str) -> dict[str, str]:
     tables |= {file.stem: backbones_markdown(file) for file in results.glob(f"{BACKBONES}*.json")}
     tables |= {f"ablation-{file.stem}": ablation_markdown(file) for file in (results / "ablation").glob("*.json")}
     for name, measured in read_results(results).items():
+        if task_of_results(measured) != SEMANTIC:
+            tables[f"classes-{name}"] = classes_markdown(measured)
         if rows := measured.get("protocol_lens"):
             tables[f"lens-{name}"] = lens_markdown(rows)
         if consistency := measured.get("focus_consistency"):

@@ -298,7 +298,7 @@ def test_stopping_the_command_stops_the_page_and_leaves_nothing(browser, semanti
     process = subprocess.Popen(
         [sys.executable, *map(str, [SPACE_COMMAND, *flags])], cwd=tmp_path / "here", env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in the foreground
     )  # fmt: skip
     try:
         for _ in range(480):

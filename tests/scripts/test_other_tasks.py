@@ -61,7 +61,7 @@ def test_a_label_map_out_of_onnx_is_refused(task, model_of, tmp_path, command):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", ["labels", "confidence", "probabilities", "polygons", "coco", "geotiff"])
+@pytest.mark.parametrize("kind", ["labels", "confidence", "probabilities", "coco"])
 def test_outputs_of_label_maps_are_refused(task, kind, street, model_of, tmp_path, command):
     flags = [street, "--model_name_or_path", model_of(task), "--output_dir", tmp_path / "out", "--outputs", kind]
     code, _, errors = command(predict_command, *flags)

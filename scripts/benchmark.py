@@ -259,6 +259,7 @@ def main() -> None:
         default = BenchmarkArguments(startup=True)
         for name in vars(default):
             if getattr(arguments, name) != getattr(default, name):
+                name = "no_memory" if name == "memory" else name
                 raise UserError(f"--{name} with --startup: leave one out, --startup only prints its table")
         print(startup_table())
     elif arguments.engines:

@@ -37,9 +37,14 @@ LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, t
 @torch.no_grad()
 def outputs_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, Size]:
     """The model's outputs for one processed image, and the image's `(height, width)` in it, without padding."""
-    mask = inputs["pixel_mask"][0]
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-    return outputs, (int(mask[:, 0].sum()), int(mask[0].sum()))
+    return outputs, input_size_of(inputs)
+
+
+def input_size_of(inputs: dict[str, Tensor]) -> Size:
+    """`(height, width)` of one processed image without padding."""
+    mask = inputs["pixel_mask"][0]
+    return int(mask[:, 0].sum()), int(mask[0].sum())
 
 
 def image_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> ScoreRows:

@@ -23,7 +23,10 @@ from scripts.cli.errors import UserError, errors_explained
 from scripts.data.bands import form_of
 from scripts.data.folders import counted
 from scripts.data.images import find_images, read_image
+from scripts.data.samples import reduced_labels
+from scripts.data.sources import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion
+from scripts.inference.predictors import input_size_of, processed_inputs
 from scripts.onnx_export.kinds import Kind
 from scripts.onnx_export.network import INPUT
 
@@ -33,7 +36,6 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: where torch found it in the 
 # pixels, and masks, their embeddings and classes decide what queries look at.
 EXACT = ("sampling_offsets", "attention_weights", "mask_embedder", "class_predictor")
 LEAST_IMAGES = 8
-IGNORED = 255
 
 
 class Images(CalibrationDataReader):
@@ -129,25 +131,34 @@ def read_samples(
         image = read_image(path, form)
         if image is None:
             raise UserError(f"{flag}: {path} cannot be read, take it out")
-        batch = processor(image, return_tensors="np")
-        sample = Sample(batch["pixel_values"], batch["input_sizes"][0])
+        inputs = processed_inputs(processor, image, "cpu")
+        sample = Sample(inputs["pixel_values"].numpy(), input_size_of(inputs))
         if masks is not None:
-            sample.label_map = read_label_map(Path(masks) / f"{path.stem}.png", path, config.num_labels)
+            file, size = Path(masks) / f"{path.stem}.png", (image.height, image.width)
+            sample.label_map = read_label_map(file, size, config.num_labels, bool(processor.do_reduce_labels))
         samples.append(sample)
     return samples
 
 
-def read_label_map(file: Path, image: Path, num_labels: int) -> np.ndarray:
-    """Class ids `(h, w)`, 255 where there is none.
+def read_label_map(file: Path, size: tuple[int, int], num_labels: int, do_reduce_labels: bool) -> np.ndarray:
+    """Class ids `(h, w)` of an image of this `(height, width)`, 255 where there is none.
 
+    Args:
+        do_reduce_labels: whether 0 is ignored in the file and classes begin at 1.
     Raises:
-        UserError: the file is missing or no map of the model's classes.
+        UserError: the file is missing, or no map of the model's classes of that size.
     """
-    missing = f"--validation_masks: no label map {file} of {image.name}"
-    with errors_explained(missing, OSError), Image.open(file) as opened:
+    with errors_explained(f"--validation_masks: no label map {file}", OSError), Image.open(file) as opened:
         label_map = np.array(opened)
-    if label_map.ndim != 2 or (label_map[label_map != IGNORED] >= num_labels).any():
-        raise UserError(f"--validation_masks: {file} is no map of class ids 0..{num_labels - 1} and {IGNORED}")
+    if label_map.shape != size:
+        raise UserError(
+            f"--validation_masks: {file} has shape {label_map.shape}, its image {size}: give one of its size"
+        )
+    if do_reduce_labels and label_map.max(initial=0) <= IGNORE_INDEX:
+        label_map = reduced_labels(label_map.astype(np.uint8))
+    if (label_map[label_map != IGNORE_INDEX] >= num_labels).any():
+        ids = f"1..{num_labels}" if do_reduce_labels else f"0..{num_labels - 1}"
+        raise UserError(f"--validation_masks: {file} is no map of class ids {ids} and {IGNORE_INDEX}")
     return label_map
 
 
@@ -191,7 +202,7 @@ def validate(kind: Kind, model: Any, processor: Any, session: Any, samples: Sequ
         ]
         equal, pixels = equal + int((maps[0] == maps[1]).sum()), pixels + maps[0].size
         if sample.label_map is not None:
-            known = sample.label_map != IGNORED
+            known = sample.label_map != IGNORE_INDEX
             for counts, labels in zip(confusions, maps):
                 counts += confusion_matrix(labels[known], sample.label_map[known], num_labels)
     scores = tuple(100 * scores_from_confusion(counts)["mean_iou"] for counts in confusions)

@@ -8,6 +8,7 @@ from several_classes import with_several_classes
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from scripts import export_onnx as command_module
+from scripts.cli.errors import UserError
 from scripts.models.loading import save_model_folder
 from scripts.onnx_export import calibration, checking
 
@@ -63,6 +64,16 @@ def test_a_calibrated_file(checkpoint, images, tmp_path, command):
     assert code == 2 and "% of labels are equal, --least_agreement asks for 101 %. Nothing was written" in errors[-1]
 
 
+def test_label_maps_are_read_as_the_model_learnt_them(tmp_path):
+    Image.fromarray(np.array([[0, 1], [3, 255]], np.uint8)).save(tmp_path / "a.png")
+    found = calibration.read_label_map(tmp_path / "a.png", (2, 2), 3, do_reduce_labels=True)
+    assert found.tolist() == [[255, 0], [2, 255]]
+    with pytest.raises(UserError, match=r"is no map of class ids 0\.\.2 and 255"):
+        calibration.read_label_map(tmp_path / "a.png", (2, 2), 3, do_reduce_labels=False)
+    with pytest.raises(UserError, match=r"has shape \(2, 2\), its image \(2, 3\)"):
+        calibration.read_label_map(tmp_path / "a.png", (2, 3), 4, do_reduce_labels=False)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -81,6 +92,6 @@ def test_flags_that_do_not_belong_together(flags, message, model_folder, tmp_pat
 def test_a_label_map_of_other_classes_is_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 9, np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(calibration.UserError, match=r"a.png is no map of class ids 0..5 and 255"):
-        calibration.read_label_map(tmp_path / "a.png", tmp_path / "a.jpg", 6)
-    with pytest.raises(calibration.UserError, match=r"no label map .*b.png of b.jpg"):
-        calibration.read_label_map(tmp_path / "b.png", tmp_path / "b.jpg", 6)
+        calibration.read_label_map(tmp_path / "a.png", (4, 4), 6, do_reduce_labels=False)
+    with pytest.raises(calibration.UserError, match=r"no label map .*b.png"):
+        calibration.read_label_map(tmp_path / "b.png", (4, 4), 6, do_reduce_labels=False)

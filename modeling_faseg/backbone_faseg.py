@@ -21,6 +21,7 @@ STRIDES = (4, 8, 16, 32)
 FREEING: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 PYRAMIDS = "resnet, swin, convnextv2, dinov3_convnext, pvt_v2 or a timm_backbone"
 PLAIN = "dinov3_vit, dinov2, beit, vitdet or a timm_backbone"
+_FOUND: dict[tuple[Any, ...], BackboneMaps] = {}  # of backbones of this process
 
 
 def build_backbone(config: FASegConfig) -> PreTrainedModel:
@@ -39,7 +40,7 @@ def build_backbone(config: FASegConfig) -> PreTrainedModel:
     kind, has_pyramid = backbone_config.model_type, config.simple_feature_pyramid
     try:
         backbone = _build(backbone_config, kwargs)
-        maps = _last_map(backbone) if has_pyramid else _four_maps(backbone)
+        maps = _maps(backbone, kwargs, has_pyramid)
     except ProbeError as error:
         name = getattr(backbone_config, "backbone", None)  # timm's name of it
         named = f" ({name}, timm_backbone_kwargs={kwargs})" if name else ""
@@ -88,6 +89,20 @@ def _build(backbone_config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
         backbone._supports_sdpa = True
     _match_reference_swin(backbone)
     return backbone
+
+
+def _maps(backbone: Any, kwargs: dict[str, Any], has_pyramid: bool) -> BackboneMaps:
+    """What it gives, found once in a process for equal backbones, as running its shapes takes longer than building it.
+
+    Raises:
+        ProbeError: it does not give what is needed.
+    """
+    config, dtype = backbone.config, next(backbone.parameters()).dtype
+    settings = (config.to_json_string(use_diff=False), config._attn_implementation, repr(sorted(kwargs.items())))
+    key = (type(backbone), *settings, dtype, has_pyramid)
+    if key not in _FOUND:
+        _FOUND[key] = _last_map(backbone) if has_pyramid else _four_maps(backbone)
+    return copy.deepcopy(_FOUND[key])
 
 
 def _four_maps(backbone: Any) -> BackboneMaps:

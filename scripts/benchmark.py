@@ -42,6 +42,7 @@ from scripts.cli.parser import (
 from scripts.storage.outputs import check_output_file, overwrite_flag
 
 
+OF_TRAINED = ("images", "calibration_images", "validation_masks")
 ENGINE_LIBRARIES = ("onnx", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -81,6 +82,16 @@ class BenchmarkArguments:
         "Images and folders of them for --trained_model, of which the first 16 count; without it drawn ones.",
         action=ReadPath,
     )
+    calibration_images: list[str] = flag(
+        [],
+        "Other images than --images, 8 or more, of which the first 16 count, with whose ranges files are made that "
+        "compute in 8 bits: all of the model, and all but its backbone.",
+        action=ReadPath,
+    )
+    validation_masks: str | None = path_flag(
+        "Folder of the label maps of --images, PNGs of class ids named as their images are: the mean IoU of each "
+        "engine is measured too."
+    )
     device: str | None = flag(None, "Device to measure on: cpu or cuda; by default cuda where there is one.")
     repetitions: int = flag(9, "Rounds in which the models of a part take turns, after one that does not count.")
     seconds_per_part: float = flag(
@@ -115,8 +126,9 @@ def check_arguments(arguments: BenchmarkArguments) -> None:
             raise UserError(
                 f"--only {name}: " + (f"did you mean {close[0]}?" if close else f"choose of {', '.join(known)}")
             )
-    if arguments.trained_model or arguments.images:
-        raise UserError("--trained_model and --images are for --engines: give that too")
+    for name in ("trained_model", *OF_TRAINED):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for --engines: give that too")
     if arguments.backbones and not arguments.memory:
         raise UserError("--no_memory with --backbones: leave it out, the memory of backbones is not measured")
     for name in ("contestants", "scaling", "training_memory", "plot_file"):
@@ -163,8 +175,10 @@ def check_engines(arguments: BenchmarkArguments) -> None:
         raise UserError("--no_memory with --engines: leave it out, the memory of engines is not measured")
     if arguments.device not in (None, "cpu"):
         raise UserError(f"--device {arguments.device} with --engines: leave it out, engines are measured on the CPU")
-    if arguments.trained_model is None and arguments.images:
-        raise UserError("--images is for --trained_model: give that too")
+    for name in OF_TRAINED:
+        needed = "trained_model" if name == "images" else "images"
+        if getattr(arguments, name) and not getattr(arguments, needed):
+            raise UserError(f"--{name} is for --{needed}: give that too")
     check_at_least(arguments, 1, "repetitions")
     check_at_least(arguments, 0, "seconds_per_part")
     if arguments.output_file:
@@ -184,7 +198,13 @@ def benchmark_engines(arguments: BenchmarkArguments) -> dict[str, Any]:
 
     name = Path(arguments.trained_model).resolve().name if arguments.trained_model else "resnet50-512"
     record = measure_engines(
-        arguments.trained_model, arguments.images, arguments.repetitions, arguments.seconds_per_part, arguments.quick
+        arguments.trained_model,
+        arguments.images,
+        arguments.repetitions,
+        arguments.seconds_per_part,
+        arguments.quick,
+        arguments.calibration_images,
+        arguments.validation_masks,
     )
     print(engines_table(record), flush=True)
     if arguments.output_file:

@@ -6,19 +6,22 @@ from typing import Any
 
 
 def engine_rows(record: dict[str, Any]) -> list[list[str]]:
-    """A heading, and a row per contestant: time, speed, labels."""
+    """A heading, and a row per contestant: time, speed, labels; mIoU where it was measured."""
+    scored = any("mean_iou" in row for row in record["contestants"].values())
     heads = ["engine, form", "ms: median (quartiles)", "speed", "equal labels", "decisions turned", "file, MB"]
-    rows = [heads]
+    rows = [[*heads, "mIoU"] if scored else heads]
     for name, row in record["contestants"].items():
         low, median, high = (f"{1e3 * value:.0f}" for value in row["seconds"])
         turned = equal = "-"
         if "equal_labels" in row:
             equal = f"{100 * row['equal_labels']:.3f} %"
+        if "decisions" in row:
             turned = f"{row['turned']} of {row['decisions']:,}"
             if not row["within_tolerance"]:
                 turned += ", OUT OF TOLERANCE"
         size = f"{row['file_bytes'] / 1e6:.1f}" if "file_bytes" in row else "-"
-        rows.append([name, f"{median} ({low}-{high})", f"{row['speedup'][1]:.2f}x", equal, turned, size])
+        score = [f"{row['mean_iou']:.2f}" if "mean_iou" in row else "-"] if scored else []
+        rows.append([name, f"{median} ({low}-{high})", f"{row['speedup'][1]:.2f}x", equal, turned, size, *score])
     return rows
 
 
@@ -34,6 +37,8 @@ def described(record: dict[str, Any]) -> str:
     """What was measured, and under what circumstances."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     labels = f"labels compared on {record['compared_on']}; " if record["compared_on"] else ""
+    if record.get("calibrated_on"):
+        labels += f"ranges of 8 bits from {record['calibrated_on']}; "
     measured = (
         f"{record['threads']} thread(s), {record['rounds']} rounds in turns, load average {record['load_average']:g}"
     )

@@ -1,4 +1,5 @@
-"""Engines that run ONNX files on a CPU against eager PyTorch: speed and labels, with `GridSample` and with gathers."""
+"""Engines that run ONNX files on a CPU against eager PyTorch: speed and labels, with `GridSample` and with gathers,
+in float32 and in 8 bits."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -19,10 +21,9 @@ from scripts.benchmarking.contestants import Case, build_model
 from scripts.benchmarking.measuring import Run, Stages, interleave, matmul_rate, quartiles
 from scripts.benchmarking.parts import FASEG
 from scripts.cli.errors import UserError
-from scripts.data.bands import form_of
-from scripts.data.images import find_images, read_image
-from scripts.inference.predictors import processed_inputs
+from scripts.data.folders import counted
 from scripts.models.input_channels import num_channels
+from scripts.onnx_export.calibration import Sample, calibrated, read_samples, validate
 from scripts.onnx_export.checking import compare_outputs, drawn_images
 from scripts.onnx_export.decisions import FileDecisions, open_session
 from scripts.onnx_export.kinds import Kind, kind_of
@@ -33,45 +34,66 @@ from scripts.onnx_export.openvino_session import OpenVINOSession
 EAGER = "eager PyTorch"
 BASELINE = "onnxruntime, grid_sample"
 ENGINES: dict[str, Callable[[Any], Any]] = {"onnxruntime": open_session, "OpenVINO": OpenVINOSession}
-MOST_IMAGES = 16
+FLOAT_FORMS = ("grid_sample", "gather")
+EIGHT_BITS: dict[str, tuple[str, ...]] = {"int8": (), "int8 but the backbone": ("backbone",)}
+MOST_IMAGES = 16  # of each folder
 
 
 def measure_engines(
-    folder: str | None, images: Sequence[str], repetitions: int, seconds: float, quick: bool
+    folder: str | None,
+    images: Sequence[str],
+    repetitions: int,
+    seconds: float,
+    quick: bool,
+    calibration_images: Sequence[str] = (),
+    masks: str | None = None,
 ) -> dict[str, Any]:
     """A record of one model at one size: of each engine and form seconds, and labels against eager PyTorch.
 
     Args:
         folder: a trained model; None for FASeg with a ResNet-50 and random weights at 512 x 512.
         images: files and folders whose first images labels are compared on; drawn ones without.
+        calibration_images: files and folders that show which numbers occur, for files that compute in 8 bits.
+        masks: folder of the label maps of `images`, for the mean IoU of each engine and form.
     """
     if folder is None:
         case = Case(FASEG, height=64 if quick else 512, width=64 if quick else 512, quick=quick)
         model: Any = build_model(case)
         kind, size, title = kind_of(model.config), (case.height, case.width), "ResNet-50, random weights"
-        inputs = [drawn_images(1, *size, seed, num_channels(model.config)) for seed in range(2)]
+        processor, calibration = None, []
+        samples = [drawn_sample(size, seed, num_channels(model.config)) for seed in range(2)]
     else:
-        model, kind, inputs = trained_inputs(folder, images)
-        size, title = (inputs[0].shape[2], inputs[0].shape[3]), Path(folder).resolve().name
+        model, kind, processor, samples, calibration = trained_samples(folder, images, calibration_images, masks)
+        size, title = samples[0].size, Path(folder).resolve().name
+    inputs = [torch.from_numpy(sample.pixels) for sample in samples]
     with tempfile.TemporaryDirectory() as place:
-        files = write_files(model, kind, size, Path(place))
+        files = write_files(model, kind, size, Path(place), [sample.pixels for sample in calibration])
         opened = {name: ENGINES[name.split(",")[0]](file) for name, file in files.items()}
-        rows: dict[str, dict[str, Any]] = {name: {"file_bytes": file.stat().st_size} for name, file in files.items()}
+        rows: dict[str, dict[str, Any]] = {EAGER: {}}
+        rows |= {name: {"file_bytes": file.stat().st_size} for name, file in files.items()}
         if folder is not None:  # float noise grows in random weights from layer to layer: their labels say nothing
             for name, file in files.items():
-                rows[name] |= labels_of(kind, model, opened[name], file, inputs)
+                if file.stem in FLOAT_FORMS:
+                    rows[name] |= labels_of(kind, model, opened[name], file, inputs)
+        if masks or calibration:
+            for name, session in opened.items():
+                found = validate(kind, model, processor, session, samples)
+                rows[name]["equal_labels"] = found.equal_labels
+                if found.mean_iou:
+                    rows[EAGER]["mean_iou"], rows[name]["mean_iou"] = (round(value, 2) for value in found.mean_iou)
     runs: dict[str, Run] = {EAGER: partial(timed_eager, model, inputs), **{
         name: partial(timed_session, session, kind, inputs) for name, session in opened.items()
     }}  # fmt: skip
     measured, rates = interleave(runs, repetitions, seconds, partial(matmul_rate, torch.device("cpu")))
     spans = {name: [stages["run"] for stages in found] for name, found in measured.items()}
-    for name, found in spans.items():
-        ratios = [base / own for base, own in zip(spans[BASELINE], found, strict=True)]
-        rows.setdefault(name, {}).update(seconds=quartiles(found), speedup=quartiles(ratios))
+    for name, spent in spans.items():
+        ratios = [base / own for base, own in zip(spans[BASELINE], spent, strict=True)]
+        rows[name].update(seconds=quartiles(spent), speedup=quartiles(ratios))
     return {
         "kind": "engines",
         "title": f"{title}, 1 x {size[0]} x {size[1]}",
         "compared_on": None if folder is None else f"{len(inputs)} {'images' if images else 'drawn images'}",
+        "calibrated_on": counted(len(calibration), "other image") if calibration else None,
         "rounds": len(rates),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1),
@@ -81,11 +103,19 @@ def measure_engines(
     }
 
 
-def trained_inputs(folder: str, images: Sequence[str]) -> tuple[Any, Kind, list[Tensor]]:
-    """A trained model, its kind, and normalised images `(1, C, H, W)` of one size, padded to the first one's canvas.
+def drawn_sample(size: tuple[int, int], seed: int, channels: int) -> Sample:
+    """A normalised drawn image of this `(height, width)`."""
+    return Sample(drawn_images(1, *size, seed, channels).numpy(), size)
+
+
+def trained_samples(
+    folder: str, images: Sequence[str], calibration_images: Sequence[str], masks: str | None
+) -> tuple[Any, Kind, Any, list[Sample], list[Sample]]:
+    """A trained model, its kind and processor, images to compare on and images to calibrate with, all padded to the
+    canvas of the first.
 
     Raises:
-        UserError: there is no model, or no image that can be read.
+        UserError: there is no model, or an image or its label map cannot be read.
     """
     from scripts.models.arguments import ModelArguments
     from scripts.models.loading import build_config, build_model, build_processor
@@ -95,30 +125,39 @@ def trained_inputs(folder: str, images: Sequence[str]) -> tuple[Any, Kind, list[
     kind = kind_of(config, folder)
     model = build_model(arguments, config, new_classes=False).eval()
     processor = build_processor(arguments, config, **kind.processor_settings(None))
-    if not images:
+    for name, given in (("images", images), ("calibration_images", calibration_images)):
+        if given and kind.fixed:
+            raise UserError(
+                f"--{name}: {folder} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: leave it out"
+            )
+    if images:
+        read = partial(read_samples, processor=processor, config=config, most=MOST_IMAGES)
+        size = read("--images", images, least=1, most=1)[0].size
+        samples = read("--images", images, masks=masks, least=1, one_size=size)
+    else:
         least = max(kind.least_side, kind.step)
         size = kind.fixed or (least, least + kind.step)
-        return model, kind, [drawn_images(1, *size, seed, num_channels(config)) for seed in range(2)]
-    if kind.fixed:
-        raise UserError(
-            f"--images: {folder} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: leave it out"
-        )
-    form = form_of(config, processor)
-    read = [read_image(found.path, form) for found in find_images(list(images))[:MOST_IMAGES]]
-    known = [image for image in read if image is not None]
-    if not known:
-        raise UserError(f"--images {' '.join(images)}: none of the first {MOST_IMAGES} images can be read")
-    first = processed_inputs(processor, known[0], "cpu")["pixel_values"].shape[2:]
-    canvas: dict[str, Any] = {"pad_size": {"height": first[0], "width": first[1]}}
-    return model, kind, [processed_inputs(processor, image, "cpu", **canvas)["pixel_values"] for image in known]
+        return model, kind, processor, [drawn_sample(size, seed, num_channels(config)) for seed in range(2)], []
+    calibration = read("--calibration_images", calibration_images, one_size=size) if calibration_images else []
+    return model, kind, processor, samples, calibration
 
 
-def write_files(model: Any, kind: Kind, size: tuple[int, int], folder: Path) -> dict[str, Path]:
-    """`engine, form` -> its file; both engines read the same one."""
+def write_files(
+    model: Any, kind: Kind, size: tuple[int, int], folder: Path, calibration: Sequence[np.ndarray] = ()
+) -> dict[str, Path]:
+    """`engine, form` -> its file; all engines read the same one.
+
+    Args:
+        calibration: normalised images `(1, C, H, W)` with whose ranges files of 8 bits are made; none without.
+    """
+    graphs = {form: export_network(model, kind, size, gathers=form == "gather") for form in FLOAT_FORMS}
+    if calibration:
+        for form, float_modules in EIGHT_BITS.items():
+            graphs[form] = calibrated(graphs["grid_sample"], calibration, float_modules)
     found: dict[str, Path] = {}
-    for gathers, form in ((False, "grid_sample"), (True, "gather")):
+    for form, graph in graphs.items():
         file = folder / f"{form}.onnx"
-        onnx.save(export_network(model, kind, size, gathers=gathers), file)
+        onnx.save(graph, file)
         found |= {f"{engine}, {form}": file for engine in ENGINES}
     return found
 

@@ -27,7 +27,7 @@ from scripts.data.samples import reduced_labels
 from scripts.data.sources import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion
 from scripts.inference.predictors import input_size_of, processed_inputs
-from scripts.onnx_export.kinds import Kind
+from scripts.onnx_export.kinds import Kind, Size
 from scripts.onnx_export.network import INPUT
 
 
@@ -54,8 +54,9 @@ def calibrated(
     graph: onnx.ModelProto, pixels: Sequence[np.ndarray], float_modules: Sequence[str] = ()
 ) -> onnx.ModelProto:
     """`graph` with 8-bit weights, one scale for each channel, and 8-bit inputs of convolutions and of products with
-    constant weights, as pairs of `QuantizeLinear` and `DequantizeLinear`. Products of two computed maps, which are
-    attention and masks, and the modules `EXACT` stay as they are.
+    constant weights, as pairs of `QuantizeLinear` and `DequantizeLinear`. Inputs of products are signed, with 0 in
+    the middle: OpenVINO cannot compile a product of maps put together whose zeros differ. Products of two computed
+    maps, which are attention and masks, and the modules `EXACT` stay as they are.
 
     Args:
         pixels: normalised images `(1, C, H, W)` whose smallest and largest numbers at each place set its range.
@@ -70,7 +71,12 @@ def calibrated(
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         onnx.save(graph, before)
         quant_pre_process(before, before, skip_symbolic_shape=True, skip_optimization=True)
-        left = list(left_exact(onnx.load(before).graph, float_modules))
+        network = onnx.load(before).graph
+        left = list(left_exact(network, float_modules))
+        signed = {"quant_type": QuantType.QInt8, "symmetric": True}
+        tokens = {
+            node.input[0] for node in network.node if node.op_type in ("MatMul", "Gemm") and node.name not in left
+        }
         quantize_static(
             before,
             after,
@@ -81,7 +87,11 @@ def calibrated(
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
             nodes_to_exclude=left,
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            extra_options={
+                "ActivationSymmetric": False,
+                "WeightSymmetric": True,
+                "TensorQuantOverrides": {name: [dict(signed)] for name in sorted(tokens)},
+            },
         )
         return onnx.load(after)
 
@@ -113,25 +123,43 @@ class Sample:
     input_size: Sequence[int]
     label_map: np.ndarray | None = None
 
+    @property
+    def size(self) -> Size:
+        """`(H, W)` of `pixels`."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
 
 def read_samples(
-    flag: str, names: Sequence[str], processor: Any, config: Any, masks: str | None = None
+    flag: str,
+    names: Sequence[str],
+    processor: Any,
+    config: Any,
+    masks: str | None = None,
+    least: int = LEAST_IMAGES,
+    most: int | None = None,
+    one_size: Size | None = None,
 ) -> list[Sample]:
     """The images of these files and folders, with the label maps of folder `masks` that are named as they are.
 
+    Args:
+        least: how many there have to be.
+        most: how many of the first are read; None for all.
+        one_size: `(height, width)` of the canvas that every image is fitted to and padded up to; None for each to
+            keep its own.
     Raises:
-        UserError: there are fewer than `LEAST_IMAGES`, one cannot be read, or has no label map of its size.
+        UserError: there are fewer than `least`, one cannot be read, or has no label map of its size.
     """
     form = form_of(config, processor)
     found = find_images(list(names))
-    if len(found) < LEAST_IMAGES:
-        raise UserError(f"{flag} {' '.join(names)}: {counted(len(found), 'image')}, give at least {LEAST_IMAGES}")
+    if len(found) < least:
+        raise UserError(f"{flag} {' '.join(names)}: {counted(len(found), 'image')}, give at least {least}")
+    canvas: dict[str, Any] = {"pad_size": {"height": one_size[0], "width": one_size[1]}} if one_size else {}
     samples = []
-    for path, _ in found:
+    for path, _ in found[:most]:
         image = read_image(path, form)
         if image is None:
             raise UserError(f"{flag}: {path} cannot be read, take it out")
-        inputs = processed_inputs(processor, image, "cpu")
+        inputs = processed_inputs(processor, image, "cpu", **canvas)
         sample = Sample(inputs["pixel_values"].numpy(), input_size_of(inputs))
         if masks is not None:
             file, size = Path(masks) / f"{path.stem}.png", (image.height, image.width)

@@ -5,10 +5,11 @@ import torch
 from tiny_models import TINY_RESNET, TINY_SWIN, tiny_batch, tiny_config, tiny_model
 from torch import nn
 
-from modeling_faseg import FASegForUniversalSegmentation
-from modeling_faseg.backbone_faseg import FASegFrozenBatchNorm2d, batch_norms
+from modeling_faseg import FASegForUniversalSegmentation, backbone_faseg
+from modeling_faseg.backbone_faseg import FASegFrozenBatchNorm2d, batch_norms, probe
 
 
+DYNAMIC = {"dynamic_img_size": True}
 TIMM = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
 
 
@@ -40,6 +41,27 @@ def test_pyramid_backbones_train(backbone):
 def test_backbones_that_cannot_be_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         FASegForUniversalSegmentation(tiny_config(**overrides))
+
+
+def test_equal_backbones_are_probed_once(monkeypatch):
+    probed = []
+    monkeypatch.setattr(backbone_faseg, "_FOUND", {})
+    monkeypatch.setattr(backbone_faseg, "probe", lambda *given, **named: probed.append(1) or probe(*given, **named))
+    first, second = (tiny_model(backbone_config=dict(TINY_RESNET)).model.backbone for _ in range(2))
+    assert len(probed) == 1 and first.maps_as_built == second.maps_as_built
+    first.unread_parameters.append("of this model alone")
+    assert tiny_model(backbone_config=dict(TINY_RESNET)).model.backbone.unread_parameters == []
+    tiny_model(backbone_config={**TINY_RESNET, "hidden_sizes": [8, 16, 24, 40]})
+    assert len(probed) == 2
+    vit = {**TIMM, "backbone": "vit_tiny_patch16_224", "out_indices": [11]}
+    frees = {
+        "backbone_config": vit,
+        "simple_feature_pyramid": True,
+        "timm_backbone_kwargs": {"dynamic_img_size": True},
+    }
+    assert tiny_model(**frees).model.backbone.maps_as_built.strides == (16,)
+    with pytest.raises(ValueError, match=rf"set timm_backbone_kwargs={DYNAMIC}"):
+        tiny_model(**{**frees, "timm_backbone_kwargs": None})
 
 
 def test_swin_has_no_unread_final_norm():

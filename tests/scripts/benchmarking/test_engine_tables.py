@@ -28,6 +28,16 @@ def test_a_record_in_words():
     assert "OUT OF TOLERANCE" in engines_table(differing)
 
 
+def test_scores_and_eight_bits_in_words():
+    record = a_record(equal_labels=0.989, mean_iou=52.5)
+    record["contestants"]["eager PyTorch"]["mean_iou"] = 53.2
+    record["calibrated_on"] = "16 other images"
+    lines = engines_table(record).splitlines()
+    assert "ranges of 8 bits from 16 other images; " in lines[0] and lines[1].endswith("mIoU")
+    assert lines[2].endswith("53.20") and lines[3].endswith("52.50")
+    assert "98.900 %" in lines[3] and " of " not in lines[3]
+
+
 def test_random_weights_have_no_labels_in_the_table():
     text = engines_markdown({"random": a_record()})
     assert "labels compared" not in text and "| OpenVINO, gather | 200 (100-300) | 1.00x | - | - | 2.5 |" in text
@@ -37,7 +47,12 @@ def test_random_weights_have_no_labels_in_the_table():
     ("flags", "message"),
     [
         (["--engines", "--images", "."], "--images is for --trained_model: give that too"),
-        (["--trained_model", "."], "--trained_model and --images are for --engines: give that too"),
+        (["--trained_model", "."], "--trained_model is for --engines: give that too"),
+        (["--calibration_images", "."], "--calibration_images is for --engines: give that too"),
+        (
+            ["--engines", "--trained_model", ".", "--validation_masks", "."],
+            "--validation_masks is for --images: give that too",
+        ),
         (["--engines", "--quick", "--repetitions", "0"], "--repetitions 0"),
         (["--startup", "--engines"], "--engines with --startup: leave one out"),
         (["--startup", "--backbones"], "--backbones with --startup: leave one out"),

@@ -26,7 +26,8 @@ from scripts.models.tasks import SEMANTIC, task_of
 from scripts.models.warm_start import start_of
 from scripts.training.arguments import TrainArguments, with_batch_sizes
 from scripts.training.memory import activation_bytes, state_bytes
-from scripts.training.run import augmentation_of, build_optimizer, prepare_network
+from scripts.training.network import prepare_network
+from scripts.training.run import augmentation_of, build_optimizer
 
 
 MAX_ROWS = 16  # undecoded, kept for the measured step

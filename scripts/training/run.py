@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -49,6 +48,7 @@ from scripts.training.checkpointing import Progress, checkpoints, find_checkpoin
 from scripts.training.class_weights import in_words, put_into, shares_needed
 from scripts.training.fingerprint import training_settings
 from scripts.training.memory import memory_estimate
+from scripts.training.network import prepare_network
 from scripts.training.optimization import average_of, build_parameter_groups, build_scheduler
 from scripts.training.settings_from_data import settled
 from scripts.training.stopping import StopSignals
@@ -196,42 +196,6 @@ class Run:
             arguments.dataloader_num_workers,
         )
         return iter(good_batches(loader))
-
-
-def prepare_network(model: Any, arguments: TrainArguments, accelerator: Accelerator) -> Any:
-    """`model` with what the flags ask of it, before accelerate wraps it.
-
-    Raises:
-        UserError: a model that cannot do it.
-    """
-    frozen = getattr(model.config, "freeze_backbone_batch_norm", False) or arguments.freeze_backbone
-    if arguments.freeze_backbone:
-        check_trained(model, arguments, accelerator)
-        model.base_model.backbone.requires_grad_(False)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and not frozen:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if arguments.gradient_checkpointing:
-        with errors_explained("--gradient_checkpointing", ValueError):
-            model.gradient_checkpointing_enable()
-    return model
-
-
-def check_trained(model: Any, arguments: TrainArguments, accelerator: Accelerator) -> None:
-    """Warns of a backbone that would be frozen as it was drawn, and refuses one of which a part would.
-
-    Raises:
-        UserError: the semantic layers of a SeMask backbone, which pretrained weights of Swin do not hold.
-    """
-    if arguments.model_name_or_path or arguments.warm_start or arguments.resume_from_checkpoint:
-        return
-    if not arguments.backbone_weights:
-        text = "warning: --freeze_backbone: the backbone has random weights and keeps them: give --backbone_weights"
-        accelerator.print(text, file=sys.stderr)
-    elif any(".semantic_layer." in name for name, _ in model.base_model.backbone.named_parameters()):
-        raise UserError(
-            "--freeze_backbone: the semantic layers of the SeMask backbone are new and would stay random: leave it "
-            "out, or start from a trained model by --model_name_or_path"
-        )
 
 
 def build_optimizer(model: Any, arguments: TrainArguments, max_steps: int) -> tuple[torch.optim.Optimizer, Any]:

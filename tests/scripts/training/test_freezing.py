@@ -9,7 +9,7 @@ from training_processes import as_it_was, assert_equal_end, end_state
 
 from scripts.cli.errors import UserError
 from scripts.train import TrainArguments
-from scripts.training.run import prepare_network
+from scripts.training.network import prepare_network
 
 
 def test_a_frozen_run_resumes_to_the_last_bit(start, tmp_path):

@@ -138,6 +138,8 @@ def _last_map(backbone: Any) -> BackboneMaps:
 
 def _fix(backbone_config: Any, kwargs: dict[str, Any], has_pyramid: bool) -> str:
     """What makes this backbone work, found by trying; else advice to take another."""
+    if getattr(backbone_config, "reshape_hidden_states", True) is False:
+        return "set its reshape_hidden_states=True, for maps (B, C, H, W)"
     in_timm = backbone_config.model_type == "timm_backbone"
     ways = [{**kwargs, **freeing} for freeing in FREEING if in_timm] + [{}]
     ways = [way for index, way in enumerate(ways) if way not in ways[:index]]
@@ -150,7 +152,8 @@ def _fix(backbone_config: Any, kwargs: dict[str, Any], has_pyramid: bool) -> str
             words = [f"timm_backbone_kwargs={changed or None}"] if changed != kwargs else []
             if with_pyramid != has_pyramid:
                 words.append(f"simple_feature_pyramid={with_pyramid}")
-            if layers:
+            field = "out_indices" if in_timm else "out_features"
+            if layers and hasattr(type(backbone_config)(), field):  # else its library chooses by itself
                 words.append(f"its out_indices={[*layers]}" if in_timm else f"its out_features={[*layers.values()]}")
             return f"set {' and '.join(words)}"
     if has_pyramid:

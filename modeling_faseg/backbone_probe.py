@@ -21,14 +21,15 @@ class BackboneMaps:
     """What a backbone gives for images of any size.
 
     Args:
-        strides: of each map, fine to coarse; a pair where height and width have different ones.
+        strides: of each map, fine to coarse; a pair where height and width have different ones, and a fraction, to
+            two digits, where a map does not divide the image evenly.
         widths: channels of each map.
         declared_widths: channels that the library says each map has.
         channels_last: whether the maps are `(B, H, W, C)` and not `(B, C, H, W)`.
         unread: names of the parameters that no map depends on.
     """
 
-    strides: tuple[int | tuple[int, int], ...]
+    strides: tuple[float | tuple[float, float], ...]
     widths: list[int]
     declared_widths: list[int]
     channels_last: bool
@@ -66,15 +67,15 @@ def probe(backbone: Any, sizes: Sequence[tuple[int, int]] = PROBE_SIZES, last_al
         ProbeError: it fails, or gives no maps of two axes of space.
     """
     channels = getattr(backbone.config, "num_channels", 3)  # of the images that it takes
-    state = {name: torch.empty_like(value, device="meta") for name, value in backbone.named_buffers()}
-    for name, value in backbone.named_parameters():
-        state[name] = torch.empty_like(value, device="meta", requires_grad=True)
     dtype = next(backbone.parameters()).dtype
     was_training = backbone.training
     backbone.eval()
     found: list[Sequence[Tensor]] = []
     try:
-        with uncached(), torch.enable_grad():
+        with uncached(), torch.inference_mode(False), torch.enable_grad():  # whatever the caller has chosen
+            state = {name: torch.empty_like(value, device="meta") for name, value in backbone.named_buffers()}
+            for name, value in backbone.named_parameters():
+                state[name] = torch.empty_like(value, device="meta", requires_grad=True)
             for height, width in sizes:
                 image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
                 found.append(functional_call(backbone, state, image).feature_maps)
@@ -88,8 +89,13 @@ def probe(backbone: Any, sizes: Sequence[tuple[int, int]] = PROBE_SIZES, last_al
         raise ProbeError(f"gives maps of shape {large[0]}, need (B, C, H, W)")
     channels_last = all(a[1] != b[1] and a[3] == b[3] for a, b in zip(small, large))
     wide, high, across = (3, 1, 2) if channels_last else (1, 2, 3)  # axes of channels, rows and columns
-    height, width = sizes[1]
-    strides = [(round(height / shape[high]), round(width / shape[across])) for shape in large]
+    strides = [
+        tuple(
+            _stride(sizes[0][axis], before[place], sizes[1][axis], after[place])
+            for axis, place in enumerate((high, across))
+        )
+        for before, after in zip(small, large)
+    ]
     read = {id(leaf) for leaf in leaves(found[0][-1:] if last_alone else found[0])}
     return BackboneMaps(
         strides=tuple(down if down == across else (down, across) for down, across in strides),
@@ -98,6 +104,14 @@ def probe(backbone: Any, sizes: Sequence[tuple[int, int]] = PROBE_SIZES, last_al
         channels_last=channels_last,
         unread=[name for name, _ in backbone.named_parameters() if id(state[name]) not in read],
     )
+
+
+def _stride(small: int, small_side: int, large: int, large_side: int) -> float:
+    """Of a map's side in images of two sides: a whole number where the map divides both evenly that it could."""
+    if large % large_side:
+        return round(large / large_side, 2)
+    stride = large // large_side
+    return stride if small % stride or small == small_side * stride else round(small / small_side, 2)
 
 
 def leaves(outputs: Sequence[Tensor]) -> Iterator[Tensor]:

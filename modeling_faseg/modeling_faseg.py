@@ -322,7 +322,7 @@ class FASegForUniversalSegmentation(FASegPreTrainedModel):
         Raises:
             ValueError: for images whose sides are not multiples of 32, and labels that do not fit them.
         """
-        check_channels(pixel_values, getattr(self.config.backbone_config, "num_channels", 3))
+        check_channels(pixel_values, getattr(self.model.backbone.config, "num_channels", 3))
         check_labels(pixel_values, mask_labels, class_labels)
         has_labels = mask_labels is not None
         if output_auxiliary_logits is None:

@@ -58,7 +58,7 @@ def check(arguments: CheckArguments) -> int:
     check_arguments(arguments)
     import torch
 
-    from scripts.data.sources import IGNORE_INDEX
+    from scripts.data.ignored import IGNORE_INDEX
     from scripts.dataset_check import diagnosis, findings_page, image_numbers, segment_rule, splits, summary
     from scripts.dataset_check.cost import Cost, RecipeCost
     from scripts.dataset_check.finding import Evidence

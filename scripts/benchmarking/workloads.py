@@ -17,7 +17,7 @@ from torch import nn
 from scripts.benchmarking.contestants import Case, build_model, build_processor, watched_modules
 from scripts.benchmarking.measuring import Clock, Stages
 from scripts.benchmarking.parts import EVALUATE
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix
 from scripts.training.optimization import build_parameter_groups
 

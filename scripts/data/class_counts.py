@@ -13,9 +13,9 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.cli.parser import start_of
 from scripts.data.augmentation import LEAST_SHARE
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, decode_classes, sample_name
-from scripts.data.sources import IGNORE_INDEX
 from scripts.data.streaming import interleaved_rows
 from scripts.storage.json_files import read_json
 

@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 
 from modeling_faseg.loss_semask import label_maps_of_masks
 from scripts.data.bands import PLAIN, ImageForm
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.ignored import IGNORE_INDEX
 
 
 @dataclass

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import check_at_least, flag, parse_arguments, run_command
 from scripts.data.arguments import CLASSES, DatasetArguments, check_dataset_flags
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import (
     BadSample,
@@ -32,7 +33,7 @@ from scripts.data.samples import (
     reduced_labels,
     with_bytes,
 )
-from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.data.sources import readable
 from scripts.data.synthetic_scenes import encoded, write_beside, write_shards
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from image_processing.label_maps import unique_ids
 from scripts.data.id_pieces import IdPieces
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.label_encodings import SegmentForm, id_map, segment_ids
 from scripts.data.samples import BadSample, RowFormat, decode_label, sample_name
-from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.data.sources import readable
 from scripts.models.tasks import SEMANTIC
 
 

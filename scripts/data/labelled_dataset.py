@@ -32,6 +32,7 @@ from scripts.data.class_names import (
 )
 from scripts.data.encoding_flags import refuse_flags_of_class_maps, refuse_other_labels
 from scripts.data.first_look import BACKGROUND, first_look, only_foreground_named
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.label_encodings import SegmentClasses, SegmentForm
 from scripts.data.mask_colours import (
     MaskColours,
@@ -42,7 +43,7 @@ from scripts.data.mask_colours import (
     renumbered,
 )
 from scripts.data.samples import RowFormat
-from scripts.data.sources import IGNORE_INDEX, bounds_of, open_source
+from scripts.data.sources import bounds_of, open_source
 from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 from scripts.storage.digests import sha256
 from scripts.storage.json_files import read_json

@@ -18,7 +18,7 @@ from PIL import Image
 
 from scripts.cli.errors import UserError
 from scripts.data.class_map import IGNORE_KEY
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.drawing.visualization import parse_colour
 from scripts.storage.json_files import read_json
 

@@ -25,10 +25,11 @@ from scripts.cli.parser import start_of
 from scripts.data.bands import PLAIN, ImageForm
 from scripts.data.bounds import NO_FILES, Bounds
 from scripts.data.class_map import ClassMap
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.image_files import MAX_BYTES, bands_of_file, check_size
 from scripts.data.mask_colours import MaskColours
 from scripts.data.segments import Segments
-from scripts.data.sources import IGNORE_INDEX, NAME_COLUMNS, readable
+from scripts.data.sources import NAME_COLUMNS, readable
 from scripts.storage.retries import with_retries
 
 

@@ -25,6 +25,7 @@ from scripts.data.bounds import Bounds, named_files, names_in
 from scripts.data.folder_splits import folder_samples, shared_out, split_folders, stored_split
 from scripts.data.folder_stream import MAX_SHARDS, folder_stream
 from scripts.data.held_back import HeldBack
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.layouts import FORMS
 from scripts.data.stored_rows import (
     NAME_COLUMNS,
@@ -39,7 +40,7 @@ from scripts.storage.json_files import read_json
 from scripts.storage.retries import Busy, bound_stalls, with_retries
 
 
-IGNORE_INDEX = 255
+ROWS_AT_ONCE = 100
 READING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetGenerationError)
 
 
@@ -213,6 +214,8 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
         files = sorted(str(file) for file in folder.glob("*.arrow"))
     else:
         builder = dataset_builder(arguments, name, stored, bounds)
+        if getattr(builder.config, "batch_size", ROWS_AT_ONCE) is None:  # of parquet: as many as its first row group
+            builder.config.batch_size = ROWS_AT_ONCE  # has, which may be none, and then Arrow refuses to read
         if arguments.streaming:
             data = builder.as_streaming_dataset(split=stored)
         else:

@@ -13,9 +13,10 @@ from accelerate.utils import send_to_device
 
 from scripts.cli.errors import UserError
 from scripts.cli.processes import build_accelerator
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.loading import StreamRow
 from scripts.data.samples import RowFormat
-from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
+from scripts.data.sources import check_class_count, check_ignored_id
 from scripts.data.streaming import RowBatch, TrainingCollator, TrainingSamples
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.dataset_check.counts import FaultCount, SplitCounts
 from scripts.dataset_check.finding import LEVELS, Evidence, Finding
 from scripts.dataset_check.id_findings import id_findings

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.dataset_check.cost import Cost
 from scripts.dataset_check.counts import NearDuplicate, SplitCounts
 from scripts.dataset_check.finding import NAMES, Evidence, Finding, sentence

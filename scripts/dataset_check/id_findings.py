@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.samples import likely_cause
-from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.finding import Evidence, Finding
 from scripts.dataset_check.label_rule import OUTSIDE
 from scripts.evaluation.degenerate import values_flag

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.data.class_map import UNKNOWN
-from scripts.data.sources import IGNORE_INDEX
+from scripts.data.ignored import IGNORE_INDEX
 
 
 IGNORED, OUTSIDE = -1, -2

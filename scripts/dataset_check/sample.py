@@ -16,9 +16,9 @@ from scripts.cli.errors import UserError
 from scripts.data.bands import PLAIN, as_image, for_eyes
 from scripts.data.bounds import Bounds
 from scripts.data.id_pieces import pieces_of, thinned
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.mask_colours import RGB, MaskColours, colour_text
 from scripts.data.samples import RowFormat, image_content, pillow_image, reason, sample_name
-from scripts.data.sources import IGNORE_INDEX
 from scripts.dataset_check.label_rule import IGNORED, OUTSIDE, LabelRule
 from scripts.dataset_check.sample_facts import SampleFacts
 from scripts.dataset_check.segment_faults import MAPS, read_segments

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.data.class_map import named_twice
 from scripts.data.class_names import read_names
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import NO_SUCH_SPLIT, LabelledDataset
-from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.data.sources import readable
 from scripts.dataset_check.counts import SplitCounts
 from scripts.dataset_check.finding import Finding
 from scripts.dataset_check.label_rule import LabelRule

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.evaluation.segment_size import BINS, SegmentSizeCounts, size_bin
 
 
-IGNORE_INDEX = 255
 # Pixels by their distance from the nearest one of another label, up to and with these; the rest is farther away.
 DISTANCES = (1, 2, 4, 8, 16, 32, 64)
 CONFIDENCE_BINS = 20

@@ -11,10 +11,10 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from scripts.data.bands import for_eyes
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.evaluation.mean_iou import class_counts, confusion_matrix, scores_from_counts, valid_part
 
 
-IGNORE_INDEX = 255
 IMAGES = 5  # worst ones, and as many best ones
 LONGEST_EDGE = 480
 WRONG_COLOUR = np.array((213, 94, 0), dtype=np.float32)  # vermilion, told from grey by colour-blind readers

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_counts, valid_part
 
 
 DILATION_RATIO = 0.02
-IGNORE_INDEX = 255
 
 
 def boundary_distance(height: int, width: int, dilation_ratio: float = DILATION_RATIO) -> int:

@@ -14,8 +14,8 @@ from scripts.cli.parser import start_of
 from scripts.cli.processes import say_once
 from scripts.data.arguments import CLASSES
 from scripts.data.first_look import BACKGROUND, FirstLook, first_look
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import LabelledDataset
-from scripts.data.sources import IGNORE_INDEX
 from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC
 
 

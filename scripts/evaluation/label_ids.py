@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from scripts.cli.errors import UserError
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import BadSample, RowFormat, decode_label, sample_name
-from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.data.sources import readable
 from scripts.evaluation.protocols import PROTOCOLS
 
 

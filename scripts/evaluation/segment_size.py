@@ -13,10 +13,10 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.evaluation.mean_iou import scores_from_counts
 
 
-IGNORE_INDEX = 255
 GROUPS = 10
 # Bin b holds the areas from 2**(b/4) up to 2**((b+1)/4) pixels.
 BINS_PER_OCTAVE = 4

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from scripts.cli.errors import UserError
 from scripts.cli.processes import raised_on_all, summed
 from scripts.data.bands import as_image
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import StreamRow, first_example, worker_loader
 from scripts.data.samples import BadSample, BadSamples, RowFormat, check_labels, decode_sample, reduced_labels
-from scripts.data.sources import IGNORE_INDEX, readable
+from scripts.data.sources import readable
 from scripts.evaluation.mean_iou import confusion_matrix, valid_part
 from scripts.inference.predictors import SingleScale
 

@@ -22,9 +22,9 @@ from PIL import Image
 from scripts.cli.errors import UserError, errors_explained
 from scripts.data.bands import form_of
 from scripts.data.folders import counted
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.images import find_images, read_image
 from scripts.data.samples import reduced_labels
-from scripts.data.sources import IGNORE_INDEX
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion
 from scripts.inference.predictors import input_size_of, processed_inputs
 from scripts.onnx_export.kinds import Kind, Size

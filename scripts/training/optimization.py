@@ -25,6 +25,16 @@ NORM_LAYERS = (
     nn.RMSNorm,
 )
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
+# Of timm's and ViTDet's transformers. QLSeg's reference decays its `pos_embed`.
+TABLES_OF_VITS = ("pos_embed", "rel_pos_h", "rel_pos_w")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of torch, or one of a library's own by its name and the shape of its weights."""
+    if isinstance(module, NORM_LAYERS):
+        return True
+    own = list(module.parameters(recurse=False))
+    return "Norm" in type(module).__name__ and all(value.ndim == 1 for value in own)
 
 
 def build_parameter_groups(
@@ -61,6 +71,7 @@ def build_parameter_groups(
             name = part + suffix
             groups[name] = {"name": name, "params": [], "parameter_names": [], "lr": rate, "weight_decay": decay}
     whole_head_decays = family_of(getattr(model, "config", None)).whole_head_decays
+    tables = POSITION_TABLES if whole_head_decays else POSITION_TABLES + TABLES_OF_VITS
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -69,7 +80,7 @@ def build_parameter_groups(
             seen.add(id(parameter))
             full_name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             part = layer_of.get(id(parameter), "backbone") if "backbone" in full_name.split(".") else "head"
-            spared = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or parameter_name in POSITION_TABLES
+            spared = is_norm(module) or isinstance(module, nn.Embedding) or parameter_name in tables
             if whole_head_decays:
                 spared = spared and part != "head"
             group = groups[part + ("_no_decay" if spared else "")]

@@ -19,11 +19,12 @@ from scripts.data.albumentations_file import AlbumentationsFile
 from scripts.data.arguments import CLASSES
 from scripts.data.augmentation import training_augmentation
 from scripts.data.first_look import FirstLook
+from scripts.data.ignored import IGNORE_INDEX
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.loading import good_batches, worker_loader
 from scripts.data.measuring import settle_images
 from scripts.data.samples import BadSamples
-from scripts.data.sources import IGNORE_INDEX, check_class_count, check_ignored_id
+from scripts.data.sources import check_class_count, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.evaluation.average_precision import check_installed
 from scripts.evaluation.degenerate import look_at_classes, no_class_names, refuse_one_class

@@ -99,7 +99,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("beit", "dinov3_vit", "lw_detr_vit", "pixio", "sapiens2", "vitdet"), NO_PYRAMID.format(16)),
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "tipsv2_vision_model"), NO_PYRAMID.format(14)),
     "rf_detr_dinov2": r"all its layers have stride 14, so choose a pyramid",
-    "tipsv2": r"of strides \(14,\), need .*_pyramid=True and its out_features=\['stage12'\]$",
+    "tipsv2": r"of strides \(14,\), need .*: set simple_feature_pyramid=True$",
     "dinat": r"cannot be built \(DinatBackbone requires the natten library",
     "hiera": r"does not read images of 64x64 and 448x672 \(.*: choose a pyramid that reads images of any size",
     "pp_lcnet_v4": r"strides \(4, 4, \(8, 4\), \(16, 4\)\), need \(4, 8, 16, 32\): choose a pyramid",

@@ -35,6 +35,14 @@ def test_pyramid_backbones_train(backbone):
             {"backbone_config": TIMM, "timm_backbone_kwargs": {"a": 1}},
             "timm_backbone_kwargs={'a': 1}.* cannot be built .*: set timm_backbone_kwargs=None",
         ),
+        (
+            {"backbone_config": {**TIMM, "backbone": "legacy_xception"}},  # whose first convolution does not pad
+            r"strides \(\(4.04, 4.02\), 8, 16, 32\), need \(4, 8, 16, 32\): choose a pyramid",
+        ),
+        (
+            {"backbone_config": {"model_type": "dinov3_vit", "reshape_hidden_states": False}},
+            r"gives maps of shape \(1, .*: set its reshape_hidden_states=True, for maps",
+        ),
         ({"backbone_config": TINY_SWIN, "freeze_backbone_batch_norm": True}, "has no batch norm: set it to False"),
     ],
 )
@@ -62,6 +70,15 @@ def test_equal_backbones_are_probed_once(monkeypatch):
     assert tiny_model(**frees).model.backbone.maps_as_built.strides == (16,)
     with pytest.raises(ValueError, match=rf"set timm_backbone_kwargs={DYNAMIC}"):
         tiny_model(**{**frees, "timm_backbone_kwargs": None})
+
+
+def test_what_is_unread_does_not_depend_on_modes_of_the_caller(monkeypatch):
+    monkeypatch.setattr(backbone_faseg, "_FOUND", {})
+    with torch.inference_mode():
+        tiny_model(backbone_config=dict(TINY_RESNET))
+    model = tiny_model(backbone_config=dict(TINY_RESNET))
+    assert model.model.backbone.unread_parameters == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_swin_has_no_unread_final_norm():

@@ -6,6 +6,8 @@ from itertools import islice
 import datasets
 import fsspec.config
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer
 
@@ -137,6 +139,22 @@ def test_shards_of_a_dataset_hold_the_rows_of_its_stream(shapes, tmp_path, setti
     assert [row for shard in found.shards.listed() for row in shard] == list(found.stream)
     straight = list(shuffled_rows(found.stream, 0, 0, 2))
     assert list(shuffled_share(found.shards.listed(), 0, 0, 2, 3)) == straight[3:]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_files_and_row_groups_without_rows_are_passed_over(shapes, tmp_path, streaming):
+    """Arrow writes a row group of no rows for an empty table."""
+    files = sorted(shapes.glob("data/train*.parquet"))
+    rows = pa.concat_tables(map(pq.read_table, files))[:6]
+    for number, parts in enumerate([[rows[:0]], [rows[:2], rows[:0], rows[2:3]], [rows[:0], rows[3:]]]):
+        with pq.ParquetWriter(tmp_path / f"train-{number}.parquet", rows.schema) as writer:
+            for part in parts:
+                writer.write_table(part)
+    arguments = DatasetArguments(dataset_name=str(tmp_path), streaming=streaming)
+    dataset = LabelledDataset(arguments, "train")
+    assert len(list(readable(dataset.stream))) == 6
+    if streaming:
+        assert [len(list(shard)) for shard in dataset.shards.listed()] == [0, 3, 3]
 
 
 def test_rows_that_cannot_be_counted_are_read_by_all(tmp_path):

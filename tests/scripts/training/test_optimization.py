@@ -103,6 +103,30 @@ def test_a_frozen_backbone_is_left_out_and_one_of_rate_zero_stands_still(kind):
         assert torch.equal(value, before[name]) == name.startswith("model.backbone."), name
 
 
+@pytest.mark.parametrize(
+    ("backbone", "spared"),
+    [
+        ({"model_type": "vitdet", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "use_relative_position_embeddings": True, "image_size": 64},
+         ("norm1.weight", "position_embeddings", "attention.rel_pos_h", "attention.rel_pos_w")),
+        ({"model_type": "timm_backbone", "backbone": "vit_tiny_patch16_224", "out_indices": [11]},
+         ("norm1.weight", "pos_embed")),
+    ],
+    ids=["vitdet", "timm"],
+)  # fmt: skip
+def test_norms_and_tables_of_vision_transformers_do_not_decay(backbone, spared):
+    """Norms of a library's own, which are none of torch's, too."""
+    config = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    config |= {"simple_feature_pyramid": True, "timm_backbone_kwargs": None}
+    if backbone["model_type"] == "timm_backbone":
+        config["timm_backbone_kwargs"] = {"dynamic_img_size": True}
+    model = FASegForUniversalSegmentation(FASegConfig(backbone_config=backbone, **config))
+    groups = {group["name"]: group for group in build_parameter_groups(model, 1.0, 0.1)}
+    for name in spared:
+        assert any(found.endswith(name) for found in groups["backbone_no_decay"]["parameter_names"]), name
+        assert not any(found.endswith(name) for found in groups["backbone"]["parameter_names"]), name
+
+
 def test_every_trainable_parameter_once():
     model = torch.nn.ModuleDict({"backbone": torch.nn.Conv2d(3, 4, 1), "norm": torch.nn.GroupNorm(2, 4)})
     model["tied"] = torch.nn.Linear(2, 2)

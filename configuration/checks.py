@@ -1,9 +1,11 @@
 """What the configurations share: checks, and what of a model's outputs is no prediction."""
 
+import copy
 import math
 from typing import Any
 
 from transformers import CONFIG_MAPPING
+from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -32,7 +34,10 @@ MOST_LABELS = 2**16  # as many ids as a label map of 16 bits holds; transformers
 
 class Checked:
     """Mixin of a configuration: `from_pretrained` refuses the checkpoints of other models, which transformers only
-    warns of and then fills with random weights; so are classes and backbones refused that transformers cannot read."""
+    warns of and then fills with random weights; so are classes and backbones refused that transformers cannot read.
+    A `backbone_config` that is left out becomes the class's `default_backbone`, if it has one."""
+
+    backbone_config: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
         count = kwargs.get("num_labels")
@@ -40,7 +45,15 @@ class Checked:
             fix = f"give a whole number of classes from 1 to {MOST_LABELS}, or leave it out"
             raise ValueError(f"num_labels={count!r}: {fix}")
         check_labels(getattr(self, "id2label", None))
-        check_backbone(getattr(self, "backbone_config", None))
+        if default := getattr(self, "default_backbone", None):
+            check_backbone(self.backbone_config)
+            settings = {name: copy.copy(value) for name, value in default.items() if name != "model_type"}
+            self.backbone_config, kwargs = consolidate_backbone_kwargs_to_config(
+                self.backbone_config,
+                default_config_type=default["model_type"],
+                default_config_kwargs=settings,
+                **kwargs,
+            )
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 from .checks import NO_PREDICTIONS, Checked, require, require_classes, require_counts
 from .configuration_semask import SemanticClassesFollowLabels, with_semantic_classes
@@ -82,16 +82,12 @@ class FASegConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     model_type = "faseg"
     attribute_map = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = NO_PREDICTIONS
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "backbone_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="swin",
-            init_kwargs={
-                "depths": [2, 2, 18, 2],
-                "drop_path_rate": 0.3,
-                "out_features": ["stage1", "stage2", "stage3", "stage4"],
-            },
-        ),
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    default_backbone: ClassVar[dict[str, Any]] = {
+        "model_type": "swin",
+        "depths": [2, 2, 18, 2],
+        "drop_path_rate": 0.3,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
     }
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, SwinConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 from .checks import NO_PREDICTIONS, Checked, require, require_classes
 
@@ -115,9 +115,8 @@ class SeMaskConfig(Checked, SemanticClassesFollowLabels, PreTrainedConfig):
     model_type = "semask"
     attribute_map = {"hidden_size": "decoder_hidden_size"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = NO_PREDICTIONS
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="semask_swin", init_kwargs={}),
-    }
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    default_backbone: ClassVar[dict[str, Any]] = {"model_type": "semask_swin"}
 
     backbone_config: dict | PreTrainedConfig | None = None
     decoder_hidden_size: int = 256

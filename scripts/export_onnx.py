@@ -149,6 +149,10 @@ def export_onnx(arguments: ExportArguments) -> Path:
     print(f"loading {arguments.model_name_or_path}", flush=True)
     config = build_config(arguments)
     kind = kind_of(config, arguments.model_name_or_path or "")
+    if arguments.calibration_images:
+        from scripts.onnx_export.calibration import refuse_windows
+
+        refuse_windows(kind, "calibration_images", str(arguments.model_name_or_path))
     if arguments.with_processing:
         refuse_other_task(
             config,

@@ -20,11 +20,10 @@ from torch import Tensor
 from scripts.benchmarking.contestants import Case, build_model
 from scripts.benchmarking.measuring import Run, Stages, interleave, matmul_rate, quartiles
 from scripts.benchmarking.parts import FASEG
-from scripts.cli.errors import UserError
 from scripts.data.folders import counted
 from scripts.models.input_channels import num_channels
-from scripts.onnx_export.calibration import Sample, calibrated, read_samples, validate
-from scripts.onnx_export.checking import compare_outputs, drawn_images
+from scripts.onnx_export.calibration import Sample, calibrated, read_samples, refuse_windows, validate
+from scripts.onnx_export.checking import Comparison, compare_outputs, drawn_images
 from scripts.onnx_export.decisions import FileDecisions, open_session
 from scripts.onnx_export.kinds import Kind, kind_of
 from scripts.onnx_export.network import INPUT, export_network
@@ -60,8 +59,8 @@ def measure_engines(
         case = Case(FASEG, height=64 if quick else 512, width=64 if quick else 512, quick=quick)
         model: Any = build_model(case)
         kind, size, title = kind_of(model.config), (case.height, case.width), "ResNet-50, random weights"
-        processor, calibration = None, []
-        samples = [drawn_sample(size, seed, num_channels(model.config)) for seed in range(2)]
+        processor, samples = None, [drawn_sample(size, seed, num_channels(model.config)) for seed in range(2)]
+        calibration: list[Sample] = []
     else:
         model, kind, processor, samples, calibration = trained_samples(folder, images, calibration_images, masks)
         size, title = samples[0].size, Path(folder).resolve().name
@@ -73,14 +72,11 @@ def measure_engines(
         rows |= {name: {"file_bytes": file.stat().st_size} for name, file in files.items()}
         if folder is not None:  # float noise grows in random weights from layer to layer: their labels say nothing
             for name, file in files.items():
-                if file.stem in FLOAT_FORMS:
-                    rows[name] |= labels_of(kind, model, opened[name], file, inputs)
-        if masks or calibration:
-            for name, session in opened.items():
-                found = validate(kind, model, processor, session, samples)
-                rows[name]["equal_labels"] = found.equal_labels
-                if found.mean_iou:
-                    rows[EAGER]["mean_iou"], rows[name]["mean_iou"] = (round(value, 2) for value in found.mean_iou)
+                rows[name] |= labels_of(kind, model, opened[name], file, inputs)
+        for name, session in opened.items() if masks else ():
+            scores = validate(kind, model, processor, session, samples).mean_iou or ()
+            for row, score in zip((rows[EAGER], rows[name]), scores):
+                row["mean_iou"] = round(score, 2)
     runs: dict[str, Run] = {EAGER: partial(timed_eager, model, inputs), **{
         name: partial(timed_session, session, kind, inputs) for name, session in opened.items()
     }}  # fmt: skip
@@ -126,10 +122,8 @@ def trained_samples(
     model = build_model(arguments, config, new_classes=False).eval()
     processor = build_processor(arguments, config, **kind.processor_settings(None))
     for name, given in (("images", images), ("calibration_images", calibration_images)):
-        if given and kind.fixed:
-            raise UserError(
-                f"--{name}: {folder} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: leave it out"
-            )
+        if given:
+            refuse_windows(kind, name, folder)
     if images:
         read = partial(read_samples, processor=processor, config=config, most=MOST_IMAGES)
         size = read("--images", images, least=1, most=1)[0].size
@@ -163,20 +157,23 @@ def write_files(
 
 
 def labels_of(kind: Kind, model: Any, session: Any, file: Path, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """The least share of equal labels over the images; and with the engine's decisions repeated by the model whether
-    all outputs are within the tolerances of an export, and how many decisions were turned."""
-    engine = OpenVINOSession if isinstance(session, OpenVINOSession) else open_session
-    decisions = FileDecisions(file, kind, engine)
+    """The least share of equal labels over the images; of a float32 file also, with the engine's decisions repeated by
+    the model, whether all outputs are within the tolerances of an export, and how many decisions were turned."""
     names = [output.name for output in kind.outputs]
-    equal, repeated = [], []
-    for pixels in inputs:
-        given = {INPUT: pixels.numpy()}
-        theirs = list(map(torch.from_numpy, session.run(names, given)))
-        equal.append(compare_outputs(kind, model, pixels, theirs, None).equal_labels)
-        read = decisions.read(given, names)
-        repeated.append(compare_outputs(kind, model, pixels, read, decisions))
-    return {
-        "equal_labels": min(equal),
+
+    def compared(pixels: Tensor, theirs: Sequence[Any], decisions: FileDecisions | None) -> Comparison:
+        return compare_outputs(kind, model, pixels, list(map(torch.as_tensor, theirs)), decisions)
+
+    given = [{INPUT: pixels.numpy()} for pixels in inputs]
+    alone = [compared(pixels, session.run(names, each), None) for pixels, each in zip(inputs, given, strict=True)]
+    labels: dict[str, Any] = {"equal_labels": min(found.equal_labels for found in alone)}
+    if file.stem not in FLOAT_FORMS:
+        return labels
+    decisions = FileDecisions(file, kind, OpenVINOSession if isinstance(session, OpenVINOSession) else open_session)
+    repeated = [
+        compared(pixels, decisions.read(each, names), decisions) for pixels, each in zip(inputs, given, strict=True)
+    ]
+    return labels | {
         "within_tolerance": all(found.within_tolerance for found in repeated),
         "decisions": sum(found.decisions for found in repeated),
         "turned": sum(found.turned for found in repeated),

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,15 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: where torch found it in the 
 # pixels, and masks, their embeddings and classes decide what queries look at.
 EXACT = ("sampling_offsets", "attention_weights", "mask_embedder", "class_predictor")
 LEAST_IMAGES = 8
+
+
+def refuse_windows(kind: Kind, flag: str, model: str) -> None:
+    """Raises `UserError` for a model that takes windows, which images would have to be cut into."""
+    if kind.fixed:
+        raise UserError(
+            f"--{flag}: {model} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: leave it out, or add "
+            "--config_overrides use_windows=false where that is a flag"
+        )
 
 
 class Images(CalibrationDataReader):
@@ -220,13 +228,9 @@ def validate(kind: Kind, model: Any, processor: Any, session: Any, samples: Sequ
             "target_sizes": [sample.input_size if sample.label_map is None else sample.label_map.shape],
             "input_sizes": [sample.input_size],
         }
-        outputs = (
-            {name: ours[name] for name in names},
-            dict(zip(names, map(torch.from_numpy, theirs), strict=True)),
-        )
         maps = [
-            processor.post_process_semantic_segmentation(SimpleNamespace(**given), **sizes)[0].numpy()
-            for given in outputs
+            processor.post_process_semantic_segmentation(kind.as_outputs(outputs, sample.size), **sizes)[0].numpy()
+            for outputs in ([ours[name] for name in names], list(map(torch.from_numpy, theirs)))
         ]
         equal, pixels = equal + int((maps[0] == maps[1]).sum()), pixels + maps[0].size
         if sample.label_map is not None:

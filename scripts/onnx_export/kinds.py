@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from image_processing.post_processing import FASegPostProcessing
 from image_processing.semantic_labels import ImageScores
+from modeling_faseg.windows_qlseg import class_scores
 from scripts.cli.errors import UserError
 
 
@@ -114,6 +116,10 @@ class Kind:
         """`(B, K, h, w)`, whose largest per pixel is the label."""
         raise NotImplementedError
 
+    def as_outputs(self, outputs: Sequence[Tensor], size: Size) -> SimpleNamespace:
+        """What the processor's post-processing takes, of the file's outputs for images of this padded size."""
+        return SimpleNamespace(**dict(zip((output.name for output in self.outputs), outputs, strict=True)))
+
     def decider(self, model: Any) -> Any:
         """The module whose `decisions` the model takes; None if it takes none."""
         return None
@@ -202,6 +208,10 @@ class QLSeg(MaskKind):
         super().__init__(config)
         self.step = config.patch_size
         self.fixed = (config.image_size, config.image_size) if config.use_windows else None
+
+    def as_outputs(self, outputs: Sequence[Tensor], size: Size) -> SimpleNamespace:
+        classes, masks = outputs
+        return SimpleNamespace(semantic_scores=class_scores(classes, masks, size))
 
     @property
     def least_side(self) -> int:

@@ -229,6 +229,19 @@ def test_the_example_reads_images_through_windows(size, qlseg_file, folders, tmp
     check_example(qlseg_file, folders / "qlseg", size, 0.999, tmp_path)
 
 
+def test_qlseg_calibrated_on_images(folders, tmp_path, capsys):
+    """Of whole images, by `use_windows=false`; one of windows is refused before it is traced."""
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.fromarray(checking.drawn_image(64, 96, number)).save(tmp_path / "images" / f"{number}.png")
+    flags = ["--calibration_images", tmp_path / "images", "--least_agreement", 0.2]
+    with pytest.raises(UserError, match="takes windows of 64x64, not images: leave it out, or add --config_overrides"):
+        export(folders / "qlseg", tmp_path / "out", *flags)
+    flags += ["--config_overrides", "use_windows=false", "--height", 64, "--width", 96]
+    export(folders / "qlseg", tmp_path / "out", *flags)
+    assert "8 validation images: " in capsys.readouterr().out
+
+
 def test_processing_around_semask(folders, tmp_path, monkeypatch, semask_file):
     graph = onnx.load(semask_file)
     monkeypatch.setattr(network, "export_network", lambda *_, **__: graph)

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, TimmBackbone
 
 from scripts.cli.errors import UserError, causes
+from scripts.models.checkpoint_files import PICKLE_SUFFIXES, read_checkpoint
 from scripts.models.input_channels import RGB, adapted, is_first_convolution, num_channels
+from scripts.models.loaded_parts import table
 from scripts.models.model_files import INDEX, KINDS, read_model_file
 from scripts.models.parameter_names import ConversionError, Source, official_source
 
@@ -53,6 +55,10 @@ CLASSIFICATION_HEAD = re.compile(
 )
 # What a backbone has and a classification checkpoint may lack: output norms, semantic layers and batch counters.
 BACKBONE_ONLY = re.compile(r"(hidden_states_norms\.|\.semantic_layer\.|num_batches_tracked$|relative_position_index$)")
+# Where the backbone stands in the weights of a whole segmentation model, FASeg's own among them.
+IN_SEGMENTATION_MODEL = re.compile(r"(?:[^.]+\.){0,2}backbone\.")
+# Arguments of timm that only a backbone takes, and not the whole network.
+OF_TIMM_FEATURES = {"feature_cls"}
 # Fields of a backbone's configuration that say what is read of it, not what it is.
 OF_OUTPUTS = {"out_features", "out_indices", "stage_names", "reshape_hidden_states", "apply_layernorm"}
 # timm's and torchvision's ResNet -> the released checkpoints' names, by which both sides can be compared.
@@ -73,7 +79,7 @@ def hub_reason(error: Exception, file: str) -> str:
 
 
 def weight_files(name: str) -> list[Path]:
-    """The safetensors files of a file, a folder, or a model on the Hub, which is fetched into the Hub's cache.
+    """The files of weights of a file, a folder, or a model on the Hub, which is fetched into the Hub's cache.
 
     Raises:
         UserError: there are none, or the Hub is out of reach.
@@ -101,6 +107,23 @@ def weight_files(name: str) -> list[Path]:
         raise UserError(f"--backbone_weights {name}: {reason}") from error
 
 
+def read_weights(name: str) -> dict[str, Tensor]:
+    """All tensors of a file, a folder, or a model on the Hub; PyTorch's own files are read without running code.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(name):
+        try:
+            weights.update(read_checkpoint(file) if file.suffix in PICKLE_SUFFIXES else load_file(file))
+        except ConversionError as error:  # which names the file
+            raise UserError(f"--backbone_weights {error}") from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"--backbone_weights {name}: {file.name}: {error}") from error
+    return weights
+
+
 def shards(index: Path) -> list[str]:
     """Files that a `model.safetensors.index.json` lists.
 
@@ -122,6 +145,7 @@ def other_fields(name: str, backbone: nn.Module) -> str:
         theirs, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError):  # a file of weights alone
         return ""
+    theirs = theirs.get("backbone_config") or theirs  # of a whole segmentation model
     if not isinstance(ours, PreTrainedConfig) or theirs.get("model_type") != ours.model_type:
         return ""
     fields = type(ours)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - OF_OUTPUTS
@@ -133,38 +157,37 @@ def other_fields(name: str, backbone: nn.Module) -> str:
 
 
 def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
-    """Loads pretrained weights into the model's backbone; a classification head among them is left out.
+    """`load_with_table`, of which it returns the first line: what was loaded, is lacking and was left out."""
+    return load_with_table(model, name).split("\n", 1)[0]
 
-    The names are the backbone's own, with or without a prefix that most share ("resnet.", "swin."), those of another
-    version of transformers, as it knows them, those of the whole network in timm, or, for ResNet and Swin in
-    transformers, those of timm or torchvision.
+
+def load_with_table(model: PreTrainedModel, name: str) -> str:
+    """Loads pretrained weights into the model's backbone; a classification head among them is left out, and so is
+    what stands beside the backbone in a whole segmentation model.
+
+    The names are the backbone's own, with or without a prefix that most share ("resnet.", "module.backbone."), those
+    of another version of transformers, as it knows them, those of the whole network in timm, or, for ResNet and Swin
+    in transformers, those of timm or torchvision.
 
     Args:
         name: file, folder or Hub id.
     Returns:
-        One line that counts what was loaded, what the weights lack and what was left out.
+        One line that counts what was loaded, what the weights lack and what was left out, and a table of the same by
+        parts where there is anything but loaded tensors.
     Raises:
         UserError: unreadable, nothing matches, a shape differs, or tensors are left over or lacking.
     """
-    weights: dict[str, Tensor] = {}
-    for file in weight_files(name):
-        try:
-            weights.update(load_file(file))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"--backbone_weights {name}: {file.name}: {error}") from error
+    weights = read_weights(name)
     backbone = cast(nn.Module, model.base_model.backbone)
     expected = backbone.state_dict()
-    ways = [by_own_names(weights, expected), by_released_names(weights, expected)]
-    beside: set[str] = set()  # what a whole network has and its backbone has not
-    if isinstance(backbone, TimmBackbone):
-        with torch.device("meta"):
-            kwargs = model.config.timm_backbone_kwargs or {}
-            whole = timm.create_model(cast(str, backbone.config.backbone), in_chans=RGB, **kwargs)
-        ways.append(by_timm(weights, expected, whole))
-        beside = set(whole.state_dict())
-    elif type(backbone).__module__.startswith("transformers."):
-        ways.append(by_transformers(weights, cast(PreTrainedModel, backbone)))
-    loaded, left_out = max(ways, key=lambda found: len(found[0]))
+    whole = network_of_timm(model, backbone) if isinstance(backbone, TimmBackbone) else None
+    part, outside = of_segmentation_model(weights)
+    loaded, left_out = best_way(weights, backbone, expected, whole)
+    of_part, left_in_part = best_way(part, backbone, expected, whole)
+    if (len(of_part), -len(left_in_part)) > (len(loaded), -len(left_out)):
+        loaded, left_out = of_part, left_in_part
+    else:
+        outside = []
     if not loaded:
         raise UserError(
             f"--backbone_weights {name}: none of its {len(weights)} tensors is one of the backbone's "
@@ -181,20 +204,71 @@ def load_backbone_weights(model: PreTrainedModel, name: str) -> str:
         if value.shape != expected[key].shape:
             shapes = f"{key} has shape {tuple(value.shape)}, need {tuple(expected[key].shape)}"
             raise UserError(f"--backbone_weights {name}: {shapes}{other_fields(name, backbone)}")
-    named = (key for key in left_out if key not in beside)
-    unknown = [key for key in named if not CLASSIFICATION_HEAD.match(key) and not BACKBONE_ONLY.search(key)]
     missing = sorted(expected.keys() - loaded.keys())
+    beside = set(whole.state_dict()) if whole else set()  # what a whole network has and its backbone has not
+    refuse_others(name, backbone, [key for key in left_out if key not in beside], missing)
+    backbone.load_state_dict(loaded, strict=False)
+    left_out = [*left_out, *outside]
+    counts = [f"{len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}"]
+    for keys, what in ((missing, "of the backbone alone, new"), (left_out, "left out")):
+        if keys:
+            counts.append(f"{len(keys)} {what} ({', '.join(sorted({key.split('.')[0] for key in keys}))})")
+    line = f"backbone weights: {', '.join(counts)}{remark}"
+    if not missing and not left_out:
+        return line
+    return f"{line}\n{table((key for key in expected if key in loaded), missing, left_out)}"
+
+
+def refuse_others(name: str, backbone: nn.Module, left_out: list[str], missing: list[str]) -> None:
+    """Refuses weights with tensors that are of no part known to be left out, or without some that they should have.
+
+    Raises:
+        UserError: names the first one.
+    """
+    unknown = [key for key in left_out if not CLASSIFICATION_HEAD.match(key) and not BACKBONE_ONLY.search(key)]
     lacking = [key for key in missing if not BACKBONE_ONLY.search(key)]
     for what, keys in (("is not in the backbone", unknown), ("is lacking", lacking)):
         if keys:
             fix = other_fields(name, backbone) or ": another architecture?"
             raise UserError(f"--backbone_weights {name}: {keys[0]} {what} (and {len(keys) - 1} more){fix}")
-    backbone.load_state_dict(loaded, strict=False)
-    counts = [f"{len(loaded)} of {len(expected)} tensors loaded from {Path(name).name}"]
-    for keys, what in ((missing, "of the backbone alone, new"), (left_out, "left out")):
-        if keys:
-            counts.append(f"{len(keys)} {what} ({', '.join(sorted({key.split('.')[0] for key in keys}))})")
-    return f"backbone weights: {', '.join(counts)}{remark}"
+
+
+def network_of_timm(model: PreTrainedModel, backbone: TimmBackbone) -> nn.Module:
+    """The whole network of which timm's backbone is a part, as its shapes alone."""
+    kwargs = model.config.timm_backbone_kwargs or {}
+    kwargs = {key: value for key, value in kwargs.items() if key not in OF_TIMM_FEATURES}
+    with torch.device("meta"):
+        return timm.create_model(cast(str, backbone.config.backbone), in_chans=RGB, **kwargs)
+
+
+def of_segmentation_model(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under `backbone.` by their names there, and the names of all others; none where there is no such
+    part, or more than one."""
+    prefixes = {match[0] for key in weights if (match := IN_SEGMENTATION_MODEL.match(key))}
+    if len(prefixes) != 1:
+        return {}, []
+    (prefix,) = prefixes
+    inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    around = prefix.removesuffix("backbone.")
+    return inside, sorted(key.removeprefix(around) for key in weights if not key.startswith(prefix))
+
+
+def best_way(
+    weights: dict[str, Tensor], backbone: nn.Module, expected: Mapping[str, Tensor], whole: nn.Module | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Those tensors that belong to the backbone, and the names of the others, by the names that fit most of them.
+
+    Args:
+        whole: the network in timm that the backbone is part of, if it is timm's.
+    """
+    if not weights:
+        return {}, []
+    ways = [by_own_names(weights, expected), by_released_names(weights, expected)]
+    if whole is not None:
+        ways.append(by_timm(weights, expected, whole))
+    elif type(backbone).__module__.startswith("transformers."):
+        ways.append(by_transformers(weights, cast(PreTrainedModel, backbone)))
+    return max(ways, key=lambda found: len(found[0]))
 
 
 def by_transformers(weights: dict[str, Tensor], backbone: PreTrainedModel) -> tuple[dict[str, Tensor], list[str]]:
@@ -204,12 +278,11 @@ def by_transformers(weights: dict[str, Tensor], backbone: PreTrainedModel) -> tu
         as `by_own_names`. A tensor of another shape is among those of the backbone as it came.
     """
     config = copy.deepcopy(backbone.config)
-    if hasattr(config, "num_channels"):
-        config.num_channels = RGB
     try:
-        found, report = cast(Any, type(backbone)).from_pretrained(
-            None, config=config, state_dict=dict(weights), ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        found, report = read_by_transformers(weights, type(backbone), config)
+        if any(len(there) == 4 and there[1] == RGB != here[1] for _, there, here in report["mismatched_keys"]):
+            config.num_channels = RGB  # as the file has them, so that its first convolution is kept
+            found, report = read_by_transformers(weights, type(backbone), config)
     except RuntimeError:  # of weights that its conversions do not fit: another architecture
         return {}, []
     expected, own = backbone.state_dict().keys(), found.state_dict()
@@ -222,30 +295,48 @@ def by_transformers(weights: dict[str, Tensor], backbone: PreTrainedModel) -> tu
     return {**loaded, **other_shape}, sorted(name.removeprefix(prefix) for name in left_out)
 
 
+def read_by_transformers(
+    weights: Mapping[str, Tensor], backbone_class: type[nn.Module], config: PreTrainedConfig
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A backbone with as many of the weights as fit, and which ones do not."""
+    return cast(Any, backbone_class).from_pretrained(
+        None, config=config, state_dict=dict(weights), ignore_mismatched_sizes=True, output_loading_info=True
+    )
+
+
 def by_timm(
-    weights: dict[str, Tensor], expected: Mapping[str, Tensor], whole: nn.Module
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], whole: nn.Module
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of the whole network in timm, of which a backbone holds parts under other names: as `by_own_names`."""
     # timm's own reading of older names and of position tables of other sizes; its name is a convention of timm's.
-    if convert := getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None):
-        with suppress(KeyError, RuntimeError, TypeError):  # weights that it does not know: another architecture
-            weights = convert(dict(weights), whole)
-    loaded, left_out = {}, []
-    for key, value in weights.items():
-        # `stages.0.` is `stages_0.` where timm takes the network apart, and in `model.` or `body.` where it does not.
-        spellings = (key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}")
-        name = next((f"_backbone.{each}" for each in spellings if f"_backbone.{each}" in expected), None)
-        if name is None:
-            left_out.append(key)
-        else:
-            loaded[name] = value
-    return loaded, sorted(left_out)
+    convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+    best: tuple[dict[str, Tensor], list[str]] = {}, []
+    for prefix in common_prefixes(weights):
+        plain = {key.removeprefix(prefix): value for key, value in weights.items()}
+        if convert:
+            with suppress(Exception):  # of whatever it says to weights that it does not know: another architecture
+                plain = convert(dict(plain), whole)
+        loaded, left_out = {}, []
+        for key, value in plain.items():
+            # `stages.0.` is `stages_0.` where timm takes the network apart, and in `model.` or `body.` where not.
+            spellings = (key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}")
+            name = next((f"_backbone.{each}" for each in spellings if f"_backbone.{each}" in expected), None)
+            if name is None:
+                left_out.append(key)
+            else:
+                loaded[name] = value
+        if len(loaded) > len(best[0]):
+            best = loaded, sorted(left_out)
+    return best
 
 
 def common_prefixes(weights: Mapping[str, Tensor]) -> list[str]:
-    """The first part of a name if most tensors share it, and the empty prefix."""
-    first_parts = Counter(key.split(".", 1)[0] + "." for key in weights)
-    return [*(part for part, count in first_parts.items() if 2 * count > len(weights)), ""]
+    """The first two parts of a name, and the first alone, if most tensors share them, and the empty prefix."""
+    found = []
+    for depth in (2, 1):
+        counts = Counter("".join(f"{part}." for part in key.split(".")[:depth]) for key in weights)
+        found += [prefix for prefix, count in counts.items() if 2 * count > len(weights)]
+    return [*dict.fromkeys(found), ""]
 
 
 def by_own_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from scripts.models.parameter_names import ConversionError
 
 
-_PICKLE_SUFFIXES = (".pth", ".pt", ".pkl")
+PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".bin")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The official state dict in `path` (`.safetensors`; `.pth`, `.pt` or `.pkl` with weights only), on the CPU.
+    """The state dict in `path` (`.safetensors`; `.pth`, `.pt`, `.pkl` or `.bin` with weights only), on the CPU.
 
     A file may hold the state dict itself, `{"model": state dict, ...}` or `{"state_dict": state dict, ...}`.
 
@@ -41,9 +41,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             return _finite(load_file(path), path)
         except SafetensorError as error:
             raise ConversionError(f"{path} is truncated or no safetensors file: {_one_line(error)}") from error
-    if path.suffix not in _PICKLE_SUFFIXES:
+    if path.suffix not in PICKLE_SUFFIXES:
         raise ConversionError(
-            f"{path}: unknown kind {path.suffix!r}; known: .safetensors, {', '.join(_PICKLE_SUFFIXES)}"
+            f"{path}: unknown kind {path.suffix!r}; known: .safetensors, {', '.join(PICKLE_SUFFIXES)}"
         )
     content = _read_pickle(path)
     for key in ("model", "state_dict"):

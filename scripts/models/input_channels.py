@@ -60,9 +60,10 @@ def adapt_first_convolution(model: Any, mismatched: Mapping[str, tuple[Size, Siz
     """
     channels = num_channels(model.config)
     keys = {key for key, (found, wanted) in mismatched.items() if is_first_convolution(found, wanted, channels)}
-    if len(keys) != 1:
+    if not keys:
         return set()
-    (key,) = keys
-    model.get_parameter(key).data.copy_(adapted(weights()[key], channels))
-    print(f"first convolution {key} adapted from {RGB} to {channels} bands")
+    tensors = weights()
+    for key in sorted(keys):  # several where the network begins in branches
+        model.get_parameter(key).data.copy_(adapted(tensors[key], channels))
+        print(f"first convolution {key} adapted from {RGB} to {channels} bands")
     return keys

@@ -27,6 +27,7 @@ from scripts.cli.parser import parse_overrides
 from scripts.cli.processes import say_once
 from scripts.models import mask2former
 from scripts.models.arguments import ModelArguments
+from scripts.models.backbone_fields import after_overrides
 from scripts.models.backbone_weights import hub_reason
 from scripts.models.families import family_of
 from scripts.models.input_channels import adapt_first_convolution
@@ -124,7 +125,7 @@ def with_changes(
         check_field(key, config_class, values)
         same_backbone = isinstance(value, dict) and value.get("model_type") in (None, _model_type(values.get(key)))
         before = values[key] if same_backbone and isinstance(values.get(key), dict) else {}
-        values[key] = {**before, **value} if isinstance(value, dict) else value
+        values[key] = after_overrides(before, value) if isinstance(value, dict) else value
         if (model_type := _model_type(values[key])) in CONFIG_MAPPING:
             for field_name in value:
                 check_field(field_name, CONFIG_MAPPING[model_type], before, f"{key}.")

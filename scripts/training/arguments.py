@@ -73,8 +73,8 @@ class TrainArguments(ModelArguments, DatasetArguments):
         1, "Pixels that a segment must have left in a crop to be learnt, in instance and panoptic training."
     )
     backbone_weights: str | None = path_flag(
-        "Pretrained weights of the backbone alone: a safetensors file, a folder, or a name on the Hub such as "
-        "microsoft/resnet-50."
+        "Pretrained weights of the backbone alone: a file (.safetensors, .pth, .pt, .bin), a folder, or a name on the "
+        "Hub such as microsoft/resnet-50."
     )
     warm_start: str | None = path_flag(
         "Mask2Former to start from, or FASeg without DFPQ and HRCA, a folder or a name on the Hub: a FASeg with both "

@@ -28,7 +28,7 @@ from scripts.data.sources import check_class_count, check_ignored_id
 from scripts.data.streaming import StreamBatches, TrainingCollator, TrainingSamples
 from scripts.evaluation.average_precision import check_installed
 from scripts.evaluation.degenerate import look_at_classes, no_class_names, refuse_one_class
-from scripts.models.backbone_weights import load_backbone_weights
+from scripts.models.backbone_weights import load_with_table
 from scripts.models.input_channels import set_num_channels
 from scripts.models.loading import build_processor, refuse_dead_hrca, refuse_non_finite
 from scripts.models.tasks import INSTANCE, PANOPTIC, SEMANTIC, task_of
@@ -378,7 +378,7 @@ def prepared(arguments: TrainArguments, accelerator: Accelerator) -> Run:
     if unread := getattr(model.base_model.backbone, "unread_parameters", None):
         accelerator.print(f"frozen, for no feature map depends on it: {', '.join(unread)}")
     if arguments.backbone_weights:
-        accelerator.print(load_backbone_weights(model, arguments.backbone_weights))
+        accelerator.print(load_with_table(model, arguments.backbone_weights))
     given = arguments.model_name_or_path or arguments.warm_start or arguments.backbone_weights
     given = given or "of the configuration's initialisation"
     refuse_non_finite(model, f"initial weights {given}")

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from backbone_cases import TIMM, backbone_of
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
+from tiny_models import tiny_config
 
+from modeling_faseg import FASegForUniversalSegmentation
 from scripts.cli.errors import UserError
 from scripts.cli.parser import parse_arguments
+from scripts.models.arguments import ModelArguments
 from scripts.models.backbone_weights import load_backbone_weights
-from scripts.models.input_channels import num_channels, set_num_channels
+from scripts.models.input_channels import adapt_first_convolution, num_channels, set_num_channels
 from scripts.models.loading import build_config, build_model
 from scripts.training.arguments import TrainArguments
 
@@ -56,3 +60,32 @@ def test_a_checkpoint_of_rgb_is_adapted(tiny_recipe, model_folder, capsys):
     model = built(tiny_recipe, 5, model_name_or_path=str(model_folder))
     assert "adapted from 3 to 5 bands" in capsys.readouterr().out
     assert torch.equal(first_convolution(model), adapt_input_conv(5, first_convolution(colours)))
+
+
+def test_every_branch_that_reads_the_image_is_adapted():
+    convolution = torch.nn.Conv2d
+    model, colours = (torch.nn.ModuleDict({"a": convolution(n, 8, 3), "b": convolution(n, 8, 1)}) for n in (4, 3))
+    model.config = tiny_config(backbone_config={**backbone_of("resnet"), "num_channels": 4})
+    ours, theirs = model.state_dict(), colours.state_dict()
+    shapes = {key: (value.shape, ours[key].shape) for key, value in theirs.items() if value.ndim == 4}
+    assert adapt_first_convolution(model, shapes, lambda: theirs) == {"a.weight", "b.weight"}
+    assert all(torch.equal(ours[key], adapt_input_conv(4, theirs[key])) for key in shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["fastvit_t8", "repvgg_a0"])
+def test_a_checkpoint_whose_network_begins_in_branches_is_adapted(network, tmp_path, capsys):
+    """Several convolutions read the image side by side."""
+    out_indices, kwargs = TIMM[network]
+    backbone = {"model_type": "timm_backbone", "backbone": network, "out_indices": out_indices}
+    colours = FASegForUniversalSegmentation(tiny_config(backbone_config=backbone, timm_backbone_kwargs=kwargs or None))
+    colours.save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path))
+    config = build_config(arguments)
+    set_num_channels(config, 4)
+    model = build_model(arguments, config)
+    theirs = colours.state_dict()
+    stem = {key: value for key, value in model.state_dict().items() if value.ndim == 4 and value.shape[1] == 4}
+    stem = {key: value for key, value in stem.items() if theirs[key].shape[1] == 3}
+    assert len(stem) > 1 and capsys.readouterr().out.count("adapted from 3 to 4 bands") == len(stem)
+    assert all(torch.equal(value, adapt_input_conv(4, theirs[key])) for key, value in stem.items())

@@ -1,5 +1,6 @@
 """Networks that are compiled for images of few sizes, and computed as they are for all others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class CompiledForSizes:
         self, pixel_values: Tensor | None = None, *others: Any, pixel_mask: Tensor | None = None, **options: Any
     ) -> bool:
         """Whether a call with these arguments is compiled; what it is compiled for is noted as seen."""
+        as_object = options.pop("return_dict", None)  # a model's own calls ask for it
         asked = [value for value in options.values() if value is not None and value is not False]
         if pixel_values is None or others or asked:
             return False
@@ -38,7 +40,7 @@ class CompiledForSizes:
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), pixel_values.requires_grad, precision
         # what torch.compile makes a version of its own for
         inputs = [(each.shape, each.stride(), each.dtype) for each in (pixel_values, pixel_mask) if each is not None]
-        key = kind, *inputs, *modes, *options
+        key = kind, *inputs, *modes, as_object, *options
         if key not in self.seen and len(self.seen) == self.sizes:
             height, width = pixel_values.shape[-2:]
             logger.warning_once(
@@ -50,6 +52,17 @@ class CompiledForSizes:
         if kind == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the outputs of the call before are copied, see `own`
         return True
+
+
+def with_own_versions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a code object of its own: torch.compile keeps and counts its versions by code object, and all
+    modules of a process share that of their call."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace()  # a copy
+    return call
 
 
 def own(outputs: Any) -> Any:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .loss_terms import to_host
+
 
 def sum_semantic_maps(semantic_maps: tuple[Tensor, ...] | list[Tensor], align_corners: bool = False) -> Tensor:
     """The parameter-free semantic decoder: `(B, K, H/4, W/4)` of maps `(B, K, H/s, W/s)`, fine to coarse.
@@ -115,10 +117,12 @@ def label_maps_of_masks(
 
 
 def check_label_maps(labels: Tensor, num_classes: int, ignore_value: int) -> None:
-    """Raise a `ValueError` that names the first label outside the classes."""
-    outside = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_value)]
-    if len(outside):
+    """Raise a `ValueError` that names the first label outside the classes, waiting for their device once."""
+    shown = torch.where(labels == ignore_value, 0, labels)
+    ((lowest, highest),) = to_host(torch.stack(shown.aminmax()).float())
+    if lowest < 0 or highest >= num_classes:
+        first = int(shown[(shown < 0) | (shown >= num_classes)][0])
         raise ValueError(
-            f"label {int(outside[0])} but {num_classes} classes (0..{num_classes - 1}), {ignore_value} being ignored: "
+            f"label {first} but {num_classes} classes (0..{num_classes - 1}), {ignore_value} being ignored: "
             "fix the labels or the config's id2label, set do_reduce_labels=True?"
         )

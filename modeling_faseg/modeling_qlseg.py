@@ -242,8 +242,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         check_pixel_mask(pixel_values, pixel_mask)
         has_labels = mask_labels is not None
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        is_window = size == (self.config.image_size, self.config.image_size)
-        if self.config.use_windows and not (is_window or has_labels or self.training):
+        if not (has_labels or self.training) and self._has_windows(pixel_values):
             return QLSegForSemanticSegmentationOutput(semantic_scores=self._sliding_scores(pixel_values, pixel_mask))
 
         if output_auxiliary_logits is None:
@@ -277,25 +276,28 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             **shared,
         )
 
+    def _has_windows(self, pixel_values: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
+        side = self.config.image_size
+        return self.config.use_windows and pixel_values is not None and tuple(pixel_values.shape[-2:]) != (side, side)
+
     def _sliding_scores(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         """`(B, K, H, W)` mean class scores over windows of each image."""
         side, stride = self.config.image_size, self.config.window_stride
+        of_windows: Any = self.forward if self._compiled_for is None else self  # its own call, which is compiled
 
         def scores_of(windows: Tensor) -> Tensor:
-            outputs = self.model(windows, return_dict=True)
-            class_logits = self.class_predictor(outputs.transformer_decoder_last_hidden_state)
-            return class_scores(class_logits, outputs.masks_queries_logits[-1], (side, side))
+            return of_windows(pixel_values=windows, return_dict=True).semantic_scores
 
         return sliding_scores(pixel_values, _image_sizes(pixel_values, pixel_mask), side, stride, scores_of)
 
 
 def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int]]:
-    """Height and width of each image without its padding."""
+    """Height and width of each image without its padding; the one wait for the device of a forward with windows."""
     if pixel_mask is None:
         return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
     inside = pixel_mask > 0
     heights, widths = inside.any(2).sum(1).clamp(min=1), inside.any(1).sum(1).clamp(min=1)
-    return list(zip(heights.tolist(), widths.tolist()))
+    return [(height, width) for height, width in torch.stack((heights, widths), dim=1).tolist()]
 
 
 # Saved models carry their code. The image-segmentation pipeline looks models up in transformers' own list, and logs an

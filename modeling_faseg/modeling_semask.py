@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     # Never runs. transformers asks again, after a broken download, only for files that the entry file itself names.
     from .checks import require  # noqa: F401
     from .compiled import CompiledForSizes  # noqa: F401
+    from .loss_terms import check_targets  # noqa: F401
 
 
 @dataclass

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from .compiled import MOST_SIZES, CompiledForSizes, own
+from .compiled import MOST_SIZES, CompiledForSizes, own, with_own_versions
 
 
 logger = logging.get_logger(__name__)
@@ -83,26 +83,39 @@ class SegmentationPreTrainedModel(PreTrainedModel):
                 `backend` or `options` are given. Outputs are copies, which the next call leaves as they are.
             sizes: most shapes `(B, C, H, W)` of `pixel_values` that are compiled, 1 to 8; images of further shapes are
                 computed without, and the first one is named in a warning.
-            options: further ones of `torch.compile`, such as `backend`.
+            options: further ones of `torch.compile`, such as `backend`; not `fullgraph` and `dynamic`.
         Returns:
             the model itself, in evaluation mode.
         Raises:
-            ValueError: `sizes` is out of range.
+            ValueError: `sizes` is out of range, or an option that is fixed here is given.
         """
+        for name in sorted(options.keys() & {"dynamic", "fullgraph"}):
+            raise ValueError(
+                f"{name}={options[name]}: each size of images is compiled as one whole graph, fullgraph=True and "
+                f"dynamic=False: leave {name} out, or use model.compile()"
+            )
         if not 1 <= sizes <= MOST_SIZES:
             raise ValueError(f"sizes={sizes}: give 1 to {MOST_SIZES}")
         if mode is None and self.device.type == "cuda" and not options.keys() & {"backend", "options"}:
             mode = "reduce-overhead"
         self._compiled_for = CompiledForSizes(sizes)
-        self.compile(fullgraph=True, dynamic=False, mode=mode, **options)
+        # as `self.compile` does, which would share its versions with every other module of the process
+        call = with_own_versions(self._call_impl)
+        self._compiled_call_impl = torch.compile(call, fullgraph=True, dynamic=False, mode=mode, **options)
         return self.eval()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled_for is None:
             return super().__call__(*args, **kwargs)
-        if not self.training and self._compiled_for.takes(*args, **kwargs):
+        whole = not self.training and not self._has_windows(*args, **kwargs)
+        if whole and self._compiled_for.takes(*args, **kwargs):
             return own(super().__call__(*args, **kwargs))
         return self._call_impl(*args, **kwargs)
+
+    def _has_windows(self, pixel_values: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
+        """Whether the call reads images through windows: how many depends on the mask's values, so that it is no
+        graph, but its calls of the model for the windows are."""
+        return False
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As transformers', but the saved configuration names every auto class that can load the code with it."""

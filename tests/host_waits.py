@@ -2,13 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_processing import host_transfers, model_outputs, post_processing, segments, semantic_labels
-from modeling_faseg import deformable_choice, loss_faseg, loss_terms, mask_predictions_faseg, matcher_faseg
+from modeling_faseg import (
+    deformable_choice,
+    loss_faseg,
+    loss_semask,
+    loss_terms,
+    mask_predictions_faseg,
+    matcher_faseg,
+)
+
+
+TRANSFER = (post_processing, segments, model_outputs, loss_terms, loss_faseg, loss_semask, matcher_faseg)
 
 
 class Waits(TorchDispatchMode):
@@ -65,13 +76,17 @@ class Waits(TorchDispatchMode):
 
 
 @contextmanager
-def host_waits() -> Iterator[Waits]:
-    """As if tensors of the CPU were on a device that one waits for."""
+def host_waits(*modules: ModuleType) -> Iterator[Waits]:
+    """As if tensors of the CPU were on a device that one waits for.
+
+    Args:
+        modules: further ones whose `to_host` is counted.
+    """
     waits = Waits()
     with pytest.MonkeyPatch.context() as patch:
         for module in (host_transfers, post_processing, segments, semantic_labels, loss_terms, loss_faseg):
             patch.setattr(module, "waits_for", lambda device: True)
-        for module in (post_processing, segments, model_outputs, loss_terms, loss_faseg, matcher_faseg):
+        for module in (*TRANSFER, *modules):
             patch.setattr(module, "to_host", waits.counted(module.to_host))
         for module in (deformable_choice, mask_predictions_faseg):
             patch.setattr(module, "gathers", lambda device, needs_gradient: False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -119,7 +121,22 @@ def load_model(name: str) -> LoadedModel:
     if getattr(processor, "intensity_range", None) is not None or len(list(processor.image_mean)) != 3:
         raise Problem(f"The model {name} reads other images than RGB of 8 bits, which this page does not take.")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return LoadedModel(model.to(device).eval(), processor)
+    model = model.to(device).eval()
+    if can_be_compiled(model):
+        # Without CUDA graphs: the page answers in many threads, each of which would keep graphs of its own.
+        model.compile_for_inference(mode="default")
+    return LoadedModel(model, processor)
+
+
+def can_be_compiled(model: Any) -> bool:
+    """Whether compiling is worth its minutes and can work: on CUDA, with the C compiler that Triton needs, and not by
+    the code of models exported before there was a way to."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return (
+        model.device.type == "cuda"
+        and hasattr(model, "compile_for_inference")
+        and any(shutil.which(name) for name in compilers if name)
+    )
 
 
 def loading_failure(error: BaseException) -> str:

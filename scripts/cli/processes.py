@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from threading import Thread
 from typing import Any, TypeVar
@@ -14,12 +15,22 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, send_to_device
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+    send_to_device,
+)
 from tqdm import tqdm
 
 from scripts.cli.errors import UserError, errors_explained
 from scripts.cli.parser import STARTED_BY
 
+
+# How long a process waits for the others. Each reads its own shards and waits out faults of the network for a quarter
+# of an hour and more, see `storage/retries.py`; by default NCCL would end the run after ten minutes of it.
+LONGEST_SILENCE = timedelta(hours=1)
 
 Result = TypeVar("Result")
 
@@ -39,7 +50,11 @@ def build_accelerator(mixed_precision: str | None) -> Accelerator:
     # Without a GPU and without being told, Accelerate takes each of several processes for a run of its own.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     with errors_explained(f"--mixed_precision {mixed_precision}", ValueError):
-        return Accelerator(cpu=on_cpu and several, mixed_precision=mixed_precision)
+        return Accelerator(
+            cpu=on_cpu and several,
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_SILENCE)],
+        )
 
 
 def leave_with_launcher(launcher: int) -> None:

@@ -10,7 +10,14 @@ from PIL import Image
 
 from image_processing.semantic_labels import ImageScores
 from scripts.evaluation.mean_iou import confusion_matrix, scores_from_confusion, valid_part
-from scripts.inference.predictors import SingleScale, label_array, processed_inputs, resized_view, semantic_labels
+from scripts.inference.predictors import (
+    SingleScale,
+    label_array,
+    outputs_of,
+    processed_inputs,
+    resized_view,
+    semantic_labels,
+)
 
 
 # transformers' Mask2Former post-processing resizes every mask to this, whatever the image's shape.
@@ -66,7 +73,7 @@ class ProtocolLens:
     def squashed_labels(self, image: Image.Image) -> np.ndarray:
         """Label map of an image as transformers' Mask2Former processor makes it."""
         inputs = processed_inputs(self.processor, image, self.device)
-        outputs = self.model(**inputs)
+        outputs, _ = outputs_of(self.model, inputs)
         masks, classes = outputs.masks_queries_logits[0], outputs.class_queries_logits[0]
         squashed = (SQUASHED, SQUASHED)
         size = (image.height, image.width)

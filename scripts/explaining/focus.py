@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from image_processing.semantic_labels import ImageScores
 from scripts.cli.errors import UserError
-from scripts.inference.predictors import processed_inputs
+from scripts.inference.predictors import input_size_of, processed_inputs
 from scripts.models.tasks import DEFAULT_THRESHOLDS, PANOPTIC, SEMANTIC
 
 
@@ -125,7 +125,7 @@ def look(
     else:
         least = DEFAULT_THRESHOLDS[processor.task] if threshold is None else threshold
         segments, without_mask = found_segments(*logits, processor.task == PANOPTIC, least), 0
-    return Look(outputs, (int(mask[:, 0].sum()), int(mask[0].sum())), image_cells, segments, without_mask)
+    return Look(outputs, input_size_of(inputs), image_cells, segments, without_mask)
 
 
 def predicted_segments(class_logits: Tensor, masks_logits: Tensor, image_cells: Tensor) -> tuple[list[Segment], int]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
+from image_processing.host_transfers import to_host
 from image_processing.run_lengths import coco_run_lengths, compressed
 from image_processing.segments import BoxedMask
 from scripts.inference.predictors import outputs_of, processed_inputs
@@ -82,11 +84,19 @@ class SegmentPredictor:
         if self.with_instances or self.processor.task != PANOPTIC:
             ((masks, scores, labels, _),) = self.processor.found_instances(outputs, self.threshold, **sizes)
             instances = [
-                Instance(label, score, mask._replace(pixels=mask.pixels.cpu()))
-                for label, score, mask in zip(labels.tolist(), scores.tolist(), masks, strict=True)
+                Instance(label, score, mask)
+                for label, score, mask in zip(labels.tolist(), scores.tolist(), on_host(masks), strict=True)
             ]
         if self.processor.task != PANOPTIC:
             return FoundSegments(size, instances)
         (found,) = self.processor.post_process_panoptic_segmentation(outputs, self.panoptic_threshold, **sizes)
-        panoptic = PanopticMap(found["segmentation"].cpu().numpy(), found["segments_info"])
+        (ids,) = to_host(found["segmentation"])
+        panoptic = PanopticMap(ids, found["segments_info"])
         return FoundSegments(size, instances, panoptic)
+
+
+def on_host(masks: list[BoxedMask]) -> list[BoxedMask]:
+    """The masks with their pixels on the CPU, by one transfer; one that several instances have is brought once."""
+    pixels = {id(mask.pixels): mask.pixels for mask in masks}
+    brought = dict(zip(pixels, to_host(*pixels.values()), strict=True)) if pixels else {}
+    return [mask._replace(pixels=torch.from_numpy(brought[id(mask.pixels)])) for mask in masks]

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
+from image_processing.host_transfers import to_host
 from image_processing.model_outputs import require_finite
 from image_processing.preprocessing import network_size
 from image_processing.semantic_labels import ImageScores, RowResize, ScoreRows, Size, best_classes
@@ -35,19 +36,22 @@ LEAST_SUM = torch.finfo(torch.float32).tiny  # where nothing was found at all, t
 
 
 @torch.no_grad()
-def outputs_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, Size]:
+def outputs_of(model: Any, inputs: dict[str, Any]) -> tuple[Any, Size]:
     """The model's outputs for one processed image, and the image's `(height, width)` in it, without padding."""
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
     return outputs, input_size_of(inputs)
 
 
-def input_size_of(inputs: dict[str, Tensor]) -> Size:
-    """`(height, width)` of one processed image without padding."""
+def input_size_of(inputs: Any) -> Size:
+    """`(height, width)` of one processed image without padding; waits for no device if `processed_inputs` made it."""
+    if "input_sizes" in inputs:
+        height, width = inputs["input_sizes"][0]
+        return int(height), int(width)
     mask = inputs["pixel_mask"][0]
     return int(mask[:, 0].sum()), int(mask[0].sum())
 
 
-def image_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> ScoreRows:
+def image_scores(model: Any, processor: Any, inputs: dict[str, Any], target_size: Size) -> ScoreRows:
     """Class scores of one processed image at `target_size`.
 
     Args:
@@ -58,7 +62,7 @@ def image_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_s
     return scores
 
 
-def piece_scores(model: Any, processor: Any, inputs: dict[str, Tensor]) -> ScoreRows:
+def piece_scores(model: Any, processor: Any, inputs: dict[str, Any]) -> ScoreRows:
     """Class scores of one processed piece of an image at its own size, of which little is kept in memory."""
     outputs, input_size = outputs_of(model, inputs)
     if getattr(outputs, "semantic_scores", None) is not None and outputs.masks_queries_logits is not None:
@@ -71,12 +75,12 @@ def piece_scores(model: Any, processor: Any, inputs: dict[str, Tensor]) -> Score
     return scores
 
 
-def semantic_scores(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> Tensor:
+def semantic_scores(model: Any, processor: Any, inputs: dict[str, Any], target_size: Size) -> Tensor:
     """`(K, *target_size)` class scores of one processed image, see `image_scores`."""
     return image_scores(model, processor, inputs, target_size).stacked()
 
 
-def semantic_labels(model: Any, processor: Any, inputs: dict[str, Tensor], target_size: Size) -> Tensor:
+def semantic_labels(model: Any, processor: Any, inputs: dict[str, Any], target_size: Size) -> Tensor:
     """`target_size` map of the class with the best score; all scores at that size never exist at once."""
     return image_scores(model, processor, inputs, target_size).labels()
 
@@ -93,11 +97,13 @@ def label_array(labels: Tensor) -> np.ndarray:
 
 def processed_inputs(
     processor: Any, image: Image.Image | BandImage, device: Any, do_resize: bool | None = None, **settings: Any
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Inputs of an image on the scale 0..255 after the processor's own resize, or without one.
 
     Args:
         settings: further ones of the processor.
+    Returns:
+        `pixel_values` and `pixel_mask` on the device, and `input_sizes`, a list of the size without padding.
     """
     if do_resize is not None:
         settings["do_resize"] = do_resize
@@ -107,7 +113,8 @@ def processed_inputs(
         settings["input_data_format"] = "channels_first"
     pixels = image.pixels if isinstance(image, BandImage) else image
     inputs = processor(images=[pixels], return_tensors="pt", **settings)
-    return {key: inputs[key].to(device) for key in ("pixel_values", "pixel_mask")}
+    on_device = {key: inputs[key].to(device) for key in ("pixel_values", "pixel_mask")}
+    return {**on_device, "input_sizes": [input_size_of(inputs)]}
 
 
 def view_size(image: Image.Image, shortest: int, longest: int | None) -> tuple[int, int]:
@@ -252,17 +259,18 @@ Watcher = Callable[[int, Tensor], None]  # gets the first row of a block of scor
 
 @torch.no_grad()
 def labels_of(scores: ScoreRows, *watchers: Watcher) -> np.ndarray:
-    """Label map of an image, whose scores are seen by the watchers on the way."""
-    labels = np.empty(scores.size, np.uint8 if scores.num_classes <= 256 else np.int32)
+    """Label map of an image, whose scores are seen by the watchers on the way; it stays on their device until it is
+    whole."""
+    kind = torch.uint8 if scores.num_classes <= 256 else torch.int32
+    on_device = torch.empty(scores.size, dtype=kind, device=scores.device)
     start = 0
     with torch.autocast(scores.device.type, enabled=False):  # scores are float32 whatever the model runs in
         for block in scores:
             for watcher in watchers:
                 watcher(start, block)
-            labels[start : start + len(block)] = best_classes(
-                [block], (len(block), scores.size[1]), scores.device
-            ).cpu()
+            on_device[start : start + len(block)] = best_classes([block], (len(block), scores.size[1]), scores.device)
             start += len(block)
+    (labels,) = to_host(on_device)
     return labels if labels.max() > 255 else labels.astype(np.uint8, copy=False)
 
 
@@ -277,19 +285,25 @@ class Confidence:
 
     Args:
         softmax: whether the scores become probabilities by a softmax.
-    Attributes:
-        values: `size` float32 in 0..1.
     """
 
     size: Size
     softmax: bool
 
     def __post_init__(self) -> None:
-        self.values = np.zeros(self.size, np.float32)
+        self._on_device = torch.zeros(0)
 
     def __call__(self, start: int, block: Tensor) -> None:
+        if start == 0:
+            self._on_device = torch.zeros(self.size, device=block.device)
         found = confidence_of(block.softmax(-1) if self.softmax else block, -1)
-        self.values[start : start + len(block)] = found.cpu().numpy()
+        self._on_device[start : start + len(block)] = found
+
+    @property
+    def values(self) -> np.ndarray:
+        """`size` float32 in 0..1."""
+        (values,) = to_host(self._on_device)
+        return values
 
 
 def labels_and_confidence(scores: ScoreRows, softmax: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -217,6 +218,44 @@ def test_models_that_cannot_be_used(name, message, segment, tmp_path, monkeypatc
     (tmp_path / "strange" / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
     with pytest.raises(segment.Problem, match=message):
         segment.load_model(str(tmp_path / name) if name.startswith(".") else name)
+
+
+class StandIn:
+    """A model that notes how it is compiled, and the code of one that cannot be."""
+
+    def __init__(self, can_compile):
+        self.modes = []
+        if can_compile:
+            self.compile_for_inference = lambda mode: self.modes.append(mode)
+
+    def to(self, device):
+        self.device = device
+        return self
+
+    def eval(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "compiler", "can_compile", "modes"),
+    [
+        ("cuda", "/usr/bin/cc", True, ["default"]),
+        ("cuda", "/usr/bin/cc", False, []),
+        ("cuda", None, True, []),
+        ("cpu", "/usr/bin/cc", True, []),
+    ],
+)
+def test_models_are_compiled_on_a_gpu_alone(device, compiler, can_compile, modes, segment, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    model, processor = StandIn(can_compile), SimpleNamespace(image_mean=[0.5] * 3)
+    for auto_class, loaded in (
+        (segment.AutoModelForUniversalSegmentation, model),
+        (segment.AutoImageProcessor, processor),
+    ):
+        monkeypatch.setattr(auto_class, "from_pretrained", lambda *_, loaded=loaded, **__: loaded)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device(device))
+    monkeypatch.setattr(segment.shutil, "which", lambda name: compiler if name == "cc" else None)
+    assert segment.load_model(str(tmp_path)).model.modes == modes
 
 
 ANSWER = Response(401, request=Request("GET", "http://localhost"))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny_models import tiny_model
+from tiny_semask import tiny_model as tiny_semask
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedConfig
@@ -19,9 +20,9 @@ class OneConvolution(SegmentationPreTrainedModel):
 
     config_class = PreTrainedConfig
 
-    def __init__(self, config):
+    def __init__(self, config, bias=True):
         super().__init__(config)
-        self.conv = nn.Conv2d(3, 2, 3)
+        self.conv = nn.Conv2d(3, 2, 3, bias=bias)
         self.post_init()
 
     def forward(self, pixel_values, pixel_mask=None, labels=None):
@@ -62,6 +63,16 @@ def test_each_size_is_compiled_once_as_one_graph_and_equals_eager(counter):
         torch.testing.assert_close(ours.class_queries_logits, theirs.class_queries_logits, atol=1e-5, rtol=0)
         torch.testing.assert_close(ours.masks_queries_logits, theirs.masks_queries_logits, atol=1e-4, rtol=0)
     assert counter.frame_count == 2  # fullgraph: one frame is one graph
+
+
+@pytest.mark.system
+@torch.no_grad()
+def test_semask_is_one_graph_that_equals_eager(counter):
+    model, batch = tiny_semask(), images(50, 71)
+    expected = model(**batch)
+    found = model.compile_for_inference(backend=counter)(**batch)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.system
@@ -121,6 +132,25 @@ def test_outputs_outlive_the_next_call(model):
     given.masks_queries_logits[:] = given.auxiliary_logits[0]["masks_queries_logits"][:] = 0
     assert copied.masks_queries_logits.all() and copied.auxiliary_logits[0]["masks_queries_logits"].all()
     assert copied.loss is None and type(copied) is type(given)
+
+
+@torch.no_grad()
+def test_versions_of_several_models_are_not_counted_together(model, counter):
+    """As torch.compile counts them, of which it allows eight; and a model may be compiled once more."""
+    other = OneConvolution(PreTrainedConfig(), bias=False)
+    for each in (model, other, model):
+        plain = copy.deepcopy(each).eval()
+        each.compile_for_inference(backend=counter)
+        for width in range(64, 69):
+            assert torch.equal(each(**images(64, width)), plain(**images(64, width)))
+    assert counter.frame_count == 15
+
+
+@pytest.mark.parametrize("option", [{"dynamic": True}, {"dynamic": None}, {"fullgraph": False}])
+def test_options_that_are_fixed_are_refused(model, option):
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=f"^{name}={value}: each size .* leave {name} out"):
+        model.compile_for_inference(**option)
 
 
 @pytest.mark.parametrize("sizes", [0, 9])

@@ -5,6 +5,7 @@ import timm
 import torch
 from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch, tiny_qlseg_config
 
+from host_waits import host_waits
 from modeling_faseg import QLSegForSemanticSegmentation
 from modeling_faseg.backbone_qlseg import resize_positions
 from modeling_faseg.decoder_qlseg import QLSegAttention
@@ -147,6 +148,13 @@ def test_images_without_labels():
 def test_wrong_inputs_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         tiny_qlseg()(**{**tiny_qlseg_batch(), **change})
+
+
+def test_a_training_step_waits_once_for_the_labels_ranges():
+    model = tiny_qlseg().train()
+    with host_waits() as waits:
+        model(**tiny_qlseg_batch()).loss.backward()
+    assert waits.transfers == [[(2, 4)]] and waits.found == []
 
 
 def test_learns_two_images():

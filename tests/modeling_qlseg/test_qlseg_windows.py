@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from tiny_qlseg import tiny_qlseg, tiny_qlseg_batch
 
+from host_waits import host_waits
 from image_processing import FASegImageProcessor
 from modeling_faseg.windows_qlseg import class_scores, window_starts
 from scripts.inference.predictors import SingleScale, window_scores
@@ -122,3 +123,15 @@ def test_rectangular_crops_train():
     outputs.loss.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
     assert outputs.semantic_scores is None
+
+
+@pytest.mark.parametrize(("size", "waits_for"), [((70, 130), ["tolist"]), ((64, 64), [])], ids=str)
+@torch.no_grad()
+def test_a_forward_waits_for_the_sizes_of_padded_images_alone(model, size, waits_for):
+    mask = torch.ones(2, *size, dtype=torch.long)
+    mask[1, 50:] = 0
+    with host_waits() as waits:
+        model(torch.randn(2, 3, *size), pixel_mask=mask)
+        assert waits.found == waits_for
+        model(torch.randn(2, 3, *size))
+    assert waits.found == waits_for and waits.transfers == []

@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from tiny_semask import tiny_batch, tiny_model
 from torch.nn import functional as F
 
-from modeling_faseg.loss_semask import label_maps_of_masks, pixel_loss, semantic_map_loss, sum_semantic_maps
+from host_waits import host_waits
+from modeling_faseg.loss_semask import (
+    check_label_maps,
+    label_maps_of_masks,
+    pixel_loss,
+    semantic_map_loss,
+    sum_semantic_maps,
+)
 
 
 def test_ignored_pixels_stay_in_the_denominator():
@@ -47,3 +55,24 @@ def test_label_maps_of_masks():
     maps = label_maps_of_masks(masks, [torch.tensor([7, 5]), torch.tensor([])], (3, 4), 255, torch.device("cpu"))
     assert maps[0].tolist() == [[7] * 4, [5] * 4, [255] * 4]
     assert (maps[1] == 255).all() and maps.dtype == torch.long
+
+
+def test_a_training_step_waits_once_for_the_labels_range_and_a_forward_for_nothing():
+    model = tiny_model().train()
+    batch = tiny_batch()
+    with host_waits() as waits:
+        model(**batch).loss.backward()
+        assert waits.transfers == [[(2,)]]
+        with torch.no_grad():
+            model.eval()(batch["pixel_values"])
+    assert waits.found == [] and len(waits.transfers) == 1
+
+
+@pytest.mark.parametrize(("wrong", "named"), [([7, 300], 7), ([-1, 9], -1), ([4, -2], 4), ([255, 3], 3)])
+def test_the_first_label_outside_the_classes_is_named(wrong, named):
+    labels = torch.zeros(1, 4, 5, dtype=torch.long)
+    labels[0, 1, 2], labels[0, 3, 0] = wrong[0], wrong[1]
+    with pytest.raises(ValueError, match=rf"^label {named} but 3 classes \(0..2\), 255 being ignored"):
+        check_label_maps(labels, 3, 255)
+    check_label_maps(labels.clamp(0, 2), 3, 255)
+    check_label_maps(torch.full((1, 4, 5), 255), 3, 255)

@@ -5,17 +5,30 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from tiny_folder import decided
+from tiny_models import tiny_model
 
 from golden_cases import indexed, load_case, official_state_dict, tiny_config
-from image_processing import FASegImageProcessor
+from host_waits import host_waits
+from image_processing import FASegImageProcessor, semantic_labels
 from modeling_faseg import FASegForUniversalSegmentation
 from scripts.data.arguments import DatasetArguments
 from scripts.data.augmentation import shortest_edge_size
 from scripts.data.labelled_dataset import LabelledDataset
 from scripts.data.samples import decode_label
+from scripts.data.synthetic_scenes import draw_sample
 from scripts.evaluation.mean_iou import scores_from_confusion
 from scripts.evaluation.split import evaluate_split
-from scripts.inference.predictors import multi_scale_scores
+from scripts.inference import found_segments, predictors
+from scripts.inference.found_segments import SegmentPredictor
+from scripts.inference.predictors import (
+    image_scores,
+    input_size_of,
+    labels_and_confidence,
+    multi_scale_scores,
+    outputs_of,
+    processed_inputs,
+)
 from scripts.models.parameter_names import convert_state_dict
 
 
@@ -78,3 +91,51 @@ def test_a_limit_stops_early(shapes):
     confusion, images = evaluate_split(Stub(), None, data, Accelerator(), constant, 2, 0)
     assert images == len(seen) == 2
     assert confusion[:, 1:].sum() == 0 and confusion[:, 0].sum() > 0
+
+
+# ---- how often a command waits for the device, which cannot work ahead meanwhile
+
+
+def tiny_processor(**fields):
+    return FASegImageProcessor(size={"shortest_edge": 64, "longest_edge": 160}, num_labels=3, **fields)
+
+
+@torch.no_grad()
+def test_a_label_map_and_its_confidence_are_brought_at_once(monkeypatch):
+    """After the check of the logits; in blocks of a few rows."""
+    monkeypatch.setitem(semantic_labels.BLOCK_BYTES, "cpu", 4 * 90 * 6 * 16)
+    model, processor = tiny_model().eval(), tiny_processor()
+    inputs = processed_inputs(processor, Image.new("RGB", (90, 70), (200, 40, 90)), "cpu")
+    expected = labels_and_confidence(image_scores(model, processor, inputs, (70, 90)), softmax=False)
+    with host_waits(predictors) as waits:
+        scores = image_scores(model, processor, inputs, (70, 90))
+        assert len(list(scores)) > 3
+        labels, confidence = labels_and_confidence(scores, softmax=False)
+    assert waits.found == [] and waits.transfers[1:] == [[(70, 90)], [(70, 90)]]
+    assert np.array_equal(labels, expected[0]) and np.allclose(confidence, expected[1], atol=1e-5)
+
+
+def test_all_instances_are_brought_at_once():
+    """After what decides about them."""
+    model, processor = decided(tiny_model(num_queries=20, task="instance")).eval(), tiny_processor(task="instance")
+    predictor = SegmentPredictor(model, processor, "cpu", threshold=0.0)
+    inputs = processed_inputs(processor, draw_sample(np.random.default_rng(1))[0], "cpu")
+    with host_waits(found_segments) as waits:
+        outputs, size = outputs_of(model, inputs)
+        found = predictor.found(outputs, size, size)
+    assert waits.found == [] and len(waits.transfers) == 2
+    shapes = [tuple(one.mask.pixels.shape) for one in found.instances]
+    assert len(shapes) > 3 and set(waits.transfers[1]) == set(shapes)
+    assert len(waits.transfers[1]) <= 20  # queries, of which one is several instances
+    for one, expected in zip(found.instances, predictor.found(outputs, size, size).instances, strict=True):
+        assert one.label == expected.label and one.mask.whole().equal(expected.mask.whole())
+
+
+def test_the_size_without_padding_is_read_before_the_image_goes_to_the_device():
+    """`meta` is a device that nothing can be read from."""
+    inputs = processed_inputs(tiny_processor(), Image.new("RGB", (90, 70)), "meta")
+    assert inputs["pixel_mask"].device.type == "meta" and input_size_of(inputs) == (64, 82)
+    del inputs["input_sizes"]
+    inputs["pixel_mask"] = torch.zeros(1, 9, 9)
+    inputs["pixel_mask"][:, :4, :5] = 1
+    assert input_size_of(inputs) == (4, 5)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import AutoConfig
+
 
 FOUR_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SMALL_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
@@ -133,7 +135,9 @@ def fields_of(case: str) -> dict[str, Any]:
 
 def backbone_of(kind: str) -> dict[str, Any]:
     """The backbone configuration of an entry of `AutoBackbone`."""
-    return {"model_type": kind, "out_features": FOUR_STAGES, **TRANSFORMERS[kind]}
+    known = AutoConfig.for_model(kind)  # not all have the fields of most, and a command line refuses unknown ones
+    fields = {"out_features": FOUR_STAGES, **TRANSFORMERS[kind]}
+    return {"model_type": kind, **{name: value for name, value in fields.items() if hasattr(known, name)}}
 
 
 def timm_backbone_of(name: str) -> dict[str, Any]:

@@ -47,10 +47,10 @@ class Checked:
         check_labels(getattr(self, "id2label", None))
         if default := getattr(self, "default_backbone", None):
             check_backbone(self.backbone_config)
-            settings = {name: copy.copy(value) for name, value in default.items() if name != "model_type"}
+            settings = copy.deepcopy(default)
             self.backbone_config, kwargs = consolidate_backbone_kwargs_to_config(
                 self.backbone_config,
-                default_config_type=default["model_type"],
+                default_config_type=settings.pop("model_type"),
                 default_config_kwargs=settings,
                 **kwargs,
             )

@@ -107,7 +107,11 @@ def probe(backbone: Any, sizes: Sequence[tuple[int, int]] = PROBE_SIZES, last_al
 
 
 def _stride(small: int, small_side: int, large: int, large_side: int) -> float:
-    """Of a map's side in images of two sides: a whole number where the map divides both evenly that it could."""
+    """The stride of a map along one axis, from the side of two images and of their maps.
+
+    A whole number where the map divides the larger image evenly, and the smaller one too if that is a multiple of it;
+    else the fraction where it does not.
+    """
     if large % large_side:
         return round(large / large_side, 2)
     stride = large // large_side

@@ -152,7 +152,8 @@ def export_onnx(arguments: ExportArguments) -> Path:
     if arguments.calibration_images:
         from scripts.onnx_export.calibration import refuse_windows
 
-        refuse_windows(kind, "calibration_images", str(arguments.model_name_or_path))
+        fix = "leave it out, or add --config_overrides use_windows=false for a file that takes whole images"
+        refuse_windows(kind, "calibration_images", str(arguments.model_name_or_path), fix)
     if arguments.with_processing:
         refuse_other_task(
             config,

@@ -124,14 +124,13 @@ def trained_samples(
     for name, given in (("images", images), ("calibration_images", calibration_images)):
         if given:
             refuse_windows(kind, name, folder)
-    if images:
-        read = partial(read_samples, processor=processor, config=config, most=MOST_IMAGES)
-        size = read("--images", images, least=1, most=1)[0].size
-        samples = read("--images", images, masks=masks, least=1, one_size=size)
-    else:
+    if not images:
         least = max(kind.least_side, kind.step)
         size = kind.fixed or (least, least + kind.step)
         return model, kind, processor, [drawn_sample(size, seed, num_channels(config)) for seed in range(2)], []
+    read = partial(read_samples, processor=processor, config=config, most=MOST_IMAGES)
+    size = read("--images", images, least=1, most=1)[0].size
+    samples = read("--images", images, masks=masks, least=1, one_size=size)
     calibration = read("--calibration_images", calibration_images, one_size=size) if calibration_images else []
     return model, kind, processor, samples, calibration
 

@@ -214,8 +214,9 @@ def open_split(arguments: DatasetArguments, split: str) -> Source:
         files = sorted(str(file) for file in folder.glob("*.arrow"))
     else:
         builder = dataset_builder(arguments, name, stored, bounds)
-        if getattr(builder.config, "batch_size", ROWS_AT_ONCE) is None:  # of parquet: as many as its first row group
-            builder.config.batch_size = ROWS_AT_ONCE  # has, which may be none, and then Arrow refuses to read
+        # By default a parquet file is read by as many rows as its first row group has: if none, Arrow refuses to read.
+        if getattr(builder.config, "batch_size", ROWS_AT_ONCE) is None:
+            builder.config.batch_size = ROWS_AT_ONCE
         if arguments.streaming:
             data = builder.as_streaming_dataset(split=stored)
         else:

@@ -116,8 +116,9 @@ def look(
         threshold: of the segments of an instance or a panoptic model; by default that of its post-processing.
     """
     inputs = processed_inputs(processor, image, device)
-    outputs = model(**inputs, output_focus=True, output_auxiliary_logits=every_prediction)
-    mask = inputs["pixel_mask"][0] > 0
+    pixels, mask = inputs["pixel_values"], inputs["pixel_mask"]
+    outputs = model(pixels, pixel_mask=mask, output_focus=True, output_auxiliary_logits=every_prediction)
+    mask = mask[0] > 0
     image_cells = mask[::MASK_STRIDE, ::MASK_STRIDE]
     logits = outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(), image_cells
     if processor.task == SEMANTIC:

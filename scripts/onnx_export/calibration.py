@@ -37,13 +37,10 @@ EXACT = ("sampling_offsets", "attention_weights", "mask_embedder", "class_predic
 LEAST_IMAGES = 8
 
 
-def refuse_windows(kind: Kind, flag: str, model: str) -> None:
+def refuse_windows(kind: Kind, flag: str, model: str, fix: str = "leave it out") -> None:
     """Raises `UserError` for a model that takes windows, which images would have to be cut into."""
     if kind.fixed:
-        raise UserError(
-            f"--{flag}: {model} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: leave it out, or add "
-            "--config_overrides use_windows=false where that is a flag"
-        )
+        raise UserError(f"--{flag}: {model} takes windows of {kind.fixed[0]}x{kind.fixed[1]}, not images: {fix}")
 
 
 class Images(CalibrationDataReader):

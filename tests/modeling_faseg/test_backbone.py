@@ -65,7 +65,7 @@ def test_equal_backbones_are_probed_once(monkeypatch):
     frees = {
         "backbone_config": vit,
         "simple_feature_pyramid": True,
-        "timm_backbone_kwargs": {"dynamic_img_size": True},
+        "timm_backbone_kwargs": DYNAMIC,
     }
     assert tiny_model(**frees).model.backbone.maps_as_built.strides == (16,)
     with pytest.raises(ValueError, match=rf"set timm_backbone_kwargs={DYNAMIC}"):
